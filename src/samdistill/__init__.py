@@ -1,0 +1,49 @@
+"""samdistill: distil the Segment Anything family into small students.
+
+Every verb of the command line is a function here, with the same name. Importing the package also tells transformers
+about the student trunk, so that ``Sam3TrackerModel.from_pretrained`` opens merged models; the heavy libraries are
+imported when something is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._registration import register
+
+if TYPE_CHECKING:
+    from .config import RunConfig, load_config
+    from .data import prepare_sa1b
+    from .students import StudentTrunk, StudentTrunkConfig
+    from .types import UserError
+    from .verbs.cache import cache
+    from .verbs.evaluate import evaluate
+    from .verbs.merge import inspect, merge
+    from .verbs.models import models
+    from .verbs.plan import plan
+    from .verbs.road import demo, run
+    from .verbs.sandbox import render_sandbox, train_teacher
+    from .verbs.train import check, train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "UserError": "types", "RunConfig": "config", "load_config": "config",
+    "StudentTrunk": "students", "StudentTrunkConfig": "students",
+    "prepare_sa1b": "data",
+    "plan": "verbs.plan", "check": "verbs.train", "cache": "verbs.cache", "train": "verbs.train",
+    "merge": "verbs.merge", "inspect": "verbs.merge", "evaluate": "verbs.evaluate", "models": "verbs.models",
+    "run": "verbs.road", "demo": "verbs.road",
+    "render_sandbox": "verbs.sandbox", "train_teacher": "verbs.sandbox",
+}  # fmt: skip
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

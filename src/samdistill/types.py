@@ -1,0 +1,109 @@
+"""The currency of the rooms: what data, teachers, students, losses and the engine hand each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+Features = dict[str, Tensor]
+"""Tap name to tensor; each teacher documents the layout of its taps."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend: the command line prints its message alone and exits with 2."""
+
+
+class _Movable:
+    def to(self, device: torch.device | str):  # noqa: ANN201 - returns its own type
+        """A copy with every tensor on ``device``."""
+        moved = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return type(self)(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in moved))
+
+
+@dataclass(frozen=True)
+class ImageBatch(_Movable):
+    """Images as they travel: uint8, one canvas size, padding at the bottom and the right only.
+
+    images: RGB, 0..255. sizes: height and width of the part that is not padding. original_sizes: of the file.
+    keys: one name per image, unique in its data set. seeds: what replays the augmentation of this view.
+    """
+
+    images: UInt8[Tensor, "b 3 h w"]
+    sizes: Int[Tensor, "b 2"]
+    original_sizes: Int[Tensor, "b 2"]
+    keys: tuple[str, ...]
+    seeds: Int[Tensor, " b"]
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @classmethod
+    def full(cls, images: UInt8[Tensor, "b 3 h w"], keys: tuple[str, ...] | None = None) -> ImageBatch:
+        """A batch without padding or augmentation."""
+        count, size = images.shape[0], torch.tensor(images.shape[-2:])
+        sizes = size.expand(count, 2)
+        names = keys if keys is not None else tuple(str(i) for i in range(count))
+        return cls(images, sizes, sizes, names, torch.zeros(count, dtype=torch.int64))
+
+    def valid(self, grid: tuple[int, int]) -> Bool[Tensor, "b gh gw"]:
+        """Cells of a ``grid`` laid over the canvas whose centre lies on the image, not on padding."""
+        height, width = self.images.shape[-2:]
+        rows = (torch.arange(grid[0], device=self.sizes.device) + 0.5) * (height / grid[0])
+        columns = (torch.arange(grid[1], device=self.sizes.device) + 0.5) * (width / grid[1])
+        return (rows[None, :, None] < self.sizes[:, 0, None, None]) & (
+            columns[None, None, :] < self.sizes[:, 1, None, None]
+        )
+
+
+@dataclass(frozen=True)
+class Prompts(_Movable):
+    """Prompts for n objects in each of b images, in pixels of the model's input canvas.
+
+    points: x, y; labels: 1 inside, 0 outside, -10 padding; boxes: xyxy; masks: logits of an earlier prediction at
+    the decoder's resolution; valid: False for slots that only pad the batch.
+    """
+
+    valid: Bool[Tensor, "b n"]
+    points: Float[Tensor, "b n p 2"] | None = None
+    labels: Int[Tensor, "b n p"] | None = None
+    boxes: Float[Tensor, "b n 4"] | None = None
+    masks: Float[Tensor, "b n h w"] | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss term: a scalar value and the weight it enters the total with."""
+
+    value: Float[Tensor, ""]
+    weight: float
+
+
+class Terms(Mapping[str, Term]):
+    """Named, weighted loss terms. ``total`` is what is optimised; every name is logged."""
+
+    def __init__(self, terms: Mapping[str, Term]) -> None:
+        self._terms = dict(terms)
+
+    def __getitem__(self, name: str) -> Term:
+        return self._terms[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._terms)
+
+    def __len__(self) -> int:
+        return len(self._terms)
+
+    def __str__(self) -> str:
+        return "  ".join(f"{name} {term.value.item():.4g} x {term.weight:g}" for name, term in self.items())
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        return torch.stack([term.value * term.weight for term in self._terms.values()]).sum()
+
+    def nonfinite(self) -> list[str]:
+        """Names of the terms that are NaN or infinite."""
+        return [name for name, term in self._terms.items() if not bool(torch.isfinite(term.value.detach()))]
