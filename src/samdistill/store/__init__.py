@@ -1,0 +1,21 @@
+"""The feature store: append-only, indexed, verifiable. See ``spec`` for what is on disk."""
+
+from .codecs import CODECS, Codec, FeatureError, make_codec, record_bytes
+from .reader import FeatureStore, Problem, Record, stored_codec
+from .spec import StoreSpec
+from .writer import SYNC_RECORDS, FeatureStoreWriter
+
+__all__ = [
+    "CODECS",
+    "SYNC_RECORDS",
+    "Codec",
+    "FeatureError",
+    "FeatureStore",
+    "FeatureStoreWriter",
+    "Problem",
+    "Record",
+    "StoreSpec",
+    "make_codec",
+    "record_bytes",
+    "stored_codec",
+]

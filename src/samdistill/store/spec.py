@@ -1,0 +1,220 @@
+"""What a store is on disk: its manifest, the names of its files, the index entry, and who may write where.
+
+``manifest.json``      what the features are; written first, atomically
+``codec.safetensors``  what the codec learnt, if it learns; its digest is in the manifest
+``rank{r}-values.bin`` records of one size, end to end: little-endian int32 augmentation seed, then the payload
+``rank{r}-index.bin``  per record ``INDEX_DTYPE``: hash of its key, end of its key's line, CRC-32 of the record
+``rank{r}-keys.txt``   one key a line, in the order of the records
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..types import UserError
+
+FORMAT, VERSION = "samdistill-features", 1
+MANIFEST, CODEC_STATE = "manifest.json", "codec.safetensors"
+
+# CRC-32 finds every burst error up to 32 bits and runs at 4 GB/s; cryptographic hashes would halve the read rate.
+INDEX_DTYPE = np.dtype([("key_hash", "<u8"), ("key_end", "<u8"), ("crc32", "<u4")])
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """What the features of a store are. Two stores are interchangeable when their specs are equal.
+
+    tap: the teacher's name of the tensor. shape: channels, height, width of one record. image_size: side of the
+    canvas in pixels. teacher, transform: fingerprints (hex). codec: ``fp16``, ``int8`` or ``pca{K}-int8``.
+    """
+
+    tap: str
+    shape: tuple[int, int, int]
+    image_size: int
+    teacher: str
+    transform: str
+    codec: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"a record is channels x height x width, not {self.shape}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The spec, and how its codec lays a record out."""
+
+    spec: StoreSpec
+    dtype: str
+    record_bytes: int
+    codec_digest: str | None
+
+    def require(self, root: Path, wanted: Manifest | StoreSpec) -> None:
+        """``UserError`` naming every setting in which the store at ``root`` differs from what is wanted."""
+        if isinstance(wanted, StoreSpec):
+            wanted = replace(self, spec=wanted)
+        pairs = zip(self._settings().items(), wanted._settings().values(), strict=True)
+        differences = [f"{name}: stored {mine}, wanted {theirs}" for (name, mine), theirs in pairs if mine != theirs]
+        if differences:
+            raise UserError(
+                f"{root}: this store was cached with other settings: {'; '.join(differences)}; "
+                "give the cache another folder, or delete this one to cache again"
+            )
+
+    def _settings(self) -> dict[str, object]:
+        spec = asdict(self.spec) | {"shape": "x".join(map(str, self.spec.shape))}
+        return spec | {"dtype": self.dtype, "record_bytes": self.record_bytes, "codec_digest": self.codec_digest}
+
+    def save(self, root: Path) -> None:
+        """Write it atomically: a manifest is whole or not there."""
+        settings = {"format": FORMAT, "version": VERSION} | self._settings() | {"shape": list(self.spec.shape)}
+        replace_file(root / MANIFEST, (json.dumps(settings, indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, root: Path) -> Manifest:
+        """Of the store at ``root``; ``UserError`` if there is none, or one this version cannot read."""
+        path = root / MANIFEST
+        try:
+            raw = json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{root}: no feature store here ({MANIFEST} is missing); write it with the cache") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not readable: {error}; restore it, or delete the store and cache again") from None
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise UserError(f"{path}: not the manifest of a feature store; choose another folder")
+        if raw.get("version") != VERSION:
+            raise UserError(f"{path}: store format {raw.get('version')}, this program reads format {VERSION}")
+        try:
+            spec = StoreSpec(**{name: raw[name] for name in StoreSpec.__dataclass_fields__})
+            return cls(spec, raw["dtype"], raw["record_bytes"], raw["codec_digest"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: damaged ({error}); restore it, or delete the store and cache again") from None
+
+
+@dataclass(frozen=True)
+class RankFiles:
+    """The three files one rank writes."""
+
+    root: Path
+    rank: int
+
+    @property
+    def values(self) -> Path:
+        return self.root / f"rank{self.rank}-values.bin"
+
+    @property
+    def index(self) -> Path:
+        return self.root / f"rank{self.rank}-index.bin"
+
+    @property
+    def keys(self) -> Path:
+        return self.root / f"rank{self.rank}-keys.txt"
+
+    def sizes(self) -> tuple[int, int, int]:
+        """Bytes in values, index and keys; 0 for a file that is not there."""
+        return tuple(p.stat().st_size if p.exists() else 0 for p in (self.values, self.index, self.keys))  # type: ignore[return-value]
+
+    def read_index(self) -> np.ndarray:
+        """Every whole entry whose key is on disk; a torn tail is left out. Structured array of ``INDEX_DTYPE``."""
+        _, index_size, keys_size = self.sizes()
+        if not index_size:
+            return np.empty(0, INDEX_DTYPE)
+        entries = np.fromfile(self.index, INDEX_DTYPE, count=index_size // INDEX_DTYPE.itemsize)
+        # Only the tail is cut: one damaged offset in the middle must not hide the good records behind it.
+        there = np.flatnonzero(entries["key_end"] <= keys_size)
+        return entries[: there[-1] + 1] if there.size else entries[:0]
+
+    def read_keys(self, index: np.ndarray) -> list[str]:
+        """The keys of the records ``index`` lists."""
+        text, begin, keys = self.keys.read_bytes() if len(index) else b"", 0, []
+        for end in index["key_end"].tolist():
+            keys.append(decode_key(text[begin:end].removesuffix(b"\n")))
+            begin = end
+        return keys
+
+
+def find_ranks(root: Path) -> list[int]:
+    """Ranks that have written to ``root``, ascending."""
+    names = (re.fullmatch(r"rank(\d+)-(?:values\.bin|index\.bin|keys\.txt)", path.name) for path in root.iterdir())
+    return sorted({int(match[1]) for match in names if match})
+
+
+def encode_key(key: str) -> bytes:
+    """The bytes of a key's line, without its end. File names that are not UTF-8 survive (surrogateescape)."""
+    try:
+        raw = key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise UserError(f"key {key!r} cannot be written as UTF-8; rename the file") from None
+    if not raw or b"\n" in raw:
+        raise UserError(f"key {key!r} is empty or spans lines; rename the file")
+    return raw
+
+
+def decode_key(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def key_hash(raw: bytes) -> int:
+    """64 bits of BLAKE2b. Two keys may share it: whoever looks up compares the text as well."""
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+
+
+def pack_entry(record: bytes, raw_key: bytes, key_end: int) -> bytes:
+    """The index entry of ``record``; ``key_end``: offset just behind the line feed of its key's line."""
+    return np.array([(key_hash(raw_key), key_end, zlib.crc32(record))], INDEX_DTYPE).tobytes()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, meets the old one or the new one and nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in ``folder`` survive a power cut. Windows opens no folders and journals names itself."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(root: Path, what: str, needed: int) -> Iterator[None]:
+    """Turn an operating-system error while writing ``needed`` bytes of ``what`` into a ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise UserError(f"{root}: cannot write {what}: {error.strerror or error}") from error
+        there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(there).free
+        raise UserError(
+            f"{root}: disk full at {what}: {needed} bytes needed, {free} free ({error.strerror}); "
+            "everything written before is kept: make room and run again to resume"
+        ) from error

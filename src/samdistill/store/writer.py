@@ -1,0 +1,259 @@
+"""Appends records. Whatever kills it, the next writer goes on at the record where it died.
+
+A record is three appends: its value, its index entry, its key's line. A record counts once all three are there and
+agree, so a process killed between any two bytes leaves whole records and a torn tail, and the tail is cut on
+opening. Every ``SYNC_RECORDS`` records, and on ``close``, the files are forced to disk (fsync). A power cut may tear
+anything younger than that, in any order: on opening, the last ``SYNC_RECORDS`` records are read and their
+checksums compared, and the files are cut at the first that fails. Older damage is left for ``FeatureStore.verify``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from ..types import UserError
+from .codecs import Codec, FeatureError, pack_state
+from .spec import (
+    CODEC_STATE,
+    INDEX_DTYPE,
+    MANIFEST,
+    Manifest,
+    RankFiles,
+    StoreSpec,
+    encode_key,
+    find_ranks,
+    key_hash,
+    pack_entry,
+    replace_file,
+    sync_folder,
+    writing,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks: two writers of one rank go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+SYNC_RECORDS = 32
+
+
+class FeatureStoreWriter:
+    """Writes one rank's records; a context manager.
+
+    root: folder of the store, made if missing. spec: what it holds; an existing store must hold the same. codec:
+    of ``spec.codec`` and ``spec.shape``, fitted (``stored_codec(root)`` returns that of an existing store). With
+    several ranks let one create the store first when the codec is a fitted one: all must use one basis.
+
+    done: keys already durable when it was opened, of **all** ranks, and those written since; a run with another
+    world size therefore repeats nothing. recovered: one line for each file that was cut on opening.
+    """
+
+    def __init__(self, root: Path, spec: StoreSpec, codec: Codec, rank: int = 0, world: int = 1) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world}")
+        self.root, self.spec, self.codec, self.rank = Path(root), spec, codec, rank
+        self._establish()
+        self.recovered: list[str] = []
+        with contextlib.ExitStack() as stack:
+            own = RankFiles(self.root, rank)
+            stack.enter_context(_locked(own))
+            index = self._recover(own)
+            for other in find_ranks(self.root):
+                # Ranks of an earlier, larger world have no writer of their own now.
+                if other != rank and other % world == rank:
+                    with _locked(RankFiles(self.root, other)):
+                        self._recover(RankFiles(self.root, other))
+            self.done = self._durable_keys()
+            with writing(self.root, f"files of rank {rank}", 0):
+                self._files = [stack.enter_context(_opened(p)) for p in (own.values, own.index, own.keys)]
+                sync_folder(self.root)
+            self._stack = stack.pop_all()
+        self._count, self._key_end = len(index), int(index["key_end"][-1]) if len(index) else 0
+        self._synced = self._count
+
+    def _establish(self) -> None:
+        """Create the store, or make sure that it is the one wanted."""
+        codec = self.codec
+        with writing(self.root, "the folder of the store", 0):
+            self.root.mkdir(parents=True, exist_ok=True)
+        exists = (self.root / MANIFEST).exists()
+        if exists:
+            Manifest.load(self.root).require(self.root, self.spec)
+        elif ranks := find_ranks(self.root):
+            held = RankFiles(self.root, ranks[0]).values.name
+            raise UserError(f"{self.root}: holds {held} but no {MANIFEST}; restore it or choose another folder")
+        if (codec.name, codec.shape) != (self.spec.codec, self.spec.shape) or not codec.fitted:
+            raise ValueError(f"codec {codec.name} of {codec.shape} is not fitted, or not the one of {self.spec}")
+        wanted = Manifest(self.spec, codec.dtype, codec.record_bytes, codec.digest)
+        if not exists:
+            if wanted.codec_digest is not None:
+                state = pack_state(codec)
+                with writing(self.root, CODEC_STATE, len(state)):
+                    replace_file(self.root / CODEC_STATE, state)
+            with writing(self.root, MANIFEST, 1024):
+                wanted.save(self.root)
+        # Read back even when just written: of two ranks creating at once with different bases, one must notice.
+        Manifest.load(self.root).require(self.root, wanted)
+
+    def _recover(self, files: RankFiles) -> np.ndarray:
+        """Cut a rank's files behind the last durable record. The index entries that stay."""
+        size = self.codec.record_bytes
+        index = _durable(files, size)
+        held, kept = files.sizes(), len(index)
+        wanted = (kept * size, kept * INDEX_DTYPE.itemsize, int(index["key_end"][-1]) if kept else 0)
+        if held[0] // size - kept > 2 * SYNC_RECORDS:
+            raise UserError(
+                f"{files.values}: holds {held[0] // size} records, but {files.index.name} and {files.keys.name} vouch "
+                f"for {kept}; restore those two, or delete the three files to cache this rank again"
+            )
+        paths = (files.values, files.index, files.keys)
+        for path, before, after in reversed(list(zip(paths, held, wanted, strict=True))):
+            if before > after:
+                with writing(self.root, path.name, 0), path.open("r+b") as file:
+                    file.truncate(after)
+                    os.fsync(file.fileno())
+                self.recovered.append(f"{path.name}: {before - after} bytes cut behind record {kept}")
+        return index
+
+    def _durable_keys(self) -> set[str]:
+        keys: set[str] = set()
+        for rank in find_ranks(self.root):
+            files = RankFiles(self.root, rank)
+            keys.update(files.read_keys(_durable(files, self.codec.record_bytes)))
+        return keys
+
+    def write(self, key: str, seed: int, features: Float[Tensor, "c h w"]) -> None:
+        """Append one record. Any float dtype, any device.
+
+        key: unique in the store, one line. seed: what replays the augmentation, int32. ``UserError`` for a key that
+        is there already, for features that are not finite or do not fit the codec, and for a full disk; the
+        record is then left out whole, and the writer can go on.
+        """
+        raw = encode_key(key)
+        if key in self.done:
+            raise UserError(f"{self.root}: {key!r} is in the store already; keys must be unique")
+        if not -(2**31) <= seed < 2**31:
+            raise ValueError(f"seed {seed} of {key!r} is no int32")
+        try:
+            record = struct.pack("<i", seed) + self.codec.encode(features)
+        except FeatureError as error:
+            raise UserError(f"{self.root}: {key!r}: {error}") from None
+        line = raw + b"\n"
+        key_end = self._key_end + len(line)
+        parts = (record, pack_entry(record, raw, key_end), line)
+        offsets = self._offsets()
+        with writing(self.root, f"the record of {key!r}", sum(map(len, parts))):
+            try:
+                for file, offset, part in zip(self._files, offsets, parts, strict=True):
+                    _put(file, offset, part)
+            except BaseException:  # Ctrl-C included: no reader shall find half a record
+                for file, offset in zip(reversed(self._files), reversed(offsets), strict=True):
+                    file.truncate(offset)
+                raise
+        self._count, self._key_end = self._count + 1, key_end
+        self.done.add(key)
+        if self._count - self._synced >= SYNC_RECORDS:
+            self.flush()
+
+    def _offsets(self) -> tuple[int, int, int]:
+        return self._count * self.codec.record_bytes, self._count * INDEX_DTYPE.itemsize, self._key_end
+
+    def flush(self) -> None:
+        """Force everything written so far to disk."""
+        unsynced = (self._count - self._synced) * self.codec.record_bytes
+        with writing(self.root, f"{self._count - self._synced} records", unsynced):
+            for file in self._files:
+                os.fsync(file.fileno())
+        self._synced = self._count
+
+    def close(self) -> None:
+        """Flush and let go of the files; a second call does nothing."""
+        with self._stack:
+            try:
+                self.flush()
+            finally:
+                self._files = []
+
+    def __enter__(self) -> FeatureStoreWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _opened(path: Path) -> BinaryIO:
+    # Neither "a" nor "w": records go to offsets, so an append that failed half-way is overwritten, not followed.
+    path.touch()
+    return path.open("r+b", buffering=0)
+
+
+def _put(file: BinaryIO, offset: int, data: bytes) -> None:
+    file.seek(offset)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _durable(files: RankFiles, record_bytes: int) -> np.ndarray:
+    """Index entries of the records that are whole, and whose youngest ``SYNC_RECORDS`` agree with their checksums.
+
+    Reads plainly, without a memory map: another rank may be cutting the file meanwhile.
+    """
+    index = files.read_index()
+    index = index[: files.sizes()[0] // record_bytes]
+    start = max(0, len(index) - SYNC_RECORDS)
+    if start == len(index):
+        return index
+    with files.values.open("rb") as values, files.keys.open("rb") as keys:
+        values.seek(start * record_bytes)
+        begin = int(index["key_end"][start - 1]) if start else 0
+        keys.seek(begin)
+        for number in range(start, len(index)):
+            end = int(index["key_end"][number])
+            line = keys.read(end - begin) if end > begin else b""
+            record = values.read(record_bytes)
+            intact = line.endswith(b"\n") and key_hash(line[:-1]) == index["key_hash"][number]
+            if not intact or zlib.crc32(record) != index["crc32"][number]:
+                return index[:number]
+            begin = end
+    return index
+
+
+@contextlib.contextmanager
+def _locked(files: RankFiles) -> Iterator[None]:
+    """Keep a second process from writing the same rank. The lock dies with its process.
+
+    ``lockf`` on a file of its own: ``flock`` would live on in forked loader workers, and a ``lockf`` on the data goes
+    when anything in this process closes them.
+    """
+    path = files.root / f"rank{files.rank}.lock"
+    with contextlib.ExitStack() as stack:
+        with writing(files.root, path.name, 0):
+            file = stack.enter_context(path.open("wb"))
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"{files.root}: another process is writing rank {files.rank}; wait for it or stop it"
+                ) from None
+            # Some network file systems have no locks; writing without one is what they offer.
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
