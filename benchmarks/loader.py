@@ -1,0 +1,146 @@
+"""Images a second: samdistill's loader beside a plain PIL + torchvision pipeline, on the same JPEGs.
+
+    python benchmarks/loader.py [--images DIR] [--size 1008] [--workers 2] [--out benchmarks/results/loader.txt]
+
+Both decode with Pillow, crop, flip, jitter colours and resize to the same square. The plain pipeline is what most
+training scripts hold: RandomResizedCrop, RandomHorizontalFlip, ColorJitter, ToTensor, Normalize. It is measured a
+second time without ToTensor and Normalize (PILToTensor instead), so that the gain of sending uint8 is seen apart.
+The pipelines take turns, the order is reversed from one repeat to the next, and the first round is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import PIL
+import torch
+import torchvision
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from samdistill.config import AugmentConfig
+from samdistill.data import FolderSource, Geometry, ImageDataset, ViewTransform, image_loader
+from samdistill.sandbox.write import write_sa1b
+
+JITTER, SCALE = 0.4, (0.5, 1.0)
+
+
+class PlainDataset(Dataset[torch.Tensor]):
+    def __init__(self, paths: list[Path], transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB"))
+
+
+def plain(size: int, augment: bool, floats: bool) -> Callable[[Image.Image], torch.Tensor]:
+    steps: list[Callable] = [transforms.Resize((size, size))]
+    if augment:
+        steps = [
+            transforms.RandomResizedCrop(size, scale=SCALE),
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(JITTER, JITTER, JITTER, 0.1),
+        ]
+    to_tensor = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    return transforms.Compose([*steps, *(to_tensor if floats else [transforms.PILToTensor()])])
+
+
+def loaders(source: FolderSource, keys: list[str], size: int, augment: bool, batch: int, workers: int) -> dict:
+    on = {"flip": 0.5, "crop_scale": SCALE, "brightness": JITTER, "contrast": JITTER, "saturation": JITTER, "hue": 0.1}
+    config = AugmentConfig.model_validate(on if augment else {})
+    ours = ImageDataset(source, ViewTransform(Geometry(size), config), keys)
+    paths = [source.path(key) for key in keys]
+    plain_loaders = {
+        name: DataLoader(PlainDataset(paths, plain(size, augment, floats)), batch, num_workers=workers,
+                         persistent_workers=workers > 0)
+        for name, floats in (("plain, uint8", False), ("plain, float32", True))
+    }  # fmt: skip
+    return {"samdistill": image_loader(ours, batch, workers), **plain_loaders}
+
+
+def drain(loader: Iterable[object], images: int) -> float:
+    """Images a second of one pass."""
+    start = time.perf_counter()
+    for _ in loader:
+        pass
+    return images / (time.perf_counter() - start)
+
+
+def measure(contenders: dict[str, Iterable[object]], images: int, repeats: int) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(repeats + 1):
+        names = list(contenders) if turn % 2 else list(reversed(contenders))
+        for name in names:
+            rate = drain(contenders[name], images)
+            if turn > 0:  # the first round starts the workers and fills the disk cache
+                rates[name].append(rate)
+    return rates
+
+
+def table(title: str, rates: dict[str, list[float]]) -> list[str]:
+    ours = rates["samdistill"]
+    lines = [title, f"  {'pipeline':<16}{'images/s, median':>18}{'min':>9}{'max':>9}{'samdistill is':>16}"]
+    for name, values in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))
+        lines.append(
+            f"  {name:<16}{statistics.median(values):>18.1f}{min(values):>9.1f}{max(values):>9.1f}{ratio:>15.2f}x"
+        )
+    return lines
+
+
+def hardware() -> str:
+    name = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).is_file():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line[:10] == "model name"]
+        name = models[0] if models else name
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
+    return f"{name}, {os.cpu_count()} CPUs; {versions}; {datetime.date.today().isoformat()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="a folder of JPEGs; default: rendered ones of 512 px")
+    parser.add_argument("--size", type=int, default=1008, help="side of the canvas in pixels")
+    parser.add_argument("--count", type=int, default=256, help="images a pass; a smaller folder is gone through again")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="also write the result to this file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = args.images
+        if root is None:
+            write_sa1b(Path(temporary), min(args.count, 64), 512, seed=1)
+            root = Path(temporary) / "images/train"
+        source = FolderSource(root)
+        if not source.keys:
+            parser.error(f"{root}: no images")
+        keys = [source.keys[i % len(source.keys)] for i in range(args.count)]
+        lines = [hardware()]
+        for augment, name in ((False, "decode + resize"), (True, "decode + crop + flip + colour jitter + resize")):
+            contenders = loaders(source, keys, args.size, augment, args.batch, args.workers)
+            what = "rendered JPEGs of 512 px" if args.images is None else f"{len(source.keys)} files of {root.name}"
+            title = f"{name} to {args.size} px: {args.count} images a pass ({what}), {args.workers} workers, batch {args.batch}, {args.repeats} repeats"  # noqa: E501
+            lines += ["", *table(title, measure(contenders, args.count, args.repeats))]
+    text = "\n".join(lines)
+    print(text)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Data sets, views and batches. Importing it registers every kind in ``SOURCES``."""
+
+from .coco import CocoSource
+from .folder import FolderSource
+from .loader import ImageDataset, ImageItem, collate_images, image_loader, record_key
+from .prepare import PrepareReport, prepare_sa1b
+from .prompts import box_prompts, pad_masks, point_prompts
+from .sa1b import Sa1bSource
+from .sources import SOURCES, BadImage, BadInput, Instance, Source, open_source, read_image, split_keys, subset
+from .transforms import Geometry, View, ViewTransform, view_seed
+
+__all__ = [
+    "SOURCES", "BadImage", "BadInput", "CocoSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem",
+    "Instance", "PrepareReport", "Sa1bSource", "Source", "View", "ViewTransform", "box_prompts", "collate_images",
+    "image_loader", "open_source", "pad_masks", "point_prompts", "prepare_sa1b", "read_image", "record_key",
+    "split_keys", "subset", "view_seed",
+]  # fmt: skip

@@ -1,0 +1,46 @@
+"""Any folder of images, at any depth."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .sources import IMAGE_SUFFIXES, SOURCES, BadInput, Instance, Source, key_problem
+
+
+@SOURCES.register("folder")
+class FolderSource(Source):
+    """Every image below ``root``; its key is the path relative to ``root``, with forward slashes.
+
+    Hidden files and folders are passed over, links to folders are followed once.
+    """
+
+    labelled = False
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return []
+
+    def __init__(self, root: Path, split: str | None = None) -> None:
+        self.root, self.problems = root, []
+        seen: set[str] = set()
+        keys = []
+        for folder, below, names in os.walk(root, followlinks=True, onerror=self._unreadable):
+            seen.add(os.path.realpath(folder))
+            below[:] = [b for b in below if b[0] != "." and os.path.realpath(os.path.join(folder, b)) not in seen]
+            for name in names:
+                if name[0] != "." and name.lower().endswith(IMAGE_SUFFIXES):
+                    keys.append(Path(folder, name).relative_to(root).as_posix())
+        for key in keys:
+            if reason := key_problem(key):
+                self.problems.append(BadInput(repr(key), reason))
+        self.keys = sorted(key for key in keys if key_problem(key) is None)
+
+    def _unreadable(self, error: OSError) -> None:
+        self.problems.append(BadInput(str(error.filename), f"folder cannot be listed: {error.strerror}"))
+
+    def path(self, key: str) -> Path:
+        return self.root / key
+
+    def instances(self, key: str) -> list[Instance]:
+        return []

@@ -1,0 +1,82 @@
+"""Batches of uint8 canvases, in the order of their keys whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..types import ImageBatch
+from .sources import BadImage, BadInput, Source
+from .transforms import Size, ViewTransform, view_seed
+
+
+def record_key(key: str, view: int) -> str:
+    """The name under which a view of an image is cached: view 0 is the image's key itself.
+
+    No key holds two slashes in a row, so views of different images never share a name.
+    """
+    return key if view == 0 else f"{key}//{view}"
+
+
+class ImageItem(NamedTuple):
+    """One view: canvas, height and width of its part that is not padding and of the file, key, replay seed."""
+
+    image: UInt8[Tensor, "3 s s"]
+    size: Size
+    original_size: Size
+    key: str
+    seed: int
+
+
+class ImageDataset(Dataset[ImageItem | BadInput]):
+    """View number ``view`` of each key. An item depends on its key, the seed and the view alone.
+
+    An unreadable image gives a ``BadInput`` in its place, so lengths and positions never shift.
+    """
+
+    def __init__(
+        self, source: Source, transform: ViewTransform, keys: Sequence[str], seed: int = 0, view: int = 0
+    ) -> None:
+        self.source, self.transform, self.keys = source, transform, list(keys)
+        self.seed, self.view = seed, view
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> ImageItem | BadInput:
+        key = self.keys[index]
+        try:
+            image = self.source.load(key)
+        except BadImage as error:
+            return error.bad
+        seed = view_seed(self.seed, key, self.view)
+        canvas, size = self.transform(image, seed)
+        return ImageItem(canvas, size, (image.height, image.width), key, seed)
+
+
+def collate_images(items: Sequence[ImageItem | BadInput]) -> tuple[ImageBatch | None, list[BadInput]]:
+    """The readable items as one batch (None if there is none), and the others."""
+    good = [item for item in items if isinstance(item, ImageItem)]
+    bad = [item for item in items if isinstance(item, BadInput)]
+    if not good:
+        return None, bad
+    images, sizes, original_sizes, keys, seeds = zip(*good, strict=True)
+    batch = ImageBatch(
+        torch.stack(images), torch.tensor(sizes), torch.tensor(original_sizes), keys,
+        torch.tensor(seeds, dtype=torch.int64),
+    )  # fmt: skip
+    return batch, bad
+
+
+def image_loader(
+    dataset: ImageDataset, batch_size: int, workers: int = 0
+) -> DataLoader[tuple[ImageBatch | None, list[BadInput]]]:
+    """Batches in the order of ``dataset.keys``; the last one may be short. The same bytes for any ``workers``."""
+    return DataLoader(
+        dataset, batch_size, num_workers=workers, collate_fn=collate_images, persistent_workers=workers > 0
+    )

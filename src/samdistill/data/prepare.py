@@ -1,0 +1,260 @@
+"""``samdistill prepare sa1b``: from downloaded shards or extracted folders to a tree with splits."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from PIL import Image
+
+from ..types import UserError
+from .sa1b import JPEG_SUFFIXES
+from .sources import DECODE_ERRORS, BadInput, key_problem, split_keys
+
+SPLITS = ("train", "val")
+_SETTINGS, _SKIPPED = "prepare.json", "skipped.txt"
+_ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
+
+
+class _Found(NamedTuple):
+    """A file, or a stretch of a tar shard. Plain files sort first: they can be linked."""
+
+    in_tar: bool
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass
+class PrepareReport:
+    """What ``prepare_sa1b`` did. ``train`` and ``val`` count the images now in the tree, new or not."""
+
+    train: int = 0
+    val: int = 0
+    linked: int = 0
+    copied: int = 0
+    present: int = 0
+    """Files that were already in place."""
+    ignored: int = 0
+    """Files that are neither JPEG, JSON nor archive."""
+    problems: list[BadInput] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.train} images in train, {self.val} in val ({self.linked} files linked, {self.copied} copied, "
+                 f"{self.present} already there; {self.ignored} other files ignored)"]  # fmt: skip
+        if self.problems:
+            lines.append(f"{len(self.problems)} inputs skipped:")
+            lines += [f"  {key}: {reason}" for key, reason in self.problems[:20]]
+            if len(self.problems) > 20:
+                lines.append(f"  ... and {len(self.problems) - 20} more, all in {_SKIPPED}")
+        return "\n".join(lines)
+
+
+class _Index:
+    """Every image and annotation below a source, by key; first plain files, then shards, in the order of their names."""  # noqa: E501
+
+    def __init__(self, src: Path, dst: Path, report: PrepareReport) -> None:
+        self.images: dict[str, _Found] = {}
+        self.annotations: dict[str, _Found] = {}
+        self.report = report
+        for path, size in sorted(_files(src, dst)):
+            name = os.path.basename(path)
+            if name.endswith(".tar"):
+                continue
+            if name.endswith(_ARCHIVES):
+                report.problems.append(BadInput(path, "compressed archive; unpack it to .tar or files first"))
+            else:
+                self._add(name, _Found(False, path, 0, size))
+        for path, size in sorted(_files(src, dst)):
+            if path.endswith(".tar"):
+                self._add_shard(path, size)
+
+    def _add(self, name: str, found: _Found) -> None:
+        key, suffix = os.path.splitext(name)
+        if suffix.lower() not in (*JPEG_SUFFIXES, ".json"):
+            self.report.ignored += 1
+            return
+        index = self.annotations if suffix == ".json" else self.images
+        if reason := key_problem(key):
+            self.report.problems.append(BadInput(repr(key), reason))
+        elif key in index:
+            where = f"{found.path} repeats {index[key].path}"
+            self.report.problems.append(BadInput(name, f"duplicate: {where}"))
+        else:
+            index[key] = found
+
+    def _add_shard(self, path: str, size: int) -> None:
+        """Members of a tar. Stretches that hold no readable member are reported, and reading goes on behind them."""
+        end = 0
+        try:
+            # ignore_zeros makes tarfile look on behind a damaged header, where it would else end in silence
+            with tarfile.open(path, "r:", ignore_zeros=True) as tar:
+                for member in tar:
+                    self._gap(path, end, member.offset)
+                    end = tar.offset
+                    name = os.path.basename(member.name)
+                    if member.offset_data + member.size > size:
+                        self.report.problems.append(BadInput(f"{path}:{member.name}", "shard ends inside this member"))
+                    elif member.isreg() and not name.startswith("."):
+                        self._add(name, _Found(True, path, member.offset_data, member.size))
+        except (tarfile.TarError, OSError) as error:
+            if end <= size:
+                self.report.problems.append(BadInput(path, f"not readable as tar beyond byte {end}: {error}"))
+            return
+        self._gap(path, end, size)
+
+    def _gap(self, path: str, start: int, stop: int) -> None:
+        """Report what lies between two members, unless it is the zeros that pad a tar."""
+        with open(path, "rb") as file:
+            file.seek(start)
+            while (left := stop - file.tell()) > 0:
+                if any(file.read(min(left, 1 << 20))):
+                    why = f"bytes {start} to {stop} hold no readable member (damaged header)"
+                    self.report.problems.append(BadInput(path, why))
+                    return
+
+
+def _files(src: Path, dst: Path) -> Iterator[tuple[str, int]]:
+    """Path and size of every file that is not hidden, outside ``dst``."""
+    if src.is_file():
+        yield str(src), src.stat().st_size
+        return
+    out = os.path.realpath(dst)
+    for folder, below, names in os.walk(src):
+        below[:] = [b for b in below if b[0] != "." and os.path.realpath(os.path.join(folder, b)) != out]
+        for name in names:
+            path = os.path.join(folder, name)
+            if name[0] != "." and os.path.isfile(path):
+                yield path, os.path.getsize(path)
+
+
+def _check(image: _Found, annotation: _Found) -> str | None:
+    """Why a pair is unusable, or None. The JPEG's header is read; its pixels are only decoded in use."""
+    try:
+        record = json.loads(annotation.read())
+        if not isinstance(record, dict) or not {"image", "annotations"} <= record.keys():
+            return "its JSON has no 'image' and 'annotations'"
+    except (OSError, ValueError) as error:
+        return f"its JSON is not readable: {error}"
+    try:
+        with Image.open(io.BytesIO(image.read()) if image.in_tar else image.path) as opened:
+            return None if opened.format in ("JPEG", "MPO") else f"its image is {opened.format}, not JPEG"
+    except DECODE_ERRORS as error:
+        return f"its image is not readable: {' '.join(str(error).split())}"
+
+
+def _place(found: _Found, target: Path) -> Literal["linked", "copied"]:
+    """Put a file at ``target`` all at once: a hard link, or a copy under a temporary name that is then renamed."""
+    if not found.in_tar:
+        try:
+            os.link(os.path.realpath(found.path), target)
+            return "linked"
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_bytes(found.read())
+    os.replace(partial, target)
+    return "copied"
+
+
+def _claim(dst: Path, val_fraction: float) -> None:
+    """Make the tree, or check that an earlier run made it with the same settings; drop what that run left half-done."""
+    settings = {"kind": "sa1b", "val_fraction": val_fraction}
+    try:
+        for split in SPLITS:
+            (dst / "images" / split).mkdir(parents=True, exist_ok=True)
+            (dst / "annotations" / split).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{dst}: cannot make the tree: {error}") from None
+    path = dst / _SETTINGS
+    if path.is_file():
+        if (earlier := json.loads(path.read_text())) != settings:
+            raise UserError(f"{dst}: was prepared with val_fraction={earlier.get('val_fraction')}, not {val_fraction}; "
+                            "give the same or another folder")  # fmt: skip
+    else:
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(settings))
+        os.replace(partial, path)
+    for partial in dst.glob("*/*/.*.partial"):
+        partial.unlink()
+
+
+def prepare_sa1b(
+    src: Path, dst: Path, val_fraction: float = 0.01, progress: Callable[[int, int], None] | None = None
+) -> PrepareReport:
+    """Build ``dst/{images,annotations}/{train,val}`` from everything below ``src``.
+
+    ``src`` is a tar shard or a folder with tar shards and extracted files at any depth. Plain files are hard-linked
+    where the file system can, members of shards are written out; each file appears under its name only when it is
+    complete, so a killed run is resumed by running it again. Keys go to ``val`` by their hash, and stay where an
+    earlier run put them. What is skipped is listed in the report and in ``dst/skipped.txt``.
+    ``progress(done, total)`` is called after each image. Raises ``UserError`` if there is nothing to prepare, if
+    ``dst`` was prepared otherwise, or if the disk is full.
+    """
+    src, dst = Path(src), Path(dst)
+    if not src.exists() or src.resolve() == dst.resolve():
+        raise UserError(f"{src}: {'is also the destination' if src.exists() else 'does not exist'}")
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction {val_fraction}: give a share from 0 to below 1")
+    report = PrepareReport()
+    index = _Index(src, dst, report)
+    pairs = sorted(index.images.keys() & index.annotations.keys(), key=lambda key: (index.images[key], key))
+    for key in sorted(index.images.keys() ^ index.annotations.keys()):
+        why = "image without its JSON" if key in index.images else "JSON without its image"
+        report.problems.append(BadInput(key, why))
+    if not pairs:
+        left_out = "".join(f"; {key}: {reason}" for key, reason in report.problems[:3])
+        raise UserError(f"{src}: no pair of sa_*.jpg and sa_*.json in it{left_out}")
+    _claim(dst, val_fraction)
+    try:
+        _build(dst, index, pairs, val_fraction, report, progress)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full; make room" if full else f"{error}; mend it"
+        raise UserError(f"{dst}: {what} and run it again, it goes on where it stopped") from None
+    return report
+
+
+def _build(
+    dst: Path, index: _Index, pairs: list[str], val_fraction: float, report: PrepareReport,
+    progress: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    held_out = set(split_keys(pairs, val_fraction)[1])
+    there = {s: {kind: set(os.listdir(dst / kind / s)) for kind in ("images", "annotations")} for s in SPLITS}
+    for done, key in enumerate(pairs, 1):
+        names = {"annotations": f"{key}.json", "images": f"{key}.jpg"}
+        split = "val" if key in held_out else "train"
+        for other in SPLITS:  # more shards must never move an image between the splits
+            if any(names[kind] in there[other][kind] for kind in names):
+                split = other
+        missing = [kind for kind in names if names[kind] not in there[split][kind]]
+        report.present += len(names) - len(missing)
+        problem = _check(index.images[key], index.annotations[key]) if missing else None
+        if problem is None:
+            for kind in missing:
+                found = index.images[key] if kind == "images" else index.annotations[key]
+                how = _place(found, dst / kind / split / names[kind])
+                setattr(report, how, getattr(report, how) + 1)
+            setattr(report, split, getattr(report, split) + 1)
+        else:
+            report.problems.append(BadInput(key, problem))
+        if progress is not None:
+            progress(done, len(pairs))
+    lines = "".join(f"{key}: {reason}\n" for key, reason in report.problems)
+    partial = dst / f".{_SKIPPED}.partial"
+    partial.write_text(lines, encoding="utf-8", errors="backslashreplace")
+    os.replace(partial, dst / _SKIPPED)

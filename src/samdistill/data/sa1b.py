@@ -1,0 +1,62 @@
+"""SA-1B: one ``sa_<id>.jpg`` and one ``sa_<id>.json`` with run-length masks per image."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from .coco import decode_segmentation
+from .sources import SOURCES, BadImage, BadInput, Instance, Source, key_problem
+
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+
+
+@SOURCES.register("sa1b")
+class Sa1bSource(Source):
+    """``images/<split>`` beside ``annotations/<split>``, or one flat folder with both files of each image.
+
+    Keys are file names without suffix. An image without its JSON, or the reverse, is a problem, not a key.
+    """
+
+    labelled = True
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return sorted(p.name for p in (root / "images").glob("*") if p.is_dir() and p.name[0] != ".")
+
+    def __init__(self, root: Path, split: str | None) -> None:
+        self.images = root if split is None else root / "images" / split
+        self.annotations = root if split is None else root / "annotations" / split
+        names = _files(self.images)
+        self._names = {Path(n).stem: n for n in sorted(names, reverse=True) if n.lower().endswith(JPEG_SUFFIXES)}
+        images = set(self._names)
+        jsons = {Path(n).stem for n in _files(self.annotations) if n.endswith(".json")}
+        self.problems = [BadInput(k, "image without its JSON") for k in sorted(images - jsons)]
+        self.problems += [BadInput(k, "JSON without its image") for k in sorted(jsons - images)]
+        both = sorted(images & jsons)
+        self.problems += [BadInput(repr(k), reason) for k in both if (reason := key_problem(k))]
+        self.keys = [k for k in both if key_problem(k) is None]
+
+    def path(self, key: str) -> Path:
+        return self.images / self._names[key]
+
+    def instances(self, key: str) -> list[Instance]:
+        """Every mask of the image's JSON. Raises ``BadImage`` if the JSON or one of its masks is broken."""
+        path = self.annotations / f"{key}.json"
+        try:
+            record = json.loads(path.read_bytes())
+            height, width = int(record["image"]["height"]), int(record["image"]["width"])
+            return [
+                Instance(decode_segmentation(a["segmentation"], height, width), None, int(a["id"]))
+                for a in record["annotations"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadImage(key, f"{path} is not a readable SA-1B annotation: {error!r}") from error
+
+
+def _files(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [e.name for e in entries if e.name[0] != "." and e.is_file()]

@@ -1,0 +1,23 @@
+"""From uint8 images to what a network reads: the published pixel statistics and the one function that applies them."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+Statistics = tuple[float, float, float]
+
+SAM3_MEAN: Statistics = (0.5, 0.5, 0.5)
+SAM3_STD: Statistics = (0.5, 0.5, 0.5)
+IMAGENET_MEAN: Statistics = (0.485, 0.456, 0.406)
+IMAGENET_STD: Statistics = (0.229, 0.224, 0.225)
+
+
+def normalise(
+    images: UInt8[Tensor, "b 3 h w"], mean: Statistics = SAM3_MEAN, std: Statistics = SAM3_STD
+) -> Float[Tensor, "b 3 h w"]:
+    """RGB 0..255 to float32 with the given mean and standard deviation of the 0..1 range."""
+    shape, device = (1, 3, 1, 1), images.device
+    centred = images.float() / 255 - torch.tensor(mean, device=device).view(shape)
+    return centred / torch.tensor(std, device=device).view(shape)

@@ -1,0 +1,197 @@
+"""The rendered world as files: SA-1B trees and COCO sets that every other tool reads as the real ones.
+
+An image of scene ``index`` of world ``seed`` has the id ``seed * 1,000,000 + index``, so worlds never share a key.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ..ops.boxes import xyxy_to_xywh
+from ..ops.masks import centre_points, masks_to_boxes
+from ..types import UserError
+from .scenes import COLOURS, SHAPES, SceneStyle, render_scenes
+
+QUALITY = 92
+WORLD = 1_000_000
+"""Scenes of one seed that have distinct image ids."""
+CATEGORIES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+_PIXELS = 1 << 19  # rendered at once; larger batches fall out of the cache and are slower
+
+Progress = Callable[[int, int], None]
+
+
+class _Drawn(NamedTuple):
+    index: int
+    image: UInt8[np.ndarray, "h w 3"]
+    masks: Bool[torch.Tensor, "n h w"]
+    concepts: list[tuple[str, ...]]
+
+
+def _draw(indices: list[int], size: tuple[int, int], seed: int, style: SceneStyle) -> Iterator[_Drawn]:
+    """Scenes ``indices`` in order, annotated slots only."""
+    step = max(1, _PIXELS // (size[0] * size[1]))
+    for first in range(0, len(indices), step):
+        chunk = indices[first : first + step]
+        scenes = render_scenes(chunk, size, seed, style)
+        for row, index in enumerate(chunk):
+            slots = scenes.valid[row].nonzero()[:, 0].tolist()
+            image = scenes.images[row].permute(1, 2, 0).contiguous().numpy()
+            yield _Drawn(index, image, scenes.masks[row, slots], [scenes.concepts[row][s] for s in slots])
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or absent, even when the process is killed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    out = io.BytesIO()
+    # full chroma resolution: the colour at an object's edge is what its mask is judged by
+    Image.fromarray(image).save(out, "JPEG", quality=QUALITY, subsampling=0)
+    return out.getvalue()
+
+
+def _claim(
+    root: Path, split: str, count: int, size: int | tuple[int, int], seed: int, style: SceneStyle
+) -> tuple[int, int]:
+    """Note what the split holds, so that a rerun with other settings is refused instead of mixed in."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if not 0 < count <= WORLD or height < 1 or width < 1:
+        raise UserError(f"sandbox: count {count} (1 to {WORLD}) or size {height} x {width} is out of range")
+    settings = {"size": [height, width], "seed": seed, "style": asdict(style), "quality": QUALITY}
+    path = root / f"sandbox-{split}.json"
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        raise UserError(f"{path}: this split was rendered with other settings; delete {root} or give another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    _put(path, json.dumps(settings).encode())
+    return height, width
+
+
+def _objects(drawn: _Drawn) -> Iterator[tuple[dict[str, Any], int, list[float]]]:
+    """Run-length mask, area and xywh box (edge to edge) of each object."""
+    boxes = xyxy_to_xywh(masks_to_boxes(drawn.masks)).tolist()
+    for mask, box in zip(drawn.masks.numpy(), boxes, strict=True):
+        run = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        yield {"size": list(mask.shape), "counts": run["counts"].decode("ascii")}, int(mask.sum()), box
+
+
+def _centre(mask: Bool[torch.Tensor, "h w"], box: list[float]) -> list[float]:
+    """The centre point, sought within the box alone: distances do not reach farther, and it is many times faster."""
+    x, y, width, height = (int(v) for v in box)
+    inside = centre_points(mask[None, y : y + height, x : x + width])[0].tolist()
+    return [float(inside[0] + x), float(inside[1] + y)]
+
+
+def _sa1b_record(drawn: _Drawn, image_id: int) -> dict[str, Any]:
+    height, width = drawn.image.shape[:2]
+    annotations = [
+        {
+            # SA-1B's boxes end at the last pixel, not behind it: one less than COCO's in width and height
+            "bbox": [box[0], box[1], box[2] - 1, box[3] - 1],
+            "area": area,
+            "segmentation": runs,
+            "predicted_iou": 1.0,
+            "point_coords": [_centre(drawn.masks[slot], box)],
+            "crop_box": [0.0, 0.0, float(width), float(height)],
+            "id": image_id * 100 + slot,
+            "stability_score": 1.0,
+        }
+        for slot, (runs, area, box) in enumerate(_objects(drawn))
+    ]
+    image = {"image_id": image_id, "width": width, "height": height, "file_name": f"sa_{image_id}.jpg"}
+    return {"image": image, "annotations": annotations}
+
+
+def write_sa1b(
+    root: Path,
+    count: int,
+    size: int | tuple[int, int],
+    seed: int,
+    split: str = "train",
+    style: SceneStyle = SceneStyle(),
+    progress: Progress | None = None,
+) -> list[str]:
+    """Render scenes 0 to ``count`` - 1 of world ``seed`` into ``root/{images,annotations}/<split>``; returns their keys.
+
+    ``size``: side, or height and width in pixels. Files that are there are kept, so a killed run goes on and a larger
+    ``count`` adds to it; the bytes depend on the arguments alone. Objects below ``style.min_visible`` are drawn, not
+    annotated. ``progress(done, count)`` is called after each scene. Raises ``UserError`` if the split holds
+    other settings.
+    """  # noqa: E501
+    height_width = _claim(Path(root), split, count, size, seed, style)
+    images, annotations = Path(root) / "images" / split, Path(root) / "annotations" / split
+    for folder in (images, annotations):
+        folder.mkdir(parents=True, exist_ok=True)
+    keys = [f"sa_{seed * WORLD + index}" for index in range(count)]
+    there = {p.stem for p in images.glob("sa_*.jpg")} & {p.stem for p in annotations.glob("sa_*.json")}
+    missing = [index for index, key in enumerate(keys) if key not in there]
+    for done, drawn in enumerate(_draw(missing, height_width, seed, style), count - len(missing) + 1):
+        record = _sa1b_record(drawn, seed * WORLD + drawn.index)
+        _put(annotations / f"{keys[drawn.index]}.json", json.dumps(record).encode())
+        _put(images / f"{keys[drawn.index]}.jpg", _jpeg(drawn.image))
+        if progress is not None:
+            progress(done, count)
+    return keys
+
+
+def write_coco(
+    root: Path,
+    count: int,
+    size: int | tuple[int, int],
+    seed: int,
+    split: str = "train",
+    style: SceneStyle = SceneStyle(),
+    progress: Progress | None = None,
+) -> list[str]:
+    """The same scenes as COCO: ``root/images/<split>`` and ``root/annotations/instances_<split>.json``; returns keys.
+
+    Categories are the 120 pairs of colour and shape ("red circle"), ids 1 to 120. Each annotation also has the list
+    ``concepts`` of every name that applies. The JSON comes last: until it is there the set is unfinished, and a
+    rerun draws all scenes again but keeps the images. Arguments, determinism and errors as in ``write_sa1b``.
+    """
+    height, width = _claim(Path(root), split, count, size, seed, style)
+    images, target = Path(root) / "images" / split, Path(root) / "annotations" / f"instances_{split}.json"
+    for folder in (images, target.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    ids = [seed * WORLD + index for index in range(count)]
+    keys = [f"{image_id:012d}" for image_id in ids]
+    numbers = {name: number for number, name in enumerate(CATEGORIES, 1)}
+    annotations: list[dict[str, Any]] = []
+    for done, drawn in enumerate(_draw(list(range(count)), (height, width), seed, style), 1):
+        for slot, (runs, area, box) in enumerate(_objects(drawn)):
+            names = drawn.concepts[slot]
+            annotations.append({
+                "id": ids[drawn.index] * 100 + slot, "image_id": ids[drawn.index], "iscrowd": 0, "area": area,
+                "category_id": next(numbers[n] for n in names if n in numbers), "bbox": box, "segmentation": runs,
+                "concepts": list(names),
+            })  # fmt: skip
+        path = images / f"{keys[drawn.index]}.jpg"
+        if not path.is_file():
+            _put(path, _jpeg(drawn.image))
+        if progress is not None:
+            progress(done, count)
+    record = {
+        "info": {"description": "samdistill sandbox", "seed": seed, "count": count},
+        "licenses": [],
+        "images": [{"id": i, "file_name": f"{k}.jpg", "height": height, "width": width}
+                   for i, k in zip(ids, keys, strict=True)],
+        "annotations": annotations,
+        "categories": [{"id": n, "name": name, "supercategory": name.split()[1]} for name, n in numbers.items()],
+    }  # fmt: skip
+    _put(target, json.dumps(record).encode())
+    return keys

@@ -1,0 +1,143 @@
+"""COCO instances."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from samdistill.config import DataConfig
+from samdistill.data import BadImage, CocoSource, open_source
+from samdistill.data.coco import decode_segmentation
+from samdistill.types import UserError
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "coco"
+
+
+def record() -> dict:
+    square = [2, 1, 6, 1, 6, 5, 2, 5]  # columns 2..5, rows 1..4
+    return {
+        "images": [{"id": i, "file_name": f"{n}.png", "height": 8, "width": 10} for i, n in enumerate("abc")],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 7, "segmentation": [square], "iscrowd": 0},
+            {"id": 2, "image_id": 0, "category_id": 9, "iscrowd": 1,
+             "segmentation": {"size": [8, 10], "counts": [3, 2, 75]}},
+            {"id": 3, "image_id": 1, "category_id": 9, "segmentation": [square], "iscrowd": 0},
+        ],
+    }  # fmt: skip
+
+
+def make(root: Path, content: dict, annotations: str = "instances.json", images: str = "images") -> Path:
+    (root / images).mkdir(parents=True, exist_ok=True)
+    for image in content["images"]:
+        Image.new("RGB", (10, 8)).save(root / images / image["file_name"])
+    (root / annotations).parent.mkdir(parents=True, exist_ok=True)
+    (root / annotations).write_text(json.dumps(content))
+    return root
+
+
+def test_polygons_crowds_categories(tmp_path: Path) -> None:
+    source = CocoSource(make(tmp_path, record()), None)
+    assert source.keys == ["a", "b", "c"] and source.problems == [] and source.labelled
+    cat, crowd = source.instances("a")
+    expected = np.zeros((8, 10), bool)
+    expected[1:5, 2:6] = True
+    assert np.array_equal(cat.mask, expected) and (cat.category, cat.id, cat.crowd) == ("cat", 1, False)
+    expected = np.zeros((8, 10), bool)
+    expected[3:5, 0] = True  # run lengths go down the columns
+    assert np.array_equal(crowd.mask, expected) and (crowd.category, crowd.id, crowd.crowd) == ("dog", 2, True)
+    assert source.instances("c") == []
+    assert source.load("a").size == (10, 8)
+
+
+@pytest.mark.parametrize("images", ["train2017", "images/train2017", "images"])
+def test_official_layouts(tmp_path: Path, images: str) -> None:
+    make(tmp_path, record(), "annotations/instances_train2017.json", images)
+    assert CocoSource.splits(tmp_path) == ["train", "train2017"]
+    data = DataConfig(kind="coco", root=tmp_path)
+    assert open_source(data, "train").keys == ["a", "b", "c"]
+    with pytest.raises(UserError, match="no split 'val'"):
+        open_source(data, "held_out")
+
+
+def test_two_years_need_the_full_name(tmp_path: Path) -> None:
+    for year in (2014, 2017):
+        make(tmp_path, record(), f"annotations/instances_train{year}.json", f"train{year}")
+    assert CocoSource.splits(tmp_path) == ["train2014", "train2017"]
+
+
+def test_missing_images_and_strangers_are_listed(tmp_path: Path) -> None:
+    content = record()
+    content["annotations"].append({"id": 4, "image_id": 1, "category_id": 5, "segmentation": [[1, 1, 2, 2, 1, 2]]})
+    content["annotations"].append({"id": 5, "image_id": 1, "category_id": 7, "segmentation": []})
+    make(tmp_path, content)
+    (tmp_path / "images/a.png").unlink()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images/stranger.png")
+    source = CocoSource(tmp_path, None)
+    assert source.keys == ["b", "c"]
+    assert dict(source.problems) == {
+        "a": "listed in the JSON, but its image is missing",
+        "stranger": "image without an entry in the JSON",
+        "annotation 1": "its image 0 is missing",
+        "annotation 2": "its image 0 is missing",
+        "annotation 4": "unknown category 5",
+        "annotation 5": "has no segmentation",
+    }
+    assert [i.id for i in source.instances("b")] == [3]
+
+
+def test_images_in_subfolders_and_repeated_entries(tmp_path: Path) -> None:
+    content = record()
+    (tmp_path / "images/sub").mkdir(parents=True)
+    content["images"][0]["file_name"] = "sub/a.png"
+    content["images"].append({"id": 8, "file_name": "b.png", "height": 8, "width": 10})
+    source = CocoSource(make(tmp_path, content), None)
+    assert source.keys == ["b", "c", "sub/a"] and len(source.instances("sub/a")) == 2
+    assert source.problems == [("b", "listed twice in the JSON; id 8 is left out")]
+
+
+@pytest.mark.parametrize(
+    "segmentation", [[[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [7], {"size": [8, 10], "counts": [80, -1, 1]},
+                     {"size": [8, 10], "counts": [3, 2]}, {"size": [10, 8], "counts": [80]}, {"size": [8, 10]}]
+)  # fmt: skip
+def test_unusable_outlines_raise(tmp_path: Path, segmentation: object) -> None:
+    content = record()
+    content["annotations"][0]["segmentation"] = segmentation
+    source = CocoSource(make(tmp_path, content), None)
+    with pytest.raises(BadImage, match="a: annotation 1"):
+        source.instances("a")
+
+
+def test_run_lengths_as_floats() -> None:
+    assert decode_segmentation({"size": [2, 3], "counts": [1.0, 2.0, 3.0]}, 2, 3).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"images": []}'])
+def test_what_is_no_instances_file_is_a_user_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "instances.json").write_text(text)
+    with pytest.raises(UserError, match="not a COCO instances file"):
+        CocoSource(tmp_path, None)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real COCO sample at {REAL}")
+def test_real_masks_equal_pycocotools_own_reader() -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(str(REAL / "instances.json"))
+    source = CocoSource(REAL, None)
+    assert len(source.keys) == 68 and source.problems == []
+    ids = {Path(image["file_name"]).stem: image["id"] for image in reference.imgs.values()}
+    names, crowds = {c["id"]: c["name"] for c in reference.cats.values()}, 0
+    for key in source.keys:
+        expected = reference.imgToAnns[ids[key]]
+        for instance, a in zip(source.instances(key), expected, strict=True):
+            assert (instance.id, instance.category) == (a["id"], names[a["category_id"]])
+            assert np.array_equal(instance.mask, reference.annToMask(a))
+            crowds += instance.crowd
+    assert crowds == 14

@@ -1,0 +1,216 @@
+"""Decoding, splits and subsets."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samdistill.config import DataConfig
+from samdistill.data import SOURCES, BadImage, open_source, read_image, split_keys, subset
+from samdistill.data.sources import DECODE_ERRORS
+from samdistill.types import UserError
+
+ORIENTATION = 0x0112
+
+
+def gradient(width: int = 40, height: int = 24) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 5, y * 9, 255 - x * 5], -1).astype(np.uint8))
+
+
+def folder_of(root: Path, count: int) -> Path:
+    root.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(root / f"{i:03d}.png")
+    return root
+
+
+def config(root: Path, **changes: object) -> DataConfig:
+    return DataConfig.model_validate({"kind": "folder", "root": root, **changes})
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_gives_the_upright_image(tmp_path: Path, orientation: int) -> None:
+    upright = gradient()
+    # what a camera stores so that the tag's transposition restores the scene
+    stored = {
+        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, 1), 7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation](np.asarray(upright))  # fmt: skip
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(upright))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_broken_exif_does_not_lose_the_image(tmp_path: Path) -> None:
+    gradient().save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f garbage", quality=95)
+    assert read_image(tmp_path / "a.jpg").size == (40, 24)
+
+
+def test_modes_become_rgb_with_the_same_look(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected = np.repeat(grey[..., None], 3, -1)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "int.tif")
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    Image.fromarray(grey).convert("P").save(tmp_path / "palette.png")
+    for name in ("grey.png", "deep.png", "int.tif", "float.tif", "palette.png"):
+        image = read_image(tmp_path / name)
+        assert image.mode == "RGB", name
+        assert np.array_equal(np.asarray(image), expected), name
+
+
+def test_cmyk_jpeg_keeps_its_colour(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=95)
+    red = np.asarray(read_image(tmp_path / "red.jpg")).reshape(-1, 3).mean(0)
+    assert red[0] > 240 and red[1] < 15 and red[2] < 15
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2] = (255, 0, 0, 255)
+    pixels[3] = (0, 0, 0, 51)  # black at a fifth
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    rows = np.asarray(read_image(tmp_path / "a.png"))[:, 0]
+    assert rows.tolist() == [[255, 0, 0], [255, 0, 0], [255, 255, 255], [204, 204, 204]]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif"])
+def test_damaged_files_raise_bad_image_or_decode(tmp_path: Path, suffix: str) -> None:
+    out, rng = io.BytesIO(), random.Random(suffix)
+    gradient(64, 64).save(out, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()))
+    whole = out.getvalue()
+    source = SOURCES.get("folder")(folder_of(tmp_path, 1), None)
+    path = tmp_path / "000.png"  # Pillow goes by content, not by name
+    for _ in range(120):
+        broken = bytearray(whole[: rng.randrange(len(whole))] if rng.random() < 0.5 else whole)
+        for _ in range(rng.randrange(4)):
+            if broken:
+                broken[rng.randrange(min(len(broken), 400))] = rng.randrange(256)
+        path.write_bytes(broken)
+        try:
+            assert source.load("000.png").mode == "RGB"
+        except BadImage as error:
+            assert error.bad.key == "000.png" and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0"])
+def test_what_is_no_image_names_key_and_file(tmp_path: Path, content: bytes) -> None:
+    source = SOURCES.get("folder")(folder_of(tmp_path, 1), None)
+    (tmp_path / "000.png").write_bytes(content)
+    with pytest.raises(BadImage, match=r"000\.png: .*000\.png is not a readable image"):
+        source.load("000.png")
+
+
+def test_truncated_jpeg_and_vanished_file_raise(tmp_path: Path) -> None:
+    gradient(200, 200).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-200])
+    source = SOURCES.get("folder")(tmp_path, None)
+    with pytest.raises(BadImage, match="truncated"):
+        source.load("a.jpg")
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(BadImage, match="No such file"):
+        source.load("a.jpg")
+
+
+def test_a_programming_error_is_not_taken_for_a_bad_image() -> None:
+    assert not any(issubclass(e, DECODE_ERRORS) for e in (AttributeError, KeyError, NameError, AssertionError))
+
+
+def test_bad_image_crosses_processes() -> None:
+    error = pickle.loads(pickle.dumps(BadImage("a", "broken")))
+    assert error.bad == ("a", "broken") and str(error) == "a: broken"
+
+
+def test_subsets_are_nested_near_their_share_and_stable() -> None:
+    keys = [f"sa_{i}" for i in range(20000)]
+    one, five, ten = (set(subset(keys, f)) for f in (0.01, 0.05, 0.10))
+    assert one < five < ten
+    assert [len(s) / len(keys) for s in (one, five, ten)] == pytest.approx([0.01, 0.05, 0.10], abs=0.005)
+    assert subset(list(reversed(keys)), 0.01) == sorted(one)
+    assert subset(keys, 1.0) == sorted(keys)
+    # other images never change whether one is chosen
+    assert set(subset(keys[:10000], 0.05)) == five & set(keys[:10000])
+    assert len(subset(["a", "b", "c"], 1e-9)) == 1 and subset([], 0.5) == []
+
+
+def test_subset_choice_is_pinned_across_releases() -> None:
+    """A store made by an earlier release must find its images again. The list was made with ``sha256sum``."""
+    chosen = ["sa_112", "sa_136", "sa_195", "sa_204", "sa_245", "sa_71", "sa_99"]
+    assert subset([f"sa_{i}" for i in range(400)], 0.01) == chosen
+
+
+def test_split_and_subset_are_independent() -> None:
+    keys = [f"{i}" for i in range(20000)]
+    train, held_out = split_keys(keys, 0.1)
+    assert set(train) | set(held_out) == set(keys) and not set(train) & set(held_out)
+    assert len(subset(train, 0.05)) == pytest.approx(900, rel=0.15)  # the same salt would leave none
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
+def test_small_sets_have_both_sides(fraction: float) -> None:
+    for count in range(2, 12):
+        train, held_out = split_keys([str(i) for i in range(count)], fraction)
+        assert train and held_out and len(train) + len(held_out) == count
+
+
+def test_folder_is_divided_by_key(tmp_path: Path) -> None:
+    folder_of(tmp_path, 60)
+    train, held_out = (open_source(config(tmp_path, held_out_fraction=0.25), s).keys for s in ("train", "held_out"))
+    assert sorted(train + held_out) == [f"{i:03d}.png" for i in range(60)]
+    assert 5 <= len(held_out) <= 25
+    thin = open_source(config(tmp_path, held_out_fraction=0.25, fraction=0.5), "train").keys
+    assert set(thin) < set(train)
+    assert open_source(config(tmp_path, held_out_fraction=0.25, fraction=0.5), "held_out").keys == held_out
+
+
+def test_ids_choose_images(tmp_path: Path) -> None:
+    folder_of(tmp_path / "images", 20)
+    (tmp_path / "ids.txt").write_text("003.png\n\n007.png\n011.png\n003.png\n")
+    data = config(tmp_path / "images", ids=tmp_path / "ids.txt", held_out_fraction=0.3)
+    train, held_out = open_source(data, "train").keys, open_source(data, "held_out").keys
+    assert sorted(train + held_out) == ["003.png", "007.png", "011.png"] and train and held_out
+    data = config(tmp_path / "images", ids=tmp_path / "ids.txt", held_out_fraction=0)
+    assert open_source(data, "train").keys == ["003.png", "007.png", "011.png"]
+
+
+def test_unknown_ids_are_named(tmp_path: Path) -> None:
+    folder_of(tmp_path / "images", 3)
+    (tmp_path / "ids.txt").write_text("\n".join(["001.png", *(f"x{i}" for i in range(9))]))
+    with pytest.raises(UserError, match=r"9 of 10 ids are not in the data set: x0, x1, x2, x3, x4, \.\.\.; keys look"):
+        open_source(config(tmp_path / "images", ids=tmp_path / "ids.txt"), "train")
+    with pytest.raises(UserError, match="cannot read"):
+        open_source(config(tmp_path / "images", ids=tmp_path / "none.txt"), "train")
+
+
+def test_user_errors_are_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    folder_of(tmp_path / "one", 1)
+    cases = [
+        (config(tmp_path / "nowhere"), "train", "is not a folder"),
+        (config(tmp_path / "empty"), "train", "no image for data.kind=folder"),
+        (config(tmp_path / "one", kind="fodler"), "train", "did you mean 'folder'"),
+        (config(tmp_path / "one", held_out_fraction=0), "held_out", "leave none for held_out"),
+        (config(tmp_path / "one", held_out_fraction=1), "train", "leave none for train"),
+    ]
+    for data, split, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
+            open_source(data, split)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", SOURCES.names())
+def test_an_empty_root_is_a_user_error_for_every_kind(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        open_source(config(tmp_path, kind=kind), "train")
