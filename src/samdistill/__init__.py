@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ._registration import register
 
 if TYPE_CHECKING:
+    from .checkpoints.inspect import inspect_path as inspect
+    from .checkpoints.merge import merge
     from .config import RunConfig, load_config
     from .data import prepare_sa1b
     from .students import StudentTrunk, StudentTrunkConfig
     from .types import UserError
     from .verbs.cache import cache
     from .verbs.evaluate import evaluate
-    from .verbs.merge import inspect, merge
     from .verbs.models import models
     from .verbs.plan import plan
     from .verbs.road import demo, run
@@ -33,7 +34,7 @@ _HOMES = {
     "StudentTrunk": "students", "StudentTrunkConfig": "students",
     "prepare_sa1b": "data",
     "plan": "verbs.plan", "check": "verbs.train", "cache": "verbs.cache", "train": "verbs.train",
-    "merge": "verbs.merge", "inspect": "verbs.merge", "evaluate": "verbs.evaluate", "models": "verbs.models",
+    "merge": "checkpoints.merge", "inspect": "checkpoints.inspect", "evaluate": "verbs.evaluate", "models": "verbs.models",
     "run": "verbs.road", "demo": "verbs.road",
     "render_sandbox": "verbs.sandbox", "train_teacher": "verbs.sandbox",
 }  # fmt: skip
@@ -46,4 +47,5 @@ register()
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    attribute = "inspect_path" if name == "inspect" else name  # `inspect` is taken by the standard library there
+    return getattr(import_module(f".{_HOMES[name]}", __name__), attribute)

@@ -1,0 +1,1 @@
+"""Checkpoints: read safely (``files``), translate (``rename``), merge a student in (``merge``), ``inspect``."""

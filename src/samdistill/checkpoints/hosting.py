@@ -1,0 +1,134 @@
+"""A Hugging Face folder that hosts a student: its configuration, its companions, its shards, and that it loads."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..students import StudentTrunkConfig
+from ..types import UserError
+from .files import TORCH_SUFFIXES, TensorInfo, read_json
+from .layout import vision_configs
+from .loading import quiet_transformers
+from .student import Host, as_json
+
+SHARD_BYTES = 2**30
+"""Largest shard. Written one after the other, so it also bounds the memory a merge takes."""
+_CLASSES = {"sam3": "Sam3Model", "sam3_tracker": "Sam3TrackerModel", "sam3_video": "Sam3VideoModel"}
+_TRACKERS = ("sam3_tracker", "sam3_tracker_video")
+
+
+def host_of(config: dict[str, Any], where: Path) -> Host:
+    """What the heads described by a SAM 3 ``config.json`` ask of their trunk."""
+    if config.get("model_type") not in _CLASSES:
+        known = ", ".join(_CLASSES)
+        raise UserError(f"{where}: a {config.get('model_type')!r} model; a student goes into one of: {known}")
+    trunk = vision_configs(copy.deepcopy(config))[0].get("backbone_config") or {}
+    size = trunk.get("image_size", 1008)
+    return Host(
+        trunk.get("hidden_size", 1024), trunk.get("patch_size", 14), size[0] if isinstance(size, list) else size
+    )
+
+
+def host_config(config: dict[str, Any], host: Host, student: StudentTrunkConfig) -> dict[str, Any]:
+    """``config`` with the student as the trunk of every vision encoder, and with the student's input size throughout.
+
+    The original is left as it was. Sizes that follow from the input (feature maps, prompts, memory) are set anew when
+    the student's input size is another one.
+    """
+    merged = copy.deepcopy(config)
+    for vision in vision_configs(merged):
+        vision["backbone_config"] = as_json(student)
+    if student.image_size == host.image_size:
+        return merged
+    size, grid = student.image_size, student.image_size // student.patch_size
+    for vision in vision_configs(merged):
+        vision["backbone_feature_sizes"] = [[4 * grid] * 2, [2 * grid] * 2, [grid] * 2]
+    if "low_res_mask_size" in merged:
+        merged["low_res_mask_size"] = 4 * grid
+    for part in (merged, merged.get("tracker_config") or {}):
+        if part.get("model_type") in _TRACKERS or part is merged.get("tracker_config"):
+            part["prompt_encoder_config"] = {**(part.get("prompt_encoder_config") or {}), "image_size": size}
+        if "memory_attention_rope_feat_sizes" in part:
+            part["memory_attention_rope_feat_sizes"] = [grid, grid]
+        if "image_size" in part:
+            part["image_size"] = size
+    return merged
+
+
+def copy_companions(folder: Path, to: Path, host: Host, image_size: int) -> None:
+    """Copy tokenizer, processor and licence files; processors learn the student's input size if it differs."""
+    for path in sorted(folder.iterdir()):
+        weights = path.suffix in (*TORCH_SUFFIXES, ".safetensors") or path.name.endswith(".index.json")
+        if weights or not path.is_file() or path.name in ("config.json", "merge.json", "README.md", ".gitattributes"):
+            continue
+        if path.name in ("preprocessor_config.json", "processor_config.json") and image_size != host.image_size:
+            resized = _resized(read_json(path), host, image_size)
+            (to / path.name).write_text(json.dumps(resized, indent=2) + "\n")
+        else:
+            shutil.copyfile(path, to / path.name)
+
+
+def _resized(node: Any, host: Host, image_size: int) -> Any:
+    """A processor's settings for another input size: image and mask sizes that follow from the old one."""
+    if not isinstance(node, dict):
+        return node
+    masks = 4 * host.image_size // host.patch_size
+    sizes = {host.image_size: image_size, masks: 4 * image_size // host.patch_size}
+    changed = {}
+    for key, value in node.items():
+        if key in ("size", "mask_size") and isinstance(value, dict):
+            changed[key] = {side: sizes.get(number, number) for side, number in value.items()}
+        elif key == "target_size" and value in sizes:
+            changed[key] = sizes[value]
+        else:
+            changed[key] = _resized(value, host, image_size)
+    return changed
+
+
+def save_shards(folder: Path, tensors: Mapping[str, Tensor], info: Mapping[str, TensorInfo]) -> None:
+    """Write safetensors as transformers does: one file, or shards with an index when they exceed ``SHARD_BYTES``."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, about in info.items():
+        if shards[-1] and size + about.bytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += about.bytes
+    where: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file({name: tensors[name].contiguous() for name in names}, folder / file, {"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors makes files that only their owner reads
+        where.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(about.bytes for about in info.values())}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def check_loads(folder: Path, config: dict[str, Any]) -> None:
+    """Load the folder as its users will, on the meta device: no name missing, unexpected or of another shape."""
+    named = (config.get("architectures") or [None])[0]
+    model_class = getattr(transformers, named or "", None) or getattr(transformers, _CLASSES[config["model_type"]])
+    try:
+        with quiet_transformers():
+            _, found = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the merged model would not load as {model_class.__name__}: {reason}") from None
+    problems = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
+    if problems:
+        kind, names = next(iter(problems.items()))
+        raise UserError(
+            f"the merged model would not load as {model_class.__name__}: {len(names)} {kind.replace('_', ' ')}, "
+            f"such as {names[0]}; check --target-prefix and --replace-prefix"
+        )

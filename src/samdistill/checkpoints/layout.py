@@ -1,0 +1,80 @@
+"""Where a SAM 3 checkpoint keeps its image trunk: in its configuration, and in the names of its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from .files import TensorInfo
+
+VIT = "sam3_vit_model"
+STUDENT = "samdistill_student_trunk"
+DETECTOR = "detector."
+ORIGINAL_TRUNK = "detector.backbone.vision_backbone.trunk."
+ORIGINAL_STUDENT = "detector.backbone.vision_backbone.trunk.model."
+HF_TRUNK = "vision_encoder.backbone."
+
+_PATCHES = re.compile(r"^(.*?)embeddings\.patch_embeddings\.projection\.weight$")
+_HF_TRUNK = re.compile(r"^(.*?vision_encoder\.backbone\.)")
+# names that only the ViT of SAM 3 has, in transformers' and in the original layout
+_VIT_TENSOR = re.compile(
+    r"(^|\.)(embeddings\.(position_embeddings|patch_embeddings\.projection\.\w+)|"
+    r"backbone\.layers\.\d+\.(attention\.[qkvo]_proj|layer_norm[12]|mlp\.fc[12])\.\w+|"
+    r"vision_encoder\.backbone\.layer_norm\.\w+|"
+    r"trunk\.(pos_embed|patch_embed\.proj\.\w+|ln_pre\.\w+|blocks\.\d+\..*))$"
+)
+_NECK = re.compile(
+    r"^(?P<level>.*(?:fpn_layers|convs)\.\d+\.)(?P<layer>scale_layers\.0|dconv_2x2(?:_0)?|proj1|conv_1x1)\.weight$"
+)
+
+
+def vision_configs(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every ``vision_config`` of a SAM 3 ``config.json`` (the video model has two), created where it is implied.
+
+    The dictionaries are those inside ``config``: what is set on them is set there.
+    """
+    parts = [config]
+    if config.get("model_type") == "sam3_video":
+        parts = [_child(config, "detector_config"), _child(config, "tracker_config")]
+    return [_child(part, "vision_config") for part in parts]
+
+
+def _child(parent: dict[str, Any], key: str) -> dict[str, Any]:
+    if parent.get(key) is None:
+        parent[key] = {}
+    return parent[key]
+
+
+def vit_prefix(names: Iterable[str]) -> str | None:
+    """What stands before the names of SAM 3's ViT in transformers' layout; None if it is not there.
+
+    ``Sam3Model``: ``vision_encoder.backbone.``; ``Sam3VideoModel``: ``detector_model.vision_encoder.backbone.``;
+    a saved ``Sam3TrackerModel``: ``tracker_model.detector_model.vision_encoder.backbone.``.
+    """
+    found = {match[1] for name in names if (match := _PATCHES.match(name))}
+    return min(found, key=len) if found else None
+
+
+def hf_trunk_prefix(names: Iterable[str]) -> str | None:
+    """The prefix of the image trunk, the teacher's or a student's, in a Hugging Face SAM 3 checkpoint with heads."""
+    found = {match[1] for name in names if (match := _HF_TRUNK.match(name))}
+    return min(found, key=len) if found else None
+
+
+def is_vit_tensor(name: str) -> bool:
+    """Whether a name belongs to SAM 3's own ViT, in either layout, under any prefix."""
+    return _VIT_TENSOR.search(name) is not None
+
+
+def neck_inputs(info: dict[str, TensorInfo]) -> dict[str, int]:
+    """Channels that each level of each neck (detector's, tracker's) takes from the trunk: level name to channels."""
+    channels: dict[str, int] = {}
+    for name, (shape, _) in info.items():
+        match = _NECK.match(name)
+        if not match or len(shape) != 4:
+            continue
+        transposed = match["layer"].startswith(("scale", "dconv"))  # transposed convolutions store (in, out, ...)
+        if transposed or match["level"] not in channels:
+            channels[match["level"]] = shape[0] if transposed else shape[1]
+    return channels

@@ -1,0 +1,241 @@
+"""Putting a student's trunk in place of the teacher's ViT, and proving what was kept, removed and added.
+
+Two layouts: a Hugging Face folder of ``Sam3Model``, ``Sam3TrackerModel`` or ``Sam3VideoModel``, and the original
+``sam3.pt``. A merge that cannot be proven right fails and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..types import UserError
+from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights, read_json
+from .hosting import check_loads, copy_companions, host_config, host_of, save_shards
+from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
+from .rename import hf_names
+from .report import MergeReport, Table
+from .student import Host, Student, as_json, original_student_name, read_student
+
+REPORT = "merge.json"
+_PATCH, _IMAGE_SIZE = 14, 1008  # of the only published sam3.pt, which has no configuration in it
+
+
+def merge(
+    source: str | Path, into: str | Path, out: str | Path, target_prefix: str | None = None,
+    replace_prefix: str | None = None,
+) -> MergeReport:  # fmt: skip
+    """Write ``into`` with its image trunk replaced by the student in ``source`` to ``out``.
+
+    source: a run folder, a student's folder or a ``ckpt_epoch_{n}.pt``. into: a Hugging Face folder (or hub id, or
+    ``sandbox``), then ``out`` is such a folder; or a ``sam3.pt``, then ``out`` is such a file with ``{"model": ...}``,
+    and ``out.merge.json`` beside it keeps the report and the student's configuration.
+    replace_prefix: every tensor under it is dropped. target_prefix: the student's names are put behind it. Both follow
+    from the layout when left out. An ``out`` that an earlier merge wrote is replaced; anything else there is an error.
+
+    Raises ``UserError``, with nothing written, for a source without a student, nothing to replace, a tensor of the
+    teacher's ViT that would remain, a name without a match, or a trunk and heads whose shapes disagree.
+    """
+    place, student_place, out = locate(into), Path(source).expanduser(), Path(out).expanduser()
+    _check_out(out, place)
+    if place.is_dir():
+        return _into_folder(student_place, place, out, target_prefix, replace_prefix)
+    if place.suffix in TORCH_SUFFIXES:
+        return _into_original(student_place, place, out, target_prefix, replace_prefix)
+    raise UserError(
+        f"{place}: a student is merged into a Hugging Face folder or an original sam3.pt, not into this file"
+    )
+
+
+def _into_folder(
+    source: Path, folder: Path, out: Path, target_prefix: str | None, replace_prefix: str | None
+) -> MergeReport:
+    teacher, config = open_weights(folder), read_json(folder / "config.json")
+    trunk = hf_trunk_prefix(teacher)
+    if trunk is None and (target_prefix is None or replace_prefix is None):
+        raise UserError(f"{folder}: nothing to replace: no vision_encoder.backbone in it; is it a SAM 3 model?")
+    host = host_of(config, folder / "config.json")
+    student = read_student(source, host)
+    names = {name: (target_prefix or trunk or "") + name for name in student.info}
+    kept, removed, added = _tables(teacher, student, names, replace_prefix or trunk or "")
+    _check_shapes(student, host, kept, folder)
+    merged = host_config(config, host, student.config)
+    notes = []
+    if student.config.image_size != host.image_size:
+        notes.append(f"input size changed from {host.image_size} to the student's {student.config.image_size} pixels")
+    report = MergeReport(
+        str(student.source), str(folder), str(out), "transformers", kept, removed, added, as_json(student.config),
+        tuple(notes),
+    )  # fmt: skip
+    tensors = _Joined(teacher, student, kept, names)
+    with _staged(out) as temporary:
+        temporary.mkdir()
+        copy_companions(folder, temporary, host, student.config.image_size)
+        (temporary / "config.json").write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
+        save_shards(temporary, tensors, tensors.info)
+        _check_written(open_weights(temporary), tensors)
+        check_loads(temporary, merged)
+        (temporary / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    return report
+
+
+def _into_original(
+    source: Path, path: Path, out: Path, target_prefix: str | None, replace_prefix: str | None
+) -> MergeReport:
+    teacher = open_weights(path)
+    replace, target = replace_prefix or ORIGINAL_TRUNK, target_prefix or ORIGINAL_STUDENT
+    channels = set(neck_inputs({n: i for n, i in teacher.info.items() if "vision_backbone" in n}).values())
+    if not channels:
+        raise UserError(f"{path}: nothing to merge into: no necks (vision_backbone.convs) in it; is it a sam3.pt?")
+    host = Host(max(channels), _PATCH, _IMAGE_SIZE)
+    student = read_student(source, host)
+    names = {name: target + original_student_name(name) for name in student.info}
+    kept, removed, added = _tables(teacher, student, names, replace)
+    _check_shapes(student, host, kept, path)
+    unknown = [n for n in kept if n.startswith("detector.") and not hf_names(n)]
+    notes = [] if teacher.wrapped else ['the teacher\'s file had no "model" wrapper; the merged one has']
+    if unknown:
+        notes.append(f"{len(unknown)} kept detector tensors have no counterpart in Sam3Model, such as {unknown[0]}")
+    if student.config.image_size != host.image_size:
+        notes.append(f"the student was trained at {student.config.image_size} pixels; sam3.pt readers default to 1008")
+    report = MergeReport(
+        str(student.source),
+        str(path),
+        str(out),
+        "sam3.pt",
+        kept,
+        removed,
+        added,
+        as_json(student.config),
+        tuple(notes),
+    )
+    tensors = _Joined(teacher, student, kept, names)
+    with _staged(out) as temporary:
+        torch.save({"model": {name: tensors[name] for name in tensors}}, temporary)
+        _check_written(open_weights(temporary), tensors)
+        sidecar(out).write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    return report
+
+
+class _Joined(Mapping[str, Tensor]):
+    """The merged tensors by name, each read when it is asked for; the teacher's first."""
+
+    def __init__(self, teacher: Weights, student: Student, kept: Table, names: dict[str, str]) -> None:
+        self._teacher, self._student = teacher, student
+        self._own = {merged: name for name, merged in names.items()}
+        self.info: Table = {**kept, **{merged: student.info[name] for merged, name in self._own.items()}}
+
+    def __getitem__(self, name: str) -> Tensor:
+        own = self._own.get(name)
+        return self._teacher[name] if own is None else self._student.weights[own]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.info)
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+
+def _tables(teacher: Weights, student: Student, names: dict[str, str], replace: str) -> tuple[Table, Table, Table]:
+    """Kept, removed and added tensors; ``UserError`` for nothing to replace, residue of the ViT, or a clash."""
+    removed = {name: about for name, about in teacher.info.items() if name.startswith(replace)}
+    kept = {name: about for name, about in teacher.info.items() if name not in removed}
+    if not removed:
+        raise UserError(f"{teacher.source}: nothing to replace: no tensor starts with {replace!r}; wrong checkpoint?")
+    residue = [name for name in kept if is_vit_tensor(name)]
+    if residue:
+        raise UserError(
+            f"{teacher.source}: teacher residue: {len(residue)} tensors of its ViT are outside {replace!r} and would "
+            f"remain, such as {residue[0]}; give a --replace-prefix that covers them"
+        )
+    added = {merged: student.info[name] for name, merged in names.items()}
+    clash = sorted(set(added) & set(kept))
+    if clash:
+        raise UserError(f"{teacher.source}: {clash[0]} would be both kept and the student's; change --target-prefix")
+    return kept, removed, added
+
+
+def _check_shapes(student: Student, host: Host, kept: Mapping[str, TensorInfo], teacher: Path) -> None:
+    """The trunk gives what the heads read: channels (of the configuration and of each neck) and patch size."""
+    config = student.config
+    wanted = {"its configuration": host.hidden_size, **neck_inputs(kept)}
+    for where, channels in wanted.items():
+        if channels != config.hidden_size:
+            raise UserError(
+                f"{student.source}: shape conflict: the student gives {config.hidden_size} channels, but {where} of "
+                f"{teacher} reads {channels}; train the student against this teacher"
+            )
+    if config.patch_size != host.patch_size:
+        raise UserError(
+            f"{student.source}: shape conflict: the student has a cell every {config.patch_size} pixels, "
+            f"{teacher} one every {host.patch_size}"
+        )
+
+
+def _check_written(written: Weights, wanted: _Joined) -> None:
+    """The file holds every tensor that was meant, bit for bit."""
+    if written.info != wanted.info:
+        raise RuntimeError(f"{written.source}: what was written is not what was meant; nothing is kept of it")
+    for name in wanted:
+        if not torch.equal(_bits(written[name]), _bits(wanted[name])):
+            raise UserError(f"{written.source}: {name} reads back changed; check the disk and merge again")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def sidecar(path: Path) -> Path:
+    """Where the report of a merge lies: inside a folder, beside a file."""
+    return path / REPORT if path.is_dir() else path.with_name(f"{path.name}.{REPORT}")
+
+
+def _check_out(out: Path, into: Path) -> None:
+    if out.resolve() == into.resolve():
+        raise UserError(f"{out}: --out and --into are the same; the teacher is never overwritten")
+    if out.exists() and not sidecar(out).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: exists and no merge wrote it; choose another --out, or remove it first")
+    if out.exists() and out.is_dir() != into.is_dir():
+        raise UserError(f"{out}: holds an earlier merge of the other layout; choose another --out, or remove it first")
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A place beside ``out`` to write to; moved to ``out`` at the end, removed on any failure."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = out.with_name(f".{out.name}.partial")
+        _remove(temporary)
+        try:
+            yield temporary
+            old = out.with_name(f".{out.name}.old")
+            _remove(old)
+            if out.exists():
+                out.rename(old)
+            temporary.rename(out)
+            _remove(old)
+        finally:
+            _remove(temporary)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def merged_student(path: Path) -> dict[str, Any]:
+    """The student's configuration that a merge recorded for ``path``."""
+    if not sidecar(path).is_file():
+        raise UserError(f"{sidecar(path)}: missing; without it the student inside {path} cannot be built")
+    return read_json(sidecar(path))["student"]

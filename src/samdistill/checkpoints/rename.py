@@ -1,0 +1,234 @@
+"""The original ``sam3.pt`` names of the detector and transformers' ``Sam3Model`` names, translated in both directions.
+
+One table of (original, transformers) name beginnings; ``{i}`` stands for a number and whatever follows a beginning is
+kept. Beside the names, three values differ: the original position embedding starts with a class token, the text
+projection is transposed, and every attention keeps query, key and value fused in one tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..types import UserError
+from .layout import DETECTOR
+
+_TRUNK, _VIT = "backbone.vision_backbone.trunk.", "vision_encoder.backbone."
+_CONVS, _NECK = "backbone.vision_backbone.convs.", "vision_encoder.neck.fpn_layers."
+_LANGUAGE, _TEXT = "backbone.language_backbone.encoder.", "text_encoder."
+_BLOCK, _TEXT_LAYER = f"{_LANGUAGE}transformer.resblocks.{{i}}.", f"{_TEXT}text_model.encoder.layers.{{i}}."
+_PARTS = ("q", "k", "v")
+
+# whole names whose value changes
+_POSITIONS = (f"{_TRUNK}pos_embed", f"{_VIT}embeddings.position_embeddings")
+_PROJECTION = (f"{_LANGUAGE}text_projection", f"{_TEXT}text_projection.weight")
+_WHOLE = (_POSITIONS, _PROJECTION,
+          (f"{_LANGUAGE}positional_embedding", f"{_TEXT}text_model.embeddings.position_embedding.weight"))  # fmt: skip
+
+_MODULES = [
+    (f"{_TRUNK}patch_embed.proj.", f"{_VIT}embeddings.patch_embeddings.projection."),
+    (f"{_TRUNK}ln_pre.", f"{_VIT}layer_norm."),
+    (f"{_TRUNK}blocks.{{i}}.norm1.", f"{_VIT}layers.{{i}}.layer_norm1."),
+    (f"{_TRUNK}blocks.{{i}}.norm2.", f"{_VIT}layers.{{i}}.layer_norm2."),
+    (f"{_TRUNK}blocks.{{i}}.attn.proj.", f"{_VIT}layers.{{i}}.attention.o_proj."),
+    (f"{_TRUNK}blocks.{{i}}.mlp.", f"{_VIT}layers.{{i}}.mlp."),
+    (f"{_CONVS}0.dconv_2x2_0.", f"{_NECK}0.scale_layers.0."),
+    (f"{_CONVS}0.dconv_2x2_1.", f"{_NECK}0.scale_layers.2."),
+    (f"{_CONVS}1.dconv_2x2.", f"{_NECK}1.scale_layers.0."),
+    (f"{_CONVS}{{i}}.conv_1x1.", f"{_NECK}{{i}}.proj1."),
+    (f"{_CONVS}{{i}}.conv_3x3.", f"{_NECK}{{i}}.proj2."),
+    ("backbone.language_backbone.resizer.", "text_projection."),
+    (f"{_LANGUAGE}token_embedding.", f"{_TEXT}text_model.embeddings.token_embedding."),
+    (f"{_LANGUAGE}ln_final.", f"{_TEXT}text_model.final_layer_norm."),
+    (f"{_BLOCK}attn.out_proj.", f"{_TEXT_LAYER}self_attn.out_proj."),
+    (f"{_BLOCK}ln_1.", f"{_TEXT_LAYER}layer_norm1."),
+    (f"{_BLOCK}ln_2.", f"{_TEXT_LAYER}layer_norm2."),
+    (f"{_BLOCK}mlp.c_fc.", f"{_TEXT_LAYER}mlp.fc1."),
+    (f"{_BLOCK}mlp.c_proj.", f"{_TEXT_LAYER}mlp.fc2."),
+    ("geometry_encoder.encode_norm.", "geometry_encoder.output_layer_norm."),
+    ("geometry_encoder.norm.", "geometry_encoder.prompt_layer_norm."),
+    ("geometry_encoder.img_pre_norm.", "geometry_encoder.vision_layer_norm."),
+    ("transformer.decoder.norm.", "detr_decoder.output_layer_norm."),
+    ("transformer.decoder.presence_token_out_norm.", "detr_decoder.presence_layer_norm."),
+    ("transformer.decoder.layers.{i}.norm1.", "detr_decoder.layers.{i}.vision_cross_attn_layer_norm."),
+    ("transformer.decoder.layers.{i}.norm2.", "detr_decoder.layers.{i}.self_attn_layer_norm."),
+    ("transformer.decoder.layers.{i}.norm3.", "detr_decoder.layers.{i}.mlp_layer_norm."),
+    ("transformer.decoder.layers.{i}.catext_norm.", "detr_decoder.layers.{i}.text_cross_attn_layer_norm."),
+    ("dot_prod_scoring.prompt_mlp.out_norm.", "dot_product_scoring.text_mlp_out_norm."),
+    ("dot_prod_scoring.prompt_proj.", "dot_product_scoring.text_proj."),
+    ("dot_prod_scoring.hs_proj.", "dot_product_scoring.query_proj."),
+    ("segmentation_head.mask_predictor.mask_embed.", "mask_decoder.mask_embedder."),
+    ("segmentation_head.instance_seg_head.", "mask_decoder.instance_projection."),
+    ("segmentation_head.semantic_seg_head.", "mask_decoder.semantic_projection."),
+    ("segmentation_head.cross_attn_norm.", "mask_decoder.prompt_cross_attn_norm."),
+    ("segmentation_head.pixel_decoder.", "mask_decoder.pixel_decoder."),
+]
+_MODULES += [
+    (f"{original}.linear{n}.", f"{ours}.mlp.fc{n}.")
+    for original, ours in (
+        ("geometry_encoder.encode.{i}", "geometry_encoder.layers.{i}"),
+        ("transformer.encoder.layers.{i}", "detr_encoder.layers.{i}"),
+        ("transformer.decoder.layers.{i}", "detr_decoder.layers.{i}"),
+    )
+    for n in (1, 2)
+]
+_MODULES += [
+    (f"{original}.norm{n}.", f"{ours}.layer_norm{n}.")
+    for original, ours in (
+        ("geometry_encoder.encode.{i}", "geometry_encoder.layers.{i}"),
+        ("transformer.encoder.layers.{i}", "detr_encoder.layers.{i}"),
+    )
+    for n in (1, 2, 3)
+]
+_MODULES += [  # small MLPs, numbered from 0 there and from 1 here
+    (f"{original}.layers.{n}.", f"{ours}.layer{n + 1}.")
+    for original, ours in (
+        ("transformer.decoder.bbox_embed", "detr_decoder.box_head"),
+        ("transformer.decoder.presence_token_head", "detr_decoder.presence_head"),
+        ("transformer.decoder.ref_point_head", "detr_decoder.ref_point_head"),
+        ("transformer.decoder.boxRPB_embed_x", "detr_decoder.box_rpb_embed_x"),
+        ("transformer.decoder.boxRPB_embed_y", "detr_decoder.box_rpb_embed_y"),
+        ("dot_prod_scoring.prompt_mlp", "dot_product_scoring.text_mlp"),
+    )
+    for n in (0, 1, 2)
+]
+_MODULES += [
+    (f"geometry_encoder.{name}.", f"geometry_encoder.{name}.")
+    for name in ("label_embed", "cls_embed", "boxes_direct_project", "boxes_pool_project", "boxes_pos_enc_project",
+                 "final_proj")
+]  # fmt: skip
+_MODULES += [
+    (f"transformer.decoder.{name}.", f"detr_decoder.{name}.")
+    for name in ("query_embed", "reference_points", "presence_token")
+]
+
+# torch.nn.MultiheadAttention: in_proj_weight and in_proj_bias fused; and its output projection
+_ATTENTIONS = [
+    ("geometry_encoder.encode.{i}.self_attn", "geometry_encoder.layers.{i}.self_attn"),
+    ("geometry_encoder.encode.{i}.cross_attn_image", "geometry_encoder.layers.{i}.cross_attn"),
+    ("transformer.encoder.layers.{i}.self_attn", "detr_encoder.layers.{i}.self_attn"),
+    ("transformer.encoder.layers.{i}.cross_attn_image", "detr_encoder.layers.{i}.cross_attn"),
+    ("transformer.decoder.layers.{i}.self_attn", "detr_decoder.layers.{i}.self_attn"),
+    ("transformer.decoder.layers.{i}.cross_attn", "detr_decoder.layers.{i}.vision_cross_attn"),
+    ("transformer.decoder.layers.{i}.ca_text", "detr_decoder.layers.{i}.text_cross_attn"),
+    ("segmentation_head.cross_attend_prompt", "mask_decoder.prompt_cross_attn"),
+]
+_MODULES += [(f"{original}.out_proj.", f"{ours}.o_proj.") for original, ours in _ATTENTIONS]
+# fused beginning; beginning of each third, with {p} for q, k or v
+_FUSED = [
+    (f"{_TRUNK}blocks.{{i}}.attn.qkv.", f"{_VIT}layers.{{i}}.attention.{{p}}_proj."),
+    (f"{_BLOCK}attn.in_proj_", f"{_TEXT_LAYER}self_attn.{{p}}_proj."),
+    *((f"{original}.in_proj_", f"{ours}.{{p}}_proj.") for original, ours in _ATTENTIONS),
+]
+TABLE: tuple[tuple[str, str], ...] = (*_WHOLE, *_FUSED, *_MODULES)
+"""Every row, original beginning first."""
+
+
+class _Row(NamedTuple):
+    pattern: re.Pattern[str]
+    target: str
+    fused: bool
+
+
+def _compile(source: str, target: str, fused: bool, whole: bool) -> _Row:
+    pattern = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", "(?P<p>[qkv])")
+    return _Row(re.compile(f"^{pattern}(?P<rest>{'' if whole else '[^.].*'})$"), target, fused)
+
+
+_TO_HF = [_compile(a, b, (a, b) in _FUSED, (a, b) in _WHOLE) for a, b in TABLE]
+_TO_ORIGINAL = [_compile(b, a, (a, b) in _FUSED, (a, b) in _WHOLE) for a, b in TABLE]
+
+
+def _match(name: str, rows: list[_Row]) -> tuple[_Row, dict[str, str]] | None:
+    for row in rows:
+        found = row.pattern.match(name)
+        if found:
+            return row, found.groupdict()
+    return None
+
+
+def hf_names(original: str) -> tuple[str, ...]:
+    """The ``Sam3Model`` names an original name becomes: one, three for a fused one (q, k, v), none if unknown."""
+    found = _match(original.removeprefix(DETECTOR), _TO_HF)
+    if found is None:
+        return ()
+    row, groups = found
+    begin = row.target.replace("{i}", groups.get("i", ""))
+    parts = _PARTS if row.fused else ("",)
+    return tuple(begin.replace("{p}", p) + groups["rest"] for p in parts)
+
+
+def original_name(hf: str) -> tuple[str, int | None] | None:
+    """The original name (with ``detector.``) of a ``Sam3Model`` name, and which third of it; None if unknown."""
+    found = _match(hf, _TO_ORIGINAL)
+    if found is None:
+        return None
+    row, groups = found
+    name = DETECTOR + row.target.replace("{i}", groups.get("i", "")) + groups["rest"]
+    return name, _PARTS.index(groups["p"]) if row.fused else None
+
+
+def to_hf(state: Mapping[str, Tensor], names: Iterable[str] | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """Original tensors under ``Sam3Model`` names, as views where the value allows, and the names left over.
+
+    ``names`` limits the work to some of the state, so that a lazily read checkpoint reads only those. Left over in a
+    published file: the tracker, ``freqs_cis`` buffers (recomputed) and the geometry encoder's ``points_*``.
+    """
+    renamed: dict[str, Tensor] = {}
+    left: list[str] = []
+    for name in state if names is None else names:
+        targets = hf_names(name)
+        if not targets:
+            left.append(name)
+            continue
+        value = state[name]
+        bare = name.removeprefix(DETECTOR)
+        if bare == _POSITIONS[0]:
+            value = without_class_token(value, name)
+        elif bare == _PROJECTION[0]:
+            value = value.T.contiguous()
+        if len(targets) == 3 and (value.ndim == 0 or value.shape[0] % 3):
+            raise UserError(f"{name}: shape {tuple(value.shape)} does not split into query, key and value")
+        renamed.update(zip(targets, value.chunk(3) if len(targets) == 3 else (value,), strict=True))
+    return renamed, left
+
+
+def to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """``Sam3Model`` tensors under the names of ``sam3.pt`` (with ``detector.``), and the names left over.
+
+    The class token of the position embedding is not in ``Sam3Model``; its row is zero.
+    """
+    renamed: dict[str, Tensor] = {}
+    thirds: dict[str, dict[int, Tensor]] = {}
+    left: list[str] = []
+    for name, value in state.items():
+        found = original_name(name)
+        if found is None:
+            left.append(name)
+            continue
+        target, third = found
+        if third is not None:
+            thirds.setdefault(target, {})[third] = value
+        elif name == _POSITIONS[1]:
+            renamed[target] = torch.cat([torch.zeros_like(value[:, :1]), value], 1)
+        else:
+            renamed[target] = value.T.contiguous() if name == _PROJECTION[1] else value
+    for target, found_thirds in thirds.items():
+        if sorted(found_thirds) != [0, 1, 2]:
+            raise UserError(f"{target}: needs query, key and value, but one of them is missing")
+        renamed[target] = torch.cat([found_thirds[i] for i in range(3)])
+    return renamed, left
+
+
+def without_class_token(positions: Tensor, name: str) -> Tensor:
+    """(1, 1 + n, c) to (1, n, c) where n is a square; a table without the extra row passes unchanged."""
+    if positions.ndim != 3:
+        raise UserError(f"{name}: shape {tuple(positions.shape)} is no position embedding (1, patches, channels)")
+    patches = positions.shape[1]
+    if round((patches - 1) ** 0.5) ** 2 == patches - 1:
+        return positions[:, 1:]
+    return positions

@@ -1,0 +1,127 @@
+"""Reading a trained student: the folder ``save_pretrained`` wrote, a run that has one, or a checkpoint of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ..students import StudentTrunk, StudentTrunkConfig
+from ..types import UserError
+from .files import TORCH_SUFFIXES, TensorInfo, load_torch, open_weights, read_json
+from .layout import ORIGINAL_STUDENT, STUDENT
+from .loading import compare
+
+_ORIGINAL_BACKBONE, _BACKBONE = "backbone.model.", "backbone."
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a teacher's heads ask of the trunk they sit on. image_size is that of the teacher's own inputs."""
+
+    hidden_size: int
+    patch_size: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student's configuration and its tensors by their own names."""
+
+    source: Path
+    config: StudentTrunkConfig
+    weights: Mapping[str, Tensor]
+    info: dict[str, TensorInfo]
+
+
+def read_student(source: Path, host: Host) -> Student:
+    """The student in ``source``, complete and of the shapes its configuration asks for, or ``UserError``.
+
+    source: a folder with ``config.json`` and ``model.safetensors``; a run folder with such a folder ``student/``; or a
+    ``ckpt_epoch_{n}.pt``, whose averaged weights are taken where it has them and whose geometry is the ``host``'s.
+    """
+    if source.is_file() and source.suffix in TORCH_SUFFIXES:
+        student = _from_checkpoint(source, host)
+    elif source.is_file() and (source.parent / "config.json").is_file():
+        student = _from_folder(source.parent)
+    elif source.is_dir():
+        student = _from_folder(source if (source / "config.json").is_file() else _in_run(source))
+    else:
+        raise UserError(f"{source}: no student here: give a run folder, its student/ folder or a ckpt_epoch_*.pt")
+    compare(student.info, expected(student.config), str(student.source), f"the student {student.config.backbone}")
+    return student
+
+
+def expected(config: StudentTrunkConfig) -> dict[str, TensorInfo]:
+    """Names, shapes and dtypes of a student's tensors, found without memory for them."""
+    with torch.device("meta"):
+        return {name: TensorInfo.of(tensor) for name, tensor in StudentTrunk(config).state_dict().items()}
+
+
+def original_student_name(name: str) -> str:
+    """A student's tensor under the published prefix of ``sam3.pt``: timm's keys gain ``model.``, the head's do not."""
+    return _ORIGINAL_BACKBONE + name.removeprefix(_BACKBONE) if name.startswith(_BACKBONE) else name
+
+
+def student_name(original: str) -> str:
+    """The inverse of ``original_student_name``."""
+    if original.startswith(_ORIGINAL_BACKBONE):
+        return _BACKBONE + original.removeprefix(_ORIGINAL_BACKBONE)
+    return original
+
+
+def student_tensors(state: Mapping[str, Tensor], prefix: str = ORIGINAL_STUDENT) -> dict[str, str]:
+    """In a merged ``sam3.pt``: the student's own name of each of its tensors, to the name it has there."""
+    return {student_name(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
+
+
+def _in_run(run: Path) -> Path:
+    if (run / "student" / "config.json").is_file():
+        return run / "student"
+    checkpoints = sorted(run.glob("ckpt_epoch_*.pt"), key=lambda p: p.stat().st_mtime)
+    if checkpoints:
+        raise UserError(f"{run}: this run has not finished (no student/); resume it, or merge {checkpoints[-1]}")
+    raise UserError(f"{run}: not a run with a student (no student/ and no config.json in it)")
+
+
+def _from_folder(folder: Path) -> Student:
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") != STUDENT:
+        raise UserError(f"{folder}: not a student but a {raw.get('model_type')!r} model; give the run that trained one")
+    weights = open_weights(folder)
+    return Student(folder, student_config(raw, folder / "config.json"), weights, weights.info)
+
+
+def _from_checkpoint(path: Path, host: Host) -> Student:
+    content = load_torch(path)
+    model, text = content.get("model"), content.get("config")
+    if not isinstance(model, dict) or not isinstance(text, str):
+        raise UserError(f"{path}: not a checkpoint of a training run (no 'model' and 'config' in it)")
+    try:
+        run: dict[str, Any] = yaml.safe_load(text)
+        size = run["teacher"].get("image_size") or host.image_size
+        raw: dict[str, Any] = {key: run["student"][key] for key in ("backbone", "head")}
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: its 'config' is not that of a samdistill run") from None
+    raw |= {"hidden_size": host.hidden_size, "patch_size": host.patch_size, "image_size": size}
+    weights: dict[str, Tensor] = {**model, **(content.get("ema") or {})}
+    return Student(path, student_config(raw, path), weights, {k: TensorInfo.of(v) for k, v in weights.items()})
+
+
+def as_json(config: StudentTrunkConfig) -> dict[str, Any]:
+    """A configuration as its ``config.json`` holds it."""
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def student_config(raw: dict[str, Any], where: Path) -> StudentTrunkConfig:
+    """A student's configuration from its JSON, or a ``UserError`` that names ``where``."""
+    try:
+        return StudentTrunkConfig.from_dict(dict(raw))
+    except (TypeError, ValueError) as error:  # includes the strict dataclass's errors
+        raise UserError(f"{where}: not a readable student configuration: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,152 @@
+"""``samdistill VERB``: parses, calls the package's function of the same name, prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .types import UserError
+
+INTERRUPTED = 130
+
+
+def _config_verb(verbs: argparse._SubParsersAction, name: str, text: str, *, as_json: bool = False,
+                 parallel: bool = False) -> argparse.ArgumentParser:  # fmt: skip
+    verb = verbs.add_parser(name, help=text, description=text)
+    verb.add_argument("config", help="a YAML file, or a packaged recipe such as encoder/es_rv_m")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
+    if as_json:
+        verb.add_argument("--json", action="store_true", help="print JSON")
+    if parallel:
+        verb.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (torchrun)")
+    return verb
+
+
+def _data_verbs(verbs: argparse._SubParsersAction) -> None:
+    prepare = verbs.add_parser("prepare", help="build a data set's tree from what was downloaded")
+    prepare.add_argument("dataset", choices=["sa1b"])
+    prepare.add_argument("source", type=Path, metavar="SRC", help="a folder of extracted files or .tar shards")
+    prepare.add_argument("target", type=Path, metavar="DST")
+    prepare.add_argument("--val-fraction", type=float, default=0.01)
+    sandbox = verbs.add_parser("sandbox", help="the rendered world and its teachers")
+    actions = sandbox.add_subparsers(dest="action", required=True, metavar="ACTION")
+    render = actions.add_parser("render", help="write a rendered SA-1B tree and COCO file")
+    render.add_argument("target", type=Path, metavar="DIR")
+    render.add_argument("--train", type=int, default=2000, metavar="N", help="training scenes (2000)")
+    render.add_argument("--val", type=int, default=128, metavar="N", help="held-out scenes (128)")
+    render.add_argument("--size", type=int, default=168, metavar="PX", help="side of a scene (168)")
+    render.add_argument("--seed", type=int, default=10)
+    render.add_argument("--format", choices=["sa1b", "coco"], default="sa1b")
+    teacher = actions.add_parser("train-teacher", help="train a bundled teacher on scenes rendered on the fly")
+    teacher.add_argument("name", metavar="NAME", help="tracker")
+    teacher.add_argument("--out", type=Path, default=Path("runs/teacher"))
+    teacher.add_argument("--steps", type=int, default=8000, help="optimiser steps (8000)")
+    teacher.add_argument("--batch-size", type=int, default=8, help="scenes a step (8)")
+    teacher.add_argument("--lr", type=float, default=1e-3)
+    teacher.add_argument("--resume", action="store_true", help="go on from --out's last checkpoint")
+    teacher.add_argument("--weights", type=Path, help="start from this teacher instead of from scratch")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="samdistill", description="Distil the Segment Anything family.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    demo = verbs.add_parser("demo", help="the whole road on rendered scenes, offline, in minutes")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"))
+    run = verbs.add_parser("run", help="the whole road on your own photographs")
+    run.add_argument("images", type=Path, help="a folder of photographs, an SA-1B tree or a COCO folder")
+    run.add_argument("overrides", nargs="*", metavar="key=value")
+    run.add_argument("--teacher", required=True, help="a SAM 3 folder, hub id or sam3.pt; or 'sandbox'")
+    run.add_argument("--student", required=True, help="es_rv_m, or any timm model")
+    run.add_argument("--out", type=Path, required=True)
+    models = verbs.add_parser("models", help="the students beside their teacher")
+    models.add_argument("name", nargs="?")
+    models.add_argument("--json", action="store_true")
+    _config_verb(verbs, "plan", "shapes, parameters, disk, memory and steps, before anything is spent", as_json=True)
+    _config_verb(verbs, "check", "per loss term: value, weight, gradient norm at the student", as_json=True)
+    cache = _config_verb(verbs, "cache", "write the teacher's embeddings; resumes", parallel=True)
+    cache.add_argument("--verify", action="store_true", help="check every record and recompute a sample")
+    train = _config_verb(verbs, "train", "train the student on the cache", parallel=True)
+    train.add_argument("--resume", type=Path, metavar="RUN", help="a run folder to go on with")
+    merge = verbs.add_parser("merge", help="put a trained trunk into its teacher's place")
+    merge.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
+    merge.add_argument("--into", required=True, metavar="TEACHER")
+    merge.add_argument("--out", type=Path, required=True, metavar="PATH")
+    merge.add_argument("--target-prefix", metavar="P", help="where student keys go")
+    merge.add_argument("--replace-prefix", metavar="P", help="teacher keys to drop")
+    inspect = verbs.add_parser("inspect", help="what a checkpoint, run or store holds")
+    inspect.add_argument("path", type=Path)
+    inspect.add_argument("--json", action="store_true")
+    evaluate = verbs.add_parser("evaluate", help="mIoU, agreement, features, size and speed of a model")
+    evaluate.add_argument("model", type=Path, help="a merged folder, or a run that holds one")
+    evaluate.add_argument("data", type=Path)
+    evaluate.add_argument("--teacher", help="compare with this teacher")
+    evaluate.add_argument("--prompts", default="box,point,refine", help="of box, point, refine (all)")
+    evaluate.add_argument("--images", type=int, metavar="N", help="at most N images")
+    evaluate.add_argument("--json", action="store_true")
+    _data_verbs(verbs)
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """argparse, with key=value overrides allowed anywhere after the config."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    stray = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "overrides")]
+    if stray:
+        parser.error(f"unrecognised: {' '.join(stray)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _dispatch(args: argparse.Namespace) -> int:
+    from .verbs import show  # imported here: `samdistill --help` must not wait for torch
+
+    verb = {
+        "plan": show.plan, "check": show.check, "cache": show.cache, "train": show.train, "models": show.models,
+        "merge": show.merge, "inspect": show.inspect, "evaluate": show.evaluate, "prepare": show.prepare,
+        "sandbox": show.sandbox, "run": show.run, "demo": show.demo,
+    }[args.verb]  # fmt: skip
+    return verb(args)
+
+
+def message(error: BaseException) -> str:
+    """The error's own words: an error that crossed from a loader's worker process arrives wrapped in a traceback."""
+    text = str(error)
+    marker = "UserError: "
+    return text[text.rindex(marker) + len(marker) :].strip() if "Original Traceback" in text else text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Exit codes: 0 done, 1 a check or verification failed, 2 a user's error, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = _parse(arguments)
+    try:
+        if getattr(args, "nproc", 1) > 1 and "LOCAL_RANK" not in os.environ:
+            from .engine import launch
+
+            return launch(args.nproc, arguments)
+        return _dispatch(args)
+    except UserError as error:
+        print(f"samdistill {args.verb}: {message(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"samdistill {args.verb}: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        return 1
+
+
+def print_json(value: object) -> None:
+    json.dump(value, sys.stdout, indent=2, default=str)
+    print()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,25 @@
+"""The engine: one training loop, its proof (`check_terms`) and its launcher."""
+
+from .check import CheckReport, TermReport, check_terms, default_device
+from .launch import is_worker, launch
+from .loop import FitResult, fit
+from .schedule import Schedule
+from .signals import Interrupted
+from .state import Checkpoint, newest
+from .tracking import read_lines
+
+__all__ = [
+    "CheckReport",
+    "Checkpoint",
+    "FitResult",
+    "Interrupted",
+    "Schedule",
+    "TermReport",
+    "check_terms",
+    "default_device",
+    "fit",
+    "is_worker",
+    "launch",
+    "newest",
+    "read_lines",
+]

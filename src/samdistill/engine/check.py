@@ -1,0 +1,109 @@
+"""Proof, before anything is spent, that every term reaches the student."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tasks.base import Task
+from ..types import Term, UserError
+from .schedule import GlobalBatches, Shard
+
+
+def default_device() -> torch.device:
+    """CUDA if there is one, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class TermReport:
+    """``grad_norm``: L2 norm, over all trainable parameters, of the gradient of ``weight * value``."""
+
+    name: str
+    value: float
+    weight: float
+    grad_norm: float
+
+    @property
+    def problem(self) -> str | None:
+        if not math.isfinite(self.value):
+            return f"term {self.name!r} is {self.value}"
+        if not math.isfinite(self.grad_norm):
+            return f"term {self.name!r} has a gradient of norm {self.grad_norm}"
+        if self.grad_norm == 0:
+            why = "its weight is 0" if self.weight == 0 else "it is detached from the student, or saturated"
+            return f"term {self.name!r} does not reach the student: {why}"
+        return None
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """``dead``: trainable parameters whose gradient is absent or exactly zero in every term of this batch."""
+
+    terms: tuple[TermReport, ...]
+    trainable: tuple[str, ...]
+    dead: tuple[str, ...]
+
+    @property
+    def problems(self) -> list[str]:
+        """One line per term that does not do its work."""
+        return [term.problem for term in self.terms if term.problem is not None]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"terms": [{"name", "value", "weight", "grad_norm"}], "trainable": [parameter names]}``."""
+        terms = [{"name": t.name, "value": t.value, "weight": t.weight, "grad_norm": t.grad_norm} for t in self.terms]
+        return {"terms": terms, "trainable": list(self.trainable)}
+
+
+def check_terms(
+    task: Task[Any], device: torch.device | str | None = None, batch_size: int = 4, seed: int = 0
+) -> CheckReport:
+    """Run one real batch through the student (in train mode, fp32) and differentiate every weighted term on its own.
+
+    ``batch_size`` shrinks to the data set; ``seed`` is that of the run, so it is the head of the run's first batch.
+    Raises ``UserError`` for an empty data set, no term, or a student without trainable parameters.
+    """
+    where = torch.device(device) if device is not None else default_device()
+    data = task.dataset(0)
+    items = len(data)  # type: ignore[arg-type]
+    if not items:
+        raise UserError("the data set is empty: there is no batch to check the loss terms on")
+    torch.manual_seed(seed)
+    student = task.build_student().to(where).train()
+    named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    if not named:
+        raise UserError("the student has no trainable parameter: every one is frozen")
+    first = next(iter(GlobalBatches(items, Shard(min(batch_size, items)), seed, epoch=0)))
+    terms = task.terms(student, task.to(task.collate([data[i] for i in first]), where))
+    if not terms:
+        raise UserError("the task gave no loss term")
+    reports, reached = [], torch.zeros(len(named), dtype=torch.bool)
+    for name, term in terms.items():
+        norms = _gradient_norms(term, [p for _, p in named])
+        reached |= norms != 0
+        total = torch.linalg.vector_norm(norms).item()
+        reports.append(TermReport(name, term.value.item(), float(term.weight), total))
+    names = tuple(name for name, _ in named)
+    return CheckReport(
+        tuple(reports), names, tuple(n for n, hit in zip(names, reached.tolist(), strict=True) if not hit)
+    )
+
+
+def _gradient_norms(term: Term, parameters: list[torch.nn.Parameter]) -> Tensor:
+    """Norm of the weighted term's gradient at each parameter, 0 where there is none; on the CPU."""
+    weighted = term.value * term.weight
+    if not weighted.requires_grad:
+        return torch.zeros(len(parameters))
+    grads = torch.autograd.grad(weighted, parameters, retain_graph=True, allow_unused=True)
+    zero = weighted.new_zeros((), dtype=torch.float32)
+    return torch.stack([zero if g is None else torch.linalg.vector_norm(g.detach().float()) for g in grads]).cpu()

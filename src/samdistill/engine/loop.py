@@ -1,0 +1,381 @@
+"""One training loop for every job, on Accelerate: any device, any number of ranks, stopped and resumed at will."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..config import TrainConfig
+from ..tasks.base import Task
+from ..types import UserError
+from .check import default_device
+from .norm import synchronise_batch_norm
+from .schedule import GlobalBatches, Schedule, Shard, stream_seed
+from .signals import Interrupted, StopSignal, outlive_signals
+from .state import (
+    INTERRUPT,
+    Checkpoint,
+    Ema,
+    capture_rng,
+    changed_keys,
+    gather,
+    newest,
+    on_main,
+    prune,
+    remove,
+    restore_rng,
+    seed_rng,
+    written,
+)
+from .tracking import Tracker, write_text
+
+_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+_RANK_0_FIRST = 5.0
+"""Seconds by which other ranks fail later, so that an error of all ranks is told once, by the one on the console."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A finished run. terms: values at the last step. seconds: of training, over all its parts, without saving and
+    validation. images_per_second: of this part; 0 when there was nothing left to do. student: a folder for
+    ``from_pretrained`` (averaged weights if EMA is on), None when the student is no Hugging Face model."""
+
+    steps: int
+    epochs: int
+    seconds: float
+    terms: dict[str, float]
+    checkpoint: Path
+    student: Path | None
+    images_per_second: float
+
+
+def fit(
+    task: Task[Any],
+    config: TrainConfig,
+    run_dir: Path,
+    resume: Path | bool = False,
+    workers: int = 2,
+    resolved: str = "",
+) -> FitResult:
+    """Train ``task``'s student; call it on every rank.
+
+    ``resume``: True goes on from the newest checkpoint in ``run_dir``, or starts if there is none; a path names a
+    checkpoint or a run folder. ``resolved``: the YAML of the whole run, saved as ``config.yaml`` and compared on resume
+    (see ``state.HARMLESS`` for the keys that may differ). ``workers``: loader processes per rank.
+
+    The run folder gets ``config.yaml``, ``log_rank{r}.txt``, ``metrics.jsonl`` (see ``Tracker``), ``tensorboard/``,
+    ``ckpt_epoch_{n}.pt`` after n epochs (the last ``config.keep``) and, at the end, ``student/``.
+
+    Stopping: the first SIGINT or SIGTERM finishes the step, saves and raises ``Interrupted`` (a ``SystemExit`` with
+    code 130); a second one aborts. Raises ``UserError`` for a batch that does not divide, too little data, fp16
+    without CUDA, a run folder that holds another run, a resume with changed settings, a term or gradient that is not
+    finite (before the weights are touched) and a disk that is full; the last good checkpoint always stays.
+    """
+    accelerator = _accelerator(config)
+    shard = Shard(config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes)
+    data = task.dataset(0)
+    items = len(data)  # type: ignore[arg-type]
+    schedule = Schedule.of(config, shard.steps_per_epoch(items))
+    source = on_main(lambda: _open_run(run_dir, resume, resolved))
+    saved = Checkpoint.load(source) if source else None
+    if saved and saved.items != items:
+        raise UserError(
+            f"{source}: trained on a data set of {saved.items} image(s), it now has {items}; "
+            "restore the data or start again with another output"
+        )
+    on_main(lambda: write_text(run_dir / "config.yaml", resolved))
+    start = saved.step if saved else 0
+    with Tracker(run_dir, shard.rank, schedule.total, start, config.log_every) as tracker:
+        try:
+            if source:
+                tracker.info(f"resumed from {source} at step {start} of {schedule.total}")
+            loop = _Loop(task, config, run_dir, workers, resolved, accelerator, shard, schedule, items, tracker, saved)
+            return loop.run()
+        except UserError as error:
+            tracker.log.error(str(error))
+            if shard.rank:
+                time.sleep(_RANK_0_FIRST)
+            raise
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.precision=fp16 needs a CUDA device (its loss scaling does); use bf16 or fp32 here")
+    AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run for ever
+    GradientState._reset_state()
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    kind = default_device().type
+    accelerator = Accelerator(
+        mixed_precision=_PRECISION[config.precision],
+        gradient_accumulation_steps=config.accumulate,
+        cpu=kind == "cpu" or (kind == "mps" and world > 1),  # unsaid, Accelerate leaves CPU ranks unconnected
+    )
+    if accelerator.num_processes != world:
+        raise RuntimeError(f"WORLD_SIZE={world}, but this process is one of {accelerator.num_processes}")
+    return accelerator
+
+
+def _open_run(run_dir: Path, resume: Path | bool, resolved: str) -> Path | None:
+    """On rank 0: make the folder, decide which checkpoint to start from, refuse what would lose or mix runs."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for torn in list(run_dir.glob("*.tmp")):  # left by a kill in the middle of a write
+        remove(torn)
+    here = newest(run_dir)
+    if resume is False:
+        source = None
+    elif resume is True or resume.is_dir():
+        source = newest(run_dir if resume is True else resume)
+        if source is None and resume is not True and not (resume / "config.yaml").exists():
+            raise UserError(f"{resume}: holds no run to resume (no checkpoint, no config.yaml)")
+    elif resume.is_file():
+        source = resume
+    else:
+        raise UserError(f"{resume}: no such run folder or checkpoint to resume from")
+    if here is not None and (source is None or source.resolve() != here.resolve()):
+        raise UserError(f"{run_dir}: holds a run ({here.name}); resume that with --resume, or use another output")
+    if here is None and (run_dir / "student").exists():
+        raise UserError(f"{run_dir}: holds a student but no checkpoint; move it away or use another output")
+    if source is not None:
+        changed = changed_keys(Checkpoint.load(source, mmap=True).config, resolved)
+        if changed:
+            raise UserError(
+                f"{source}: cannot resume with other settings: {', '.join(changed)}; "
+                "restore them or start again with another output"
+            )
+    return source
+
+
+def parameter_groups(student: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Everything that requires a gradient; matrices and kernels decay, biases and 1-D parameters (norms) do not."""
+    decayed, plain = [], []
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            (plain if parameter.ndim < 2 or name.endswith("bias") else decayed).append(parameter)
+    if not decayed and not plain:
+        raise UserError("the student has no trainable parameter: every one is frozen")
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class _Loop:
+    """The state of one call of ``fit``."""
+
+    def __init__(
+        self, task: Task[Any], config: TrainConfig, run_dir: Path, workers: int, resolved: str,
+        accelerator: Accelerator, shard: Shard, schedule: Schedule, items: int, tracker: Tracker,
+        saved: Checkpoint | None,
+    ) -> None:  # fmt: skip
+        self.task, self.config, self.run_dir, self.workers, self.resolved = task, config, run_dir, workers, resolved
+        self.accelerator, self.shard, self.schedule, self.items = accelerator, shard, schedule, items
+        self.tracker, self.device = tracker, accelerator.device
+        self.per_epoch = shard.steps_per_epoch(items)
+        seed_rng(config.seed)
+        self.student = self._build()
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.student, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps
+        )
+        if saved:
+            self.student.load_state_dict(saved.model)
+            optimizer.load_state_dict(saved.optimizer)
+        self.trainable = [p for p in self.student.parameters() if p.requires_grad]
+        self.ema = Ema(self.student, config.ema) if config.ema else None
+        self.model, self.optimizer = accelerator.prepare(self.student, optimizer)
+        self.step, self.terms, self.seconds, self.images = 0, dict[str, float](), 0.0, 0
+        self.weights = dict[str, float]()
+        seed_rng(stream_seed(config.seed, shard.rank))
+        if saved:
+            self._restore(saved)
+        self.earlier = self.seconds
+
+    def _build(self) -> nn.Module:
+        student = self.task.build_student().to(self.device)
+        if self.config.sync_bn and self.shard.world > 1:
+            student = synchronise_batch_norm(student, self.device)
+        if self.config.compile:
+            student.compile()  # in place: names of parameters stay, unlike torch.compile(student)
+        return student
+
+    def _restore(self, saved: Checkpoint) -> None:
+        self.step, self.terms, self.seconds = saved.step, saved.terms, saved.seconds
+        if self.ema is not None and saved.ema is not None:
+            self.ema.load(saved.ema)
+        if self.accelerator.scaler is not None and saved.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved.scaler)
+        if len(saved.rng) == self.shard.world:
+            restore_rng(saved.rng[self.shard.rank], self.device)
+        else:
+            seed_rng(stream_seed(self.config.seed, self.shard.rank, saved.step))
+            self.tracker.info(
+                f"saved on {len(saved.rng)} rank(s), resumed on {self.shard.world}: the batches stay the same, "
+                "random draws such as dropout do not"
+            )
+
+    def run(self) -> FitResult:
+        if self.step == self.schedule.total:
+            self.tracker.info(f"{self.run_dir}: the run is finished, nothing is left to train")
+        with StopSignal() as self.stop:
+            try:
+                for epoch in range(self.step // self.per_epoch, self.config.epochs):
+                    self._epoch(epoch)
+            except RuntimeError:
+                if self.shard.world > 1 and self.stop.arrives():  # a collective broke because another rank failed
+                    self.tracker.log.error("stopped, another rank failed", exc_info=True)
+                    raise SystemExit(1) from None  # that rank says what happened
+                raise
+        student = on_main(self._save_student)
+        ran = self.seconds - self.earlier
+        checkpoint = newest(self.run_dir)
+        assert checkpoint is not None
+        return FitResult(
+            self.step,
+            self.config.epochs,
+            self.seconds,
+            self.terms,
+            checkpoint,
+            student,
+            self.images / ran if ran else 0.0,
+        )
+
+    def _epoch(self, epoch: int) -> None:
+        data = self.task.dataset(epoch)
+        if len(data) != self.items:  # type: ignore[arg-type]
+            raise UserError(f"epoch {epoch} has {len(data)} image(s), the first had {self.items}: they must be equal")  # type: ignore[arg-type]
+        order = GlobalBatches(self.items, self.shard, self.config.seed, epoch, self.step % self.per_epoch)
+        generator = torch.Generator().manual_seed(stream_seed(self.config.seed, epoch))
+        loader = DataLoader(
+            data, batch_sampler=order, collate_fn=self.task.collate, num_workers=self.workers,
+            worker_init_fn=outlive_signals, generator=generator,
+        )  # fmt: skip
+        batches = iter(loader)
+        try:
+            self._steps(epoch, batches)
+        finally:
+            if self.workers:
+                batches._shutdown_workers()  # type: ignore[attr-defined] # a traceback would keep them alive
+        self._save(f"ckpt_epoch_{epoch + 1}.pt", epoch + 1)
+        self._validate(epoch + 1)
+
+    def _steps(self, epoch: int, batches: Any) -> None:
+        """What is left of an epoch."""
+        self.model.train()
+        stopping = False
+        clock = time.perf_counter()
+        while self.step < (epoch + 1) * self.per_epoch:
+            stopping = self._step(batches)
+            clock, before = time.perf_counter(), clock
+            self._record(epoch, clock - before)
+            if stopping and self.step < (epoch + 1) * self.per_epoch:
+                self._interrupt(INTERRUPT, epoch)
+        if stopping and self.step < self.schedule.total:
+            self._interrupt(f"ckpt_epoch_{epoch + 1}.pt", epoch + 1)
+
+    def _step(self, batches: Any) -> bool:
+        """One optimiser step. True when some rank was asked to stop."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(self.step)
+        values: Tensor | float = 0.0
+        for _ in range(self.config.accumulate):
+            batch = self.task.to(next(batches), self.device)
+            with self.accelerator.accumulate(self.model):
+                terms = self.task.terms(self.model, batch)
+                self.accelerator.backward(terms.total)
+            values = values + torch.stack([term.value.detach().float() for term in terms.values()])
+        norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip_norm or math.inf)
+        assert isinstance(values, Tensor) and norm is not None
+        asked = torch.tensor([float(self.stop.asked)], device=self.device)
+        local = torch.cat([values / self.config.accumulate, norm.detach().float().view(1).to(self.device), asked])
+        *figures, self.norm, stopping = self.accelerator.reduce(local, "mean").tolist()  # the step's one wait
+        self.weights = {name: float(term.weight) for name, term in terms.items()}
+        self.terms = dict(zip(terms, figures, strict=True))
+        self._require_finite()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.student, self.step)
+        self.step += 1
+        return stopping > 0
+
+    def _require_finite(self) -> None:
+        bad = [f"{name} = {value}" for name, value in self.terms.items() if not math.isfinite(value)]
+        if bad:
+            what = f"not finite: loss term {', '.join(bad)}"
+        elif not math.isfinite(self.norm) and self.accelerator.scaler is None:  # the scaler skips such a step itself
+            what = f"every loss term is finite but the gradient is not (norm {self.norm})"
+        else:
+            return
+        good = newest(self.run_dir)
+        kept = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        raise UserError(
+            f"step {self.step + 1}: {what}; stopped before the weights were changed, {kept}; "
+            "lower train.lr, or look at the data"
+        )
+
+    def _record(self, epoch: int, seconds: float) -> None:
+        self.seconds += seconds
+        self.images += self.config.batch_size
+        self.tracker.step({
+            "step": self.step, "epoch": epoch + 1, "terms": self.terms, "weights": self.weights,
+            "total": sum(value * self.weights[name] for name, value in self.terms.items()),
+            "lr": self.schedule(self.step - 1), "grad_norm": self.norm,
+            "images_per_second": self.config.batch_size / seconds, "seconds": self.seconds,
+        })  # fmt: skip
+
+    def _averaged(self) -> Any:
+        return self.ema.applied(self.student) if self.ema is not None else nullcontext()
+
+    def _validate(self, epoch: int) -> None:
+        streams = capture_rng(self.device)
+        self.student.eval()
+        with self._averaged():
+            figures = self.task.validate(self.student)
+        restore_rng(streams, self.device)
+        if figures:
+            self.tracker.validation(self.step, epoch, figures)
+
+    def _save(self, name: str, epochs_done: int) -> Path:
+        streams = gather(capture_rng(self.device))
+        scaler = self.accelerator.scaler
+
+        def write() -> Path:
+            path = self.run_dir / name
+            Checkpoint(
+                self.step, epochs_done, self.student.state_dict(), self.ema.shadow if self.ema else None,
+                self.optimizer.state_dict(), scaler.state_dict() if scaler else None, streams, self.resolved,
+                self.items, self.terms, self.seconds,
+            ).save(path)  # fmt: skip
+            if name != INTERRUPT:
+                prune(self.run_dir, self.config.keep)
+            return path
+
+        return on_main(write)
+
+    def _interrupt(self, name: str, epochs_done: int) -> None:
+        path = self._save(name, epochs_done)
+        self.tracker.info(
+            f"interrupted at step {self.step} of {self.schedule.total}, saved {path}; go on with --resume"
+        )
+        raise Interrupted(path)
+
+    def _save_student(self) -> Path | None:
+        """The final student as a folder, whole or not at all. Rank 0 alone calls it."""
+        hosts = sys.modules.get("transformers.modeling_utils")  # not imported: no instance of its classes either
+        if hosts is None or not isinstance(self.student, hosts.PreTrainedModel):
+            return None
+        path = self.run_dir / "student"
+        if not path.exists():
+            with self._averaged(), written(path) as aside:
+                self.student.save_pretrained(aside)
+        return path

@@ -1,0 +1,75 @@
+"""Batch norm over the whole micro-batch of all ranks, on a GPU and on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """The sum over ranks; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+class _Synced:
+    """Goes before a BatchNorm class in the method order: statistics of all ranks in training, the parent in eval.
+
+    torch's SyncBatchNorm has no CPU kernel; without this, two gloo ranks would not train like one process.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm: Any = self
+        if not norm.training:
+            return super().forward(x)  # type: ignore[misc]
+        axes = [0, *range(2, x.ndim)]
+        shape = (1, -1, *(1,) * (x.ndim - 2))
+        wide = x.float()
+        count = x.numel() / x.shape[1] * dist.get_world_size()  # the engine hands every rank an equal share
+        mean = _AllReduceSum.apply(wide.sum(axes)) / count
+        centred = wide - mean.view(shape)
+        var = _AllReduceSum.apply(centred.square().sum(axes)) / count
+        if norm.track_running_stats:
+            _update(norm, mean.detach(), var.detach() * (count / max(1.0, count - 1)))
+        out = centred * torch.rsqrt(var + norm.eps).view(shape)
+        if norm.affine:
+            out = out * norm.weight.view(shape) + norm.bias.view(shape)
+        out = out.to(x.dtype)
+        return norm.act(norm.drop(out)) if hasattr(norm, "act") else out  # timm's BatchNormAct2d
+
+
+@torch.no_grad()
+def _update(norm: Any, mean: Tensor, unbiased: Tensor) -> None:
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+
+
+def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` with every BatchNorm sharing its statistics across ranks; names of parameters and buffers stay.
+
+    On CUDA this is ``SyncBatchNorm`` (through timm, which knows its fused norm + activation layers).
+    """
+    if device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            kind = type(module)
+            module.__class__ = type(f"Synced{kind.__name__}", (_Synced, kind), {})
+    return model

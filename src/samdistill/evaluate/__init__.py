@@ -1,0 +1,19 @@
+"""Measure models side by side: features, prompted masks, agreement with the teacher, cost."""
+
+from ..inference.prompting import PROMPTS, PromptKind, Targets, prompted_masks
+from .agreement import PseudoObjects
+from .result import EvaluationResult, ModelRow, Panel, Picture
+from .runner import evaluate_models
+
+__all__ = [
+    "PROMPTS",
+    "EvaluationResult",
+    "ModelRow",
+    "Panel",
+    "Picture",
+    "PromptKind",
+    "PseudoObjects",
+    "Targets",
+    "evaluate_models",
+    "prompted_masks",
+]

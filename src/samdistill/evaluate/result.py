@@ -1,0 +1,190 @@
+"""What an evaluation found: one row per model, as data, as a table for the terminal and as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from rich.markup import escape
+from rich.table import Table
+
+from ..data.sources import BadInput
+
+DASH = "-"
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model. None, or a missing prompt kind, means that it was not measured.
+
+    trunk_parameters: the image trunk with its head, without the neck; parameters: the whole model.
+    trunk_gflops: of the trunk for one image, two per multiply-add. latency_ms: the vision encoder for one image.
+    cosine: cosine similarity of the trunk's embedding with the teacher's, mean over the cells that show image, then
+    over images. mse: squared error per element, averaged in the same way. miou: by prompt kind, mean over objects,
+    against ground truth. agreement: by prompt kind, mean IoU with the teacher's mask for the same object. kept: miou
+    as a share of the teacher's.
+    """
+
+    name: str
+    trunk_parameters: int
+    parameters: int
+    trunk_gflops: float | None = None
+    latency_ms: float | None = None
+    cosine: float | None = None
+    mse: float | None = None
+    miou: Mapping[str, float] = field(default_factory=dict)
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    kept: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One model's masks drawn on a picture. iou: mean over the objects drawn, against ``Picture.against``."""
+
+    title: str
+    image: UInt8[np.ndarray, "h w 3"]
+    iou: float | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the data set and the masks of everybody for the same prompts."""
+
+    key: str
+    prompt: str
+    against: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where and how the timings were taken."""
+
+    device: str
+    threads: int
+    repeats: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of the table: its group, its name in the group, and its text for each model (``DASH``: not measured)."""
+
+    group: str
+    name: str
+    cells: list[str]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Rows in the order the models were given, and what they were measured on.
+
+    teacher: the row that the others are compared with, if any. labelled: the objects are the annotated ones; else those
+    the teacher itself segments. objects: how many were asked for; objects_left_out: empty at the canvas' resolution,
+    or above the limit per image. skipped: inputs that could not be read, with the reason.
+    """
+
+    rows: tuple[ModelRow, ...]
+    teacher: str | None
+    prompts: tuple[str, ...]
+    labelled: bool
+    images: int
+    objects: int
+    objects_left_out: int
+    conditions: Conditions | None
+    skipped: tuple[BadInput, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return [row.name for row in self.rows]
+
+    def row(self, name: str) -> ModelRow:
+        return next(row for row in self.rows if row.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and mappings; everything but the pictures."""
+        return {
+            "teacher": self.teacher,
+            "labelled": self.labelled,
+            "images": self.images,
+            "objects": self.objects,
+            "objects_left_out": self.objects_left_out,
+            "prompts": list(self.prompts),
+            "models": [{**asdict(row), **_plain(row)} for row in self.rows],
+            "timing": None if self.conditions is None else asdict(self.conditions),
+            "skipped": [{"key": bad.key, "reason": bad.reason} for bad in self.skipped],
+        }
+
+    def measures(self) -> list[Measure]:
+        """What was measured, in reading order; each with one text per model. What nobody has is left out."""
+        rows = self.rows
+        found = [
+            Measure("cost", "trunk parameters", [f"{row.trunk_parameters / 1e6:.2f} M" for row in rows]),
+            Measure("cost", "all parameters", [f"{row.parameters / 1e6:.2f} M" for row in rows]),
+            Measure("cost", "trunk GFLOP per image", [_text(row.trunk_gflops, ".3g") for row in rows]),
+            Measure("cost", "encoder latency", [_text(row.latency_ms, ".3g", " ms") for row in rows]),
+            Measure("features", "cosine", [_text(row.cosine, ".4f") for row in rows]),
+            Measure("features", "MSE per element", [_text(row.mse, ".4g") for row in rows]),
+        ]
+        for kind in self.prompts:
+            found.append(Measure("mIoU with ground truth", kind, [_text(row.miou.get(kind), ".3f") for row in rows]))
+        for kind in self.prompts:
+            found.append(Measure("share of the teacher's mIoU", kind, [_percent(row.kept.get(kind)) for row in rows]))
+        for kind in self.prompts:
+            cells = [_text(row.agreement.get(kind), ".3f") for row in rows]
+            found.append(Measure("IoU with the teacher's masks", kind, cells))
+        return [measure for measure in found if any(cell != DASH for cell in measure.cells)]
+
+    def table(self) -> Table:
+        """For the terminal (rich): a column per model, a line per measure, so that it fits 80 characters."""
+        table = Table("", *map(escape, self.names), caption=self.caption(), caption_justify="left", caption_style="dim")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        group = ""
+        for measure in self.measures():
+            if measure.group != group:
+                table.add_section()
+                group = measure.group
+                table.add_row(f"[bold]{group}[/bold]")
+            table.add_row(f"  {measure.name}", *map(escape, measure.cells))
+        return table
+
+    def caption(self) -> str:
+        """One sentence on what the rows were measured on."""
+        said = "" if self.labelled else " that the teacher itself segments"
+        text = _count(self.images, "image")
+        if self.objects:
+            text += f", {_count(self.objects, 'object')}{said}"
+        elif self.prompts:
+            text += ", no object to ask for"
+        if self.objects_left_out:
+            text += f" ({self.objects_left_out} left out)"
+        if self.skipped:
+            text += f", {_count(len(self.skipped), 'unreadable input')} skipped"
+        if self.conditions is not None:
+            where = f"{self.conditions.device}, {_count(self.conditions.threads, 'thread')}"
+            text += (
+                f"; latency: vision encoder, one {self.conditions.image_size} px image, {where}, "
+                f"median of {_count(self.conditions.repeats, 'run')}"
+            )
+        return text + "."
+
+
+def _plain(row: ModelRow) -> dict[str, dict[str, float]]:
+    return {name: dict(getattr(row, name)) for name in ("miou", "agreement", "kept")}
+
+
+def _text(value: float | None, form: str, unit: str = "") -> str:
+    return DASH if value is None else format(value, form) + unit
+
+
+def _percent(value: float | None) -> str:
+    return _text(None if value is None else 100 * value, ".1f", " %")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,187 @@
+"""Run models side by side over a data set: features, masks, cost, pictures; one row per model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import PreTrainedModel, Sam3TrackerModel
+
+from ..data.prompts import pad_masks
+from ..data.sources import BadInput, Source
+from ..data.transforms import Geometry
+from ..inference.promptable import Embeddings, embed, embed_trunk
+from ..inference.prompting import PROMPTS, PromptKind, Targets, prompted_masks, prompts_at_once
+from ..types import ImageBatch, UserError
+from .agreement import PseudoObjects
+from .examples import evenly, load_batches, to_batch
+from .latency import encoder_latency
+from .pictures import MOST, picture
+from .result import EvaluationResult, Picture
+from .tally import Tally
+
+
+def evaluate_models(
+    models: Mapping[str, PreTrainedModel],
+    source: Source,
+    geometry: Geometry,
+    *,
+    teacher: str | None = None,
+    prompts: Sequence[PromptKind] = PROMPTS,
+    images: int | None = None,
+    batch_size: int = 4,
+    device: str | torch.device = "cpu",
+    max_objects: int = 64,
+    pictures: int = 6,
+    repeats: int = 9,
+    progress: Callable[[int], object] | None = None,
+) -> EvaluationResult:
+    """Measure ``models`` on the images of ``source``, all of them on the same prompts.
+
+    models: ``Sam3TrackerModel``s; a ``Sam3Model`` has no prompt decoder and gets feature metrics only. They are moved
+    to ``device``. teacher: the name of the model the others are compared with. Objects are the annotated ones, or on
+    unlabelled images those the teacher itself segments. images: at most so many, spread over the source's keys.
+    max_objects: per image. repeats: timing rounds, 0 leaves latency out. progress: called with how many images came
+    to be done since its last call.
+
+    Raises UserError where nothing could be measured: no readable image, no label and no teacher, another image size.
+    """
+    check_models(models, teacher, source, geometry)
+    promptable = {n: m for n, m in models.items() if isinstance(m, Sam3TrackerModel)}
+    kinds = tuple(kind for kind in PROMPTS if kind in prompts)
+    tally = Tally(teacher, source.labelled)
+    skipped, drawn = list(source.problems), list[Picture]()
+    with _evaluating(models, device):
+        batches = load_batches(source, geometry, evenly(source.keys, images), batch_size, max_objects, skipped)
+        for count, examples in batches:
+            if examples:
+                batch, masks, valid = (part.to(device) for part in to_batch(examples))
+                embedded = {n: embed(m, batch) for n, m in promptable.items()}
+                trunks = {n: embedded[n].trunk if n in embedded else embed_trunk(m, batch) for n, m in models.items()}
+                tally.add_features(batch, trunks, sum(example.left_out for example in examples))
+                targets = _targets(promptable, embedded, teacher, source.labelled, batch, masks, valid)
+                if targets is not None:
+                    _ask(promptable, embedded, targets, kinds, tally)
+                    drawn += _draw(promptable, embedded, targets, kinds, batch, tally, pictures, len(drawn))
+            if progress is not None:
+                progress(count)
+        if not tally.images:
+            raise UserError(_nothing_read(skipped))
+        latency, conditions = encoder_latency(models, geometry.image_size, repeats) if repeats else ({}, None)
+    return EvaluationResult(
+        rows=tuple(tally.row(name, model, latency.get(name)) for name, model in models.items()),
+        teacher=teacher,
+        prompts=kinds,
+        labelled=source.labelled,
+        images=tally.images,
+        objects=tally.objects,
+        objects_left_out=tally.left_out,
+        conditions=conditions,
+        skipped=tuple(skipped),
+        pictures=tuple(drawn),
+    )
+
+
+def check_models(
+    models: Mapping[str, PreTrainedModel], teacher: str | None, source: Source, geometry: Geometry
+) -> None:
+    """Refuse what could not be measured, before any work is done."""
+    if not models or (teacher is not None and teacher not in models):
+        raise ValueError(f"the teacher {teacher!r} has to be one of the models: {', '.join(models) or 'none given'}")
+    for name, model in models.items():
+        size = model.config.vision_config.backbone_config.image_size
+        if size != geometry.image_size:
+            raise UserError(
+                f"{name}: made for images of {size} px, the data are laid out at {geometry.image_size} px: "
+                "evaluate models of one image size together"
+            )
+        if teacher is None and not isinstance(model, Sam3TrackerModel):
+            raise UserError(
+                f"{name}: a {type(model).__name__} has no prompt decoder, so its masks cannot be measured with box or "
+                "point prompts: give its teacher to compare features, or evaluate the Sam3TrackerModel"
+            )
+    if teacher is None and not source.labelled:
+        raise UserError(
+            f"these images carry no masks, so {', '.join(models)} can only be measured against a teacher: give one"
+        )
+
+
+@torch.no_grad()
+def _targets(
+    promptable: Mapping[str, Sam3TrackerModel],
+    embedded: Mapping[str, Embeddings],
+    teacher: str | None,
+    labelled: bool,
+    batch: ImageBatch,
+    masks: Bool[Tensor, "b n s s"],
+    valid: Bool[Tensor, "b n"],
+) -> Targets | None:
+    """Annotated objects, or the teacher's own; None where there is nobody to ask or nothing to ask for."""
+    if not labelled:
+        if teacher not in promptable:
+            return None
+        masks, valid = pad_masks(PseudoObjects().find(promptable[teacher], embedded[teacher], batch))
+    if not promptable or not bool(valid.any()):
+        return None
+    return Targets.of(masks, valid, batch.valid((masks.shape[-2], masks.shape[-1])))
+
+
+def _ask(
+    promptable: Mapping[str, Sam3TrackerModel],
+    embedded: Mapping[str, Embeddings],
+    targets: Targets,
+    kinds: tuple[PromptKind, ...],
+    tally: Tally,
+) -> None:
+    """All models, a few objects at a time: full-size masks of a whole image would not fit."""
+    batch, _, height, width = targets.masks.shape
+    step = prompts_at_once(batch, (height, width))
+    for start in range(0, len(targets), step):
+        part = targets.part(start, start + step)
+        tally.add_masks(part, {n: prompted_masks(m, embedded[n], part, kinds) for n, m in promptable.items()})
+
+
+def _draw(
+    promptable: Mapping[str, Sam3TrackerModel],
+    embedded: Mapping[str, Embeddings],
+    targets: Targets,
+    kinds: tuple[PromptKind, ...],
+    batch: ImageBatch,
+    tally: Tally,
+    wanted: int,
+    done: int,
+) -> Iterator[Picture]:
+    """Pictures of the first images that have objects, the kinds of prompt in turn."""
+    for index in range(len(batch)):
+        if done >= wanted or not kinds:
+            return
+        if not bool(targets.valid[index].any()):
+            continue
+        kind, one = kinds[done % len(kinds)], targets.one_image(index, MOST)
+        found = {n: prompted_masks(m, embedded[n].one_image(index), one, (kind,))[kind] for n, m in promptable.items()}
+        height, width = batch.sizes[index].tolist()
+        against = None if tally.labelled else tally.teacher
+        yield picture(batch.keys[index], batch.images[index], (height, width), kind, one, found, against)
+        done += 1
+
+
+def _nothing_read(skipped: Sequence[BadInput]) -> str:
+    first = f"; the first: {skipped[0].key}: {skipped[0].reason}" if skipped else ""
+    return f"no image could be read, {len(skipped)} inputs skipped{first}"
+
+
+@contextmanager
+def _evaluating(models: Mapping[str, PreTrainedModel], device: str | torch.device) -> Iterator[None]:
+    """On ``device``, in eval mode and without gradients; training modes are put back afterwards."""
+    training = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.to(device).eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for name, model in models.items():
+            model.train(training[name])

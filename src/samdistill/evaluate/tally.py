@@ -1,0 +1,83 @@
+"""Running scores of an evaluation, and the row they make for each model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..inference.prompting import PromptKind, Targets
+from ..metrics.features import FeatureScores
+from ..metrics.masks import MaskScores
+from ..types import ImageBatch, UserError
+from .latency import parameters, trunk_gflops
+from .result import ModelRow
+
+
+@dataclass
+class Tally:
+    """Running scores over the data set; truth and agreed by model and kind of prompt."""
+
+    teacher: str | None
+    labelled: bool
+    images: int = 0
+    objects: int = 0
+    left_out: int = 0
+    features: dict[str, FeatureScores] = field(default_factory=lambda: defaultdict(FeatureScores))
+    truth: dict[str, dict[str, MaskScores]] = field(default_factory=lambda: defaultdict(_no_scores))
+    agreed: dict[str, dict[str, MaskScores]] = field(default_factory=lambda: defaultdict(_no_scores))
+
+    def add_features(self, batch: ImageBatch, trunks: Mapping[str, Float[Tensor, "b c gh gw"]], left_out: int) -> None:
+        """A batch of images; ``left_out`` of their objects are not asked for."""
+        self.images += len(batch)
+        self.left_out += left_out
+        if self.teacher is None:
+            return
+        target = trunks[self.teacher].cpu()
+        valid = batch.valid((target.shape[-2], target.shape[-1])).cpu()
+        for name in trunks.keys() - {self.teacher}:
+            trunk = trunks[name].cpu()
+            if trunk.shape != target.shape:
+                raise UserError(
+                    f"{name}: its trunk gives {tuple(trunk.shape[1:])} and {self.teacher}'s {tuple(target.shape[1:])}: "
+                    "features can only be compared with those of the teacher it was distilled from"
+                )
+            self.features[name] = self.features[name].update(trunk, target, valid)
+
+    def add_masks(self, targets: Targets, found: Mapping[str, Mapping[PromptKind, Bool[Tensor, "b n s s"]]]) -> None:
+        self.objects += int(targets.valid.sum())
+        reference = found.get(self.teacher) if self.teacher is not None else None
+        for name, by_kind in found.items():
+            for kind, masks in by_kind.items():
+                if self.labelled:
+                    self.truth[name][kind] = self.truth[name][kind].update(masks, targets.masks, targets.valid)
+                if reference is not None and name != self.teacher:
+                    self.agreed[name][kind] = self.agreed[name][kind].update(masks, reference[kind], targets.valid)
+
+    def row(self, name: str, model: PreTrainedModel, latency_ms: float | None) -> ModelRow:
+        features, miou = self.features[name].summary(), _miou(self.truth[name])
+        best = _miou(self.truth[self.teacher]) if self.teacher is not None and name != self.teacher else {}
+        return ModelRow(
+            name=name,
+            trunk_parameters=parameters(model.vision_encoder.backbone),
+            parameters=parameters(model),
+            trunk_gflops=trunk_gflops(model),
+            latency_ms=latency_ms,
+            cosine=features.get("cosine"),
+            mse=features.get("mse"),
+            miou=miou,
+            agreement=_miou(self.agreed[name]),
+            kept={kind: miou[kind] / best[kind] for kind in miou if best.get(kind)},
+        )
+
+
+def _no_scores() -> dict[str, MaskScores]:
+    return defaultdict(MaskScores)
+
+
+def _miou(scores: Mapping[str, MaskScores]) -> dict[str, float]:
+    return {kind: score.summary()["miou"] for kind, score in scores.items() if score.ious}

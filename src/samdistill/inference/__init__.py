@@ -1,0 +1,1 @@
+"""A model, an image, prompts in; masks out."""

@@ -1,0 +1,69 @@
+"""Terms between two feature grids, over the cells that lie on the image and not on padding.
+
+Both follow EfficientSAM3's encoder distillation. Everything is computed in float32, so half-precision features give
+the loss and the gradient of the same numbers. An image without a valid cell contributes 0 to the mean over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..registry import Registry
+
+FeatureLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+FEATURE_LOSSES: Registry[FeatureLoss] = Registry("feature loss")
+
+
+@FEATURE_LOSSES.register("mse")
+def masked_mse(
+    predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
+) -> Float[Tensor, ""]:
+    """Mean over images of the squared error summed over channels and valid cells, per valid cell.
+
+    The published normalisation: c times a per-element MSE.
+    """
+    _same_shape(predicted, target, valid)
+    with torch.autocast(predicted.device.type, enabled=False):
+        error = torch.where(valid[:, None], predicted.float() - target.float(), 0.0)
+        return _per_image((error**2).sum(1), valid)
+
+
+@FEATURE_LOSSES.register("cosine")
+def masked_cosine(
+    predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
+) -> Float[Tensor, ""]:
+    """Mean over images of 1 - cosine over channels, averaged over each image's valid cells. In 0..2.
+
+    Averaged per image before the batch, as ``masked_mse`` is, so that padding does not change an image's weight. A
+    vector shorter than 1e-6 has no direction: it counts as cosine 0, without a gradient (one over its length).
+    """
+    _same_shape(predicted, target, valid)
+    with torch.autocast(predicted.device.type, enabled=False):
+        keep = valid[:, None]
+        first, second = (_directions(torch.where(keep, x.float(), 0.0)) for x in (predicted, target))
+        cosine = (first * second).sum(1)
+        return _per_image(torch.where(valid, 1 - cosine, 0.0), valid)
+
+
+def _directions(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Unit vectors over channels; zeros, cut off from the gradient, where there is no direction."""
+    squares = (x**2).sum(1, keepdim=True)
+    some = squares > 1e-12
+    return torch.where(some, x / torch.where(some, squares, 1.0).sqrt(), 0.0)
+
+
+def _per_image(cells: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]) -> Float[Tensor, ""]:
+    """Mean of each image's valid cells (the others hold 0), then over the batch."""
+    return (cells.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)).mean()
+
+
+def _same_shape(predicted: Tensor, target: Tensor, valid: Tensor) -> None:
+    """Broadcasting would hide a wrong grid."""
+    if predicted.shape != target.shape or valid.shape != (predicted.shape[0], *predicted.shape[2:]):
+        raise ValueError(
+            f"features {tuple(predicted.shape)} and {tuple(target.shape)} with valid {tuple(valid.shape)} do not match"
+        )

@@ -1,0 +1,1 @@
+"""Metrics: pure functions and small accumulators, usable during training and after it."""

@@ -1,0 +1,76 @@
+"""The sandbox's teacher: a tiny SAM 3 tracker, how it starts, and its score on held-out scenes."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Sam3TrackerConfig, Sam3TrackerModel
+from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerAttention
+
+from ..inference.promptable import embed
+from ..inference.prompting import PROMPTS, PromptKind, Targets, prompted_masks
+from ..ops.masks import mask_iou
+from ..types import ImageBatch
+from .scenes import Scenes
+
+IMAGE_SIZE, PATCH = 126, 14
+HIDDEN = 128
+TRAIN_SEED, HELD_OUT_SEED = 1, 2
+
+
+def teacher_config() -> Sam3TrackerConfig:
+    """126 px, 6 layers of 192 (3M parameters, 6 MB in float16); every layer global, 81 tokens are few."""
+    grid = IMAGE_SIZE // PATCH
+    return Sam3TrackerConfig(
+        vision_config={
+            "model_type": "sam3_vision_model",
+            "backbone_config": {
+                "model_type": "sam3_vit_model", "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6,
+                "num_attention_heads": 6, "image_size": IMAGE_SIZE, "patch_size": PATCH, "window_size": grid,
+                "global_attn_indexes": list(range(6)), "pretrain_image_size": IMAGE_SIZE,
+            },
+            "fpn_hidden_size": HIDDEN,
+            "scale_factors": [4.0, 2.0, 1.0],
+            "backbone_feature_sizes": [[4 * grid] * 2, [2 * grid] * 2, [grid] * 2],
+        },
+        prompt_encoder_config={"hidden_size": HIDDEN, "image_size": IMAGE_SIZE, "patch_size": PATCH},
+        mask_decoder_config={
+            "hidden_size": HIDDEN, "mlp_dim": 512, "num_attention_heads": 4, "iou_head_hidden_dim": HIDDEN,
+            "dynamic_multimask_via_stability": False,  # only the single-mask token is trained
+        },
+    )  # fmt: skip
+
+
+def build_teacher(seed: int = 0) -> Sam3TrackerModel:
+    """A teacher to be trained from scratch.
+
+    transformers initialises for fine-tuning, and draws the prompt encoder's and the image's random Fourier features
+    apart although every checkpoint shares them: a point then means nothing to the decoder. They are made equal here.
+    Queries and keys of the attentions between tokens and image start equal too, so that each attends to its own
+    place, and linear layers get a variance that suits their width.
+    """
+    torch.manual_seed(seed)
+    model = Sam3TrackerModel(teacher_config())
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.2)
+    for name, module in model.mask_decoder.transformer.named_modules():
+        if isinstance(module, Sam3TrackerAttention) and "self_attn" not in name:
+            nn.init.orthogonal_(module.q_proj.weight, gain=1.5)
+            module.k_proj.weight.data.copy_(module.q_proj.weight.data)
+    model.shared_image_embedding.positional_embedding.copy_(model.prompt_encoder.shared_embedding.positional_embedding)
+    return model
+
+
+@torch.inference_mode()
+def score(model: Sam3TrackerModel, scenes: Scenes) -> dict[PromptKind, Float[Tensor, " objects"]]:
+    """IoU per annotated object for each kind of prompt."""
+    model.eval()
+    targets = Targets.of(scenes.masks, scenes.valid)
+    found = prompted_masks(model, embed(model, ImageBatch.full(scenes.images)), targets, PROMPTS)
+    return {kind: mask_iou(masks, scenes.masks)[scenes.valid] for kind, masks in found.items()}

@@ -1,0 +1,119 @@
+"""``samdistill sandbox train-teacher``: the engine over scenes rendered on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Sam3TrackerModel
+
+from ..config import TrainConfig
+from ..engine import default_device, fit
+from ..inference.promptable import load_promptable
+from ..tasks.base import Task
+from ..types import Terms
+from .objective import prompt_terms, teacher_terms
+from .scenes import Scenes, render_scenes
+from .teacher import HELD_OUT_SEED, IMAGE_SIZE, TRAIN_SEED, build_teacher, score
+
+EPOCH_STEPS = 250
+WARM_UP_STEPS = 200
+VALIDATION_SCENES, FINAL_SCENES = 64, 512
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """folder: float16 weights as a ``Sam3TrackerModel`` folder; miou: by prompt kind, on ``FINAL_SCENES``."""
+
+    folder: Path
+    steps: int
+    seconds: float
+    miou: dict[str, float]
+
+
+class SceneNumbers(Dataset[int]):
+    """The numbers of an epoch's scenes; no scene is ever seen twice."""
+
+    def __init__(self, count: int, epoch: int) -> None:
+        self.count, self.start = count, count * epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return self.start + index
+
+
+class TeacherTask(Task[Scenes]):
+    """Masks for boxes, points and corrective clicks. Runs on one process: it reaches into the model's parts."""
+
+    def __init__(self, batch_size: int, weights: Path | None = None) -> None:
+        self.batch_size, self.weights = batch_size, weights
+        self.generator: torch.Generator | None = None
+
+    def build_student(self) -> Sam3TrackerModel:
+        if self.weights is not None:
+            return load_promptable(self.weights).train()
+        model = build_teacher()
+        optimizer, generator = torch.optim.AdamW(model.parameters(), lr=1e-3), torch.Generator().manual_seed(1)
+        for _ in range(WARM_UP_STEPS):
+            prompt_terms(model, generator, 8, 3).total.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        return model
+
+    def dataset(self, epoch: int) -> SceneNumbers:
+        return SceneNumbers(EPOCH_STEPS * self.batch_size, epoch)
+
+    def collate(self, items: Sequence[int]) -> list[int]:
+        return list(items)
+
+    def to(self, batch: Sequence[int], device: torch.device) -> Scenes:
+        """Scenes are rendered where they are used. Their prompts are drawn from a stream that their numbers start."""
+        self.generator = torch.Generator(device).manual_seed(batch[0])
+        return render_scenes(batch, IMAGE_SIZE, TRAIN_SEED, device=device)
+
+    def terms(self, student: nn.Module, batch: Scenes) -> Terms:
+        assert isinstance(student, Sam3TrackerModel) and self.generator is not None
+        return teacher_terms(student, batch, self.generator)
+
+    def validate(self, student: nn.Module) -> dict[str, float]:
+        assert isinstance(student, Sam3TrackerModel)
+        return held_out_miou(student, VALIDATION_SCENES)
+
+
+def held_out_miou(model: Sam3TrackerModel, count: int) -> dict[str, float]:
+    """mIoU over all annotated objects of ``count`` scenes that no teacher was trained on."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for start in range(0, count, VALIDATION_SCENES):
+        numbers = range(start, min(start + VALIDATION_SCENES, count))
+        for kind, ious in score(model, render_scenes(numbers, IMAGE_SIZE, HELD_OUT_SEED, device=model.device)).items():
+            found.setdefault(kind, []).append(ious)
+    return {kind: torch.cat(ious).mean().item() for kind, ious in found.items()}
+
+
+def train_tracker(
+    out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None
+) -> TrainedTeacher:
+    """Train in ``out`` and write ``out/weights``; ``steps`` is rounded up to whole epochs of 250."""
+    train = TrainConfig(
+        epochs=-(-steps // EPOCH_STEPS), batch_size=batch_size, lr=lr, warmup_lr=1e-5, min_lr=lr / 100, lr_batch=None,
+        warmup_epochs=100 / EPOCH_STEPS, betas=(0.9, 0.98), clip_norm=1.0, keep=1,
+    )  # fmt: skip
+    resolved = yaml.safe_dump({"teacher": "tracker", "weights": str(weights), "train": train.model_dump(mode="json")})
+    result = fit(TeacherTask(batch_size, weights), train, out, resume=resume, workers=0, resolved=resolved)
+    assert result.student is not None
+    model = load_promptable(result.student).half()
+    model.save_pretrained(out / "weights")
+    miou = held_out_miou(load_promptable(out / "weights").float().to(default_device()), FINAL_SCENES)
+    return TrainedTeacher(out / "weights", result.steps, result.seconds, miou)
+
+
+TEACHERS: dict[str, Callable[[Path, int, int, float, bool, Path | None], TrainedTeacher]] = {"tracker": train_tracker}
+"""Trainers by name; the detection job adds heads on the same trunk."""

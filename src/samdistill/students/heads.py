@@ -1,0 +1,149 @@
+"""Heads: from a backbone's maps to the teacher's image embedding on the target grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..registry import Registry
+from .backbones import build_backbone, feature_maps, levels
+
+HEADS: Registry[type[nn.Module]] = Registry("head")
+"""``HEADS.get(name)(channels, hidden_size)``: channels of the maps, finest first. ``forward(maps, grid)`` gives
+(b, hidden_size, *grid)."""
+
+Grid = tuple[int, int]
+
+
+@HEADS.register("published")
+class PublishedHead(nn.Sequential):
+    """EfficientSAM3's head: Conv1x1-BN-GELU-Conv3x3 on the coarsest map, then bilinear to the grid.
+
+    The modules sit at 0, 1 and 3 so that its keys are the published ``head.{0,1,3}``.
+    """
+
+    def __init__(self, channels: Sequence[int], hidden_size: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels[-1], hidden_size, 1, bias=False),
+            nn.BatchNorm2d(hidden_size),
+            nn.GELU(),
+            nn.Conv2d(hidden_size, hidden_size, 3, padding=1),
+        )
+
+    def forward(self, maps: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid) -> Float[Tensor, "b d gh gw"]:
+        return F.interpolate(super().forward(maps[-1]), grid, mode="bilinear", align_corners=False)
+
+
+class FusionBlock(nn.Module):
+    """Residual depthwise 5x5, normalised, then an inverted bottleneck of twice the width (ConvNeXt with BatchNorm)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(width, width, 5, padding=2, groups=width, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.expand = nn.Conv2d(width, 2 * width, 1)
+        self.project = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Float[Tensor, "b w gh gw"]) -> Float[Tensor, "b w gh gw"]:
+        return x + self.project(F.gelu(self.expand(self.norm(self.spatial(x)))))
+
+
+@HEADS.register("fused")
+class FusedHead(nn.Module):
+    """Every map from stride 4 to 32, projected to one width and summed on the target grid, then mixed there.
+
+    At 1008 px the maps are 252, 126, 63 and 32 wide and the grid 72: detail that the coarsest map has lost comes from
+    the finer three. Width is a quarter of 1024 channels, and half of anything below 512, so that the head stays
+    smaller than ``published`` at every size. The last convolution is plain: the target is a raw regression value.
+    """
+
+    def __init__(self, channels: Sequence[int], hidden_size: int) -> None:
+        super().__init__()
+        width = min(256, max(hidden_size // 2, 1))
+        self.laterals = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.BatchNorm2d(width)) for c in channels
+        )
+        self.blocks = nn.Sequential(FusionBlock(width), FusionBlock(width))
+        self.output = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 1, bias=False),
+            nn.BatchNorm2d(2 * width),
+            nn.GELU(),
+            nn.Conv2d(2 * width, hidden_size, 1),
+        )
+
+    def forward(self, maps: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid) -> Float[Tensor, "b d gh gw"]:
+        fused = None
+        for lateral, x in zip(self.laterals, maps, strict=True):
+            finer = x.shape[-2] > grid[0]
+            level = lateral(to_grid(x, grid)) if finer else to_grid(lateral(x), grid)  # project where pixels are fewer
+            fused = level if fused is None else fused + level
+        return self.output(self.blocks(fused))
+
+
+def to_grid(x: Float[Tensor, "b c h w"], grid: Grid) -> Float[Tensor, "b c gh gw"]:
+    """Resize with pixel centres aligned; a map more than twice too fine is averaged, so that no pixel is skipped.
+
+    Bilinear and average pooling alone, which every exporter knows (antialiased and adaptive resizing are not).
+    """
+    factor = max(1, min(x.shape[-2] // grid[0], x.shape[-1] // grid[1]))
+    size = (grid[0] * factor, grid[1] * factor)
+    if x.shape[-2:] != size:
+        x = F.interpolate(x, size, mode="bilinear", align_corners=False)
+    return F.avg_pool2d(x, factor) if factor > 1 else x
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """What one head costs on one backbone. gflops: a multiply-add is two. milliseconds: median of one forward."""
+
+    head: str
+    params: int
+    gflops: float
+    milliseconds: float
+
+
+@torch.inference_mode()
+def compare_heads(
+    backbone: str, hidden_size: int = 1024, image_size: int = 1008, repeats: int = 5, device: str = "cpu"
+) -> list[HeadCost]:
+    """Parameters, work and latency of every registered head behind ``backbone``, for one image, in eval mode.
+
+    Only the head is timed; the maps it gets are random, with the shapes the backbone gives. Rounds alternate between
+    the heads, so that a busy machine slows them alike.
+    """
+    net = build_backbone(backbone, image_size).eval()
+    wanted, grid = levels(net), (image_size // 14, image_size // 14)
+    shapes = [
+        m.shape for m in feature_maps(net.to("meta"), wanted, torch.empty(1, 3, image_size, image_size, device="meta"))
+    ]
+    maps = [torch.randn(shape, device=device) for shape in shapes]
+    heads = {name: HEADS.get(name)([w.channels for w in wanted], hidden_size).to(device).eval() for name in HEADS}
+    seconds: dict[str, list[float]] = {name: [] for name in heads}
+    for _ in range(repeats + 1):
+        for name, head in heads.items():
+            stamps = [_now(device)]
+            head(maps, grid)
+            stamps.append(_now(device))
+            seconds[name].extend(b - a for a, b in pairwise(stamps))
+    costs = []
+    for name, head in heads.items():
+        with FlopCounterMode(display=False) as counter:
+            head(maps, grid)
+        params = sum(p.numel() for p in head.parameters())
+        costs.append(HeadCost(name, params, counter.get_total_flops() / 1e9, 1e3 * median(seconds[name][1:])))
+    return costs
+
+
+def _now(device: str) -> float:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,165 @@
+"""The image encoders of SAM (with ViTDet) and SAM 2 (with Hiera) as teachers, from Hugging Face folders or hub ids."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, Sam2VisionConfig, Sam2VisionModel, SamVisionConfig, SamVisionModel
+
+from ..checkpoints.files import locate, open_weights
+from ..checkpoints.loading import fill, parameter_count, skeleton
+from ..config import TeacherConfig
+from ..ops.images import IMAGENET_MEAN, IMAGENET_STD, normalise
+from ..types import ImageBatch, UserError
+from .base import DTYPES, IMAGE_EMBEDDING, TEACHERS, OnlineTeacher, TeacherInfo
+from .loading import fingerprint, freeze, read_config, square
+
+
+class _SamEncoder(OnlineTeacher):
+    """What SAM and SAM 2 share: a fixed input size, ImageNet statistics, a vision encoder under a known anchor."""
+
+    kind: ClassVar[str]
+    layout: ClassVar[str]
+    config_class: ClassVar[type[PreTrainedConfig]]
+    anchor: ClassVar[str]
+    """Name of a tensor of the encoder; what stands before it in a checkpoint is the encoder's prefix."""
+    behaviour: ClassVar[tuple[str, ...]]
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(self, config: TeacherConfig, device: torch.device) -> None:
+        vision = self._vision(config)
+        self.image_size, self.embedding_shape = self._geometry(vision, config)
+        self.device = device
+        self.taps = {IMAGE_EMBEDDING: self.layout}
+        encoder = skeleton(lambda: self._build(vision))
+        self._load(encoder, locate(config.path))
+        self._encoder = freeze(encoder, DTYPES[config.precision])
+        self.fingerprint = fingerprint(
+            self._encoder, self._behaviour(vision), self.image_size, self.mean, self.std
+        )  # fmt: skip
+        self._encoder.to(device)
+
+    @classmethod
+    def describe(cls, config: TeacherConfig) -> TeacherInfo:
+        vision = cls._vision(config)
+        size, shape = cls._geometry(vision, config)
+        params = parameter_count(skeleton(lambda: cls._build(vision)))
+        return TeacherInfo(cls.kind, config.path, size, shape, params, cls.mean, cls.std)
+
+    @classmethod
+    @abstractmethod
+    def _build(cls, vision: Any) -> nn.Module: ...
+
+    @classmethod
+    @abstractmethod
+    def _channels_and_stride(cls, vision: Any) -> tuple[int, int]: ...
+
+    @classmethod
+    def _behaviour(cls, vision: Any) -> dict[str, Any]:
+        return {name: getattr(vision, name) for name in cls.behaviour}
+
+    @classmethod
+    def _size(cls, vision: Any, where: str) -> int:
+        return square(vision.image_size, where)
+
+    @classmethod
+    def _vision(cls, config: TeacherConfig) -> Any:
+        folder, whole = read_config(config.path, cls.kind)
+        vision = getattr(whole, "vision_config", None) or whole
+        if not isinstance(vision, cls.config_class):
+            raise UserError(f"{folder / 'config.json'}: a {whole.model_type!r} model, not one of kind {cls.kind!r}")
+        return vision
+
+    @classmethod
+    def _geometry(cls, vision: Any, config: TeacherConfig) -> tuple[int, tuple[int, int, int]]:
+        size = cls._size(vision, config.path)
+        if config.image_size not in (None, size):
+            raise UserError(
+                f"teacher.image_size={config.image_size}: this {cls.kind} checkpoint has learned positions for "
+                f"{size} pixels only; leave image_size out or set {size}"
+            )
+        channels, stride = cls._channels_and_stride(vision)
+        return size, (channels, size // stride, size // stride)
+
+    def _load(self, encoder: nn.Module, place: Path) -> None:
+        weights = open_weights(place)
+        prefixes = sorted({n.removesuffix(self.anchor) for n in weights if n.endswith(self.anchor)}, key=len)
+        if not prefixes:
+            raise UserError(f"{place}: wrong checkpoint: no tensors of a {self.kind} image encoder in it")
+        prefix = prefixes[0]
+        info = {name[len(prefix) :]: about for name, about in weights.info.items() if name.startswith(prefix)}
+        fill(encoder, info, lambda name: weights[prefix + name], str(place))
+
+    def _pixels(self, batch: ImageBatch) -> Tensor:
+        dtype = next(self._encoder.parameters()).dtype
+        return normalise(batch.images, self.mean, self.std).to(dtype)
+
+
+@TEACHERS.register("sam")
+class SamTeacher(_SamEncoder):
+    """SAM's ViTDet with its neck: ``image_embedding`` is 256 x 64 x 64 at 1024 pixels.
+
+    SAM was trained with the longest side at 1024 and padding that is zero after normalisation; it gets the same here.
+    """
+
+    layout = "(b, 256, gh, gw): output of the vision encoder's neck, what the mask decoder reads"
+    kind, config_class, anchor = "sam", SamVisionConfig, "patch_embed.projection.weight"
+    behaviour = ("num_attention_heads", "window_size", "global_attn_indexes", "hidden_act", "layer_norm_eps",
+                 "use_rel_pos", "patch_size")  # fmt: skip
+
+    @classmethod
+    def _build(cls, vision: Any) -> nn.Module:
+        return SamVisionModel(vision).vision_encoder
+
+    @classmethod
+    def _channels_and_stride(cls, vision: Any) -> tuple[int, int]:
+        return vision.output_channels, vision.patch_size
+
+    def _forward(self, batch: ImageBatch) -> dict[str, Tensor]:
+        inside = batch.valid((self.image_size, self.image_size))[:, None]
+        return {IMAGE_EMBEDDING: self._encoder(self._pixels(batch) * inside).last_hidden_state}
+
+
+@TEACHERS.register("sam2")
+class Sam2Teacher(_SamEncoder):
+    """SAM 2's Hiera with its FPN: ``image_embedding`` is the coarsest level that the mask decoder reads.
+
+    That is ``fpn_hidden_states[-1]``, stride 16, 256 x 64 x 64 at 1024 pixels, before ``no_memory_embedding`` is added.
+    SAM 2 was trained on images squeezed to a square, with ImageNet statistics.
+    """
+
+    layout = "(b, 256, gh, gw): last FPN level (stride 16), before the no-memory embedding"
+    kind, config_class, anchor = "sam2", Sam2VisionConfig, "backbone.patch_embed.projection.weight"
+    behaviour = ("fpn_top_down_levels", "num_feature_levels", "fpn_stride", "fpn_padding")
+    trunk_behaviour: ClassVar[tuple[str, ...]] = (
+        "num_attention_heads_per_stage", "window_size_per_stage", "global_attention_blocks", "query_stride",
+        "num_query_pool_stages", "patch_stride", "patch_padding", "hidden_act", "layer_norm_eps", "blocks_per_stage",
+    )  # fmt: skip
+
+    @classmethod
+    def _build(cls, vision: Any) -> nn.Module:
+        return Sam2VisionModel(vision)
+
+    @classmethod
+    def _behaviour(cls, vision: Any) -> dict[str, Any]:
+        trunk = vision.backbone_config
+        return super()._behaviour(vision) | {name: getattr(trunk, name) for name in cls.trunk_behaviour}
+
+    @classmethod
+    def _size(cls, vision: Any, where: str) -> int:
+        return square(vision.backbone_config.image_size, where)
+
+    @classmethod
+    def _channels_and_stride(cls, vision: Any) -> tuple[int, int]:
+        # the neck lists levels from coarse to fine and keeps the last ones; the coarsest kept is the embedding
+        trunk = vision.backbone_config
+        level = vision.num_feature_levels - 1
+        stride = square(trunk.patch_stride, "patch_stride") * square(trunk.query_stride, "query_stride") ** level
+        return vision.fpn_hidden_size, stride
+
+    def _forward(self, batch: ImageBatch) -> dict[str, Tensor]:
+        return {IMAGE_EMBEDDING: self._encoder(self._pixels(batch)).fpn_hidden_states[-1]}

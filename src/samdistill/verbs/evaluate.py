@@ -1,0 +1,67 @@
+"""``samdistill evaluate``: a model on a data set, beside its teacher where one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import DataConfig
+from ..data import Geometry, Source, open_source
+from ..engine import default_device
+from ..evaluate import EvaluationResult, evaluate_models
+from ..inference.promptable import load_sam3
+from ..inference.prompting import PROMPTS, PromptKind
+from ..registry import did_you_mean
+from ..types import UserError
+from .progress import Progress
+
+
+def data_kind(root: Path) -> str:
+    """Which of the known layouts a folder has: an SA-1B tree, COCO, or just images."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of images")
+    if any((root / "annotations").glob("instances*.json")) or any(root.glob("instances*.json")):
+        return "coco"
+    if (root / "images").is_dir() and (root / "annotations").is_dir() or any(root.glob("sa_*.json")):
+        return "sa1b"
+    return "folder"
+
+
+def held_out_images(root: Path) -> Source:
+    """Every image of an undivided folder; of a divided one the ``val`` part."""
+    kind = data_kind(root)
+    return open_source(DataConfig(kind=kind, root=root, held_out_fraction=1.0), "held_out")
+
+
+def prompt_kinds(names: Sequence[str]) -> tuple[PromptKind, ...]:
+    """Checked names of prompt kinds."""
+    for name in names:
+        if name not in PROMPTS:
+            raise UserError(f"no prompt kind is called {name!r}{did_you_mean(name, list(PROMPTS))}")
+    return tuple(kind for kind in PROMPTS if kind in names)
+
+
+def evaluate(
+    model: Path, data: Path, *, teacher: str | None = None, prompts: Sequence[str] = PROMPTS,
+    images: int | None = None, batch_size: int = 4, geometry: str = "square", progress: bool = True,
+) -> EvaluationResult:  # fmt: skip
+    """mIoU against the data's masks, agreement with ``teacher``, features, parameters, FLOPs and latency.
+
+    model: a Hugging Face folder that ``merge`` wrote, or a run folder that holds one. data: an SA-1B tree, a COCO folder
+    or any folder of images; without masks a teacher is needed. Raises UserError for anything that cannot be measured.
+    """
+    kinds = prompt_kinds(prompts)
+    folder = model / "merged" if (model / "merged" / "config.json").is_file() else model
+    loaded = {"student": load_sam3(folder)}
+    if teacher is not None:
+        loaded = {"teacher": load_sam3(teacher)} | loaded
+    size = loaded["student"].config.vision_config.backbone_config.image_size
+    if geometry not in ("square", "longest_side"):
+        raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
+    source = held_out_images(data)
+    total = len(source.keys) if images is None else min(images, len(source.keys))
+    with Progress("evaluating", total, "images", progress) as bar:
+        return evaluate_models(
+            loaded, source, Geometry(size, geometry), teacher="teacher" if teacher is not None else None,
+            prompts=kinds, images=images, batch_size=batch_size, device=default_device(), progress=bar.advance,
+        )  # fmt: skip

@@ -1,0 +1,217 @@
+"""What the command line prints: each function takes the parsed arguments, calls a verb, returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..cli import print_json
+from ..config import RunConfig, load_config
+from ..data import prepare_sa1b
+from ..types import UserError
+from .plan import human_bytes
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def _config(args: argparse.Namespace) -> RunConfig:
+    return load_config(args.config, args.overrides)
+
+
+def _rank_and_world() -> tuple[int, int]:
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _facts(rows: dict[str, Any]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        console.print(f"{name:<{width}}  {value}")
+
+
+def _skipped(bad: list[Any]) -> None:
+    """Nothing is lost silently: the count, and the first ten by name."""
+    if bad:
+        console.print(f"skipped {len(bad)} unreadable input(s):")
+        for item in bad[:10]:
+            console.print(f"  {item.key}: {item.reason}", markup=False)
+        if len(bad) > 10:
+            console.print(f"  and {len(bad) - 10} more, all in the store's rank*-skipped.jsonl")
+
+
+def plan(args: argparse.Namespace) -> int:
+    from .plan import plan as run
+
+    found = run(_config(args))
+    if args.json:
+        print_json(found.to_dict())
+        return 0
+    shape = " x ".join(map(str, found.embedding_shape))
+    _facts(
+        {
+            "teacher": f"{found.teacher} ({found.teacher_trunk_params / 1e6:.2f}M in its image encoder)",
+            "student": f"{found.student} ({found.trunk_params / 1e6:.3f}M trunk + {found.head_params / 1e6:.3f}M head)",
+            "embedding": f"{shape} from {found.image_size} px",
+            "images": f"{found.images} to train on, {found.held_out_images} held out, {found.views} view(s) each",
+            "cache": f"{human_bytes(found.cache_bytes)} as {found.codec} ({human_bytes(found.bytes_per_record)} a record)",
+            "memory": f"{human_bytes(found.weights_and_optimiser_bytes)} weights and optimiser, "
+            f"{human_bytes(found.activation_bytes)} activations of {found.micro_batch} images",
+            "steps": f"{found.steps} ({found.steps_per_epoch} an epoch)",
+        }
+    )
+    if found.steps_per_epoch == 0:
+        raise UserError(f"{found.images} images are less than one batch: lower train.batch_size")
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    from .train import check as run
+
+    report = run(_config(args))
+    if args.json:
+        print_json(report.to_dict())
+    else:
+        table = Table("term", "value", "weight", "gradient norm at the student")
+        for term in report.terms:
+            table.add_row(term.name, f"{term.value:.6g}", f"{term.weight:g}", f"{term.grad_norm:.6g}")
+        console.print(table)
+        console.print(f"{len(report.trainable)} trainable tensors, {len(report.dead)} without gradient in this batch")
+    for problem in report.problems:
+        print(f"samdistill check: {problem}", file=sys.stderr)
+    return 0 if report.ok else 1
+
+
+def cache(args: argparse.Namespace) -> int:
+    from .cache import cache as run
+
+    rank, world = _rank_and_world()
+    report = run(_config(args), rank=rank, world=world, verify=args.verify)
+    if rank == 0:
+        console.print(
+            f"{report.store}: {report.records} records ({report.written} new), {human_bytes(report.bytes)}, "
+            f"{human_bytes(report.bytes_per_record)} each, in {report.seconds:.1f} s"
+        )
+        if args.verify:
+            console.print(
+                f"verified: all checksums; {report.verified} records recomputed, worst relative difference "
+                f"{report.worst_error:.2g}"
+            )
+    _skipped(report.skipped)
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    from .train import train as run
+
+    result = run(_config(args), resume=args.resume or False)
+    if _rank_and_world()[0] == 0:
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in result.terms.items())
+        console.print(
+            f"{result.steps} steps, {result.epochs} epochs in {result.seconds:.1f} s "
+            f"({result.images_per_second:.1f} images/s); at the end: {terms}"
+        )
+        console.print(f"student: {result.student}\ncheckpoint: {result.checkpoint}")
+    return 0
+
+
+def merge(args: argparse.Namespace) -> int:
+    from ..checkpoints.merge import merge as run
+
+    report = run(args.source, args.into, args.out, args.target_prefix, args.replace_prefix)
+    console.print(str(report), markup=False)
+    return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    from ..checkpoints.inspect import inspect_path
+
+    found = inspect_path(args.path)
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        console.print(str(found), markup=False)
+    return 0
+
+
+def models(args: argparse.Namespace) -> int:
+    from ..students.catalogue import TEACHER_TRUNK_PARAMS, Breakdown
+    from .models import models as run
+
+    found = run(args.name)
+    if args.json:
+        print_json(asdict(found) if isinstance(found, Breakdown) else [asdict(row) for row in found])
+    elif isinstance(found, Breakdown):
+        console.print(
+            f"{found.name}: {found.backbone}, trunk {found.trunk_params / 1e6:.3f}M and {found.trunk_gflops:.1f} GFLOP, "
+            f"{found.head} head {found.head_params / 1e6:.3f}M and {found.head_gflops:.1f} GFLOP, at 1008 px"
+        )
+        table = Table("module", "parameters", "GFLOP")
+        for module in found.modules:
+            table.add_row(module.module, f"{module.params:,}", f"{module.gflops:.2f}")
+        console.print(table)
+    else:
+        table = Table("student", "timm backbone", "config", "trunk M", "head M", "share of the teacher's trunk")
+        for row in found:
+            table.add_row(
+                row.name, row.backbone, row.config, f"{row.trunk_params / 1e6:.3f}", f"{row.head_params / 1e6:.3f}",
+                f"{row.teacher_share:.2%}",
+            )  # fmt: skip
+        console.print(table)
+        console.print(f"teacher: SAM 3's ViT, {TEACHER_TRUNK_PARAMS / 1e6:.3f}M")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from .evaluate import evaluate as run
+
+    names = [name.strip() for name in args.prompts.split(",") if name.strip()]
+    result = run(args.model, args.data, teacher=args.teacher, prompts=names, images=args.images, progress=not args.json)
+    if args.json:
+        print_json(result.to_dict())
+    else:
+        console.print(result.table())
+        _skipped(list(result.skipped))
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> int:
+    report = prepare_sa1b(args.source, args.target, args.val_fraction)
+    console.print(str(report), markup=False)
+    return 0
+
+
+def sandbox(args: argparse.Namespace) -> int:
+    from .sandbox import render_sandbox, train_teacher
+
+    if args.action == "render":
+        counts = render_sandbox(
+            args.target, train=args.train, val=args.val, size=args.size, seed=args.seed, format=args.format
+        )
+        console.print(f"{args.target}: {counts['train']} training and {counts['val']} held-out scenes, {args.format}")
+        return 0
+    found = train_teacher(
+        args.name, args.out, steps=args.steps, batch_size=args.batch_size, lr=args.lr, resume=args.resume,
+        weights=args.weights,
+    )  # fmt: skip
+    figures = ", ".join(f"{kind} {value:.4f}" for kind, value in found.miou.items())
+    console.print(f"{found.folder}: {found.steps} steps in {found.seconds:.0f} s; held-out mIoU {figures}")
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    from .road import run as road
+
+    print(road(args.images, args.teacher, args.student, args.out, overrides=args.overrides).summary())
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    from .road import demo as road
+
+    print(road(args.out).summary())
+    return 0

@@ -1,0 +1,42 @@
+"""What a run hands to its report."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..checkpoints.report import MergeReport
+from ..config import RunConfig
+from ..engine import CheckReport, FitResult, default_device, read_lines
+from ..evaluate import EvaluationResult
+from ..report import CacheFacts, MergeGroup, ReportData, describe_machine, write_report
+from ..store import record_bytes
+from .cache import CacheReport
+from .plan import Plan
+
+TEACHER, UNTRAINED, STUDENT = "teacher", "untrained", "distilled"
+"""Names of the three models in every table of a run."""
+
+
+def tell(
+    config: RunConfig, planned: Plan, checked: CheckReport, cached: CacheReport, trained: FitResult,
+    merged: MergeReport | None, evaluated: EvaluationResult | None,
+) -> Path:  # fmt: skip
+    """Write ``report.html`` into the run folder."""
+    groups = [] if merged is None else merged.totals.items()
+    data = ReportData(
+        title=f"{config.student.backbone} from {Path(config.teacher.path).name}",
+        student=STUDENT, untrained=UNTRAINED, evaluation=evaluated, check=checked.terms,
+        history=read_lines(config.output / "metrics.jsonl"),
+        cache=CacheFacts(
+            cached.records, config.cache.codec, cached.bytes_per_record, record_bytes("fp16", planned.embedding_shape),
+            cached.seconds if cached.written else None,
+        ),
+        merge=[MergeGroup(name, t["tensors"], t["elements"]) for name, t in groups],
+        merged="" if merged is None else merged.out,
+        skipped={"cache": cached.skipped},
+        seconds={"cache": cached.seconds, "train": trained.seconds},
+        config=config.to_yaml(), machine=describe_machine(str(default_device())),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )  # fmt: skip
+    return write_report(config.output / "report.html", data)

@@ -1,0 +1,60 @@
+"""``samdistill train`` and ``samdistill check``: the engine over a config."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from ..config import RunConfig
+from ..engine import CheckReport, FitResult, check_terms, default_device, fit
+from ..tasks.encoder import EncoderTask
+from ..types import UserError
+from .assembly import Assembly
+from .cache import cache
+
+CHECK_IMAGES = 4
+
+
+def train(config: RunConfig, *, resume: bool | Path = False) -> FitResult:
+    """Train the student of ``config`` on its cached embeddings; the run folder is ``config.output``.
+
+    resume: True, or a run folder, continues where the last checkpoint stands. Raises UserError where the cache is
+    absent, incomplete or foreign, where the folder already holds a run, and on a non-finite loss.
+    """
+    parts = Assembly(config)
+    task = parts.task(parts.open_store())
+    return fit(
+        task, config.train, config.output, resume=resume, workers=config.data.workers, resolved=config.to_yaml()
+    )
+
+
+def check(config: RunConfig, *, device: str | None = None) -> CheckReport:
+    """Each term's value, weight and gradient norm at the student on one real batch.
+
+    Uses the run's cache where there is one; else a temporary cache of a few images is made first.
+    """
+    device = device or str(default_device())
+    if (config.store_root / "manifest.json").is_file():
+        parts = Assembly(config)
+        return check_terms(_small(parts.task(parts.open_store()), config), device, seed=config.train.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Assembly(config).train_source.keys[:CHECK_IMAGES]
+        listing = Path(folder) / "ids.txt"
+        listing.write_text("\n".join(keys))
+        data = config.data.model_copy(update={"ids": listing, "fraction": 1.0, "views": 1, "workers": 0})
+        store = config.cache.model_copy(update={"root": Path(folder) / "store", "codec": "fp16"})
+        trial = config.model_copy(update={"data": data, "cache": store})
+        cache(trial, device=device, progress=False)
+        parts = Assembly(trial)
+        return check_terms(_small(parts.task(parts.open_store()), trial), device, seed=config.train.seed)
+
+
+def _small(task: EncoderTask, config: RunConfig) -> EncoderTask:
+    """The task on its first few images: a check needs a batch, not an epoch."""
+    keys = task.views[0].keys[: min(CHECK_IMAGES, config.train.batch_size)]
+    if len(keys) < 2:
+        raise UserError(f"{config.data.root}: batch norm needs two readable images for a check, found {len(keys)}")
+    first = task.views[0]
+    return EncoderTask(
+        config, task.teacher, task.store, [type(first)(first.source, first.transform, keys, first.seed, first.view)]
+    )

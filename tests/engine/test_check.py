@@ -1,0 +1,80 @@
+import math
+
+import pytest
+import torch
+from toy_task import ToyTask
+
+from samdistill.engine.check import check_terms
+from samdistill.engine.schedule import GlobalBatches, Shard
+from samdistill.types import Term, Terms, UserError
+
+
+def test_gradient_norms_agree_with_a_backward_per_term():
+    report = check_terms(ToyTask(dropout=0.0), "cpu", batch_size=6)
+    assert report.ok and not report.problems and not report.dead
+    for row in report.terms:
+        task = ToyTask(dropout=0.0)
+        torch.manual_seed(0)
+        student = task.build_student()
+        data = task.dataset(0)
+        batch = task.collate([data[i] for i in next(iter(GlobalBatches(22, Shard(6), 0, 0)))])
+        term = task.terms(student, batch)[row.name]
+        (term.weight * term.value).backward()
+        flat = torch.cat([p.grad.flatten() for p in student.parameters()])
+        assert row.value == pytest.approx(term.value.item(), rel=1e-5)
+        assert row.grad_norm == pytest.approx(flat.norm().item(), rel=1e-5) and row.weight == term.weight
+
+
+def test_to_dict_is_the_contract():
+    found = check_terms(ToyTask(), "cpu").to_dict()
+    assert list(found) == ["terms", "trainable"]
+    assert [list(t) for t in found["terms"]] == [["name", "value", "weight", "grad_norm"]] * 2
+    assert found["trainable"] == ["0.weight", "1.weight", "1.bias", "4.weight", "4.bias"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "named", "why"),
+    [("detached", ["mse", "cosine"], "detached"), ("weight", ["cosine"], "weight is 0"), ("nan", ["cosine"], "nan")],
+)
+def test_a_term_that_does_not_reach_the_student_fails_by_name(fault, named, why):
+    report = check_terms(ToyTask(broken=fault, at=0), "cpu")
+    assert not report.ok and len(report.problems) == len(named)
+    for name, line in zip(named, report.problems, strict=True):
+        assert repr(name) in line and why in line
+    if fault == "detached":
+        assert report.dead == report.trainable
+
+
+def test_parameters_that_no_term_reaches_are_listed_and_frozen_ones_are_not_trainable():
+    class Partly(ToyTask):
+        def build_student(self):
+            student = super().build_student()
+            student.unused = torch.nn.Linear(2, 2)
+            student.unused.forward = lambda x: x
+            student[4].bias.requires_grad_(False)
+            return student
+
+    report = check_terms(Partly(), "cpu")
+    assert report.dead == ("unused.weight", "unused.bias") and "4.bias" not in report.trainable
+    assert report.ok, "every term still reaches the student"
+
+
+def test_infinite_gradient_of_a_finite_term_fails():
+    class Steep(ToyTask):
+        def terms(self, student, batch):
+            out = student(batch.images.float() / 255)
+            return Terms({"root": Term((out - out.detach()).abs().sum().sqrt(), 1.0)})
+
+    (row,) = check_terms(Steep(), "cpu").terms
+    assert row.value == 0 and not math.isfinite(row.grad_norm) and "gradient of norm" in row.problem
+
+
+def test_nothing_to_check_is_an_error():
+    class Frozen(ToyTask):
+        def build_student(self):
+            return super().build_student().requires_grad_(False)
+
+    with pytest.raises(UserError, match="frozen"):
+        check_terms(Frozen(), "cpu")
+    with pytest.raises(UserError, match="empty"):
+        check_terms(ToyTask(items=0), "cpu")

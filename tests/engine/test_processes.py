@@ -1,0 +1,170 @@
+"""Runs in processes of their own: killed, interrupted, and spread over two gloo ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy_task import ToyTask, toy_config, toy_yaml
+
+from samdistill.engine import Checkpoint, fit, launch, read_lines
+from samdistill.engine.launch import _config
+from samdistill.types import UserError
+
+TOY = Path(__file__).with_name("toy_task.py")
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+
+
+def start(run, *args):
+    path = os.pathsep.join(p for p in sys.path if p)
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(TOY), str(run), *args], env=env, **QUIET)
+
+
+def wait_for_step(process, run, step, limit=90.0):
+    end = time.monotonic() + limit
+    while not any(line["step"] >= step for line in read_lines(run / "metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < end, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def train(run, task=None, resume=False):
+    config = toy_config()
+    return fit(task or ToyTask(), config, run, resume, 0, toy_yaml(config))
+
+
+def weights(run, name="ckpt_epoch_3.pt"):
+    saved = Checkpoint.load(run / name)
+    return {**saved.model, **{f"adam {i} {k}": v for i, s in saved.optimizer["state"].items() for k, v in s.items()}}
+
+
+def assert_same(a, b):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def terms(run):
+    return [line["terms"] for line in read_lines(run / "metrics.jsonl") if "terms" in line]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole")
+    train(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    run = tmp_path_factory.mktemp("ranks") / "run"
+    process = start(run, "--nproc", "2", "dropout=0")
+    assert process.wait(120) == 0, process.stderr.read()
+    return run
+
+
+def test_kill_in_the_middle_then_resume_ends_in_the_same_bits(tmp_path, whole):
+    run = tmp_path / "run"
+    process = start(run, "delay=0.03", "workers=1")
+    wait_for_step(process, run, 8)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(30) == -signal.SIGKILL and not (run / "ckpt_epoch_3.pt").exists()
+    train(run, resume=True)
+    assert_same(run, whole)
+    assert terms(run) == terms(whole), "every step is logged once"
+
+
+def test_signal_in_the_middle_of_an_epoch_saves_it_and_exits_with_130(tmp_path, whole):
+    run = tmp_path / "run"
+    process = start(run, "delay=0.03", "workers=1")
+    wait_for_step(process, run, 7)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    assert "Traceback" not in (said := process.stderr.read()) and "--resume" in said
+    assert Checkpoint.load(run / "ckpt_interrupt.pt").step in (7, 8, 9)
+    train(run, resume=True)
+    assert_same(run, whole)
+
+
+def test_two_gloo_ranks_give_the_losses_of_one_process(tmp_path, two_ranks):
+    """Batch norm included: its statistics are shared over the ranks."""
+    train(tmp_path, ToyTask(dropout=0.0))
+    one, two = terms(tmp_path), terms(two_ranks)
+    assert len(one) == len(two) == 15
+    assert max(abs(a[name] - b[name]) for a, b in zip(one, two, strict=True) for name in a) < 1e-4
+    a, b = weights(tmp_path), weights(two_ranks)
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+    assert len(Checkpoint.load(two_ranks / "ckpt_epoch_3.pt").rng) == 2 and (two_ranks / "log_rank1.txt").exists()
+
+
+def test_ctrl_c_on_the_launcher_saves_on_all_ranks_and_resumes_in_the_same_bits(tmp_path, two_ranks):
+    run = tmp_path / "run"
+    process = start(run, "--nproc", "2", "dropout=0", "delay=0.03")
+    wait_for_step(process, run, 7)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "Traceback" not in process.stderr.read() and (run / "ckpt_interrupt.pt").exists()
+    again = start(run, "--nproc", "2", "dropout=0", "--resume")
+    assert again.wait(120) == 0, again.stderr.read()
+    assert_same(run, two_ranks)
+
+
+@pytest.mark.parametrize(("fault", "words"), [("nan", "loss term cosine = nan"), ("rank1", "image 7 cannot be read")])
+def test_an_error_of_any_rank_is_one_message_and_exit_code_2(tmp_path, fault, words):
+    process = start(tmp_path / "run", "--nproc", "2", f"broken={fault}", "at=1")
+    assert process.wait(120) == 2
+    said = process.stderr.read()
+    assert said.count(words) == 1 and "Traceback" not in said and "ChildFailedError" not in said, said
+
+
+def test_a_run_on_two_ranks_goes_on_on_one(tmp_path, two_ranks):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("ckpt_epoch_2.pt", "config.yaml"):
+        (run / name).write_bytes((two_ranks / name).read_bytes())
+    config = toy_config()
+    saved = Checkpoint.load(run / "ckpt_epoch_2.pt")
+    assert saved.config == toy_yaml(config)
+    fit(ToyTask(dropout=0.0), config, run, True, 0, toy_yaml(config))
+    a, b = weights(run), weights(two_ranks)
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+    assert "saved on 2 rank(s), resumed on 1" in (run / "log_rank0.txt").read_text()
+
+
+def environment(monkeypatch, **values):
+    for name in ("NNODES", "NODE_RANK", "RDZV_BACKEND", "RDZV_ENDPOINT", "MASTER_ADDR", "MASTER_PORT", "RDZV_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("values", "nodes", "backend", "endpoint", "configs"),
+    [
+        ({}, 1, "c10d", "127.0.0.1:0", {}),
+        ({"MASTER_PORT": "29511"}, 1, "static", "127.0.0.1:29511", {"rank": 0}),
+        ({"NNODES": "2", "RDZV_ENDPOINT": "h:1"}, 2, "c10d", "h:1", {}),
+        ({"NNODES": "3", "RDZV_ENDPOINT": "h:1", "RDZV_BACKEND": "etcd-v2"}, 3, "etcd-v2", "h:1", {}),
+        ({"NNODES": "2", "MASTER_ADDR": "h", "MASTER_PORT": "5", "NODE_RANK": "1"}, 2, "static", "h:5", {"rank": 1}),
+    ],
+)
+def test_the_launcher_honours_the_environment(monkeypatch, tmp_path, values, nodes, backend, endpoint, configs):
+    environment(monkeypatch, **values)
+    config = _config(4, str(tmp_path))
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (nodes, nodes, 4)
+    assert (config.rdzv_backend, config.rdzv_endpoint) == (backend, endpoint)
+    assert {k: v for k, v in config.rdzv_configs.items() if k == "rank"} == configs
+
+
+def test_launcher_settings_that_cannot_work_are_refused(monkeypatch, tmp_path):
+    environment(monkeypatch, NNODES="2")
+    with pytest.raises(UserError, match="RDZV_ENDPOINT"):
+        _config(1, str(tmp_path))
+    environment(monkeypatch, NNODES="two")
+    with pytest.raises(UserError, match="NNODES='two'"):
+        _config(1, str(tmp_path))
+    with pytest.raises(UserError, match="--nproc 0"):
+        launch(0, [])

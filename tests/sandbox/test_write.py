@@ -1,0 +1,146 @@
+"""The rendered world as SA-1B and COCO files, read back by other code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from samdistill.config import DataConfig
+from samdistill.data import CocoSource, open_source
+from samdistill.sandbox.scenes import COLOURS, SHAPES, SceneStyle, render_scenes
+from samdistill.sandbox.write import CATEGORIES, WORLD, write_coco, write_sa1b
+from samdistill.types import UserError
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "sa1b"
+SIZE = (40, 56)
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_sa1b_tree_holds_the_scenes(tmp_path: Path) -> None:
+    keys = write_sa1b(tmp_path, 6, SIZE, seed=3)
+    scenes = render_scenes(range(6), SIZE, seed=3)
+    source = open_source(DataConfig(root=tmp_path), "train")
+    assert source.keys == sorted(keys) == [f"sa_{3 * WORLD + i}" for i in range(6)] and source.problems == []
+    for i, key in enumerate(keys):
+        expected = scenes.masks[i][scenes.valid[i]].numpy()
+        found = [instance.mask for instance in source.instances(key)]
+        assert len(found) == len(expected) and all(map(np.array_equal, found, expected))
+        picture = np.asarray(source.load(key)).astype(int)
+        assert np.abs(picture - scenes.images[i].permute(1, 2, 0).numpy()).mean() < 4
+
+
+def test_sa1b_records_follow_the_published_schema(tmp_path: Path) -> None:
+    write_sa1b(tmp_path, 8, SIZE, seed=1, split="val")
+    ids, count = set(), 0
+    for path in sorted((tmp_path / "annotations/val").iterdir()):
+        record = json.loads(path.read_text())
+        image = record["image"]
+        assert image == {"image_id": int(path.stem[3:]), "width": 56, "height": 40, "file_name": f"{path.stem}.jpg"}
+        assert Image.open(tmp_path / "images/val" / image["file_name"]).size == (56, 40)
+        for a in record["annotations"]:
+            mask = coco_mask.decode(a["segmentation"])
+            x, y, width, height = coco_mask.toBbox(a["segmentation"])
+            assert a["area"] == mask.sum() and a["bbox"] == [x, y, width - 1, height - 1]
+            (px, py) = a["point_coords"][0]
+            assert mask[int(py), int(px)] == 1
+            assert a["crop_box"] == [0, 0, 56, 40] and a["predicted_iou"] == a["stability_score"] == 1.0
+            ids.add(a["id"])
+            count += 1
+    assert len(ids) == count > 8
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real SA-1B sample at {REAL}")
+def test_sa1b_records_have_the_keys_and_types_of_real_ones(tmp_path: Path) -> None:
+    def skeleton(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: skeleton(v) for key, v in value.items()}
+        return [skeleton(value[0])] if isinstance(value, list) else type(value)
+
+    write_sa1b(tmp_path, 1, 64, seed=1)
+    ours = json.loads(next(tmp_path.glob("annotations/train/*.json")).read_text())
+    real = json.loads(min(REAL.glob("*.json")).read_text())
+    assert skeleton(ours) == skeleton(real)
+
+
+def test_coco_is_read_by_pycocotools_and_by_us(tmp_path: Path) -> None:
+    keys = write_coco(tmp_path, 6, SIZE, seed=3)
+    scenes = render_scenes(range(6), SIZE, seed=3)
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(str(tmp_path / "annotations/instances_train.json"))
+    source = CocoSource(tmp_path, "train")
+    assert source.keys == keys and source.problems == []
+    assert {c["name"] for c in reference.cats.values()} == {f"{c} {s}" for c in COLOURS for s in SHAPES}
+    assert len(CATEGORIES) == len(reference.cats) == 120 and set(reference.cats) == set(range(1, 121))
+    for i, key in enumerate(keys):
+        slots = scenes.valid[i].nonzero()[:, 0].tolist()
+        annotations = reference.imgToAnns[3 * WORLD + i]
+        for slot, a, instance in zip(slots, annotations, source.instances(key), strict=True):
+            mask, names = scenes.masks[i, slot].numpy(), scenes.concepts[i][slot]
+            assert np.array_equal(reference.annToMask(a), mask) and np.array_equal(instance.mask, mask)
+            assert instance.category in names and len(instance.category.split()) == 2 and not instance.crowd
+            assert tuple(a["concepts"]) == names
+            assert a["area"] == mask.sum() and a["bbox"] == coco_mask.toBbox(a["segmentation"]).tolist()
+
+
+@pytest.mark.parametrize("write", [write_sa1b, write_coco])
+def test_rerun_grows_and_restores_the_same_bytes(tmp_path: Path, write: object) -> None:
+    write(tmp_path / "a", 9, SIZE, seed=1)  # type: ignore[operator]
+    write(tmp_path / "b", 4, SIZE, seed=1)  # type: ignore[operator]
+    for path in sorted((tmp_path / "b").rglob("*.jpg"))[1:3]:
+        path.unlink()
+    calls: list[tuple[int, int]] = []
+    write(tmp_path / "b", 9, SIZE, seed=1, progress=lambda a, b: calls.append((a, b)))  # type: ignore[operator]
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert calls[-1] == (9, 9)
+
+
+def test_splits_of_two_worlds_share_no_key(tmp_path: Path) -> None:
+    train = write_sa1b(tmp_path, 3, 32, seed=1)
+    assert not set(train) & set(write_sa1b(tmp_path, 3, 32, seed=2, split="val"))
+    assert len(list(tmp_path.glob("images/*/*.jpg"))) == 6
+
+
+def test_killed_in_the_middle_and_run_again_gives_the_same_tree(tmp_path: Path) -> None:
+    write_sa1b(tmp_path / "fresh", 60, SIZE, seed=1)
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom samdistill.sandbox.write import write_sa1b\n"
+        f"write_sa1b(Path(sys.argv[1]), 60, {SIZE}, seed=1, progress=lambda *_: time.sleep(0.02))"
+    )
+    victim = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "dst")], env={**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    )
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "dst").glob("images/*/*.jpg"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    half = {n: c for n, c in content(tmp_path / "dst").items() if not n.endswith(".partial")}
+    assert half.items() <= content(tmp_path / "fresh").items() and len(half) < len(content(tmp_path / "fresh"))
+    write_sa1b(tmp_path / "dst", 60, SIZE, seed=1)
+    assert content(tmp_path / "dst") == content(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("write", [write_sa1b, write_coco])
+def test_other_settings_are_not_mixed_in(tmp_path: Path, write: object) -> None:
+    write(tmp_path, 1, 32, seed=1)  # type: ignore[operator]
+    for size, seed, style in ((40, 1, SceneStyle()), (32, 2, SceneStyle()), (32, 1, SceneStyle(max_objects=2))):
+        with pytest.raises(UserError, match="rendered with other settings"):
+            write(tmp_path, 1, size, seed=seed, style=style)  # type: ignore[operator]
+    with pytest.raises(UserError, match="count 0"):
+        write(tmp_path, 0, 32, seed=1)  # type: ignore[operator]

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from samdistill.students import STUDENTS, StudentTrunkConfig, build_trunk
+from samdistill.students.backbones import build_backbone, feature_maps, levels, resolve_backbone
+from samdistill.types import UserError
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_levels_describe_the_maps(name: str) -> None:
+    net = build_backbone(name, 70).eval()
+    wanted = levels(net)
+    assert [level.stride for level in wanted] == [4, 8, 16, 32]
+    with torch.no_grad():
+        maps = feature_maps(net, wanted, torch.randn(1, 3, 70, 70))
+    assert [tuple(m.shape) for m in maps] == [(1, w.channels, -(-70 // w.stride), -(-70 // w.stride)) for w in wanted]
+
+
+def test_a_stem_at_stride_two_is_left_out() -> None:
+    assert [level.stride for level in levels(build_backbone("resnet10t", 70))] == [4, 8, 16, 32]
+
+
+def test_names_resolve_or_are_explained() -> None:
+    assert resolve_backbone("es_tv_l") == "tiny_vit_21m_224"
+    assert resolve_backbone("resnet18.a1_in1k") == "resnet18.a1_in1k"
+    with pytest.raises(UserError, match="did you mean 'es_rv_"):
+        resolve_backbone("es_rv_xl")
+    with pytest.raises(UserError, match="there is: es_ev_s"):
+        resolve_backbone("hf-hub:someone/something")
+
+
+def trunk(backbone: str = "es_ev_s"):
+    return build_trunk(StudentTrunkConfig(backbone=backbone, hidden_size=16, image_size=70))
+
+
+def weights(path: Path, state: dict, wrap: str | None = None) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({k: v.contiguous() for k, v in state.items()}, path)
+    else:
+        torch.save(state if wrap is None else {wrap: state, "epoch": 3} if wrap != "bare" else state, path)
+    return path
+
+
+@pytest.mark.parametrize("file", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("name", ["es_ev_s", "es_rv_s", "es_tv_s"])
+def test_a_classification_checkpoint_fills_the_trunk(name: str, file: str, tmp_path) -> None:
+    torch.manual_seed(5)
+    classifier = timm.create_model(resolve_backbone(name)).eval()
+    path = weights(tmp_path / file, classifier.state_dict(), wrap="state_dict" if file.endswith("pth") else None)
+    torch.manual_seed(6)
+    config = StudentTrunkConfig(backbone=name, hidden_size=16, image_size=70)
+    student = build_trunk(config, pretrained=path).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = classifier.forward_intermediates(pixels, intermediates_only=True) if name == "es_tv_s" else None
+        maps = student.backbone(pixels)
+        if wanted is None:  # the last map is what the classifier's own trunk computes
+            torch.testing.assert_close(maps[-1], classifier.forward_features(pixels))
+        else:
+            torch.testing.assert_close(maps[-1], wanted[-1])
+
+
+@pytest.mark.parametrize("wrap", [None, "model"])
+def test_a_student_of_an_earlier_run_fills_the_trunk(wrap: str | None, tmp_path) -> None:
+    torch.manual_seed(1)
+    earlier = trunk()
+    path = weights(tmp_path / "student.pth", earlier.state_dict(), wrap)
+    torch.manual_seed(2)
+    later = build_trunk(earlier.config, pretrained=path)
+    for key, tensor in earlier.backbone.state_dict().items():
+        assert torch.equal(later.backbone.state_dict()[key], tensor)
+    assert not torch.equal(later.head.output[0].weight, earlier.head.output[0].weight)
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path) -> None:
+    other = weights(tmp_path / "b1.safetensors", timm.create_model("efficientvit_b1").state_dict())
+    with pytest.raises(UserError, match=r"lacks|is .* but the trunk needs"):
+        build_trunk(trunk().config, pretrained=other)
+    state = trunk().backbone.state_dict()
+    state.pop(next(iter(state)))
+    with pytest.raises(UserError, match="lacks 1 of"):
+        build_trunk(trunk().config, pretrained=weights(tmp_path / "less.safetensors", state))
+
+
+class Trap:
+    def __reduce__(self):
+        return (Path.touch, (Path(__file__).with_name("sprung"),))
+
+
+def test_files_that_are_not_weights_are_refused(tmp_path) -> None:
+    config = trunk().config
+    (tmp_path / "text.pth").write_text("hello")
+    (tmp_path / "text.safetensors").write_text("hello")
+    torch.save({"weights": Trap()}, tmp_path / "trap.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "empty.pth").touch()
+    for name in ("text.pth", "text.safetensors", "trap.pth", "list.pth", "empty.pth", "missing.pth"):
+        with pytest.raises(UserError) as caught:
+            build_trunk(config, pretrained=tmp_path / name)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path(__file__).with_name("sprung").exists()
+
+
+def test_unreachable_hub_gives_one_line_at_once(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("samdistill.students.backbones.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(UserError) as caught:
+        build_trunk(trunk().config, pretrained=True)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "efficientvit_b0" in message and "hf download timm/" in message and "student.pretrained" in message

@@ -1,0 +1,203 @@
+"""The report page: self-contained, escaped, complete, and silent about what was not measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samdistill.data.sources import BadInput
+from samdistill.engine.check import TermReport
+from samdistill.evaluate.pictures import picture
+from samdistill.evaluate.result import Conditions, EvaluationResult, ModelRow
+from samdistill.inference.prompting import Targets
+from samdistill.report import CacheFacts, MergeGroup, ReportData, describe_machine, headline, tiles, write_report
+from samdistill.report_figures import curves
+from samdistill.sandbox.scenes import render_scenes
+
+HOSTILE = "<script>alert('x')</script> & $x_1$ \"q\""
+
+
+def fake_pictures(count: int):
+    """Rendered scenes whose "models" answer with shifted ground truth."""
+    if not count:
+        return
+    scenes = render_scenes(range(count), 126, seed=5)
+    targets = Targets.of(scenes.masks, scenes.valid)
+    for index in range(count):
+        one = targets.one_image(index, 8)
+        found = {n: one.masks.roll(s, -1) for n, s in (("teacher", 2), ("untrained", 40), ("distilled", 3))}
+        kind = ("box", "point", "refine")[index % 3]
+        yield picture(f"sa_{index}", scenes.images[index], (126, 126), kind, one, found, None)
+
+
+def fake_evaluation(labelled: bool = True, pictures: int = 3) -> EvaluationResult:
+    teacher = ModelRow("teacher", 2_798_016, 4_249_505, 0.4785, 24.99,
+                       miou={"box": 0.752, "point": 0.621, "refine": 0.699} if labelled else {})  # fmt: skip
+    distilled = ModelRow(
+        "distilled", 931_000, 2_382_489, 0.1242, 8.113, 0.9312, 0.0871,
+        {"box": 0.711, "point": 0.571, "refine": 0.652} if labelled else {},
+        {"box": 0.861, "point": 0.802, "refine": 0.811},
+        {"box": 0.711 / 0.752, "point": 0.571 / 0.621, "refine": 0.652 / 0.699} if labelled else {},
+    )  # fmt: skip
+    untrained = dataclasses.replace(
+        distilled, name="untrained", cosine=0.0121, mse=1.92, agreement={"box": 0.12, "point": 0.11, "refine": 0.13},
+        miou={"box": 0.121, "point": 0.10, "refine": 0.11} if labelled else {},
+        kept={"box": 0.121 / 0.752, "point": 0.1 / 0.621, "refine": 0.11 / 0.699} if labelled else {},
+    )  # fmt: skip
+    return EvaluationResult(
+        (teacher, untrained, distilled), "teacher", ("box", "point", "refine"), labelled, 64, 211, 3,
+        Conditions("cpu", 2, 9, 126), (BadInput("sa_17", "not a readable image: truncated"),),
+        tuple(fake_pictures(pictures)),
+    )  # fmt: skip
+
+
+def fake_history(steps: int = 400) -> list[dict]:
+    rng, lines = np.random.default_rng(0), []
+    for step in range(1, steps, 2):
+        fall = math.exp(-step / 90)
+        noise = 1 + 0.08 * rng.standard_normal(2)
+        terms = {"mse": (5 + 190 * fall) * noise[0], "cosine": (0.07 + 0.9 * fall) * noise[1]}
+        line = {"step": step, "epoch": 1 + step // 40, "terms": terms, "weights": {"mse": 1.0, "cosine": 1.0}}
+        lines.append(line | {"total": sum(terms.values()), "lr": 1e-3 * min(step / 40, (steps - step) / steps)})
+    return lines
+
+
+def fake_data(**changes) -> ReportData:
+    data = ReportData(
+        title="es_ev_s distilled from the sandbox teacher",
+        student="distilled",
+        untrained="untrained",
+        evaluation=fake_evaluation(),
+        history=fake_history(),
+        check=(TermReport("mse", 182.3, 1.0, 41.7), TermReport("cosine", 0.991, 1.0, 0.213)),
+        cache=CacheFacts(2000, "pca64-int8", 5700, 31108, 41.2),
+        merge=(MergeGroup("kept", 212, 1_451_489), MergeGroup("replaced", 190, 931_000),
+               MergeGroup("removed", 98, 2_798_016)),
+        merged="runs/demo/merged",
+        skipped={"cache": (BadInput("sa_3", "no image beside sa_3.json"),), "train": ()},
+        seconds={"render": 9.1, "cache": 41.2, "train": 151.0, "merge": 0.8, "evaluate": 22.5},
+        config="job: encoder\nteacher:\n  kind: sam3\n  path: sandbox\nstudent:\n  backbone: es_ev_s\n",
+        machine=describe_machine(),
+        date="2026-11-21 08:00",
+    )  # fmt: skip
+    return dataclasses.replace(data, **changes)
+
+
+class Page(HTMLParser):
+    """Balanced tags, visible text, and every attribute that could load something."""
+
+    VOID = ("meta", "img", "br", "link", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "srcset", "data", "action")]
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def write(tmp_path: Path, data: ReportData) -> tuple[str, Page]:
+    text = write_report(tmp_path / "deep" / "report.html", data).read_text()
+    return text, Page(text)
+
+
+def test_loads_nothing_from_elsewhere(tmp_path):
+    text, page = write(tmp_path, fake_data())
+    assert page.links
+    assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in page.links)
+    assert not re.search(r"https?://|url\((?!#)|@import", text)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+
+
+def test_shows_every_part(tmp_path):
+    _, page = write(tmp_path, fake_data())
+    words = (
+        "keeps 94.5% of the teacher's mIoU", "3.0 times smaller", "3.1 times faster", "0.9312", "mse", "learning rate",
+        "41.7", "pca64-int8", "1/5.5 of fp16", "5,700 bytes", "212 keys", "2.80 M", "sa_3: no image", "sa_17: not a",
+        "backbone: es_ev_s", "2 min 31 s", version("torch"), "2026-11-21", "ground truth", "9 runs", "2 threads",
+    )  # fmt: skip
+    assert [word for word in words if word not in page.text] == []
+    assert page.tags.count("svg") == 3
+    assert page.tags.count("img") == 3 * 5
+
+
+def test_escapes_what_users_name(tmp_path):
+    plain = fake_evaluation(pictures=1)
+    rows = tuple(dataclasses.replace(row, name=HOSTILE + row.name) for row in plain.rows)
+    shown = tuple(
+        dataclasses.replace(p, key=HOSTILE, panels=tuple(dataclasses.replace(q, title=HOSTILE) for q in p.panels))
+        for p in plain.pictures
+    )
+    history = [line | {"terms": {HOSTILE: line["terms"]["mse"]}} for line in fake_history(60)]
+    data = fake_data(
+        title=HOSTILE, student=HOSTILE + "distilled", config=HOSTILE, history=history, machine={HOSTILE: HOSTILE},
+        date=HOSTILE, check=(TermReport(HOSTILE, 1.0, 1.0, 1.0),), merge=(MergeGroup(HOSTILE, 1, 1),), merged=HOSTILE,
+        skipped={HOSTILE: (BadInput(HOSTILE, HOSTILE),)}, seconds={HOSTILE: 1.0},
+        evaluation=dataclasses.replace(plain, rows=rows, pictures=shown, teacher=HOSTILE + "teacher"),
+    )  # fmt: skip
+    text, page = write(tmp_path, data)
+    assert "script" not in page.tags and "<script" not in text
+    assert page.text.count(HOSTILE) > 12
+
+
+def test_leaves_out_what_was_not_measured(tmp_path):
+    text, page = write(tmp_path, ReportData("bare", "distilled"))
+    assert "h2" not in page.tags and "None" not in text and "nan" not in page.text
+    _, unlabelled = write(tmp_path, fake_data(evaluation=fake_evaluation(labelled=False, pictures=0)))
+    assert "ground truth" not in unlabelled.text
+    assert "agree with the teacher's at an IoU of 0.861 with a box prompt; untrained, at 0.120" in unlabelled.text
+    assert "Masks side by side" not in unlabelled.text
+
+
+def test_says_so_when_the_student_is_larger_and_slower():
+    base = fake_evaluation(pictures=0)
+    rows = (*base.rows[:2], dataclasses.replace(base.rows[2], trunk_parameters=2 * 2_798_016, latency_ms=24.99))
+    said = headline(fake_data(evaluation=dataclasses.replace(base, rows=rows)))
+    assert "Its trunk is 2.0 times larger and its vision encoder as fast as the teacher's." in said
+
+
+def test_tiles_hold_the_student_and_what_it_is_compared_with():
+    shown = {tile.label: tile for tile in tiles(fake_data())}
+    assert shown["of the teacher's mIoU, point"].value == f"{0.571 / 0.621:.1%}"
+    assert shown["of the teacher's mIoU, point"].note == f"untrained {0.1 / 0.621:.1%}"
+    assert shown["encoder latency"] == ("encoder latency", "8.11 ms", "teacher 25 ms")
+
+
+def test_curves_leave_gaps_for_what_was_not_finite_and_name_weights():
+    lines = [{"step": s, "terms": {"mse": None if s == 3 else 2.0}, "weights": {"mse": 0.5}} for s in range(1, 30)]
+    (curve,) = curves([*lines, {"step": 29, "validate": {"cosine": 0.5}}])  # one validation is no curve
+    assert curve.name == "mse (weight 0.5)" and curve.last == pytest.approx(2.0)
+    assert "NaN" not in curve.svg and curve.svg.startswith("<svg")
+
+
+def test_smoothing_is_a_centred_mean():
+    lines = [{"step": s, "terms": {"x": float(s)}} for s in range(1, 121)]
+    (curve,) = curves(lines)
+    assert curve.last == pytest.approx(np.mean([117, 118, 119, 120]))  # a 40th of 120 values on either side
