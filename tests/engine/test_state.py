@@ -41,7 +41,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"step": Bomb()}, tmp_path / "zip.pt")
-    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb(), protocol=2))
     for name in ("zip.pt", "bare.pt"):
         with pytest.raises(UserError, match=name):
             Checkpoint.load(tmp_path / name)

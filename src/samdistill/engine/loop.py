@@ -85,6 +85,18 @@ def fit(
     finite (before the weights are touched) and a disk that is full; the last good checkpoint always stays.
     """
     accelerator = _accelerator(config)
+    try:
+        return _fit(accelerator, task, config, run_dir, resume, workers, resolved)
+    except UserError:
+        if not accelerator.is_main_process:
+            time.sleep(_RANK_0_FIRST)
+        raise
+
+
+def _fit(
+    accelerator: Accelerator, task: Task[Any], config: TrainConfig, run_dir: Path, resume: Path | bool,
+    workers: int, resolved: str,
+) -> FitResult:  # fmt: skip
     shard = Shard(config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes)
     data = task.dataset(0)
     items = len(data)  # type: ignore[arg-type]
@@ -106,8 +118,6 @@ def fit(
             return loop.run()
         except UserError as error:
             tracker.log.error(str(error))
-            if shard.rank:
-                time.sleep(_RANK_0_FIRST)
             raise
 
 
