@@ -29,17 +29,20 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "RunConfig", "StudentTrunk", "StudentTrunkConfig", "UserError", "__version__", "cache", "check", "demo", "evaluate",
+    "inspect", "load_config", "merge", "models", "plan", "prepare_sa1b", "render_sandbox", "run", "train",
+    "train_teacher",
+]  # fmt: skip
+
 _HOMES = {
     "UserError": "types", "RunConfig": "config", "load_config": "config",
-    "StudentTrunk": "students", "StudentTrunkConfig": "students",
-    "prepare_sa1b": "data",
+    "StudentTrunk": "students", "StudentTrunkConfig": "students", "prepare_sa1b": "data",
+    "merge": "checkpoints.merge", "inspect": "checkpoints.inspect",
     "plan": "verbs.plan", "check": "verbs.train", "cache": "verbs.cache", "train": "verbs.train",
-    "merge": "checkpoints.merge", "inspect": "checkpoints.inspect", "evaluate": "verbs.evaluate", "models": "verbs.models",
-    "run": "verbs.road", "demo": "verbs.road",
+    "evaluate": "verbs.evaluate", "models": "verbs.models", "run": "verbs.road", "demo": "verbs.road",
     "render_sandbox": "verbs.sandbox", "train_teacher": "verbs.sandbox",
 }  # fmt: skip
-
-__all__ = ["__version__", *sorted(_HOMES)]
 
 register()
 

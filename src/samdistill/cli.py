@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .types import UserError
 
 INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its whole usage before every error; one line that says where to find it is clearer."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _config_verb(verbs: argparse._SubParsersAction, name: str, text: str, *, as_json: bool = False,
@@ -53,7 +60,7 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="samdistill", description="Distil the Segment Anything family.")
+    parser = _Parser(prog="samdistill", description="Distil the Segment Anything family.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo = verbs.add_parser("demo", help="the whole road on rendered scenes, offline, in minutes")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"))
@@ -136,16 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"samdistill {args.verb}: {message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"samdistill {args.verb}: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        print(
+            f"samdistill {args.verb}: interrupted; what was finished is kept, the same command goes on", file=sys.stderr
+        )
         return INTERRUPTED
     except BrokenPipeError:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         return 1
-
-
-def print_json(value: object) -> None:
-    json.dump(value, sys.stdout, indent=2, default=str)
-    print()
 
 
 if __name__ == "__main__":

@@ -206,7 +206,10 @@ def _override(raw: dict[str, Any], text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"override {text!r}: write key=value, such as train.lr=3e-4")
-    nested: Any = yaml.load(value, _Loader)
+    try:
+        nested: Any = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {text!r}: not readable as YAML: {' '.join(str(error).split())}") from None
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return _merge(raw, nested)

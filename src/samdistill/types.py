@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 class _Movable:
-    def to(self, device: torch.device | str):  # noqa: ANN201 - returns its own type
+    def to(self, device: torch.device | str):
         """A copy with every tensor on ``device``."""
         moved = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
         return type(self)(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in moved))

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..checkpoints.loading import quiet_transformers
 from ..config import TrainConfig
 from ..tasks.base import Task
 from ..types import UserError
@@ -386,6 +387,6 @@ class _Loop:
             return None
         path = self.run_dir / "student"
         if not path.exists():
-            with self._averaged(), written(path) as aside:
+            with self._averaged(), written(path) as aside, quiet_transformers():
                 self.student.save_pretrained(aside)
         return path

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Sam3TrackerModel
 
-from ..inference.promptable import Embeddings, embed, predict
+from ..inference.promptable import Embeddings, embed, predict, to_canvas
 from ..inference.prompting import refined_prompts
 from ..losses.mask import iou_mse, mask_bce, mask_dice
 from ..ops.masks import masks_to_boxes, random_points
@@ -64,7 +64,8 @@ def teacher_terms(
     point = predict(model, embeddings, clicks)
     terms |= _terms(point.low_res_masks[:, :, 0], point.iou_scores[..., 0], pointed, valid[:, n:], "point")
     first = Prompts(valid[:, :1], clicks.points[:, :1], clicks.labels[:, :1])
-    again = refined_prompts(first, point.low_res_masks[:, :1, 0], pointed[:, :1])
+    logits = point.low_res_masks[:, :1, 0]
+    again = refined_prompts(first, logits, to_canvas(logits, pointed.shape[-2:]), pointed[:, :1])
     refined = predict(model, embeddings, again)
     terms |= _terms(refined.low_res_masks[:, :, 0], refined.iou_scores[..., 0], pointed[:, :1], valid[:, :1], "refine")
     return Terms(terms)

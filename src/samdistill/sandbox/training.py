@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Sam3TrackerModel
 
+from ..checkpoints.loading import quiet_transformers
 from ..config import TrainConfig
 from ..engine import default_device, fit
 from ..inference.promptable import load_promptable
@@ -110,7 +111,8 @@ def train_tracker(
     result = fit(TeacherTask(batch_size, weights), train, out, resume=resume, workers=0, resolved=resolved)
     assert result.student is not None
     model = load_promptable(result.student).half()
-    model.save_pretrained(out / "weights")
+    with quiet_transformers():
+        model.save_pretrained(out / "weights")
     miou = held_out_miou(load_promptable(out / "weights").float().to(default_device()), FINAL_SCENES)
     return TrainedTeacher(out / "weights", result.steps, result.seconds, miou)
 

@@ -22,7 +22,7 @@ def data_kind(root: Path) -> str:
         raise UserError(f"{root}: no such folder of images")
     if any((root / "annotations").glob("instances*.json")) or any(root.glob("instances*.json")):
         return "coco"
-    if (root / "images").is_dir() and (root / "annotations").is_dir() or any(root.glob("sa_*.json")):
+    if ((root / "images").is_dir() and (root / "annotations").is_dir()) or any(root.glob("sa_*.json")):
         return "sa1b"
     return "folder"
 

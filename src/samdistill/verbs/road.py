@@ -63,9 +63,7 @@ class RoadResult:
         return "\n".join([*lines, f"report: {self.report}"])
 
 
-def run(
-    images: Path, teacher: str, student: str, out: Path, *, overrides: Sequence[str] = ()
-) -> RoadResult:
+def run(images: Path, teacher: str, student: str, out: Path, *, overrides: Sequence[str] = ()) -> RoadResult:
     """Distil ``teacher`` into ``student`` on the images of one folder, and show what came of it.
 
     images: any folder of images, an SA-1B tree or a COCO folder. teacher: a SAM 3 folder, hub id or sam3.pt, or
@@ -82,18 +80,26 @@ def run(
     if default_device().type != "cuda":
         settings.append("train.precision=fp32")  # bf16 is slower than fp32 on most CPUs
     config = load_config(recipe, [*settings, *overrides])
-    return walk(_fitted_batch(config, overrides))
+    return walk(_fitted(config, overrides))
 
 
-def _fitted_batch(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """The published batch of 64 where there are images for it; else the largest that gives four steps an epoch."""
-    if any(text.startswith("train.batch_size=") for text in overrides):
-        return config
+def _fitted(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The published batch where there are images for it, else four steps an epoch; what the caller set stays.
+
+    The published rate is linear in the batch, which starves a small folder; Adam's noise asks for the square root.
+    """
+    given = {text.partition("=")[0] for text in overrides}
     count = len(Assembly(config).train_source.keys)
-    batch = min(config.train.batch_size, max(2, count // 4))
     if count < 2:
         raise UserError(f"{config.data.root}: {count} image(s) to train on; give at least three, one is held out")
-    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": batch})})
+    settings = {}
+    if "train.batch_size" not in given:
+        settings["batch_size"] = min(config.train.batch_size, max(2, count // 4))
+    if config.train.lr_batch is not None and not given & {"train.lr", "train.lr_batch"}:
+        share = (settings.get("batch_size", config.train.batch_size) / config.train.lr_batch) ** 0.5
+        rates = {name: getattr(config.train, name) * share for name in ("lr", "warmup_lr", "min_lr")}
+        settings |= rates | {"lr_batch": None}
+    return config.model_copy(update={"train": config.train.model_copy(update=settings)})
 
 
 def demo(out: Path, *, overrides: Sequence[str] = ()) -> RoadResult:
@@ -157,7 +163,11 @@ def _evaluate(config: RunConfig, merged: MergeReport | None) -> EvaluationResult
         return None
     console.print("[bold]evaluate[/] on held-out images")
     parts = Assembly(config)
-    models = {TEACHER: load_sam3(config.teacher.path, parts.teacher_info.image_size), UNTRAINED: _untrained(parts), STUDENT: load_sam3(merged.out)}
+    models = {
+        TEACHER: load_sam3(config.teacher.path, parts.teacher_info.image_size),
+        UNTRAINED: _untrained(parts),
+        STUDENT: load_sam3(merged.out),
+    }
     source = parts.held_out_source()
     settings = config.evaluate
     total = len(source.keys) if settings.images is None else min(settings.images, len(source.keys))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from dataclasses import asdict
@@ -11,13 +12,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..cli import print_json
 from ..config import RunConfig, load_config
 from ..data import prepare_sa1b
 from ..types import UserError
 from .plan import human_bytes
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def print_json(value: object) -> None:
+    json.dump(value, sys.stdout, indent=2, default=str)
+    print()
 
 
 def _config(args: argparse.Namespace) -> RunConfig:

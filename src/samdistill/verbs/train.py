@@ -23,9 +23,7 @@ def train(config: RunConfig, *, resume: bool | Path = False) -> FitResult:
     """
     parts = Assembly(config)
     task = parts.task(parts.open_store())
-    return fit(
-        task, config.train, config.output, resume=resume, workers=config.data.workers, resolved=config.to_yaml()
-    )
+    return fit(task, config.train, config.output, resume=resume, workers=config.data.workers, resolved=config.to_yaml())
 
 
 def check(config: RunConfig, *, device: str | None = None) -> CheckReport:
