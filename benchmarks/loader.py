@@ -10,19 +10,14 @@ The pipelines take turns, the order is reversed from one repeat to the next, and
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import PIL
 import torch
-import torchvision
+from common import Sheet, arguments, use_device
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -32,6 +27,7 @@ from samdistill.data import FolderSource, Geometry, ImageDataset, ViewTransform,
 from samdistill.sandbox.write import write_sa1b
 
 JITTER, SCALE = 0.4, (0.5, 1.0)
+COLUMNS = ["pipeline", "images/s, median", "min", "max", "samdistill is"]
 
 
 class PlainDataset(Dataset[torch.Tensor]):
@@ -90,36 +86,28 @@ def measure(contenders: dict[str, Iterable[object]], images: int, repeats: int) 
     return rates
 
 
-def table(title: str, rates: dict[str, list[float]]) -> list[str]:
+def rows(rates: dict[str, list[float]]) -> list[list[str]]:
     ours = rates["samdistill"]
-    lines = [title, f"  {'pipeline':<16}{'images/s, median':>18}{'min':>9}{'max':>9}{'samdistill is':>16}"]
+    found = []
     for name, values in rates.items():
         ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))
-        lines.append(
-            f"  {name:<16}{statistics.median(values):>18.1f}{min(values):>9.1f}{max(values):>9.1f}{ratio:>15.2f}x"
+        found.append(
+            [name, *(f"{v:.1f}" for v in (statistics.median(values), min(values), max(values))), f"{ratio:.2f}x"]
         )
-    return lines
-
-
-def hardware() -> str:
-    name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).is_file():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line[:10] == "model name"]
-        name = models[0] if models else name
-    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
-    return f"{name}, {os.cpu_count()} CPUs; {versions}; {datetime.date.today().isoformat()}"
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--images", type=Path, help="a folder of JPEGs; default: rendered ones of 512 px")
     parser.add_argument("--size", type=int, default=1008, help="side of the canvas in pixels")
     parser.add_argument("--count", type=int, default=256, help="images a pass; a smaller folder is gone through again")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="also write the result to this file")
     args = parser.parse_args()
+    sheet = Sheet(use_device(args.device))
+    figures = {}
     with tempfile.TemporaryDirectory() as temporary:
         root = args.images
         if root is None:
@@ -129,17 +117,16 @@ def main() -> None:
         if not source.keys:
             parser.error(f"{root}: no images")
         keys = [source.keys[i % len(source.keys)] for i in range(args.count)]
-        lines = [hardware()]
         for augment, name in ((False, "decode + resize"), (True, "decode + crop + flip + colour jitter + resize")):
             contenders = loaders(source, keys, args.size, augment, args.batch, args.workers)
             what = "rendered JPEGs of 512 px" if args.images is None else f"{len(source.keys)} files of {root.name}"
-            title = f"{name} to {args.size} px: {args.count} images a pass ({what}), {args.workers} workers, batch {args.batch}, {args.repeats} repeats"  # noqa: E501
-            lines += ["", *table(title, measure(contenders, args.count, args.repeats))]
-    text = "\n".join(lines)
-    print(text)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+            title = (
+                f"{name} to {args.size} px: {args.count} images a pass ({what}), {args.workers} workers, batch "
+                f"{args.batch}, {args.repeats} repeats"
+            )
+            figures[name] = measure(contenders, args.count, args.repeats)
+            sheet.table(title, COLUMNS, rows(figures[name]))
+    sheet.save(args.out, {"images_per_second": figures})
 
 
 if __name__ == "__main__":

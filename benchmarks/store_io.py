@@ -1,6 +1,6 @@
 """The feature store beside a plain memory map of the same bytes: writing, random reading, opening a million records.
 
-    python benchmarks/store_io.py --out benchmarks/results/store_io.md
+    python benchmarks/store_io.py --out benchmarks/results/store_io.txt
 
 Records are SAM 3's trunk output at 1008 px (1024 x 72 x 72; 10.6 MB as fp16) filled with noise. Every figure is the
 median of ``--repeats`` passes over all records. Random reads visit every record once, in a shuffled order, warm: the
@@ -10,44 +10,29 @@ the fsync of every batch and of the end; the plain map is flushed (msync) at its
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import Sheet, arguments, use_device
 
 from samdistill.store import Codec, FeatureStore, FeatureStoreWriter, StoreSpec, make_codec
 from samdistill.store.spec import INDEX_DTYPE, key_hash
 
 MIB = 2**20
+COLUMNS = ["what", "bytes a record", "write MiB/s", "random read MiB/s, warm", "cold", "ms a record, warm"]
 
 
 def seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
-
-
-def hardware() -> str:
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    memory = [int(line.split()[1]) / MIB for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
-    return (
-        f"{date.today()}, {names[0] if names else platform.processor()}, {os.cpu_count()} cores, "
-        f"{f'{memory[0]:.0f} GiB, ' if memory else ''}{platform.system()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__} on {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start"
-    )
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def drop_cache(path: Path) -> bool:
@@ -58,13 +43,13 @@ def drop_cache(path: Path) -> bool:
     return True
 
 
-def row(name: str, size: int, count: int, write: list[float], read: dict[str, list[float]]) -> str:
-    """One line of the table; MiB/s of bytes on disk, and milliseconds per record when reading warm."""
+def row(name: str, size: int, count: int, write: list[float], read: dict[str, list[float]]) -> list[str]:
+    """One row of the table; MiB/s of bytes on disk, and milliseconds per record when reading warm."""
     rate = {what: size * count / MIB / statistics.median(times) for what, times in read.items()}
     written = f"{size * count / MIB / statistics.median(write):.0f}" if write else ""
     milliseconds = 1e3 * statistics.median(read["warm"]) / count
     cold = f"{rate['cold']:.0f}" if "cold" in rate else ""
-    return f"| {name} | {size:,} | {written} | {rate['warm']:.0f} | {cold} | {milliseconds:.2f} |"
+    return [name, f"{size:,}", written, f"{rate['warm']:.0f}", cold, f"{milliseconds:.2f}"]
 
 
 def time_reads(read: Callable[[], object], path: Path, repeats: int) -> dict[str, list[float]]:
@@ -78,7 +63,7 @@ def time_reads(read: Callable[[], object], path: Path, repeats: int) -> dict[str
     return times
 
 
-def time_map(folder: Path, maps: list[torch.Tensor], count: int, order: Iterable[int], repeats: int) -> str:
+def time_map(folder: Path, maps: list[torch.Tensor], count: int, order: Iterable[int], repeats: int) -> list[str]:
     """Baseline: float16 maps in one np.memmap, no seed, no checksum, no key."""
     path, halves = folder / "plain.bin", [m.half().numpy() for m in maps]
     size = halves[0].nbytes
@@ -102,7 +87,7 @@ def time_map(folder: Path, maps: list[torch.Tensor], count: int, order: Iterable
 
 def time_codec(
     folder: Path, codec: Codec, maps: list[torch.Tensor], count: int, order: Iterable[int], repeats: int
-) -> list[str]:
+) -> list[list[str]]:
     spec = StoreSpec("image_embedding", codec.shape, 1008, "00", "00", codec.name)
     root, keys, order = folder / codec.name, [f"sa_{i}" for i in range(count)], list(order)
 
@@ -150,45 +135,37 @@ def time_opening(folder: Path, count: int, repeats: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--records", type=int, default=64, help="records per store; 64 of fp16 take 680 MB")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--codecs", default="fp16,int8,pca256-int8")
     parser.add_argument("--shape", default="1024,72,72")
     parser.add_argument("--million", type=int, default=1_000_000, help="records of the store that is opened")
     parser.add_argument("--dir", type=Path, help="where to write; the system's temporary folder by default")
-    parser.add_argument("--out", type=Path, help="write the report there as well")
-    arguments = parser.parse_args()
-    channels, height, width = (int(n) for n in arguments.shape.split(","))
+    options = parser.parse_args()
+    sheet = Sheet(use_device(options.device))
+    channels, height, width = (int(n) for n in options.shape.split(","))
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(channels, height, width, generator=generator) for _ in range(4)]
-    order = np.random.default_rng(0).permutation(arguments.records).tolist()
-    lines = [
-        "# Feature store: input and output",
-        "",
-        hardware(),
-        "",
-        f"{arguments.records} records of {channels}x{height}x{width}, median of {arguments.repeats} passes; MiB/s of "
-        "bytes on disk.",
-        "",
-        "| what | bytes a record | write MiB/s | random read MiB/s, warm | cold | ms a record, warm |",
-        "|---|---|---|---|---|---|",
-    ]
-    with tempfile.TemporaryDirectory(dir=arguments.dir) as name:
+    order = np.random.default_rng(0).permutation(options.records).tolist()
+    rows = []
+    with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = Path(name)
-        lines.append(time_map(folder, maps, arguments.records, order, arguments.repeats))
+        rows.append(time_map(folder, maps, options.records, order, options.repeats))
         fits = []
-        for codec_name in arguments.codecs.split(","):
+        for codec_name in options.codecs.split(","):
             codec = make_codec(codec_name, (channels, height, width))
             fits.append(f"{codec_name} {seconds(lambda codec=codec: codec.fit(maps)):.2f} s")
-            lines += time_codec(folder, codec, maps, arguments.records, order, arguments.repeats)
-        lines += ["", f"Fitting a codec on {len(maps)} maps: {', '.join(fits)}.", ""]
-        lines.append(time_opening(folder, arguments.million, arguments.repeats))
-    report = "\n".join(lines) + "\n"
-    print(report, end="")
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(report)
+            rows += time_codec(folder, codec, maps, options.records, order, options.repeats)
+        size = f"{channels}x{height}x{width}"
+        title = f"{options.records} records of {size}, median of {options.repeats} passes; MiB/s of bytes on disk"
+        sheet.table(title, COLUMNS, rows)
+        sheet.say()
+        sheet.say(f"Fitting a codec on {len(maps)} maps: {', '.join(fits)}.")
+        opening = time_opening(folder, options.million, options.repeats)
+        sheet.say(opening)
+    figures = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    sheet.save(options.out, {"rows": figures, "fitting": fits, "opening": opening})
 
 
 if __name__ == "__main__":

@@ -3,16 +3,14 @@
     python benchmarks/two_ranks.py                                  # the engine's toy task, seconds
     python benchmarks/two_ranks.py CONFIG [key=value ...]           # a real recipe through `samdistill train`
 
-Prints the largest difference per loss term and writes it, with the hardware, to ``results/two_ranks.json``; fails above
-1e-4. A student that draws random numbers (dropout, drop path) cannot agree: switch that off.
+Prints the largest difference per loss term; fails above 1e-4. ``--out FILE`` keeps it. Both run on the CPU. A
+student that draws random numbers (dropout, drop path) cannot agree: switch that off.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from common import Sheet, use_device
 
 from samdistill.engine import read_lines
 
@@ -52,7 +50,6 @@ def measure(config: str | None, overrides: list[str]) -> dict[str, Any]:
     return {
         "config": config or "toy", "overrides": overrides, "steps": len(one), "largest_difference": worst,
         "limit": LIMIT, "seconds": {"one process": seconds[0], "two ranks": seconds[1]},
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {platform.system()}",
     }  # fmt: skip
 
 
@@ -60,11 +57,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", help="a recipe; left out, the toy task")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--out", type=Path, help="write what is printed there, and the figures to a .json beside it")
     arguments = parser.parse_args()
+    sheet = Sheet(use_device("cpu"))
     figures = measure(arguments.config, arguments.overrides)
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "two_ranks.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    rows = [[name, f"{value:.2e}"] for name, value in figures["largest_difference"].items()]
+    title = f"{figures['config']}: {figures['steps']} steps, two gloo ranks against one process, same global batch"
+    sheet.table(title, ["loss term", "largest difference"], rows)
+    sheet.say(f"limit {LIMIT:g}; seconds: {figures['seconds']}")
+    sheet.save(arguments.out, figures)
     return int(max(figures["largest_difference"].values()) > LIMIT)
 
 

@@ -134,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = _parse(arguments)
     try:
-        if getattr(args, "nproc", 1) > 1 and "LOCAL_RANK" not in os.environ:
+        many = hasattr(args, "nproc") and (args.nproc != 1 or os.environ.get("NNODES", "1") != "1")
+        if many and "LOCAL_RANK" not in os.environ:
             from .engine import launch
 
             return launch(args.nproc, arguments)
@@ -150,6 +151,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"samdistill {args.verb}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def write_report(path: Path, data: ReportData) -> Path:
     Every string of ``data`` is escaped. The folder is made where it is missing.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"data_uri": data_uri, "size": _bytes, "duration": _duration, "count": "{:,}".format}
+    environment.filters |= {"data_uri": data_uri, "size": human_bytes, "duration": _duration, "count": "{:,}".format}
     template = environment.from_string((files("samdistill") / "report.html.j2").read_text(encoding="utf-8"))
     page = template.render(
         d=data, headline=headline(data), tiles=tiles(data), curves=curves(data.history), dash=DASH,
@@ -200,7 +200,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _bytes(count: float) -> str:
+def human_bytes(count: float) -> str:
+    """1536 -> '1.5 KiB'."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy_task import ToyTask
 
-from samdistill.engine.check import check_terms
+from samdistill.engine.check import check_terms, default_device
 from samdistill.engine.schedule import GlobalBatches, Shard
 from samdistill.types import Term, Terms, UserError
 
@@ -78,3 +78,15 @@ def test_nothing_to_check_is_an_error():
         check_terms(Frozen(), "cpu")
     with pytest.raises(UserError, match="empty"):
         check_terms(ToyTask(items=0), "cpu")
+
+
+def test_ranks_of_one_machine_spread_over_its_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert default_device() == torch.device("cuda")
+    found = []
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        found.append(default_device())
+    assert found == [torch.device("cuda", i) for i in (0, 1, 0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from .schedule import GlobalBatches, Shard
 
 
 def default_device() -> torch.device:
-    """CUDA if there is one, else MPS, else the CPU."""
+    """CUDA if there is one (under torchrun the one of this process), else MPS, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        rank = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank) % torch.cuda.device_count())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

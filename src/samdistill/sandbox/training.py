@@ -103,9 +103,10 @@ def train_tracker(
     out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None
 ) -> TrainedTeacher:
     """Train in ``out`` and write ``out/weights``; ``steps`` is rounded up to whole epochs of 250."""
+    epochs = -(-steps // EPOCH_STEPS)
     train = TrainConfig(
-        epochs=-(-steps // EPOCH_STEPS), batch_size=batch_size, lr=lr, warmup_lr=1e-5, min_lr=lr / 100, lr_batch=None,
-        warmup_epochs=100 / EPOCH_STEPS, betas=(0.9, 0.98), clip_norm=1.0, keep=1,
+        epochs=epochs, batch_size=batch_size, lr=lr, warmup_lr=1e-5, min_lr=lr / 100, lr_batch=None,
+        warmup_epochs=min(100 / EPOCH_STEPS, epochs / 10), betas=(0.9, 0.98), clip_norm=1.0, keep=1,
     )  # fmt: skip
     resolved = yaml.safe_dump({"teacher": "tracker", "weights": str(weights), "train": train.model_dump(mode="json")})
     result = fit(TeacherTask(batch_size, weights), train, out, resume=resume, workers=0, resolved=resolved)

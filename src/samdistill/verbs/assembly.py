@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,22 +54,28 @@ class Assembly:
 
     def store_spec(self, teacher: Teacher) -> StoreSpec:
         return StoreSpec(
-            tap=IMAGE_EMBEDDING, shape=teacher.embedding_shape, image_size=teacher.image_size, teacher=teacher.fingerprint,
-            transform=self.transform.fingerprint, codec=self.config.cache.codec,
+            tap=IMAGE_EMBEDDING, shape=teacher.embedding_shape, image_size=teacher.image_size,
+            teacher=teacher.fingerprint, transform=self.transform.fingerprint, codec=self.config.cache.codec,
         )  # fmt: skip
 
-    def open_store(self, teacher: Teacher | None = None) -> FeatureStore:
-        """The run's store; with ``teacher`` also its weights are held against what the store was made with."""
-        root = self.config.store_root
+    def open_store(self) -> FeatureStore:
+        """The run's store, its shape, size, transform and codec held against the config: no weights are read."""
+        root, info = self.config.store_root, self.teacher_info
         if not (root / MANIFEST).is_file():
             raise UserError(f"{root}: no cached embeddings here; run `samdistill cache` with this config first")
-        info, made_with = self.teacher_info, Manifest.load(root).spec.teacher
+        made_with = Manifest.load(root).spec.teacher
         wanted = StoreSpec(
             tap=IMAGE_EMBEDDING, shape=info.embedding_shape, image_size=info.image_size,
-            teacher=made_with if teacher is None else teacher.fingerprint,
-            transform=self.transform.fingerprint, codec=self.config.cache.codec,
+            teacher=made_with, transform=self.transform.fingerprint, codec=self.config.cache.codec,
         )  # fmt: skip
         return FeatureStore(root, wanted)
+
+    def proven_store(self) -> FeatureStore:
+        """``open_store``, and on rank 0 the teacher itself is loaded: its weights must be those that were cached."""
+        store = self.open_store()
+        if int(os.environ.get("RANK", 0)) == 0:
+            Manifest.load(store.root).require(store.root, self.store_spec(self.build_teacher()))
+        return store
 
     def task(self, store: FeatureStore) -> EncoderTask:
         """The job over the cached views; every image is cached, listed as skipped, or an error."""

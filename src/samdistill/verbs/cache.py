@@ -15,7 +15,8 @@ from torch import Tensor
 from ..config import RunConfig
 from ..data import BadInput, image_loader, record_key
 from ..engine import default_device
-from ..store import Codec, FeatureStore, FeatureStoreWriter, StoreSpec, make_codec, stored_codec
+from ..evaluate.examples import evenly
+from ..store import Codec, FeatureStore, FeatureStoreWriter, Problem, StoreSpec, make_codec, stored_codec
 from ..teachers.base import IMAGE_EMBEDDING, OnlineTeacher
 from ..types import UserError
 from .assembly import Assembly, skipped_path
@@ -27,7 +28,10 @@ FIT_IMAGES = 256
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What a cache run did. bytes counts the values files of all ranks; skipped lists unreadable inputs."""
+    """What a cache run did. bytes counts the values files of all ranks; skipped lists unreadable inputs.
+
+    recovered: one line for each file whose torn end, left by a kill or a power cut, was cut and written again.
+    """
 
     store: str
     records: int
@@ -36,6 +40,7 @@ class CacheReport:
     bytes_per_record: int
     seconds: float
     skipped: list[BadInput] = field(default_factory=list)
+    recovered: list[str] = field(default_factory=list)
     verified: int = 0
     worst_error: float = 0.0
 
@@ -67,12 +72,20 @@ def _extract(parts: Assembly, teacher: OnlineTeacher, keys: list[str], view: int
         yield _Block([record_key(key, view) for key in batch.keys], batch.seeds.tolist(), features.cpu(), bad)
 
 
-def _codec(parts: Assembly, teacher: OnlineTeacher, spec: StoreSpec, rank: int) -> Codec:
+def _refuse_damage(root: Path, problems: Sequence[Problem]) -> None:
+    if problems:
+        some = "; ".join(map(str, problems[:5])) + ("; ..." if len(problems) > 5 else "")
+        raise UserError(f"{root}: {len(problems)} damaged record(s): {some}")
+
+
+def _codec(parts: Assembly, teacher: OnlineTeacher, spec: StoreSpec, rank: int, verify: bool) -> Codec:
     """The store's codec. One that learns from data is fitted by rank 0; the others wait until it made the store."""
     root = parts.config.store_root
     stored = stored_codec(root)
     if stored is not None:
-        FeatureStore(root, spec)  # refuses another teacher, transform, size or codec before any work is done
+        store = FeatureStore(root, spec)  # refuses another teacher, transform, size or codec before any work is done
+        if verify:  # before the writer cuts and mends the youngest records, as it does after a power cut
+            _refuse_damage(root, [problem for problem in store.verify() if problem.key is not None])
         return stored
     codec = make_codec(spec.codec, spec.shape)
     if codec.fitted:
@@ -121,7 +134,7 @@ def cache(
     source, root = parts.train_source, config.store_root
     teacher = parts.build_teacher(device or str(default_device()))
     spec = parts.store_spec(teacher)
-    codec = _codec(parts, teacher, spec, rank)
+    codec = _codec(parts, teacher, spec, rank, verify)
     skipped = {bad.key: bad for bad in source.problems} if rank == 0 else {}
     with FeatureStoreWriter(root, spec, codec, rank, world) as writer:
         bad, written = _write(parts, teacher, writer, world, progress and rank == 0)
@@ -130,10 +143,10 @@ def cache(
     store = FeatureStore(root, spec)
     if len(store) == 0:
         raise UserError(f"{root}: not one image could be cached; the first: {next(iter(skipped.values()), None)}")
-    checked, worst = verify_store(parts, store, teacher, codec) if verify else (0, 0.0)
+    checked, worst = verify_store(parts, store, teacher, codec, rank, world) if verify else (0, 0.0)
     return CacheReport(
         str(root), len(store), written, len(store) * store.bytes_per_record, store.bytes_per_record,
-        time.monotonic() - start, list(skipped.values()), checked, worst,
+        time.monotonic() - start, list(skipped.values()), writer.recovered, checked, worst,
     )  # fmt: skip
 
 
@@ -156,17 +169,18 @@ def _write(
     return bad, written
 
 
-def verify_store(parts: Assembly, store: FeatureStore, teacher: OnlineTeacher, codec: Codec) -> tuple[int, float]:
+def verify_store(
+    parts: Assembly, store: FeatureStore, teacher: OnlineTeacher, codec: Codec, rank: int = 0, world: int = 1
+) -> tuple[int, float]:
     """Checksums of all records, then a sample recomputed from the images and coded again.
 
+    With several ranks each vouches for its own files and images: the others may still be writing theirs.
     Returns how many were recomputed and the worst relative L2 difference between stored and recomputed features,
     both after the codec, so that its own loss does not count. Raises UserError on a damaged or differing record.
     """
-    problems = store.verify()
-    if problems:
-        raise UserError(f"{store.root}: {len(problems)} damaged record(s); the first: {problems[0]}")
-    count = min(parts.config.cache.verify_records, len(parts.train_source.keys))
-    keys = parts.train_source.keys[:: max(1, len(parts.train_source.keys) // count)][:count]
+    _refuse_damage(store.root, [p for p in store.verify() if world == 1 or p.file.startswith(f"rank{rank}-")])
+    mine = [key for key in parts.train_source.keys[rank::world] if key in store]
+    keys = evenly(mine, parts.config.cache.verify_records)
     worst, checked = 0.0, 0
     for block in _extract(parts, teacher, keys, 0):
         for name, feature in zip(block.names, block.features, strict=True):

@@ -47,8 +47,8 @@ def evaluate(
 ) -> EvaluationResult:  # fmt: skip
     """mIoU against the data's masks, agreement with ``teacher``, features, parameters, FLOPs and latency.
 
-    model: a Hugging Face folder that ``merge`` wrote, or a run folder that holds one. data: an SA-1B tree, a COCO folder
-    or any folder of images; without masks a teacher is needed. Raises UserError for anything that cannot be measured.
+    model: a Hugging Face folder that ``merge`` wrote, or a run folder that holds one. data: an SA-1B tree, a COCO
+    folder or any folder of images; without masks a teacher is needed. Raises UserError for what cannot be measured.
     """
     kinds = prompt_kinds(prompts)
     folder = model / "merged" if (model / "merged" / "config.json").is_file() else model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -87,9 +86,3 @@ def plan(config: RunConfig, *, world: int = 1) -> Plan:
         activation_bytes=saved_activation_bytes(student, micro, info.image_size) // half,
         steps_per_epoch=per_epoch, steps=per_epoch * train.epochs,
     )  # fmt: skip
-
-
-def human_bytes(count: float) -> str:
-    """1536 -> '1.5 KiB'."""
-    power = min(int(math.log2(max(count, 1)) // 10), 5)
-    return f"{count / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"

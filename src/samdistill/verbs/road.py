@@ -17,13 +17,14 @@ from ..config import RunConfig, load_config
 from ..engine import CheckReport, FitResult, default_device
 from ..evaluate import EvaluationResult, evaluate_models
 from ..inference.promptable import load_sam3
+from ..report import human_bytes
 from ..students import STUDENTS, build_trunk
 from ..tasks.encoder import student_config
 from ..types import UserError
 from .assembly import Assembly
 from .cache import CacheReport, cache
 from .evaluate import data_kind
-from .plan import human_bytes, plan
+from .plan import plan
 from .progress import Progress
 from .sandbox import render_sandbox
 from .story import STUDENT, TEACHER, UNTRAINED, tell

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from ..config import RunConfig, load_config
 from ..data import prepare_sa1b
+from ..report import human_bytes
 from ..types import UserError
-from .plan import human_bytes
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -63,7 +63,7 @@ def plan(args: argparse.Namespace) -> int:
             "student": f"{found.student} ({found.trunk_params / 1e6:.3f}M trunk + {found.head_params / 1e6:.3f}M head)",
             "embedding": f"{shape} from {found.image_size} px",
             "images": f"{found.images} to train on, {found.held_out_images} held out, {found.views} view(s) each",
-            "cache": f"{human_bytes(found.cache_bytes)} as {found.codec} ({human_bytes(found.bytes_per_record)} a record)",
+            "cache": f"{human_bytes(found.cache_bytes)}: {found.codec}, {human_bytes(found.bytes_per_record)} a record",
             "memory": f"{human_bytes(found.weights_and_optimiser_bytes)} weights and optimiser, "
             f"{human_bytes(found.activation_bytes)} activations of {found.micro_batch} images",
             "steps": f"{found.steps} ({found.steps_per_epoch} an epoch)",
@@ -101,6 +101,8 @@ def cache(args: argparse.Namespace) -> int:
             f"{report.store}: {report.records} records ({report.written} new), {human_bytes(report.bytes)}, "
             f"{human_bytes(report.bytes_per_record)} each, in {report.seconds:.1f} s"
         )
+        for line in report.recovered:
+            console.print(f"mended: {line}", markup=False)
         if args.verify:
             console.print(
                 f"verified: all checksums; {report.verified} records recomputed, worst relative difference "
@@ -152,7 +154,7 @@ def models(args: argparse.Namespace) -> int:
         print_json(asdict(found) if isinstance(found, Breakdown) else [asdict(row) for row in found])
     elif isinstance(found, Breakdown):
         console.print(
-            f"{found.name}: {found.backbone}, trunk {found.trunk_params / 1e6:.3f}M and {found.trunk_gflops:.1f} GFLOP, "
+            f"{found.name}: {found.backbone}, trunk {found.trunk_params / 1e6:.3f}M, {found.trunk_gflops:.1f} GFLOP; "
             f"{found.head} head {found.head_params / 1e6:.3f}M and {found.head_gflops:.1f} GFLOP, at 1008 px"
         )
         table = Table("module", "parameters", "GFLOP")

@@ -22,7 +22,7 @@ def train(config: RunConfig, *, resume: bool | Path = False) -> FitResult:
     absent, incomplete or foreign, where the folder already holds a run, and on a non-finite loss.
     """
     parts = Assembly(config)
-    task = parts.task(parts.open_store())
+    task = parts.task(parts.proven_store())
     return fit(task, config.train, config.output, resume=resume, workers=config.data.workers, resolved=config.to_yaml())
 
 
@@ -34,7 +34,7 @@ def check(config: RunConfig, *, device: str | None = None) -> CheckReport:
     device = device or str(default_device())
     if (config.store_root / "manifest.json").is_file():
         parts = Assembly(config)
-        return check_terms(_small(parts.task(parts.open_store()), config), device, seed=config.train.seed)
+        return check_terms(_small(parts.task(parts.proven_store()), config), device, seed=config.train.seed)
     with tempfile.TemporaryDirectory() as folder:
         keys = Assembly(config).train_source.keys[:CHECK_IMAGES]
         listing = Path(folder) / "ids.txt"

@@ -1,0 +1,291 @@
+"""What the benchmarks share: a first line that says where a figure was taken, a sheet that is printed and kept, and a
+study (named settings x seeds, trained and evaluated through the package's own verbs)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import samdistill
+from samdistill import RunConfig, load_config
+from samdistill.checkpoints.merge import sidecar
+from samdistill.engine import default_device, newest, read_lines
+from samdistill.evaluate import EvaluationResult, evaluate_models
+from samdistill.inference.promptable import load_sam3
+from samdistill.report import describe_machine
+from samdistill.verbs.assembly import Assembly
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TEACHER = "teacher"
+
+
+def arguments(doc: str | None, work: str | None = None) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes: ``--device``, ``--out`` and, where it leaves files, ``--work``."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    parser.add_argument("--out", type=Path, help="write what is printed there, and the figures to a .json beside it")
+    if work is not None:
+        parser.add_argument("--work", type=Path, default=REPOSITORY / "runs" / work, help=f"(runs/{work})")
+    return parser
+
+
+def use_device(name: str) -> str:
+    """The device everything below runs on, child processes included; ``SystemExit`` where it is not the one asked for.
+
+    The verbs take the best device there is, so the CPU is chosen by hiding the others.
+    """
+    if name == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    found = default_device().type
+    if name not in ("auto", found):
+        raise SystemExit(f"--device {name}: this machine runs on {found}")
+    return found
+
+
+def machine_line(device: str) -> str:
+    """Hardware, threads, versions, load and date, in one line."""
+    facts = describe_machine(device)
+    plain = ("processor", "accelerator", "system")
+    told = ", ".join(value if key in plain else f"{key} {value}" for key, value in facts.items())
+    return f"{told}; device {device}; load {os.getloadavg()[0]:.1f} at the start; {date.today().isoformat()}"
+
+
+def setting(key: str, path: Path) -> str:
+    """``key=value`` for a path with any characters."""
+    return f"{key}={json.dumps(str(path))}"
+
+
+class Sheet:
+    """Lines that are printed as they come and kept, with the figures behind them, by ``save``."""
+
+    def __init__(self, device: str) -> None:
+        self.machine = {**describe_machine(device), "device": device, "load at the start": f"{os.getloadavg()[0]:.1f}"}
+        self.lines: list[str] = []
+        self.say(machine_line(device))
+        self.command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        self.say(self.command)
+
+    def say(self, text: str = "") -> None:
+        print(text, flush=True)
+        self.lines.append(text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """A titled table; the first column is text, the others are set to the right."""
+        cells = [list(columns), *(list(row) for row in rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+        self.say()
+        self.say(title)
+        for row in cells:
+            rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            self.say("  ".join(["", row[0].ljust(widths[0]), *rest]).rstrip())
+
+    def save(self, out: Path | None, figures: Mapping[str, Any]) -> None:
+        """Write the lines to ``out`` and the figures, with machine and date, to the ``.json`` beside it."""
+        if out is None:
+            return
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("\n".join(self.lines) + "\n")
+        kept = {"command": self.command, "date": date.today().isoformat(), "machine": self.machine, "figures": figures}
+        out.with_suffix(".json").write_text(json.dumps(kept, indent=1, default=str) + "\n")
+
+
+def spread(values: Sequence[float], form: str = ".4f") -> str:
+    """``mean +- standard deviation`` (of the sample); one value stands alone."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return format(mean, form)
+    return f"{mean:{form}} +- {statistics.stdev(values):{form}}"
+
+
+def run_cli(words: Sequence[str], log: Path, threads: int) -> None:
+    """``samdistill WORDS`` in a process of its own; what it says goes to the end of ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with log.open("a") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "samdistill", *words], env=environment, stdout=file, stderr=subprocess.STDOUT
+        )
+    if done.returncode:
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        raise SystemExit(f"samdistill {shlex.join(words)} ended with {done.returncode}; the end of {log}:\n{tail}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Named sets of overrides of one recipe, each trained with every seed, then evaluated seed by seed.
+
+    All variants of a seed see the same scenes, batches and steps, and are evaluated in one call, where the timings of
+    the models take turns. Everything is kept in ``work``; what is finished is not done again. base: overrides of all
+    variants. jobs: trainings at a time, ``threads`` threads each.
+    """
+
+    work: Path
+    variants: Mapping[str, Sequence[str]]
+    seeds: Sequence[int]
+    scenes: int
+    val: int
+    base: Sequence[str] = ()
+    recipe: str = "encoder/sandbox"
+    jobs: int = 1
+    threads: int = 1
+    results: dict[int, EvaluationResult] = field(default_factory=dict)
+
+    @cached_property
+    def data(self) -> Path:
+        return self.work / f"scenes-{self.scenes}-{self.val}"
+
+    def config(self, variant: str, seed: int) -> RunConfig:
+        """The resolved settings of one training; variants with one codec share one store."""
+        return load_config(self.recipe, self._settings(variant, seed))
+
+    def _settings(self, variant: str, seed: int) -> list[str]:
+        settings = [*self.base, *self.variants[variant]]
+        codec = load_config(self.recipe, settings).cache.codec
+        places = {
+            "output": self.work / "trained" / f"{variant}-seed{seed}",
+            "data.root": self.data, "cache.root": self.work / f"embeddings-{self.scenes}-{codec}",
+        }  # fmt: skip
+        return [*settings, *(setting(key, path) for key, path in places.items()), f"train.seed={seed}"]
+
+    def run(self) -> None:
+        """Render, cache, train, merge; minutes per training."""
+        samdistill.render_sandbox(self.data, train=self.scenes, val=self.val, progress=False)
+        first = self.seeds[0]
+        stores = {self.config(name, first).store_root: name for name in self.variants}
+        for root, name in stores.items():
+            self._note(f"caching {root.name}")
+            words = ["cache", self.recipe, *self._settings(name, first)]
+            run_cli(words, self.work / "logs" / f"{root.name}.txt", self.threads)
+        pairs = [(name, seed) for seed in self.seeds for name in self.variants]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for _ in pool.map(lambda pair: self._train(*pair), pairs):
+                pass
+
+    def _train(self, variant: str, seed: int) -> None:
+        config = self.config(variant, seed)
+        run, log = config.output, self.work / "logs" / f"{config.output.name}.txt"
+        if (run / "config.yaml").is_file() and (run / "config.yaml").read_text() != config.to_yaml():
+            raise SystemExit(f"{run}: trained with other settings; remove it, or give another --work")
+        if not (run / "student").is_dir():
+            self._note(f"training {run.name}")
+            resume = ["--resume", str(run)] if newest(run) is not None else []
+            run_cli(["train", self.recipe, *self._settings(variant, seed), *resume], log, self.threads)
+        if not sidecar(run / "merged").is_file():
+            samdistill.merge(run, config.teacher.path, run / "merged")
+
+    def _note(self, text: str) -> None:
+        print(f"[{time.strftime('%H:%M:%S')}] {text}\n", end="", file=sys.stderr, flush=True)  # one write: threads
+
+    def evaluate(self, device: str, repeats: int) -> None:
+        """Fill ``results``: per seed the teacher and every variant, on all held-out scenes."""
+        for seed in self.seeds:
+            config = self.config(next(iter(self.variants)), seed)
+            parts = Assembly(config)
+            models = {TEACHER: load_sam3(config.teacher.path, parts.teacher_info.image_size)}
+            models |= {name: load_sam3(self.config(name, seed).output / "merged") for name in self.variants}
+            self._note(f"evaluating seed {seed}")
+            self.results[seed] = evaluate_models(
+                models, parts.held_out_source(), parts.geometry, teacher=TEACHER, batch_size=config.evaluate.batch_size,
+                device=device, pictures=0, repeats=repeats,
+            )  # fmt: skip
+
+    def values(self, variant: str, measure: str) -> list[float]:
+        """One figure of a variant, per seed. measure: a field of ``ModelRow``, or ``agreement.box`` and such."""
+        name, _, kind = measure.partition(".")
+        rows = [self.results[seed].row(variant) for seed in self.seeds]
+        return [getattr(row, name)[kind] if kind else getattr(row, name) for row in rows]
+
+    def differences(self, variant: str, baseline: str, measure: str) -> list[float]:
+        """Variant minus baseline, seed by seed."""
+        pairs = zip(self.values(variant, measure), self.values(baseline, measure), strict=True)
+        return [ours - theirs for ours, theirs in pairs]
+
+    def steps(self, variant: str) -> set[int]:
+        """How many steps the trainings of a variant took, by their logs."""
+        return {read_lines(self.config(variant, seed).output / "metrics.jsonl")[-1]["step"] for seed in self.seeds}
+
+    def conditions(self) -> list[str]:
+        """What was held equal, in words."""
+        config = self.config(next(iter(self.variants)), self.seeds[0])
+        one = self.results[self.seeds[0]]
+        steps = sorted(set().union(*(self.steps(name) for name in self.variants)))
+        return [
+            f"teacher {config.teacher.path!r}, student {config.student.backbone}, {self.scenes} scenes, "
+            f"{'/'.join(map(str, steps))} steps of {config.train.batch_size}, seeds {', '.join(map(str, self.seeds))}; "
+            f"{self.threads} thread(s) per training, {self.jobs} at a time",
+            f"held out: {one.caption()}",
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Settings (without places on this machine) and the whole evaluation of every seed."""
+        places = {"output": True, "data": {"root"}, "cache": {"root"}}
+        configs = {name: self.config(name, self.seeds[0]) for name in self.variants}
+        return {
+            "recipe": self.recipe, "scenes": self.scenes, "held_out": self.val, "seeds": list(self.seeds),
+            "variants": {name: c.model_dump(mode="json", exclude=places) for name, c in configs.items()},
+            "evaluations": {str(seed): result.to_dict() for seed, result in self.results.items()},
+        }  # fmt: skip
+
+
+MEASURES = {
+    "feature cosine": ("cosine", ".4f"), "feature MSE": ("mse", ".4f"),
+    "IoU with teacher, box": ("agreement.box", ".4f"), "IoU with teacher, point": ("agreement.point", ".4f"),
+    "IoU with teacher, refine": ("agreement.refine", ".4f"),
+    "share of teacher's mIoU, box": ("kept.box", ".4f"), "share of teacher's mIoU, point": ("kept.point", ".4f"),
+    "share of teacher's mIoU, refine": ("kept.refine", ".4f"),
+}  # fmt: skip
+"""Rows of a study's table: title, figure, format."""
+
+
+def study_arguments(doc: str | None, work: str) -> argparse.ArgumentParser:
+    """``arguments`` and what every study takes."""
+    parser = arguments(doc, work)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all trainings, after the others")
+    parser.add_argument("--backbone", default="es_ev_s", help="student (es_ev_s)")
+    parser.add_argument("--scenes", type=int, default=1500, help="rendered scenes to train on (1500)")
+    parser.add_argument("--val", type=int, default=96, help="held-out scenes (96)")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3, help="how many (3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="to do some seeds now and others later (0)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, one thread each (1)")
+    parser.add_argument("--repeats", type=int, default=25, help="timing rounds of the encoder latency (25)")
+    return parser
+
+
+def study(args: argparse.Namespace, variants: Mapping[str, Sequence[str]]) -> Study:
+    """A study from the arguments of ``study_arguments``."""
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    base = [f"student.backbone={args.backbone}", f"train.epochs={args.epochs}", "data.workers=0", *args.overrides]
+    return Study(args.work, variants, list(seeds), args.scenes, args.val, base, jobs=args.jobs)
+
+
+def say_study(sheet: Sheet, found: Study, baseline: str) -> None:
+    """The conditions, the table of all measures, and each variant against the baseline, seed by seed."""
+    sheet.say()
+    for line in found.conditions():
+        sheet.say(line)
+    names = list(found.variants)
+    rows = [[title, *(spread(found.values(n, m), f) for n in names)] for title, (m, f) in MEASURES.items()]
+    sheet.table("mean +- standard deviation over seeds", ["", *names], rows)
+    for name in names:
+        if name == baseline:
+            continue
+        compared = []
+        for title, (measure, form) in MEASURES.items():
+            gaps = found.differences(name, baseline, measure)
+            cells = (statistics.fmean(gaps), min(gaps), max(gaps))
+            compared.append([title, *(f"{value:+{form}}" for value in cells)])
+        sheet.table(f"{name} minus {baseline}, same seed", ["", "mean", "min", "max"], compared)

@@ -1,0 +1,150 @@
+"""The documentation against the program: keys, options, commands, links, and code that runs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from samdistill.cli import _parse, _parser
+from samdistill.config import RunConfig, packaged
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+REQUIRED = "required"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> dict[str, object]:
+    """Dotted key of every leaf of a config model to its default as YAML holds it."""
+    found: dict[str, object] = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= fields(kind, f"{prefix}{name}.")
+        elif field.is_required():
+            found[prefix + name] = REQUIRED
+        else:
+            default = field.default
+            plain = list(default) if isinstance(default, tuple) else default
+            found[prefix + name] = str(plain) if isinstance(plain, Path) else plain
+    return found
+
+
+def parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Every verb's own parser."""
+    (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(verbs.choices)
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    """Long options of a verb and of the actions below it."""
+    found: set[str] = set()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                found |= options(below)
+        found |= {name for name in action.option_strings if name.startswith("--") and name != "--help"}
+    return found
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Arguments of every ``samdistill`` line in a page's shell blocks."""
+    found = []
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words = words[1:]
+            if words and words[0] == "samdistill":
+                found.append(words[1:])
+    return found
+
+
+def test_the_configuration_page_lists_exactly_the_keys_with_their_defaults() -> None:
+    rows = re.findall(r"^\| `([\w.]+)` \| .+? \| (.+?) \| .+ \|$", (DOCS / "configuration.md").read_text(), re.M)
+    wanted = fields(RunConfig)
+    assert [key for key, _ in rows] == list(dict.fromkeys(key for key, _ in rows))
+    assert {key for key, _ in rows} == set(wanted)
+    for key, default in rows:
+        assert yaml.safe_load(default.strip("`")) == wanted[key], key
+
+
+def test_every_packaged_recipe_is_mentioned() -> None:
+    text = (DOCS / "configuration.md").read_text()
+    assert [name for name in packaged() if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("verb", sorted(parsers(_parser())))
+def test_every_verb_has_a_page_with_all_its_options(verb: str) -> None:
+    text = (DOCS / f"{verb}.md").read_text()
+    assert text.startswith(f"# samdistill {verb}\n")
+    assert sorted(name for name in options(parsers(_parser())[verb]) if f"`{name}" not in text) == []
+    assert f"({verb}.md)" in (DOCS / "index.md").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_is_one_the_program_takes(page: Path) -> None:
+    for arguments in commands(page):
+        _parse(arguments)  # ends the process on an unknown verb or option
+
+
+def test_commands_are_found_and_wrong_ones_are_refused() -> None:
+    assert ["demo"] in commands(ROOT / "README.md")
+    with pytest.raises(SystemExit):
+        _parse(["train", "encoder/es_rv_m", "--nprocs", "8"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    assert [link for link in links if not link.startswith("http") and not (page.parent / link).exists()] == []
+
+
+def test_the_table_of_students_is_what_the_program_counts() -> None:
+    from samdistill.students import breakdown, list_students
+
+    rows = re.findall(r"^\| `(es_\w+)` \| `(\w+)` \|(.+)\|$", (ROOT / "README.md").read_text(), re.M)
+    shown = {name: (backbone, *(cell.strip() for cell in cells.split("|"))) for name, backbone, cells in rows}
+    for student in list_students():
+        work = breakdown(student.name)
+        assert shown.pop(student.name) == (
+            student.backbone, f"{student.trunk_params / 1e6:.3f}", f"{student.head_params / 1e6:.3f}",
+            f"{work.trunk_gflops:.1f}", f"{work.head_gflops:.1f}", f"{100 * student.teacher_share:.2f} %",
+        )  # fmt: skip
+    assert shown == {}
+
+
+MERGED = """
+from pathlib import Path
+import torch, samdistill
+from samdistill.students import StudentTrunkConfig, build_trunk
+build_trunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=192, image_size=126)).save_pretrained("student")
+samdistill.merge("student", "sandbox", "runs/demo/run/merged")
+"""
+
+
+@pytest.mark.parametrize(
+    ("page", "before", "after"),
+    [
+        ("docs/extending.md", "", ""),
+        ("docs/store.md", "", ""),
+        ("README.md", MERGED, "assert masks.shape[:2] == (1, 1) and masks.isfinite().all()"),
+    ],
+)
+def test_code_on_a_page_runs(page: str, before: str, after: str, tmp_path: Path) -> None:
+    """In a process of its own: the pages register things that other tests must not see."""
+    code = "\n".join([before, *blocks(ROOT / page, "python"), after])
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]

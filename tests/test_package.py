@@ -1,0 +1,100 @@
+"""The face of the package: quick to import, complete, and known to transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import samdistill
+from samdistill.students import StudentTrunk, StudentTrunkConfig
+
+
+def run(code: str, *argv: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_it_imports_nothing_heavy_and_is_quick() -> None:
+    code = """
+import json, sys, time
+start = time.process_time()
+import samdistill
+seconds = time.process_time() - start
+print(json.dumps({"seconds": seconds, "modules": sorted(sys.modules)}))
+"""
+    found = json.loads(run(code))
+    heavy = {"torch", "torchvision", "transformers", "timm", "accelerate", "numpy", "pydantic", "matplotlib", "PIL"}
+    assert not heavy & set(found["modules"])
+    assert found["seconds"] < 0.3
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    start = time.process_time()
+    code = "import sys; from samdistill.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    assert "evaluate" in run(code)
+    assert time.process_time() - start < 1  # of this process; the child's time is waited for below
+    assert "VERB" in run(code + "assert 'transformers' not in sys.modules and 'timm' not in sys.modules")
+
+
+@pytest.mark.parametrize("name", samdistill.__all__)
+def test_every_public_name_exists(name: str) -> None:
+    assert getattr(samdistill, name) is not None
+
+
+def test_a_verb_keeps_its_name_whatever_was_imported_before() -> None:
+    """``evaluate`` is also the name of a room."""
+    code = """
+import samdistill.evaluate.runner
+import samdistill
+assert samdistill.evaluate.__module__ == "samdistill.verbs.evaluate", samdistill.evaluate
+from samdistill import evaluate
+from samdistill.evaluate import evaluate_models
+assert callable(evaluate) and callable(evaluate_models)
+print("done")
+"""
+    assert run(code).strip() == "done"
+
+
+def test_every_verb_is_a_function_and_other_names_are_refused() -> None:
+    verbs = {"demo", "models", "run", "plan", "check", "cache", "train", "merge", "inspect", "evaluate"}
+    assert verbs | {"prepare_sa1b", "render_sandbox", "train_teacher"} <= set(samdistill.__all__)
+    assert all(callable(getattr(samdistill, verb)) for verb in verbs)
+    with pytest.raises(AttributeError, match="no attribute 'distill'"):
+        _ = samdistill.distill
+
+
+@pytest.mark.parametrize("first", ["samdistill", "transformers"])
+def test_transformers_opens_a_student_in_a_fresh_process(first: str, tmp_path: Path) -> None:
+    """Whichever of the two is imported first."""
+    torch.manual_seed(0)
+    student = StudentTrunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=16, image_size=56)).eval()
+    student.save_pretrained(tmp_path / "student")
+    pixels = torch.rand(1, 3, 56, 56)
+    torch.save(pixels, tmp_path / "pixels.pt")
+    second = {"samdistill": "transformers", "transformers": "samdistill"}[first]
+    code = f"""
+import sys
+import {first}
+{"assert 'torch' not in sys.modules" if first == "samdistill" else "transformers.AutoModel"}
+import {second}
+import torch
+from transformers import AutoConfig, AutoModel
+model, found = AutoModel.from_pretrained(sys.argv[1] + "/student", output_loading_info=True)
+assert not any(found.values()), found
+assert type(model).__name__ == "StudentTrunk" and not model.training
+print(AutoConfig.from_pretrained(sys.argv[1] + "/student").backbone)
+torch.set_num_threads({torch.get_num_threads()})
+with torch.no_grad():
+    torch.save(model(pixel_values=torch.load(sys.argv[1] + "/pixels.pt")).last_hidden_state, sys.argv[1] + "/out.pt")
+"""
+    assert run(code, str(tmp_path)).strip() == student.config.backbone
+    with torch.no_grad():
+        expected = student(pixel_values=pixels).last_hidden_state
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), expected)

@@ -1,0 +1,264 @@
+"""Caching: resumed, shared between ranks, coded, verified, and refused where it would mix two things."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import samdistill.sandbox as sandbox_room
+from samdistill.cli import main
+from samdistill.config import RunConfig
+from samdistill.store import FeatureStore, FeatureStoreWriter
+from samdistill.teachers.sam3 import Sam3Teacher
+from samdistill.types import UserError
+from samdistill.verbs.assembly import Assembly, skipped_keys
+from samdistill.verbs.cache import CacheReport, cache
+from samdistill.verbs.train import check, train
+
+VALUES = "rank0-values.bin"
+RECORD = 4 + 192 * 81 * 2  # seed, then the float16 grid: the published layout
+
+
+def run(config: RunConfig, **options: object) -> CacheReport:
+    return cache(config, device="cpu", progress=False, **options)  # type: ignore[arg-type]
+
+
+def as_argv(config: RunConfig, verb: str, folder: Path) -> list[str]:
+    """The same run as a command."""
+    path = folder / "run.yaml"
+    path.write_text(config.to_yaml())
+    return [verb, str(path)]
+
+
+def copy_of(cached: RunConfig, folder: Path) -> RunConfig:
+    """The run with a store of its own, to be damaged."""
+    shutil.copytree(cached.store_root, folder / "embeddings")
+    return cached.model_copy(update={"output": folder})
+
+
+def test_the_report_counts_what_is_on_disk(cached: RunConfig) -> None:
+    report = run(cached)  # nothing is left to do
+    values = cached.store_root / VALUES
+    assert (report.records, report.written, report.skipped, report.recovered) == (24, 0, [], [])
+    assert report.bytes == values.stat().st_size == 24 * RECORD and report.bytes_per_record == RECORD
+    assert json.dumps(report.to_dict())
+    assert run(cached, verify=True).verified == cached.cache.verify_records == 8
+
+
+@pytest.mark.parametrize("codec", ["fp16", "int8", "pca16-int8"])
+@pytest.mark.parametrize("after", [1, 7, 22])
+def test_stopped_anywhere_and_run_again_every_byte_is_the_same(
+    codec: str, after: int, recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the middle of a batch of four, and in the second view."""
+    settings = ("data.views=2", f"cache.codec={codec}", "data.fraction=0.7")
+    whole, torn = recipe(tmp_path / "whole", *settings), recipe(tmp_path / "torn", *settings)
+    total = run(whole).records
+    assert total == 30  # 15 images: the last batch of a view is a short one
+    write, calls = FeatureStoreWriter.write, []
+
+    def stops(self: FeatureStoreWriter, *args: object) -> None:
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(args)
+        write(self, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FeatureStoreWriter, "write", stops)
+        run(torn)
+    assert len(FeatureStore(torn.store_root)) == after
+    report = run(torn)
+    assert (report.records, report.written) == (total, total - after)
+    for name in (VALUES, "rank0-keys.txt", "rank0-index.bin", "manifest.json"):
+        assert (torn.store_root / name).read_bytes() == (whole.store_root / name).read_bytes(), name
+
+
+def test_two_ranks_write_the_records_of_one(cached: RunConfig, recipe, tmp_path: Path) -> None:
+    config = recipe(tmp_path)
+    reports = [run(config, rank=rank, world=2, verify=True) for rank in (0, 1)]
+    assert [report.written for report in reports] == [12, 12]
+    one, two = FeatureStore(cached.store_root), FeatureStore(config.store_root)
+    assert sorted(two.keys) == sorted(one.keys) and two.verify() == []
+    for key in one.keys:
+        first, second = one.read(key), two.read(key)
+        assert first.seed == second.seed and torch.equal(first.features, second.features)
+    assert run(config).written == 0  # one process finds nothing to add
+
+
+def test_a_codec_that_learns_is_shared_by_the_ranks(recipe, tmp_path: Path) -> None:
+    config = recipe(tmp_path, "cache.codec=pca8-int8")
+    for rank in (0, 1):
+        run(config, rank=rank, world=2)
+    assert len(FeatureStore(config.store_root)) == 24 and run(config, verify=True).worst_error <= 0.01
+
+
+@pytest.mark.parametrize(("codec", "worst", "share"), [("int8", 0.02, 0.6), ("pca64-int8", 0.5, 0.25)])
+def test_smaller_codecs_stay_near_the_float16_features(
+    codec: str, worst: float, share: float, cached: RunConfig, recipe, tmp_path: Path
+) -> None:
+    config = recipe(tmp_path, f"cache.codec={codec}")
+    report = run(config, verify=True)
+    assert report.bytes == (config.store_root / VALUES).stat().st_size < share * 24 * RECORD
+    full, small = FeatureStore(cached.store_root), FeatureStore(config.store_root)
+    for key in full.keys:
+        exact = full.read(key).features
+        assert (small.read(key).features - exact).norm() / exact.norm() < worst
+
+
+def test_verify_sees_that_the_teacher_answers_otherwise(cached: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Sam3Teacher._forward
+
+    def other(self: Sam3Teacher, batch: object) -> dict[str, torch.Tensor]:
+        return {tap: tensor * 1.05 for tap, tensor in right(self, batch).items()}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sam3Teacher, "_forward", other)
+    with pytest.raises(UserError, match=r"record 'sa_10000000' differs from the teacher's output by 4\.8%"):
+        run(cached, verify=True)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_a_damaged_record_is_named_by_verify_and_stops_training(
+    damage: str, cached: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = copy_of(cached, tmp_path)
+    values = config.store_root / VALUES
+    content = bytearray(values.read_bytes())
+    row = 5 if damage == "flip" else 23
+    if damage == "flip":
+        content[5 * RECORD + 100] ^= 1
+    else:
+        del content[-200:]
+    values.write_bytes(content)
+    key = FeatureStore(cached.store_root).keys[row]
+    assert main([*as_argv(config, "cache", tmp_path), "--verify"]) == 2
+    verified = capsys.readouterr().err
+    assert verified.count("\n") == 1 and f"1 damaged record(s): {VALUES}: '{key}'" in verified
+    for workers in (0, 1):  # an error of a loader's worker arrives as clear as any other
+        argv = [*as_argv(config, "train", tmp_path), f"data.workers={workers}", f"output={tmp_path / str(workers)}"]
+        assert main([*argv, f"cache.root={config.store_root}"]) == 2
+        said = capsys.readouterr().err
+        assert repr(key) in said.splitlines()[-1] and "cache again" in said and "Traceback" not in said
+    assert values.read_bytes() == content  # nobody touched the evidence
+
+
+def test_the_youngest_records_are_mended_and_it_is_said(
+    cached: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = copy_of(cached, tmp_path)
+    values = config.store_root / VALUES
+    whole = values.read_bytes()
+    values.write_bytes(whole[:-200])
+    assert main(as_argv(config, "cache", tmp_path)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"mended: {VALUES}" in said and "24 records (1 new)" in said
+    assert values.read_bytes() == whole
+
+
+@pytest.fixture(scope="module")
+def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged teacher with one number changed."""
+    folder = tmp_path_factory.mktemp("other") / "teacher"
+    shutil.copytree(Path(sandbox_room.__path__[0]) / "weights" / "tracker", folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.startswith("vision_encoder.backbone") and name.endswith("weight"))
+    weights[name].view(-1)[0] += 0.5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("teacher.path=OTHER", "teacher: stored"),
+        ("teacher.precision=bf16", "teacher: stored"),
+        ("data.geometry=longest_side", "transform: stored"),
+        ("data.augment.flip=0.25", "transform: stored"),
+        ("teacher.image_size=140", "image_size: stored 126, wanted 140"),
+        ("cache.codec=int8", "codec: stored fp16, wanted int8"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused_by_every_verb(
+    override: str, field: str, cached: RunConfig, recipe, other_teacher: Path
+) -> None:
+    config = recipe(cached.output, override.replace("OTHER", str(other_teacher)))
+    before = {path.name: path.read_bytes() for path in cached.store_root.iterdir()}
+    for verb in (run, train, check):
+        with pytest.raises(UserError) as error:
+            verb(config)
+        message = str(error.value)
+        assert "cached with other settings" in message and field in message and "\n" not in message, verb
+    assert {path.name: path.read_bytes() for path in cached.store_root.iterdir()} == before
+
+
+@pytest.fixture
+def spoilt(world: Path, tmp_path: Path) -> Path:
+    """The world with a corrupt JPEG, an image without its JSON and a JSON without its image."""
+    root = tmp_path / "spoilt"
+    shutil.copytree(world, root)
+    images = root / "images" / "train"
+    names = sorted(path.stem for path in images.glob("*.jpg"))
+    (images / f"{names[3]}.jpg").write_bytes((images / f"{names[3]}.jpg").read_bytes()[:300])
+    (images / f"{names[8]}.jpg").unlink()
+    (root / "annotations" / "train" / f"{names[20]}.json").unlink()
+    return root
+
+
+def test_bad_inputs_are_counted_and_listed_and_the_run_goes_on(
+    spoilt: Path, recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = recipe(tmp_path / "run", f"data.root={spoilt}", "train.epochs=1")
+    names = sorted(path.stem for path in (spoilt / "images" / "train").glob("*.jpg"))
+    broken, lonely = names[3], names[19]
+    for repeat in range(2):  # the second run lists them again
+        assert main(as_argv(config, "cache", tmp_path)) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"21 records ({0 if repeat else 21} new)" in said and "skipped 3 unreadable input(s)" in said
+        assert f"{lonely}: image without its JSON" in said and "JSON without its image" in said
+        assert f"{broken}: " in said and "not a readable image" in said
+    assert len(skipped_keys(config.store_root)) == 3
+    result = train(config)
+    assert result.steps == 21 // 8 and set(result.terms) == {"mse", "cosine"}
+
+
+def test_nothing_readable_is_an_error_that_names_the_first(recipe, tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").write_bytes(b"no image")
+    config = recipe(tmp_path / "run", f"data.root={tmp_path}", "data.kind=folder", "data.held_out_fraction=0")
+    with pytest.raises(UserError, match=r"not one image could be cached; the first.*a\.jpg"):
+        run(config)
+
+
+def test_kill_9_in_the_middle_then_the_same_command_gives_the_same_bytes(recipe, tmp_path: Path) -> None:
+    settings = ("data.views=6", "cache.batch_size=2")
+    whole, killed = recipe(tmp_path / "whole", *settings), recipe(tmp_path / "killed", *settings)
+    run(whole)
+    expected = (whole.store_root / VALUES).read_bytes()
+    argv = as_argv(killed, "cache", tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-m", "samdistill", *argv], env=environment, stderr=subprocess.DEVNULL)
+    values, deadline = killed.store_root / VALUES, time.monotonic() + 120
+    while not values.exists() or values.stat().st_size < 9 * RECORD:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 9 * RECORD <= values.stat().st_size < len(expected)
+    assert main(argv) == 0
+    assert values.read_bytes() == expected
+    assert (killed.store_root / "rank0-keys.txt").read_bytes() == (whole.store_root / "rank0-keys.txt").read_bytes()
+
+
+def test_the_spec_of_a_store_is_that_of_its_teacher(cached: RunConfig) -> None:
+    spec, parts = FeatureStore(cached.store_root).spec, Assembly(cached)
+    assert (spec.tap, spec.shape, spec.image_size, spec.codec) == ("image_embedding", (192, 9, 9), 126, "fp16")
+    assert spec == parts.store_spec(parts.build_teacher())
