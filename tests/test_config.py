@@ -42,7 +42,9 @@ def test_the_recipes_of_the_nine_students_are_the_published_one() -> None:
     assert (train.epochs, train.batch_size, train.lr, train.warmup_lr, train.min_lr) == (50, 64, 1e-3, 1e-6, 1e-5)
     assert (train.lr_batch, train.warmup_epochs, train.weight_decay, train.clip_norm) == (512, 5, 0.01, 5.0)
     others = (load_config(f"encoder/{name}") for name in STUDENTS)
-    assert all(other.model_copy(update={"output": config.output, "student": config.student}) == config for other in others)
+    assert all(
+        other.model_copy(update={"output": config.output, "student": config.student}) == config for other in others
+    )
 
 
 def test_a_config_without_extends_has_the_defaults(write) -> None:
@@ -84,7 +86,11 @@ def test_overrides_reach_any_depth_and_the_last_one_counts() -> None:
              "data.root=/some where/1e5 images", "train.lr_batch=null", "train.clip_norm=null"]  # fmt: skip
     config = load_config("encoder/sandbox", given)
     assert (config.data.augment.flip, config.data.augment.crop_scale, config.train.epochs) == (0.25, (0.5, 1.0), 4)
-    assert (config.data.root, config.train.lr_batch, config.train.clip_norm) == (Path("/some where/1e5 images"), None, None)
+    assert (config.data.root, config.train.lr_batch, config.train.clip_norm) == (
+        Path("/some where/1e5 images"),
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +146,7 @@ def test_files_that_are_no_config_are_explained(text: str, words: str, write) ->
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_recipe() -> None:
-    with pytest.raises(UserError, match="no config 'encoder/es_rv_n'.*did you mean 'encoder/es_rv_"):
+    with pytest.raises(UserError, match=r"no config 'encoder/es_rv_n'.*did you mean 'encoder/es_rv_"):
         load_config("encoder/es_rv_n")
 
 

@@ -36,7 +36,7 @@ def test_a_second_registration_is_refused_and_the_first_stays(shapes: Registry[t
 def test_a_typo_gets_a_suggestion_and_nonsense_the_list(shapes: Registry[type]) -> None:
     with pytest.raises(UserError, match=r"^no shape is called 'circel'; did you mean 'circle'\?$"):
         shapes.get("circel")
-    with pytest.raises(UserError, match="^no shape is called 'zzz'; there is: circle, square$"):
+    with pytest.raises(UserError, match=r"^no shape is called 'zzz'; there is: circle, square$"):
         shapes.get("zzz")
 
 

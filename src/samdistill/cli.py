@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("data", type=Path)
     evaluate.add_argument("--teacher", help="compare with this teacher")
     evaluate.add_argument("--prompts", default="box,point,refine", help="of box, point, refine (all)")
+    evaluate.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")
     evaluate.add_argument("--images", type=int, metavar="N", help="at most N images")
     evaluate.add_argument("--json", action="store_true")
     _data_verbs(verbs)

@@ -40,7 +40,9 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 def test_cross_attentions_start_with_equal_queries_and_keys(fresh) -> None:
-    pairs = [m for n, m in fresh.mask_decoder.transformer.named_modules() if n.endswith(("image", "attn_token_to_image"))]
+    pairs = [
+        m for n, m in fresh.mask_decoder.transformer.named_modules() if n.endswith(("image", "attn_token_to_image"))
+    ]
     pairs = [m for m in pairs if hasattr(m, "q_proj")]
     assert len(pairs) >= 3
     assert all(torch.equal(m.q_proj.weight, m.k_proj.weight) for m in pairs)

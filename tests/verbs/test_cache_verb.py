@@ -55,12 +55,16 @@ def test_the_report_counts_what_is_on_disk(cached: RunConfig) -> None:
     assert run(cached, verify=True).verified == cached.cache.verify_records == 8
 
 
-@pytest.mark.parametrize("codec", ["fp16", "int8", "pca16-int8"])
-@pytest.mark.parametrize("after", [1, 7, 22])
+@pytest.mark.parametrize(("codec", "after"), [("fp16", 1), ("fp16", 7), ("int8", 22), ("pca16-int8", 7)])
 def test_stopped_anywhere_and_run_again_every_byte_is_the_same(
     codec: str, after: int, recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also in the middle of a batch of four, and in the second view."""
+    """Also in the middle of a batch of four, and in the second view, with a teacher whose answer to an image depends
+    on the others of its batch (as real ones' last bits do): a resumed run has to form the same batches."""
+    right = Sam3Teacher._forward
+    monkeypatch.setattr(
+        Sam3Teacher, "_forward", lambda self, batch: {n: t + t.mean(0) for n, t in right(self, batch).items()}
+    )
     settings = ("data.views=2", f"cache.codec={codec}", "data.fraction=0.7")
     whole, torn = recipe(tmp_path / "whole", *settings), recipe(tmp_path / "torn", *settings)
     total = run(whole).records
@@ -170,7 +174,7 @@ def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("other") / "teacher"
     shutil.copytree(Path(sandbox_room.__path__[0]) / "weights" / "tracker", folder)
     weights = load_file(folder / "model.safetensors")
-    name = next(name for name in weights if name.startswith("vision_encoder.backbone") and name.endswith("weight"))
+    name = next(name for name in weights if "vision_encoder.backbone" in name and name.endswith("weight"))
     weights[name].view(-1)[0] += 0.5
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder

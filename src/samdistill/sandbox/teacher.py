@@ -20,7 +20,7 @@ TRAIN_SEED, HELD_OUT_SEED = 1, 2
 
 
 def teacher_config() -> Sam3TrackerConfig:
-    """126 px, 6 layers of 192 (3M parameters, 6 MB in float16); every layer global, 81 tokens are few."""
+    """126 px, a ViT of 6 layers of 192 (4.2M parameters in all, 8.5 MB in float16), global attention throughout."""
     grid = IMAGE_SIZE // PATCH
     return Sam3TrackerConfig(
         vision_config={

@@ -53,9 +53,9 @@ def evaluate(
     kinds = prompt_kinds(prompts)
     folder = model / "merged" if (model / "merged" / "config.json").is_file() else model
     loaded = {"student": load_sam3(folder)}
-    if teacher is not None:
-        loaded = {"teacher": load_sam3(teacher)} | loaded
     size = loaded["student"].config.vision_config.backbone_config.image_size
+    if teacher is not None:
+        loaded = {"teacher": load_sam3(teacher, size)} | loaded
     if geometry not in ("square", "longest_side"):
         raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
     source = held_out_images(data)

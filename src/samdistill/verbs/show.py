@@ -177,7 +177,10 @@ def evaluate(args: argparse.Namespace) -> int:
     from .evaluate import evaluate as run
 
     names = [name.strip() for name in args.prompts.split(",") if name.strip()]
-    result = run(args.model, args.data, teacher=args.teacher, prompts=names, images=args.images, progress=not args.json)
+    result = run(
+        args.model, args.data, teacher=args.teacher, prompts=names, images=args.images, geometry=args.geometry,
+        progress=not args.json,
+    )  # fmt: skip
     if args.json:
         print_json(result.to_dict())
     else:
