@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .config import RunConfig, load_config
     from .data import prepare_sa1b
     from .students import StudentTrunk, StudentTrunkConfig
-    from .types import UserError
+    from .errors import UserError
     from .verbs.cache import cache
     from .verbs.evaluate import evaluate
     from .verbs.models import models
@@ -38,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "UserError": "types", "RunConfig": "config", "load_config": "config",
+    "UserError": "errors", "RunConfig": "config", "load_config": "config",
     "StudentTrunk": "students", "StudentTrunkConfig": "students", "prepare_sa1b": "data",
     "merge": "checkpoints.merge", "inspect": "checkpoints.inspect",
     "plan": "verbs.plan", "check": "verbs.train", "cache": "verbs.cache", "train": "verbs.train",

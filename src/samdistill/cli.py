@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from .types import UserError
+from .errors import UserError
 
 INTERRUPTED = 130
 
@@ -131,7 +131,7 @@ def message(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 1 a check or verification failed, 2 a user's error, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 a term without gradient, 2 a user's error, 130 interrupted."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = _parse(arguments)
     try:

@@ -9,12 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from .errors import UserError as UserError
+
 Features = dict[str, Tensor]
 """Tap name to tensor; each teacher documents the layout of its taps."""
-
-
-class UserError(Exception):
-    """A mistake the user can mend: the command line prints its message alone and exits with 2."""
 
 
 class _Movable:

@@ -100,6 +100,8 @@ def _fitted(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         share = (settings.get("batch_size", config.train.batch_size) / config.train.lr_batch) ** 0.5
         rates = {name: getattr(config.train, name) * share for name in ("lr", "warmup_lr", "min_lr")}
         settings |= rates | {"lr_batch": None}
+    if "train.warmup_epochs" not in given:
+        settings["warmup_epochs"] = min(config.train.warmup_epochs, config.train.epochs / 10)
     return config.model_copy(update={"train": config.train.model_copy(update=settings)})
 
 
