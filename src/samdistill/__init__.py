@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .checkpoints.merge import merge
     from .config import RunConfig, load_config
     from .data import prepare_sa1b
-    from .students import StudentTrunk, StudentTrunkConfig
     from .errors import UserError
+    from .students import StudentTrunk, StudentTrunkConfig
     from .verbs.cache import cache
     from .verbs.evaluate import evaluate
     from .verbs.models import models
