@@ -2,7 +2,7 @@
 
 from .coco import CocoSource
 from .folder import FolderSource
-from .loader import ImageDataset, ImageItem, collate_images, image_loader, record_key
+from .loader import ImageDataset, ImageItem, collate_images, image_loader, record_key, worker_count
 from .prepare import PrepareReport, prepare_sa1b
 from .prompts import box_prompts, pad_masks, point_prompts
 from .sa1b import Sa1bSource
@@ -13,5 +13,5 @@ __all__ = [
     "SOURCES", "BadImage", "BadInput", "CocoSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem",
     "Instance", "PrepareReport", "Sa1bSource", "Source", "View", "ViewTransform", "box_prompts", "collate_images",
     "image_loader", "open_source", "pad_masks", "point_prompts", "prepare_sa1b", "read_image", "record_key",
-    "split_keys", "subset", "view_seed",
+    "split_keys", "subset", "view_seed", "worker_count",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -73,10 +74,17 @@ def collate_images(items: Sequence[ImageItem | BadInput]) -> tuple[ImageBatch | 
     return batch, bad
 
 
+def worker_count(wanted: int) -> int:
+    """``wanted`` loader processes, but no more than there are cores for them; batches are the same for any number."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(wanted, cores)
+
+
 def image_loader(
     dataset: ImageDataset, batch_size: int, workers: int = 0
 ) -> DataLoader[tuple[ImageBatch | None, list[BadInput]]]:
     """Batches in the order of ``dataset.keys``; the last one may be short. The same bytes for any ``workers``."""
+    processes = worker_count(workers)
     return DataLoader(
-        dataset, batch_size, num_workers=workers, collate_fn=collate_images, persistent_workers=workers > 0
+        dataset, batch_size, num_workers=processes, collate_fn=collate_images, persistent_workers=processes > 0
     )

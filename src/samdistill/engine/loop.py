@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoints.loading import quiet_transformers
 from ..config import TrainConfig
+from ..data import worker_count
 from ..tasks.base import Task
 from ..types import UserError
 from .check import default_device
@@ -189,7 +190,8 @@ class _Loop:
         accelerator: Accelerator, shard: Shard, schedule: Schedule, items: int, tracker: Tracker,
         saved: Checkpoint | None,
     ) -> None:  # fmt: skip
-        self.task, self.config, self.run_dir, self.workers, self.resolved = task, config, run_dir, workers, resolved
+        self.task, self.config, self.run_dir, self.resolved = task, config, run_dir, resolved
+        self.workers = worker_count(workers)
         self.accelerator, self.shard, self.schedule, self.items = accelerator, shard, schedule, items
         self.tracker, self.device = tracker, accelerator.device
         self.per_epoch = shard.steps_per_epoch(items)
