@@ -52,7 +52,7 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     teacher = actions.add_parser("train-teacher", help="train a bundled teacher on scenes rendered on the fly")
     teacher.add_argument("name", metavar="NAME", help="tracker")
     teacher.add_argument("--out", type=Path, default=Path("runs/teacher"))
-    teacher.add_argument("--steps", type=int, default=8000, help="optimiser steps (8000)")
+    teacher.add_argument("--steps", type=int, default=5000, help="optimiser steps (5000)")
     teacher.add_argument("--batch-size", type=int, default=8, help="scenes a step (8)")
     teacher.add_argument("--lr", type=float, default=1e-3)
     teacher.add_argument("--resume", action="store_true", help="go on from --out's last checkpoint")

@@ -29,7 +29,7 @@ def render_sandbox(
 
 
 def train_teacher(
-    name: str, out: Path, *, steps: int = 8000, batch_size: int = 8, lr: float = 1e-3, resume: bool = False,
+    name: str, out: Path, *, steps: int = 5000, batch_size: int = 8, lr: float = 1e-3, resume: bool = False,
     weights: Path | None = None,
 ) -> TrainedTeacher:  # fmt: skip
     """Train the bundled teacher ``name`` on scenes rendered on the fly and score it on held-out ones."""
