@@ -16,7 +16,7 @@ LEVELS = (
     {"losses", "metrics", "ops"},
     {"teachers", "students", "data", "store", "checkpoints"},
     {"tasks", "inference"},
-    {"engine", "evaluate", "export", "sandbox", "report", "report_figures"},
+    {"engine", "evaluation", "export", "sandbox", "report", "report_figures"},
     {"verbs"},
     {"__init__", "_registration"},
     {"cli", "__main__"},

@@ -14,8 +14,8 @@ import pytest
 
 from samdistill.data.sources import BadInput
 from samdistill.engine.check import TermReport
-from samdistill.evaluate.pictures import picture
-from samdistill.evaluate.result import Conditions, EvaluationResult, ModelRow
+from samdistill.evaluation.pictures import picture
+from samdistill.evaluation.result import Conditions, EvaluationResult, ModelRow
 from samdistill.inference.prompting import Targets
 from samdistill.report import CacheFacts, MergeGroup, ReportData, describe_machine, headline, tiles, write_report
 from samdistill.report_figures import curves

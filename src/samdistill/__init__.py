@@ -7,9 +7,7 @@ imported when something is first used.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ._registration import register
@@ -47,17 +45,6 @@ _HOMES = {
 }  # fmt: skip
 
 register()
-
-
-class _Face(ModuleType):
-    """``evaluate`` names a verb and a room. Importing a room binds its name here; the verb is what stays visible."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> Any:

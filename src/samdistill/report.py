@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from .data.sources import BadInput
 from .engine.check import TermReport
-from .evaluate.result import DASH, EvaluationResult, ModelRow
+from .evaluation.result import DASH, EvaluationResult, ModelRow
 from .report_figures import curves, data_uri
 
 PACKAGES = ("samdistill", "torch", "torchvision", "transformers", "timm", "accelerate", "numpy")

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import RunConfig
 from ..data import BadInput, image_loader, record_key
 from ..engine import default_device
-from ..evaluate.examples import evenly
+from ..evaluation.examples import evenly
 from ..store import Codec, FeatureStore, FeatureStoreWriter, Problem, StoreSpec, make_codec, stored_codec
 from ..teachers.base import IMAGE_EMBEDDING, OnlineTeacher
 from ..types import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import DataConfig
 from ..data import Geometry, Source, open_source
 from ..engine import default_device
-from ..evaluate import EvaluationResult, evaluate_models
+from ..evaluation import EvaluationResult, evaluate_models
 from ..inference.promptable import load_sam3
 from ..inference.prompting import PROMPTS, PromptKind
 from ..registry import did_you_mean

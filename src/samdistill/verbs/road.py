@@ -15,7 +15,7 @@ from ..checkpoints.merge import merge
 from ..checkpoints.report import MergeReport
 from ..config import RunConfig, load_config
 from ..engine import CheckReport, FitResult, default_device
-from ..evaluate import EvaluationResult, evaluate_models
+from ..evaluation import EvaluationResult, evaluate_models
 from ..inference.promptable import load_sam3
 from ..report import human_bytes
 from ..students import STUDENTS, build_trunk

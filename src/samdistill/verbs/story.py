@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoints.report import MergeReport
 from ..config import RunConfig
 from ..engine import CheckReport, FitResult, default_device, read_lines
-from ..evaluate import EvaluationResult
+from ..evaluation import EvaluationResult
 from ..report import CacheFacts, MergeGroup, ReportData, describe_machine, write_report
 from ..store import record_bytes
 from .cache import CacheReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from samdistill.evaluate.pictures import COLOURS, overlay, picture
+from samdistill.evaluation.pictures import COLOURS, overlay, picture
 from samdistill.inference.prompting import Targets
 
 

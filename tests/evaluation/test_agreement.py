@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samdistill.evaluate import agreement
-from samdistill.evaluate.agreement import PseudoObjects, grid_points, suppress
+from samdistill.evaluation import agreement
+from samdistill.evaluation.agreement import PseudoObjects, grid_points, suppress
 from samdistill.inference.promptable import Embeddings, MaskPrediction
 from samdistill.types import ImageBatch
 
