@@ -157,6 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"samdistill {args.verb}: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    finally:
+        if "LOCAL_RANK" in os.environ:
+            from .engine import leave
+
+            leave()
 
 
 if __name__ == "__main__":

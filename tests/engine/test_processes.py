@@ -19,6 +19,15 @@ TOY = Path(__file__).with_name("toy_task.py")
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Sums over other numbers of threads differ in the last bits; the processes started here have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def start(run, *args):
     path = os.pathsep.join(p for p in sys.path if p)
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}

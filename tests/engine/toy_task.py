@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from samdistill.config import TrainConfig
-from samdistill.engine import fit, is_worker, launch
+from samdistill.engine import fit, is_worker, launch, leave
 from samdistill.tasks.base import Task
 from samdistill.types import ImageBatch, Term, Terms, UserError
 
@@ -120,3 +120,5 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        leave()

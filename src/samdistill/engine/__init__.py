@@ -1,7 +1,7 @@
 """The engine: one training loop, its proof (`check_terms`) and its launcher."""
 
 from .check import CheckReport, TermReport, check_terms, default_device
-from .launch import is_worker, launch
+from .launch import is_worker, launch, leave
 from .loop import FitResult, fit
 from .schedule import Schedule
 from .signals import Interrupted
@@ -20,6 +20,7 @@ __all__ = [
     "fit",
     "is_worker",
     "launch",
+    "leave",
     "newest",
     "read_lines",
 ]

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import distributed
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -50,6 +51,12 @@ def launch(nproc: int, argv: Sequence[str], program: Sequence[str] = ("-m", "sam
         except SignalException as error:
             return 128 + int(error.sigval)
     return 0
+
+
+def leave() -> None:
+    """Leave the group of ranks; the last thing a worker does. Gloo's threads can abort (134) an exit they outlive."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _show(rank: int, *logs: Path) -> None:

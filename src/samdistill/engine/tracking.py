@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .state import written
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
 
@@ -58,12 +61,12 @@ class Tracker:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self.rank == 0:
+            self._metrics.close()
+            self._on_board(lambda board: board.close())
         for handler in self._handlers:
             self.log.removeHandler(handler)
             handler.close()
-        if self.rank == 0:
-            self._metrics.close()
-            self._board.close()
 
     def _open_metrics(self) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
@@ -73,7 +76,7 @@ class Tracker:
         with written(path) as aside:
             aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self._metrics = open(path, "a")  # noqa: SIM115 - closed by __exit__
-        self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self.start + 1)
+        self._board: SummaryWriter | None = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self.start + 1)
 
     def info(self, text: str) -> None:
         """A line in this rank's log, on rank 0 also on the console."""
@@ -93,9 +96,9 @@ class Tracker:
             return
         self._write(record)
         for name, value in record["terms"].items():
-            self._board.add_scalar(f"terms/{name}", value, step)
+            self._on_board(lambda board, n=name, v=value: board.add_scalar(f"terms/{n}", v, step))
         for name in ("total", "lr", "grad_norm", "images_per_second"):
-            self._board.add_scalar(f"train/{name}", record[name], step)
+            self._on_board(lambda board, n=name: board.add_scalar(f"train/{n}", record[n], step))
         self.log.info(
             f"epoch {record['epoch']} step {step}/{self.total}  {text}  total {record['total']:.4g}  "
             f"lr {record['lr']:.3g}  grad {record['grad_norm']:.3g}  {record['images_per_second']:.1f} images/s"
@@ -107,7 +110,17 @@ class Tracker:
         if self.rank == 0:
             self._write({"step": step, "epoch": epoch, "validate": dict(figures)})
             for name, value in figures.items():
-                self._board.add_scalar(f"validate/{name}", value, step)
+                self._on_board(lambda board, n=name, v=value: board.add_scalar(f"validate/{n}", v, step))
+
+    def _on_board(self, act: Callable[[SummaryWriter], None]) -> None:
+        """TensorBoard writes from a thread and reports a full disk at some later call: it must not end or mask a run."""
+        if self._board is None:
+            return
+        try:
+            act(self._board)
+        except OSError as error:
+            self._board = None
+            self.log.warning(f"TensorBoard stopped: {error.strerror or error}; {METRICS} goes on")
 
     def _write(self, record: dict[str, Any]) -> None:
         self._metrics.write(json.dumps(_finite(record), allow_nan=False) + "\n")
