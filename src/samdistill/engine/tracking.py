@@ -113,7 +113,7 @@ class Tracker:
                 self._on_board(lambda board, n=name, v=value: board.add_scalar(f"validate/{n}", v, step))
 
     def _on_board(self, act: Callable[[SummaryWriter], None]) -> None:
-        """TensorBoard writes from a thread and reports a full disk at some later call: it must not end or mask a run."""
+        """TensorBoard writes from a thread and reports a full disk at a later call: that must not end or mask a run."""
         if self._board is None:
             return
         try:
