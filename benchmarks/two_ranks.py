@@ -52,8 +52,10 @@ def measure(config: str | None, overrides: list[str]) -> dict[str, Any]:
     return {
         "config": config or "toy", "overrides": overrides, "steps": len(one),
         "largest_difference": {name: max(found) for name, found in differences.items()},
-        "at_step_1": {name: found[0] for name, found in differences.items()}, "largest_relative": relative,
-        "losses_of_step_1": one[0], "steps_within_limit": within, "limit": LIMIT, "seconds": {"one process": seconds[0], "two ranks": seconds[1]},
+        "at_step_1": {name: found[0] for name, found in differences.items()},
+        "largest_relative": relative,
+        "losses_of_step_1": one[0], "steps_within_limit": within, "limit": LIMIT,
+        "seconds": {"one process": seconds[0], "two ranks": seconds[1]},
     }  # fmt: skip
 
 
