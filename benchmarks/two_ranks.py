@@ -47,13 +47,15 @@ def measure(config: str | None, overrides: list[str]) -> dict[str, Any]:
             logged.append([line["terms"] for line in read_lines(run / "metrics.jsonl") if "terms" in line])
     one, two = logged
     differences = {name: [abs(a[name] - b[name]) for a, b in zip(one, two, strict=True)] for name in one[0]}
-    relative = {name: max(d / abs(a[name]) for d, a in zip(differences[name], one, strict=True)) for name in one[0]}
+    by_step = {name: [d / abs(a[name]) for d, a in zip(differences[name], one, strict=True)] for name in one[0]}
+    relative = {name: max(found) for name, found in by_step.items()}
     within = next((i for i, _ in enumerate(one) if any(d[i] > LIMIT for d in differences.values())), len(one))
     return {
         "config": config or "toy", "overrides": overrides, "steps": len(one),
         "largest_difference": {name: max(found) for name, found in differences.items()},
         "at_step_1": {name: found[0] for name, found in differences.items()},
         "largest_relative": relative,
+        "relative_by_step": by_step,
         "losses_of_step_1": one[0], "steps_within_limit": within, "limit": LIMIT,
         "seconds": {"one process": seconds[0], "two ranks": seconds[1]},
     }  # fmt: skip
@@ -74,6 +76,9 @@ def main() -> int:
     ]  # fmt: skip
     title = f"{figures['config']}: {figures['steps']} steps, two gloo ranks against one process, same global batch"
     sheet.table(title, ["loss term", "at step 1", "difference at step 1", "largest", "largest relative"], rows)
+    steps = [n for n in (1, 2, 3, 5, 10, 20, 40) if n <= figures["steps"]]
+    grown = [[name, *(f"{found[n - 1]:.1e}" for n in steps)] for name, found in figures["relative_by_step"].items()]
+    sheet.table("relative difference at step", ["loss term", *map(str, steps)], grown)
     sheet.say(f"first {figures['steps_within_limit']} step(s) within {LIMIT:g} in every term; {figures['seconds']} s")
     sheet.save(arguments.out, figures)
     return int(max(figures["largest_difference"].values()) > LIMIT)
