@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,8 @@ STAGES = {"render": "render + plan", "cache": "cache + check", "train": "train +
 """First word of the line that opens a stage, and what is done until the next one opens."""
 
 
-def one_seed(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Run the demo; shares of the teacher's mIoU by model and prompt, seconds by stage."""
-    words = [sys.executable, __file__, "--child", str(folder), f"train.seed={seed}", f"data.seed={seed}", *overrides]
+def timed(words: Sequence[str], stages: Mapping[str, str]) -> dict[str, float]:
+    """Run ``words``; seconds by stage, and of the whole. stages: first word of a line that opens a stage, its name."""
     start = time.monotonic()
     opened: list[tuple[str, float]] = [("start", 0.0)]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -41,17 +42,23 @@ def one_seed(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
         for line in child.stdout:
             print(line, end="", file=sys.stderr, flush=True)
             word = line.partition(" ")[0]
-            if word in STAGES:
-                opened.append((STAGES[word], time.monotonic() - start))
+            if word in stages:
+                opened.append((stages[word], time.monotonic() - start))
     if child.returncode:
-        raise SystemExit(f"the demo with seed {seed} ended with {child.returncode}")
+        raise SystemExit(f"{shlex.join(words)} ended with {child.returncode}")
     ends = [*(at for _, at in opened[1:]), time.monotonic() - start]
-    seconds = {name: end - at for (name, at), end in zip(opened, ends, strict=True)}
+    return {name: end - at for (name, at), end in zip(opened, ends, strict=True)} | {"whole": ends[-1]}
+
+
+def one_seed(seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Run the demo; shares of the teacher's mIoU by model and prompt, seconds by stage."""
+    words = [sys.executable, __file__, "--child", str(folder), f"train.seed={seed}", f"data.seed={seed}", *overrides]
+    seconds = timed(words, STAGES)
     found = json.loads((folder / "run" / "evaluation.json").read_text())
     models = {model["name"]: model for model in found["models"]}
     return {
         "seed": seed, "models": models, "objects": found["objects"], "images": found["images"],
-        "seconds": {**seconds, "whole": ends[-1]},
+        "seconds": seconds,
         "of which training steps": read_lines(folder / "run" / "metrics.jsonl")[-1]["seconds"],
     }  # fmt: skip
 

@@ -14,9 +14,12 @@ import pytest
 
 from samdistill.data.sources import BadInput
 from samdistill.engine.check import TermReport
-from samdistill.evaluation.pictures import picture
-from samdistill.evaluation.result import Conditions, EvaluationResult, ModelRow
+from samdistill.evaluation.concepts import ConceptResult, ConceptRow
+from samdistill.evaluation.detections import draw_instances
+from samdistill.evaluation.pictures import GROUND_TRUTH, picture
+from samdistill.evaluation.result import Conditions, EvaluationResult, ModelRow, Panel, Picture
 from samdistill.inference.prompting import Targets
+from samdistill.ops.masks import masks_to_boxes
 from samdistill.report import CacheFacts, MergeGroup, ReportData, describe_machine, headline, tiles, write_report
 from samdistill.report_figures import curves
 from samdistill.sandbox.scenes import render_scenes
@@ -56,6 +59,47 @@ def fake_evaluation(labelled: bool = True, pictures: int = 3) -> EvaluationResul
         Conditions("cpu", 2, 9, 126), (BadInput("sa_17", "not a readable image: truncated"),),
         tuple(fake_pictures(pictures)),
     )  # fmt: skip
+
+
+def fake_answers(phrase: str = "red ring"):
+    """A question for what is there, which the untrained student does not find, and one for what is not."""
+    scene = render_scenes(range(1), 126, seed=5)
+    image, masks = scene.images[0].permute(1, 2, 0).numpy(), scene.masks[0][scene.valid[0]][:2]
+    drawn = draw_instances(image, masks, masks_to_boxes(masks), ["0.93", "0.71"])
+    there = {GROUND_TRUTH: 2, "teacher": 2, "untrained": 0, "distilled": 2}
+    absent = {GROUND_TRUTH: 0, "teacher": 0, "untrained": 2, "distilled": 0}
+    for text, counts in ((phrase, there), ("wooden chair", absent)):
+        panels = [Panel(name, drawn if n else image, found=n) for name, n in counts.items()]
+        yield Picture("images/7.jpg", text, GROUND_TRUTH, (Panel("image", image), *panels))
+
+
+def fake_concepts(**changes) -> ConceptResult:
+    teacher = ConceptRow("teacher", 0.602, 0.68, 0.885, 0.79, 0.7, 0.55, 9_840_000, 164.0)
+    untrained = ConceptRow("untrained", -0.004, 0.02, -0.2, 0.03, 0.01, 0.001, 2_400_000, 82.0, -0.004 / 0.602)
+    distilled = ConceptRow("distilled", 0.561, 0.649, 0.864, 0.76, 0.66, 0.512, 2_400_000, 82.0, 0.561 / 0.602)
+    result = ConceptResult(
+        (teacher, untrained, distilled), "teacher", 0.5, 40, 160, 110, Conditions("cpu", 1, 9, 126),
+        (BadInput("images/9.jpg", "not a readable image: truncated"),), tuple(fake_answers()), {},
+    )  # fmt: skip
+    return dataclasses.replace(result, **changes)
+
+
+def fake_phases(steps: int = 200) -> list[dict]:
+    """Two phases of a detector: "features" trains in the first alone. Validated after every fourth."""
+    rng, lines = np.random.default_rng(0), []
+    for step in range(1, steps + 1):
+        fall = math.exp(-step / 60)
+        terms = {"mask": 0.1 + fall, "logit": 0.02 + 0.3 * fall} | (
+            {"features": 0.5 * fall} if 2 * step <= steps else {}
+        )
+        terms = {name: value * (1 + 0.1 * rng.standard_normal()) for name, value in terms.items()}
+        weights = {name: 20.0 if name == "mask" else 1.0 for name in terms}
+        total = sum(terms[name] * weights[name] for name in terms)
+        lines.append({"step": step, "epoch": 1, "terms": terms, "weights": weights, "total": total, "lr": 1e-4 * fall})
+        if step % (steps // 4) == 0:
+            kept = {name: 1.1 * value for name, value in terms.items()}
+            lines.append({"step": step, "epoch": 1, "validate": {**kept, "total": 1.1 * total}})
+    return lines
 
 
 def fake_history(steps: int = 400) -> list[dict]:
@@ -188,6 +232,69 @@ def test_tiles_hold_the_student_and_what_it_is_compared_with():
     assert shown["of the teacher's mIoU, point"].value == f"{0.571 / 0.621:.1%}"
     assert shown["of the teacher's mIoU, point"].note == f"untrained {0.1 / 0.621:.1%}"
     assert shown["encoder latency"] == ("encoder latency", "8.11 ms", "teacher 25 ms")
+
+
+def test_a_page_of_concepts_speaks_its_own_words(tmp_path):
+    phrase = HOSTILE + " on the left" * 40
+    data = fake_data(evaluation=fake_concepts(pictures=tuple(fake_answers(phrase))), cache=None)
+    _, page = write(tmp_path, data)
+    words = (
+        "keeps 93.2% of the teacher's cgF1 (0.561 of 0.602)", "4.1 times fewer parameters", "2.0 times faster",
+        "160 questions about 40 images", "IL_MCC", "F1 at IoU 0.75", "images/9.jpg: not a", f"prompt: {phrase}",
+        "ground truth: 2 there", "distilled: 2 found", "ground truth: nothing there", "distilled: nothing found",
+    )  # fmt: skip
+    assert [word for word in words if word not in page.text] == []
+    assert page.text.count("nothing found") == 3 and page.text.count("nothing there") == 1
+    assert "script" not in page.tags
+    assert [word for word in ("mIoU", "one click", "trunk", "IoU against", "same prompts") if word in page.text] == []
+
+
+def test_the_check_is_told_by_phase_where_there_are_phases(tmp_path):
+    rows = [(name, phase) for phase in ("align", "finish") for name in ("mask", "logit")]
+    check = tuple(TermReport(name, 1.0, 1.0, 2.0, phase) for name, phase in rows)
+    _, page = write(tmp_path, ReportData("phases", "distilled", check=check))
+    assert page.text.split().count("align") == page.text.split().count("finish") == 1
+    assert page.text.index("align") < page.text.index("mask") < page.text.index("finish") < page.text.rindex("mask")
+    assert "of each phase" in page.text
+    plain, _ = write(tmp_path, fake_data())
+    assert "of each phase" not in plain and plain.count('class="group"') == len(
+        {measure.group for measure in fake_evaluation().measures()}
+    )
+
+
+def line_of(svg: str) -> np.ndarray:
+    """The points of a chart's own line, its thickest."""
+    (path,) = re.findall(r'<path d="([^"]*)"[^>]*stroke-width: 1\.8', svg)
+    return np.array(re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", path), dtype=float)
+
+
+def test_charts_of_all_phases_share_their_steps():
+    drawn = {curve.name: curve for curve in curves(fake_phases())}
+    assert list(drawn) == ["mask (weight 20)", "logit", "features", "total", "learning rate"]
+    ticks = {tuple(re.findall(r"<text[^>]*>(\d+)</text>", curve.svg.partition('id="matplotlib.axis_2"')[0]))
+             for curve in drawn.values()}  # fmt: skip
+    assert len(ticks) == 1
+    whole, half = (line_of(drawn[name].svg)[:, 0] for name in ("logit", "features"))
+    assert np.ptp(half) / np.ptp(whole) == pytest.approx(0.5, abs=0.03)  # the axes' labels may differ in width
+
+
+def test_validation_stands_in_the_chart_of_its_term():
+    lines = fake_phases()
+    drawn = {curve.name: curve for curve in curves(lines)}
+    last = next(line["validate"] for line in reversed(lines) if "validate" in line)
+    assert drawn["logit"].validated == last["logit"] and drawn["total"].validated == last["total"]
+    early = [line["validate"]["features"] for line in lines if "features" in line.get("validate", {})]
+    assert drawn["features"].validated == early[-1] and drawn["learning rate"].validated is None
+    bare = {curve.name: curve for curve in curves([line for line in lines if "terms" in line])}
+    assert "total" not in bare and bare["logit"].validated is None
+    assert drawn["logit"].svg.count("<use") == bare["logit"].svg.count("<use") + 4  # a point for each validation
+
+
+def test_a_term_that_rests_has_a_gap():
+    lines = [{"step": s, "terms": {"a": 1.0} | ({} if 40 <= s < 60 else {"b": float(s)})} for s in range(1, 100)]
+    b = next(curve for curve in curves(lines) if curve.name == "b")
+    (path,) = re.findall(r'<path d="([^"]*)"[^>]*stroke-width: 1\.8', b.svg)
+    assert path.count("M") == 2
 
 
 def test_curves_leave_gaps_for_what_was_not_finite_and_name_weights():

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .students import StudentTrunk, StudentTrunkConfig
     from .verbs.cache import cache
-    from .verbs.evaluate import evaluate
+    from .verbs.evaluate import evaluate, evaluate_concepts
     from .verbs.models import models
     from .verbs.plan import plan
+    from .verbs.predict import predict
     from .verbs.road import demo, run
     from .verbs.sandbox import render_sandbox, train_teacher
     from .verbs.train import check, train
@@ -31,8 +32,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RunConfig", "StudentTrunk", "StudentTrunkConfig", "UserError", "__version__", "cache", "check", "demo", "evaluate",
-    "inspect", "load_config", "merge", "models", "plan", "prepare_sa1b", "render_sandbox", "run", "train",
-    "train_teacher",
+    "evaluate_concepts", "inspect", "load_config", "merge", "models", "plan", "predict", "prepare_sa1b",
+    "render_sandbox", "run", "train", "train_teacher",
 ]  # fmt: skip
 
 _HOMES = {
@@ -40,7 +41,8 @@ _HOMES = {
     "StudentTrunk": "students", "StudentTrunkConfig": "students", "prepare_sa1b": "data",
     "merge": "checkpoints.merge", "inspect": "checkpoints.inspect",
     "plan": "verbs.plan", "check": "verbs.train", "cache": "verbs.cache", "train": "verbs.train",
-    "evaluate": "verbs.evaluate", "models": "verbs.models", "run": "verbs.road", "demo": "verbs.road",
+    "evaluate": "verbs.evaluate", "evaluate_concepts": "verbs.evaluate", "predict": "verbs.predict",
+    "models": "verbs.models", "run": "verbs.road", "demo": "verbs.road",
     "render_sandbox": "verbs.sandbox", "train_teacher": "verbs.sandbox",
 }  # fmt: skip
 

@@ -59,10 +59,35 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     teacher.add_argument("--weights", type=Path, help="start from this teacher instead of from scratch")
 
 
+def _model_verbs(verbs: argparse._SubParsersAction) -> None:
+    evaluate = verbs.add_parser("evaluate", help="mIoU, agreement, features, size and speed of a model; or cgF1")
+    evaluate.add_argument("model", type=Path, help="a model's folder, a run that holds one, or predictions.json")
+    evaluate.add_argument("data", type=Path)
+    evaluate.add_argument("--teacher", help="compare with this teacher")
+    evaluate.add_argument("--prompts", help="of box, point, refine (box,point,refine)")
+    evaluate.add_argument("--concepts", action="store_true", help="ask in words: data is an SA-Co file of concepts")
+    evaluate.add_argument("--threshold", type=float, metavar="P", help="scores that count, with --concepts (0.5)")
+    evaluate.add_argument("--out", type=Path, metavar="JSON", help="write the predictions, with --concepts")
+    evaluate.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")
+    evaluate.add_argument("--images", type=int, metavar="N", help="at most N images")
+    evaluate.add_argument("--json", action="store_true")
+    predict = verbs.add_parser("predict", help="everything in one image that a phrase names or a box shows")
+    predict.add_argument("image", type=Path)
+    predict.add_argument("model", help="a detector's folder, a run that holds one, sam3.pt, or 'sandbox'")
+    predict.add_argument("--text", metavar="PHRASE", help="a noun phrase, such as 'red car'")
+    predict.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1",
+                         help="around one instance, in pixels of the image; repeatable")  # fmt: skip
+    predict.add_argument("--threshold", type=float, default=0.5, metavar="P", help="least score (0.5)")
+    predict.add_argument("--out", type=Path, metavar="PNG", help="draw masks, boxes and scores")
+    predict.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")
+    predict.add_argument("--json", action="store_true", help="print JSON, with the masks")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="samdistill", description="Distil the Segment Anything family.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo = verbs.add_parser("demo", help="the whole road on rendered scenes, offline, in minutes")
+    demo.add_argument("--job", choices=["encoder", "detection"], default="encoder")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"))
     run = verbs.add_parser("run", help="the whole road on your own photographs")
     run.add_argument("images", type=Path, help="a folder of photographs, an SA-1B tree or a COCO folder")
@@ -88,14 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verbs.add_parser("inspect", help="what a checkpoint, run or store holds")
     inspect.add_argument("path", type=Path)
     inspect.add_argument("--json", action="store_true")
-    evaluate = verbs.add_parser("evaluate", help="mIoU, agreement, features, size and speed of a model")
-    evaluate.add_argument("model", type=Path, help="a merged folder, or a run that holds one")
-    evaluate.add_argument("data", type=Path)
-    evaluate.add_argument("--teacher", help="compare with this teacher")
-    evaluate.add_argument("--prompts", default="box,point,refine", help="of box, point, refine (all)")
-    evaluate.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")
-    evaluate.add_argument("--images", type=int, metavar="N", help="at most N images")
-    evaluate.add_argument("--json", action="store_true")
+    _model_verbs(verbs)
     _data_verbs(verbs)
     return parser
 
@@ -117,8 +135,8 @@ def _dispatch(args: argparse.Namespace) -> int:
 
     verb = {
         "plan": show.plan, "check": show.check, "cache": show.cache, "train": show.train, "models": show.models,
-        "merge": show.merge, "inspect": show.inspect, "evaluate": show.evaluate, "prepare": show.prepare,
-        "sandbox": show.sandbox, "run": show.run, "demo": show.demo,
+        "merge": show.merge, "inspect": show.inspect, "evaluate": show.evaluate, "predict": show.predict,
+        "prepare": show.prepare, "sandbox": show.sandbox, "run": show.run, "demo": show.demo,
     }[args.verb]  # fmt: skip
     return verb(args)
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jinja2 import Environment, StrictUndefined
 
 from .data.sources import BadInput
 from .engine.check import TermReport
-from .evaluation.result import DASH, EvaluationResult, ModelRow
+from .evaluation.result import DASH, Evaluation
+from .evaluation.result_story import Tile
 from .report_figures import curves, data_uri
 
 PACKAGES = ("samdistill", "torch", "torchvision", "transformers", "timm", "accelerate", "numpy")
@@ -53,7 +54,7 @@ class ReportData:
 
     title: str
     student: str
-    evaluation: EvaluationResult | None = None
+    evaluation: Evaluation[Any] | None = None
     untrained: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
     check: Sequence[TermReport] = ()
@@ -65,14 +66,6 @@ class ReportData:
     config: str = ""
     machine: Mapping[str, str] = field(default_factory=dict)
     date: str = ""
-
-
-class Tile(NamedTuple):
-    """A figure worth a glance: what it is, its value, and what to compare it with."""
-
-    label: str
-    value: str
-    note: str
 
 
 def write_report(path: Path, data: ReportData) -> Path:
@@ -116,78 +109,15 @@ def describe_machine(device: str = "cpu") -> dict[str, str]:
 
 
 def headline(data: ReportData) -> str:
-    """The result in one sentence; what was not measured is not mentioned."""
-    student, teacher, untrained = _rows(data)
-    if student is None or data.evaluation is None:
-        return ""
-    kind = next((k for k in data.evaluation.prompts if k in student.kept or k in student.agreement), None)
-    asked = {"box": "with a box prompt", "point": "with one click", "refine": "with a corrected click"}.get(
-        kind or "", ""
-    )
-    said = ""
-    if kind is not None and kind in student.kept and teacher is not None:
-        said = (
-            f"The distilled student keeps {student.kept[kind]:.1%} of the teacher's mIoU {asked} "
-            f"({student.miou[kind]:.3f} of {teacher.miou[kind]:.3f})"
-        )
-        if untrained is not None and kind in untrained.kept:
-            said += f"; untrained, it keeps {untrained.kept[kind]:.1%}"
-    elif kind is not None:
-        said = (
-            f"The distilled student's masks agree with the teacher's at an IoU of {student.agreement[kind]:.3f} {asked}"
-        )
-        if untrained is not None and kind in untrained.agreement:
-            said += f"; untrained, at {untrained.agreement[kind]:.3f}"
-    elif student.cosine is not None:
-        said = f"The distilled student's features reach a cosine of {student.cosine:.3f} with the teacher's"
-    return f"{said}. {_cost(student, teacher)}".strip() if said else _cost(student, teacher)
-
-
-def _cost(student: ModelRow, teacher: ModelRow | None) -> str:
-    if teacher is None:
-        return ""
-    parts = [_ratio("Its trunk is", teacher.trunk_parameters, student.trunk_parameters, "smaller", "larger")]
-    if student.latency_ms and teacher.latency_ms:
-        parts.append(_ratio("its vision encoder", teacher.latency_ms, student.latency_ms, "faster", "slower"))
-    return " and ".join(parts) + "."
-
-
-def _ratio(what: str, reference: float, value: float, less: str, more: str) -> str:
-    if 0.95 < reference / value < 1.05:
-        return f"{what} as {less.replace('smaller', 'large').replace('faster', 'fast')} as the teacher's"
-    large, word = (reference / value, less) if reference > value else (value / reference, more)
-    return f"{what} {large:.1f} times {word}"
+    """The result in a sentence or two; empty where the student was not measured."""
+    found = data.evaluation
+    return found.headline(data.student, data.untrained) if found and data.student in found.names else ""
 
 
 def tiles(data: ReportData) -> list[Tile]:
-    """At most five figures for the top of the page."""
-    student, teacher, untrained = _rows(data)
-    if student is None or data.evaluation is None:
-        return []
-    found = []
-    for kind in data.evaluation.prompts:
-        if kind in student.kept:
-            before = untrained.kept.get(kind) if untrained is not None else None
-            note = f"untrained {before:.1%}" if before is not None else f"mIoU {student.miou[kind]:.3f}"
-            found.append(Tile(f"of the teacher's mIoU, {kind}", f"{student.kept[kind]:.1%}", note))
-        elif kind in student.agreement:
-            before = untrained.agreement.get(kind) if untrained is not None else None
-            note = f"untrained {before:.3f}" if before is not None else ""
-            found.append(Tile(f"IoU with the teacher, {kind}", f"{student.agreement[kind]:.3f}", note))
-    note = f"teacher {teacher.trunk_parameters / 1e6:.2f} M" if teacher is not None else ""
-    found.append(Tile("trunk parameters", f"{student.trunk_parameters / 1e6:.2f} M", note))
-    if student.latency_ms is not None:
-        note = f"teacher {teacher.latency_ms:.3g} ms" if teacher is not None and teacher.latency_ms else ""
-        found.append(Tile("encoder latency", f"{student.latency_ms:.3g} ms", note))
-    return found
-
-
-def _rows(data: ReportData) -> tuple[ModelRow | None, ModelRow | None, ModelRow | None]:
-    """Student, teacher, untrained student, as far as there are."""
-    if data.evaluation is None:
-        return None, None, None
-    rows = {row.name: row for row in data.evaluation.rows}
-    return rows.get(data.student), rows.get(data.evaluation.teacher or ""), rows.get(data.untrained or "")
+    """A few figures for the top of the page; none where the student was not measured."""
+    found = data.evaluation
+    return found.tiles(data.student, data.untrained) if found and data.student in found.names else []
 
 
 def _processor() -> str:

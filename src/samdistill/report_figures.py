@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,40 +30,67 @@ MOST_POINTS = 600
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity over the steps of a run. ``last`` is its final value, smoothed as drawn."""
+    """One quantity over the steps of a run. ``last``: its final value, smoothed as drawn; ``validated``: the final one
+    of its validation, if it has any."""
 
     name: str
     svg: Markup
     last: float
+    validated: float | None = None
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """A chart for each loss term, each validation figure and the learning rate of a ``metrics.jsonl``.
 
-    A term's weight stands in its name. Values that were not finite are null in the file and are gaps here.
+    All share one axis of steps. A validation figure with the name of a term is drawn into that term's chart; the
+    weighted total has a chart only if it is validated. A term's weight stands in its name. Where a term was not
+    finite (null in the file) or not trained (in another phase), its line has a gap.
     """
-    series: dict[str, list[tuple[float, float]]] = {}
-    for record in records:
-        step = float(record["step"])
-        for name, value in record.get("terms", {}).items():
-            weight = record.get("weights", {}).get(name)
-            series.setdefault(name if weight in (None, 1) else f"{name} (weight {weight:g})", []).append((step, value))
-        for name, value in record.get("validate", {}).items():
-            series.setdefault(f"validation: {name}", []).append((step, value))
-    rates = [(float(record["step"]), record["lr"]) for record in records if record.get("lr") is not None]
-    if rates:
-        series["learning rate"] = rates
+    trained = [record for record in records if "terms" in record]
+    checked = [record for record in records if "validate" in record]
+    weights = {name: weight for record in trained for name, weight in record.get("weights", {}).items()}
+    terms = list(dict.fromkeys(name for record in trained for name in record["terms"]))
+    figures = list(dict.fromkeys(name for record in checked for name in record["validate"]))
     drawn = []
-    for name, points in series.items():
-        known = np.array([(x, y) for x, y in points if y is not None], dtype=np.float64).reshape(-1, 2)
-        if len(known) > 1:
-            drawn.append(_curve(name, known, smooth=name != "learning rate" and not name.startswith("validation: ")))
-    return drawn
+    for name in terms:
+        weight = weights.get(name, 1)
+        title = name if weight == 1 else f"{name} (weight {weight:g})"
+        line = _points(trained, lambda record, n=name: record["terms"].get(n))
+        drawn.append((title, line, _points(checked, lambda record, n=name: record["validate"].get(n)), True))
+    for name in figures:
+        dots = _points(checked, lambda record, n=name: record["validate"].get(n))
+        if name == "total" and name not in terms:
+            drawn.append((name, _points(trained, lambda record: record.get("total")), dots, True))
+        elif name not in terms:
+            drawn.append((f"validation: {name}", dots, dots[:0], False))
+    rates = _points(trained, lambda record: record.get("lr"))
+    drawn.append(("learning rate", rates, rates[:0], False))
+    steps = [float(record["step"]) for record in records]
+    return [
+        _curve(name, line, dots, smooth, (min(steps), max(steps)))
+        for name, line, dots, smooth in drawn
+        if np.isfinite(line[:, 1]).sum() > 1
+    ]
 
 
-def _curve(name: str, points: Float[np.ndarray, "n 2"], smooth: bool) -> Curve:
-    step, value = points[:, 0], points[:, 1]
+def _points(
+    records: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]
+) -> Float[np.ndarray, "n 2"]:
+    """Step and value of every record, NaN where it has none."""
+    found = [(record["step"], math.nan if (v := value(record)) is None else v) for record in records]
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def _curve(
+    name: str,
+    line: Float[np.ndarray, "n 2"],
+    dots: Float[np.ndarray, "m 2"],
+    smooth: bool,
+    steps: tuple[float, float],
+) -> Curve:
+    (step, value), dots = line.T, dots[np.isfinite(dots[:, 1])]
     mean = _running_mean(value, max(1, len(value) // 40)) if smooth else value
+    known = mean[np.isfinite(mean)]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.6, 2.3), layout="constrained")
         axes = figure.add_subplot()
@@ -70,21 +98,30 @@ def _curve(name: str, points: Float[np.ndarray, "n 2"], smooth: bool) -> Curve:
         thin = slice(None, None, max(1, len(step) // MOST_POINTS))
         if smooth:
             axes.plot(step[thin], value[thin], color=_LINE, alpha=0.3, linewidth=0.8)
-        few = {"marker": "o", "markersize": 3} if len(step) <= 12 else {}
+        few = {"marker": "o", "markersize": 3} if len(known) <= 12 else {}
         axes.plot(step[thin], mean[thin], color=_LINE, linewidth=1.8, **few)
-        if smooth and value.min() > 0 and value.max() / value.min() > 30:
+        if len(dots):
+            axes.plot(*dots.T, color=_INK, linestyle="", marker="o", markersize=3.5)
+        both = np.concatenate([value[np.isfinite(value)], dots[:, 1]])
+        if smooth and both.min() > 0 and both.max() / both.min() > 30:
             axes.set_yscale("log")
         axes.set_xlabel("step")
-        axes.margins(x=0.02)
-        return Curve(name, _to_svg(figure), float(mean[-1]))
+        room = 0.02 * (steps[1] - steps[0])
+        axes.set_xlim(steps[0] - room, steps[1] + room)
+        return Curve(name, _to_svg(figure), float(known[-1]), float(dots[-1, 1]) if len(dots) else None)
 
 
 def _running_mean(values: Float[np.ndarray, " n"], width: int) -> Float[np.ndarray, " n"]:
-    """Mean over ``width`` values on either side, over fewer at the ends: centred, so that the line does not lag."""
-    total = np.concatenate([[0.0], values.cumsum()])
+    """Mean of what is known among ``width`` values on either side, over fewer at the ends; NaN stays NaN.
+
+    Centred, so that the line does not lag.
+    """
+    known = np.isfinite(values)
+    total = np.concatenate([[0.0], np.where(known, values, 0.0).cumsum()])
+    count = np.concatenate([[0], known.cumsum()])
     at = np.arange(len(values))
     start, stop = np.maximum(at - width, 0), np.minimum(at + width + 1, len(values))
-    return (total[stop] - total[start]) / (stop - start)
+    return np.where(known, (total[stop] - total[start]) / np.maximum(count[stop] - count[start], 1), np.nan)
 
 
 def _to_svg(figure: Figure) -> Markup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -73,6 +73,55 @@ class Prompts(_Movable):
 
 
 @dataclass(frozen=True)
+class ConceptPrompts(_Movable):
+    """p questions about the images of a batch, several per image allowed.
+
+    Words travel as text, as images travel as uint8: each model tokenises for itself. texts: a noun phrase per question.
+    image: which image of the batch, ascending. boxes: exemplars, normalised cxcywh of the canvas; labels: 1 like this,
+    0 not like this, -10 padding; k may be 0.
+    """
+
+    texts: tuple[str, ...]
+    image: Int[Tensor, " p"]
+    boxes: Float[Tensor, "p k 4"]
+    labels: Int[Tensor, "p k"]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @classmethod
+    def words(cls, texts: Sequence[str], image: Sequence[int]) -> ConceptPrompts:
+        """Questions in words alone."""
+        return cls(
+            tuple(texts), torch.tensor(image, dtype=torch.int64), torch.zeros(len(texts), 0, 4),
+            torch.zeros(len(texts), 0, dtype=torch.int64),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DetectorOutput:
+    """What a concept detector answers to p questions about b images, and the features it answered from.
+
+    pred_masks: logits. pred_boxes: normalised xyxy, not clamped. pred_logits: of each query. presence_logits: of the
+    concept being in the image at all. semantic_seg: logits of all instances together. fpn: per image, finest first, the
+    three levels that the heads read. encoder: the DETR encoder's tokens as a grid, per question.
+    """
+
+    pred_masks: Float[Tensor, "p q h w"]
+    pred_boxes: Float[Tensor, "p q 4"]
+    pred_logits: Float[Tensor, "p q"]
+    presence_logits: Float[Tensor, "p 1"]
+    semantic_seg: Float[Tensor, "p 1 h w"]
+    fpn: tuple[Float[Tensor, "b c _ _"], ...]
+    encoder: Float[Tensor, "p c gh gw"]
+
+    @property
+    def scores(self) -> Float[Tensor, "p q"]:
+        """Of each query: its own probability times the concept's presence, as SAM 3 scores its detections."""
+        return self.pred_logits.float().sigmoid() * self.presence_logits.float().sigmoid()
+
+
+@dataclass(frozen=True)
 class Term:
     """One loss term: a scalar value and the weight it enters the total with."""
 
@@ -101,6 +150,10 @@ class Terms(Mapping[str, Term]):
     @property
     def total(self) -> Float[Tensor, ""]:
         return torch.stack([term.value * term.weight for term in self._terms.values()]).sum()
+
+    def only(self, names: Sequence[str]) -> Terms:
+        """The terms called ``names``."""
+        return Terms({name: term for name, term in self._terms.items() if name in names})
 
     def nonfinite(self) -> list[str]:
         """Names of the terms that are NaN or infinite."""

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from samdistill.config import DataConfig
-from samdistill.data import BadImage, CocoSource, open_source
+from samdistill.data import BadImage, CocoSource, Source, open_source
 from samdistill.data.coco import decode_segmentation
 from samdistill.types import UserError
 
@@ -141,3 +141,39 @@ def test_real_masks_equal_pycocotools_own_reader() -> None:
             assert np.array_equal(instance.mask, reference.annToMask(a))
             crowds += instance.crowd
     assert crowds == 14
+
+
+def test_boxes_come_from_bbox_without_masks(tmp_path: Path) -> None:
+    content = record()
+    for annotation in content["annotations"]:
+        annotation |= {"bbox": [2, 1, 4, 4], "segmentation": "not read"}
+    source = CocoSource(make(tmp_path, content), None)
+    assert source.boxes("a").tolist() == [[2, 1, 6, 5]]  # the second one is a crowd
+    assert source.boxes("c").shape == (0, 4)
+    content["annotations"][2]["bbox"] = [2, 1, 4]
+    source = CocoSource(make(tmp_path, content), None)
+    with pytest.raises(BadImage, match="b: annotation 3: no usable bbox"):
+        source.boxes("b")
+
+
+def test_phrases_are_categories_or_concepts(tmp_path: Path) -> None:
+    content = record()
+    content["annotations"].append({**content["annotations"][0], "id": 4})
+    content["categories"].append({"id": 3, "name": "aardvark"})
+    source = CocoSource(make(tmp_path, content), None)
+    assert [source.phrases(key) for key in "abc"] == [["cat", "dog"], ["dog"], []]
+    assert source.vocabulary == ["aardvark", "cat", "dog"]
+    content["annotations"][2]["concepts"] = ["wolf", "dog"]
+    content["annotations"][3]["concepts"] = ["kitten", "cat"]
+    source = CocoSource(make(tmp_path, content), None)
+    assert [source.phrases(key) for key in "abc"] == [["cat", "dog", "kitten"], ["wolf", "dog"], []]
+    assert source.vocabulary == ["cat", "dog", "kitten", "wolf"]
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real COCO sample at {REAL}")
+def test_real_boxes_hold_their_masks() -> None:
+    """Outlines lie between pixels, and a thin tip fills none; a wrong convention would move an edge by 1 on average."""
+    source = CocoSource(REAL, None)
+    off = np.concatenate([source.boxes(key) - Source.boxes(source, key) for key in source.keys])
+    assert len(off) > 900 and np.abs(off.mean(0)).max() < 0.3 and np.abs(off).max() < 4
+    assert len(source.vocabulary) == 80

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from samdistill.config import DataConfig
-from samdistill.data import SOURCES, BadImage, open_source, read_image, split_keys, subset
+from samdistill.data import SOURCES, BadImage, Instance, open_source, read_image, split_keys, subset
 from samdistill.data.sources import DECODE_ERRORS
 from samdistill.types import UserError
 
@@ -214,3 +214,49 @@ def test_user_errors_are_one_clear_line(tmp_path: Path) -> None:
 def test_an_empty_root_is_a_user_error_for_every_kind(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         open_source(config(tmp_path, kind=kind), "train")
+
+
+def test_the_last_keys_are_held_out(tmp_path: Path) -> None:
+    folder_of(tmp_path / "images", 12)
+    names = [f"{i:03d}.png" for i in range(12)]
+
+    def keys(**changes: object) -> tuple[list[str], list[str]]:
+        data = config(tmp_path / "images", held_out_last=3, **changes)
+        return open_source(data, "train").keys, open_source(data, "held_out").keys
+
+    assert keys() == keys(held_out_fraction=0.5) == keys(held_out=None) == (names[:9], names[9:])
+    thin, held_out = keys(fraction=0.5)
+    assert thin == subset(names[:9], 0.5) and held_out == names[9:]
+    (tmp_path / "ids.txt").write_text("\n".join(reversed(names[2:8])))
+    assert keys(ids=tmp_path / "ids.txt") == (names[2:5], names[5:8])
+    for split in ("train", "held_out"):
+        with pytest.raises(UserError, match="held_out_last=12 of 12 images leaves none to train on"):
+            open_source(config(tmp_path / "images", held_out_last=12), split)  # type: ignore[arg-type]
+
+
+def test_the_last_keys_of_a_divided_root_come_from_its_training_split(tmp_path: Path) -> None:
+    for split, count in (("train", 5), ("val", 4)):
+        for kind, suffix in (("images", "jpg"), ("annotations", "json")):
+            (tmp_path / kind / split).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / kind / split / f"{split}{i}.{suffix}").touch()
+    for held_out in ("val", "train", None):
+        data = config(tmp_path, kind="sa1b", held_out=held_out, held_out_last=2)
+        assert open_source(data, "train").keys == ["train0", "train1", "train2"]
+        assert open_source(data, "held_out").keys == ["train3", "train4"]
+
+
+def test_boxes_come_from_masks_unless_a_source_knows_better(tmp_path: Path) -> None:
+    first, crowd, empty = (np.zeros((6, 9), bool) for _ in range(3))
+    first[2:5, 3] = True
+    crowd[:] = True
+
+    class Masks(SOURCES.get("folder")):  # type: ignore[misc]
+        def instances(self, key: str) -> list[Instance]:
+            return [Instance(first, "a", 1), Instance(crowd, "b", 2, crowd=True), Instance(empty, "c", 3)]
+
+    source = Masks(folder_of(tmp_path, 1), None)
+    assert source.boxes("000.png").tolist() == [[3, 2, 4, 5], [0, 0, 0, 0]]
+    plain = SOURCES.get("folder")(tmp_path, None)
+    assert plain.boxes("000.png").shape == (0, 4) and plain.boxes("000.png").dtype == np.float32
+    assert plain.phrases("000.png") == plain.vocabulary == []

@@ -14,6 +14,7 @@ from torchvision.transforms import functional as TF
 from samdistill.config import AugmentConfig
 from samdistill.data import Geometry, ViewTransform, view_seed
 from samdistill.data.transforms import PAD, draw_view
+from samdistill.ops.masks import masks_to_boxes
 from samdistill.types import UserError
 
 KINDS = ("square", "longest_side")
@@ -248,3 +249,31 @@ def test_settings_that_cannot_work_are_refused() -> None:
         Geometry(56, "stretch")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="image_size"):
         Geometry(0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_follow_the_image_through_crop_flip_and_placing(kind: str) -> None:
+    """A white rectangle drawn on black is transformed as the image, and its box read off the canvas."""
+    rng = np.random.default_rng(0)
+    transform = ViewTransform(Geometry(112, kind), AugmentConfig(flip=0.5, crop_scale=(0.2, 1.0)))  # type: ignore[arg-type]
+    gone = cut = 0
+    for seed in range(150):
+        height, width = (int(v) for v in rng.integers(60, 200, 2))
+        left, top = int(rng.integers(width - 20)), int(rng.integers(height - 20))
+        right, bottom = int(rng.integers(left + 12, width)), int(rng.integers(top + 12, height))
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[top:bottom, left:right] = 255
+        canvas, (h, w) = transform(Image.fromarray(pixels), seed)
+        box = transform.boxes(torch.tensor([[left, top, right, bottom]]), (height, width), seed)
+        assert box.shape == (1, 4)
+        x0, y0, x1, y1 = box[0].tolist()
+        assert 0 <= x0 <= x1 <= w + 1e-3 and 0 <= y0 <= y1 <= h + 1e-3
+        seen = masks_to_boxes((canvas[0, :h, :w] > 127)[None])[0]
+        if min(x1 - x0, y1 - y0) < 1:
+            gone += 1
+            assert (seen[2:] - seen[:2]).min() <= 1
+        else:
+            cut += seen[:2].min() == 0 or seen[2] == w or seen[3] == h
+            assert (box[0] - seen).abs().max() <= 1.01
+    assert gone > 5 and cut > 20
+    assert transform.boxes(torch.zeros(0, 4), (60, 90), 0).shape == (0, 4)

@@ -1,16 +1,87 @@
-"""Box conversions against torchvision."""
+"""Box conversions and overlap against torchvision, and by hand where torchvision divides zero by zero."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, box_iou, generalized_box_iou, generalized_box_iou_loss
 
-from samdistill.ops.boxes import xyxy_to_xywh
+from samdistill.ops.boxes import cxcywh_to_xyxy, giou, pairwise_giou, xyxy_to_cxcywh, xyxy_to_xywh
+
+
+def boxes(count: int = 20, seed: int = 0) -> torch.Tensor:
+    """Valid xyxy boxes in 0..1."""
+    corners = torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(seed))
+    return corners.sort(1).values.flatten(1)
 
 
 def test_xywh_is_torchvisions() -> None:
-    corners = torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values
-    boxes = corners.flatten(1) * 100
-    assert torch.equal(xyxy_to_xywh(boxes), box_convert(boxes, "xyxy", "xywh"))
-    assert xyxy_to_xywh(boxes.view(4, 5, 4)).shape == (4, 5, 4)
+    some = boxes() * 100
+    assert torch.equal(xyxy_to_xywh(some), box_convert(some, "xyxy", "xywh"))
+    assert xyxy_to_xywh(some.view(4, 5, 4)).shape == (4, 5, 4)
     assert xyxy_to_xywh(torch.tensor([[3.0, 2, 12, 9]])).tolist() == [[3, 2, 9, 7]]
+
+
+def test_centres_are_torchvisions_and_come_back() -> None:
+    some = boxes()
+    torch.testing.assert_close(xyxy_to_cxcywh(some), box_convert(some, "xyxy", "cxcywh"))
+    torch.testing.assert_close(cxcywh_to_xyxy(some), box_convert(some, "cxcywh", "xyxy"))
+    torch.testing.assert_close(cxcywh_to_xyxy(xyxy_to_cxcywh(some.view(4, 5, 4))), some.view(4, 5, 4))
+    assert xyxy_to_cxcywh(torch.tensor([[3.0, 2, 12, 10]])).tolist() == [[7.5, 6, 9, 8]]
+
+
+def test_giou_is_torchvisions() -> None:
+    first, second = boxes(20, 1), boxes(20, 2)
+    torch.testing.assert_close(pairwise_giou(first, second), generalized_box_iou(first, second))
+    torch.testing.assert_close(1 - giou(first, second), generalized_box_iou_loss(first, second), rtol=1e-4, atol=1e-5)
+    batched = pairwise_giou(first.view(2, 10, 4), second.view(2, 10, 4)[:, :3])
+    torch.testing.assert_close(batched[1], generalized_box_iou(first[10:], second[10:13]))
+
+
+def test_giou_inside_a_box_is_its_iou() -> None:
+    """The hull of a box and a box inside it is the outer one: nothing is taken off."""
+    outer = torch.tensor([[0.1, 0.1, 0.9, 0.8]])
+    inner = torch.tensor([[0.2, 0.3, 0.5, 0.6]])
+    torch.testing.assert_close(pairwise_giou(outer, inner), box_iou(outer, inner))
+
+
+def test_giou_by_hand() -> None:
+    unit = torch.tensor([0.0, 0, 1, 1])
+    apart = torch.tensor([2.0, 0, 3, 1])  # union 2, hull 3
+    across = torch.tensor([0.5, 0.5, 1.5, 1.5])  # overlap 1/4, union 7/4, hull 9/4
+    assert giou(unit, unit).item() == 1
+    assert giou(unit, apart).item() == pytest.approx(-1 / 3)
+    assert giou(unit, across).item() == pytest.approx(1 / 7 - 2 / 9)
+    reversed_across = torch.tensor([1.5, 0.5, 0.5, 1.5])
+    assert giou(unit, reversed_across).item() == giou(unit, across).item()
+
+
+def test_no_box_gives_nan_or_an_endless_gradient() -> None:
+    odd = torch.tensor(
+        [
+            [0.5, 0.5, 0.5, 0.5],
+            [0.5, 0.5, 0.5, 0.5],
+            [0.2, 0.2, 0.2, 0.9],
+            [0.9, 0.2, 0.2, 0.2],
+            [0.9, 0.9, 0.1, 0.1],
+            [0.1, 0.9, 0.9, 0.1],
+            [0, 0, 1e-30, 1e-30],
+            [-3, -2, 5, 1e-20],
+        ]
+    )
+    first, second = odd.clone().requires_grad_(), odd.clone().requires_grad_()
+    value = pairwise_giou(first, second)
+    value.sum().backward()
+    assert value.isfinite().all() and value.min() >= -1 and value.max() <= 1 + 1e-6
+    assert first.grad.isfinite().all() and second.grad.isfinite().all()
+    assert value[0, 1] == 0  # twice the same point: no area, no hull
+    assert value[0, 4].item() == pytest.approx(0)  # a point inside a box: IoU 0, nothing of the hull is empty
+    assert value[4, 5].item() == pytest.approx(1)  # the same box, each reversed in its own way
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_giou_of_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    first, second = (boxes(20, seed).to(dtype) * 300 for seed in (3, 4))  # areas overflow float16
+    value = giou(first, second)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, giou(first.float(), second.float()))

@@ -20,8 +20,10 @@ from pycocotools.coco import COCO
 
 from samdistill.config import DataConfig
 from samdistill.data import CocoSource, open_source
+from samdistill.data.saco import ConceptSet, find_concepts
+from samdistill.sandbox.concepts import GENERIC, PHRASES
 from samdistill.sandbox.scenes import COLOURS, SHAPES, SceneStyle, render_scenes
-from samdistill.sandbox.write import CATEGORIES, WORLD, write_coco, write_sa1b
+from samdistill.sandbox.write import CATEGORIES, NEGATIVES, POSITIVES, WORLD, write_coco, write_concept_set, write_sa1b
 from samdistill.types import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "sa1b"
@@ -94,7 +96,8 @@ def test_coco_is_read_by_pycocotools_and_by_us(tmp_path: Path) -> None:
             mask, names = scenes.masks[i, slot].numpy(), scenes.concepts[i][slot]
             assert np.array_equal(reference.annToMask(a), mask) and np.array_equal(instance.mask, mask)
             assert instance.category in names and len(instance.category.split()) == 2 and not instance.crowd
-            assert tuple(a["concepts"]) == names
+            assert a["concepts"] == [names[0], names[1], f"{names[1]} {names[0]}"] and set(a["concepts"]) <= set(names)
+            assert set(a["concepts"]) <= set(PHRASES)
             assert a["area"] == mask.sum() and a["bbox"] == coco_mask.toBbox(a["segmentation"]).tolist()
 
 
@@ -144,3 +147,45 @@ def test_other_settings_are_not_mixed_in(tmp_path: Path, write: object) -> None:
             write(tmp_path, 1, size, seed=seed, style=style)  # type: ignore[operator]
     with pytest.raises(UserError, match="count 0"):
         write(tmp_path, 0, 32, seed=1)  # type: ignore[operator]
+
+
+def test_concept_set_asks_what_is_there_and_what_is_not(tmp_path: Path) -> None:
+    """Answers are worked out again from the renderer's masks and names, not from what the writer drew."""
+    count, style = 120, SceneStyle(min_visible=0.02)  # some objects are drawn, but too small to be annotated
+    write_coco(tmp_path, count, SIZE, seed=3, split="val", style=style)
+    path = write_concept_set(tmp_path, count, SIZE, seed=3, style=style)
+    concepts, scenes = ConceptSet.load(path), render_scenes(range(count), SIZE, seed=3, style=style)
+    assert path == find_concepts(tmp_path) and concepts.problems == ()
+    asked: dict[int, list[bool]] = {}
+    near, hidden, generic = 0, 0, 0
+    for pair in concepts.pairs:
+        scene = int(Path(pair.file_name).stem) - 3 * WORLD
+        assert concepts.path(pair) == tmp_path / f"images/val/{3 * WORLD + scene:012d}.jpg"
+        shows = scenes.masks[scene].flatten(1).any(1)
+        valid, names = scenes.valid[scene], scenes.concepts[scene]
+        answers = [s for s in range(len(names)) if valid[s] and (pair.text == GENERIC or pair.text in names[s])]
+        assert np.array_equal(concepts.masks(pair), scenes.masks[scene, answers].numpy())
+        asked.setdefault(scene, []).append(bool(answers))
+        generic += pair.text == GENERIC
+        if not answers:
+            assert pair.text in PHRASES and not any(shows[s] and pair.text in n for s, n in enumerate(names))
+            words = {word for s, n in enumerate(names) if shows[s] for word in n[:2]}
+            near += " " in pair.text and bool(words & set(pair.text.split()))
+            hidden += bool((shows & ~valid).any())
+    assert len(asked) == count and hidden > 10
+    for scene, answers in asked.items():
+        expected = [True] * POSITIVES if scenes.valid[scene].any() else []
+        assert answers == expected + [False] * NEGATIVES
+    assert 0.3 < near / (count * NEGATIVES) < 0.75 and 0.05 < generic / (count * POSITIVES) < 0.2
+    texts = [(pair.file_name, pair.text) for pair in concepts.pairs]
+    assert len(set(texts)) == len(texts)
+
+
+def test_questions_of_a_scene_stay_when_others_join(tmp_path: Path) -> None:
+    few, many = (write_concept_set(tmp_path / str(n), n, SIZE, seed=3) for n in (3, 7))
+    pairs = ConceptSet.load(many, check_images=False).pairs
+    assert ConceptSet.load(few, check_images=False).pairs == pairs[: len(pairs) * 3 // 7]
+    again = write_concept_set(tmp_path / "again", 7, SIZE, seed=3)
+    assert again.read_bytes() == many.read_bytes()
+    with pytest.raises(UserError, match="rendered with other settings"):
+        write_concept_set(tmp_path / "again", 7, 32, seed=3)

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from samdistill.checkpoints.rename import to_original
+from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, save_tokenizer
 
 VIT = {
     "model_type": "sam3_vit_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -60,6 +61,18 @@ def sam3(tmp_path_factory):
     model = scramble(Sam3Model(sam3_config()))
     folder = tmp_path_factory.mktemp("sam3")
     model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture(scope="session")
+def detector(tmp_path_factory):
+    """(model, folder) of a tiny Sam3Model that reads the sandbox's words, its tokenizer beside it."""
+    config = sam3_config()
+    config.text_config.vocab_size, config.text_config.max_position_embeddings = len(VOCABULARY), CONTEXT
+    model = scramble(Sam3Model(config))
+    folder = tmp_path_factory.mktemp("detector")
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
     return model, folder
 
 

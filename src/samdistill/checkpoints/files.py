@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -180,18 +180,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def locate(path: str | Path, patterns: Iterable[str] = ("*.json", "*.txt", "*.model", "*.safetensors")) -> Path:
-    """A local file or folder for a path, ``sandbox`` (the packaged teacher) or a hub id such as ``facebook/sam3``.
+def locate(
+    path: str | Path, patterns: Iterable[str] = ("*.json", "*.txt", "*.model", "*.safetensors"),
+    packaged: Literal["tracker", "detector"] = "tracker",
+) -> Path:  # fmt: skip
+    """A local file or folder for a path, ``sandbox`` (a packaged teacher) or a hub id such as ``facebook/sam3``.
 
-    A hub id is downloaded into the Hugging Face cache, only files that match ``patterns``. ``UserError`` when there is
-    no such path, or the hub cannot be reached or refuses.
+    A hub id is downloaded into the Hugging Face cache, only files that match ``patterns``. packaged: which of its
+    teachers ``sandbox`` means. ``UserError`` when there is no such path, or the hub cannot be reached or refuses.
     """
     text = str(path)
     if text == SANDBOX:
-        packaged = Path(str(files("samdistill") / "sandbox" / "weights" / "tracker"))
-        if not packaged.is_dir():
-            raise UserError("this installation lacks the sandbox teacher; run: samdistill sandbox train-teacher")
-        return packaged
+        folder = Path(str(files("samdistill") / "sandbox" / "weights" / packaged))
+        if not folder.is_dir():
+            raise UserError(
+                f"this installation lacks the sandbox's {packaged}; run: samdistill sandbox train-teacher {packaged}"
+            )
+        return folder
     local = Path(path).expanduser()
     if local.exists():
         return local

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 
 from ..types import UserError
@@ -81,7 +81,8 @@ class CocoSource(Source):
     """``instances.json`` beside ``images/``, or ``annotations/instances_<split>.json`` with ``images/<split>`` or ``<split>``.
 
     Keys are file names without suffix. Images missing on disk, files missing in the JSON and annotations without an
-    image or a usable outline are problems.
+    image or a usable outline are problems. An object is called by its category, or by every name in the annotation's
+    list ``concepts`` where it has one.
     """  # noqa: E501
 
     labelled = True
@@ -141,14 +142,43 @@ class CocoSource(Source):
     def path(self, key: str) -> Path:
         return self.images / self._records[key]["file_name"]
 
+    def _of(self, key: str) -> list[dict[str, Any]]:
+        return self._objects.get(self._records[key]["id"], [])
+
     def instances(self, key: str) -> list[Instance]:
         """Objects in the JSON's order, crowds marked. Raises ``BadImage`` for an outline that cannot be drawn."""
         image = self._records[key]
         instances = []
-        for a in self._objects.get(image["id"], []):
+        for a in self._of(key):
             try:
                 mask = decode_segmentation(a["segmentation"], int(image["height"]), int(image["width"]))
             except (ValueError, KeyError, TypeError) as error:
                 raise BadImage(key, f"annotation {a['id']}: {error}") from error
             instances.append(Instance(mask, self._categories[a["category_id"]], int(a["id"]), bool(a.get("iscrowd"))))
         return instances
+
+    def boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
+        """From ``bbox``: no mask is decoded. Raises ``BadImage`` for an annotation without one."""
+        boxes = []
+        for a in self._of(key):
+            if not a.get("iscrowd"):
+                try:
+                    x, y, width, height = (float(v) for v in a["bbox"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise BadImage(key, f"annotation {a['id']}: no usable bbox: {error!r}") from error
+                boxes.append((x, y, x + width, y + height))
+        return np.array(boxes, np.float32).reshape(-1, 4)
+
+    def _names(self, annotation: dict[str, Any]) -> list[str]:
+        return annotation.get("concepts") or [self._categories[annotation["category_id"]]]
+
+    def phrases(self, key: str) -> list[str]:
+        """Crowds count: what they are called is in the image."""
+        return list(dict.fromkeys(name for a in self._of(key) for name in self._names(a)))
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """All categories, those that no image shows too; where annotations list ``concepts``, all of those."""
+        if any(a.get("concepts") for objects in self._objects.values() for a in objects):
+            return super().vocabulary
+        return sorted(set(self._categories.values()))

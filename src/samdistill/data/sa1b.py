@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float
 
 from .coco import decode_segmentation
 from .sources import SOURCES, BadImage, BadInput, Instance, Source, key_problem
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
+T = TypeVar("T")
 
 
 @SOURCES.register("sa1b")
@@ -43,14 +49,29 @@ class Sa1bSource(Source):
 
     def instances(self, key: str) -> list[Instance]:
         """Every mask of the image's JSON. Raises ``BadImage`` if the JSON or one of its masks is broken."""
-        path = self.annotations / f"{key}.json"
-        try:
-            record = json.loads(path.read_bytes())
+
+        def read(record: dict[str, Any]) -> list[Instance]:
             height, width = int(record["image"]["height"]), int(record["image"]["width"])
             return [
                 Instance(decode_segmentation(a["segmentation"], height, width), None, int(a["id"]))
                 for a in record["annotations"]
             ]
+
+        return self._read(key, read)
+
+    def boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
+        """From ``bbox``: no mask is decoded. SA-1B's boxes end at the last pixel, these at its far edge."""
+
+        def read(record: dict[str, Any]) -> Float[np.ndarray, "n 4"]:
+            boxes = np.array([a["bbox"] for a in record["annotations"]], np.float32).reshape(-1, 4)
+            return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] + 1], 1)
+
+        return self._read(key, read)
+
+    def _read(self, key: str, read: Callable[[dict[str, Any]], T]) -> T:
+        path = self.annotations / f"{key}.json"
+        try:
+            return read(json.loads(path.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadImage(key, f"{path} is not a readable SA-1B annotation: {error!r}") from error
 

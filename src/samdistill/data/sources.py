@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Float
 from PIL import Image, ImageOps
 
 from ..config import DataConfig
+from ..ops.masks import masks_to_boxes
 from ..registry import Registry, did_you_mean
 from ..types import UserError
 
@@ -77,6 +79,20 @@ class Source(ABC):
     @abstractmethod
     def instances(self, key: str) -> list[Instance]:
         """Annotated objects, in the file's order; [] without labels. Raises ``BadImage`` for a broken annotation."""
+
+    def boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
+        """xyxy of each annotated object in pixels of the file, edge to edge; crowds are left out."""
+        masks = [torch.from_numpy(i.mask) for i in self.instances(key) if not i.crowd]
+        return masks_to_boxes(torch.stack(masks)).numpy() if masks else np.zeros((0, 4), np.float32)
+
+    def phrases(self, key: str) -> list[str]:
+        """What the data set calls the objects of the image, each name once; [] where it has no names."""
+        return []
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """Every name that ``phrases`` can give, sorted."""
+        return sorted({phrase for key in self.keys for phrase in self.phrases(key)})
 
     def load(self, key: str) -> Image.Image:
         """RGB, upright (EXIF applied), fully decoded. Raises ``BadImage`` for a corrupt or missing file."""
@@ -196,26 +212,37 @@ def _open(data: DataConfig, name: str, names: list[str]) -> Source:
     return source
 
 
+def _divide(data: DataConfig, keys: list[str]) -> tuple[list[str], list[str]]:
+    last = data.held_out_last
+    if last is None:
+        return split_keys(keys, data.held_out_fraction)
+    if last >= len(keys):
+        raise UserError(f"{data.root}: data.held_out_last={last} of {len(keys)} images leaves none to train on")
+    return keys[:-last], keys[-last:]
+
+
 def open_source(data: DataConfig, split: Literal["train", "held_out"]) -> Source:
     """The images to train on, or those to evaluate on; the two never overlap.
 
     A root that is divided on disk gives ``data.split`` and ``data.held_out``. An undivided one, or
-    ``held_out`` None, is divided by key hash with ``held_out_fraction``. ``ids`` choose among all training images
+    ``held_out`` None, is divided by key hash with ``held_out_fraction``. ``held_out_last`` divides the training split
+    of any root instead: the last so many of its sorted keys are held out. ``ids`` choose among all training images
     (before such a division); ``fraction`` thins the training images alone.
-    Raises ``UserError`` for a missing or empty root, an unknown kind, split or id.
+    Raises ``UserError`` for a missing or empty root, an unknown kind, split or id, and a division with an empty side.
     """
     if not data.root.is_dir():
         raise UserError(f"data.root: {data.root} is not a folder")
     names = SOURCES.get(data.kind).splits(data.root)
-    if names and data.held_out == data.split:
+    held_out_split = data.held_out if names and data.held_out_last is None else None
+    if held_out_split == data.split:
         raise UserError(f"data.held_out: {data.held_out!r} is also the training split; name another, or null")
-    if split == "held_out" and names and data.held_out is not None:
-        return _open(data, data.held_out, names)
+    if split == "held_out" and held_out_split is not None:
+        return _open(data, held_out_split, names)
     source = _open(data, data.split, names)
     if data.ids is not None:
         source.keys = _read_ids(data.ids, source.keys)
-    if not names or data.held_out is None:
-        train, held_out = split_keys(source.keys, data.held_out_fraction)
+    if held_out_split is None:
+        train, held_out = _divide(data, source.keys)
         source.keys = train if split == "train" else held_out
         if not source.keys:
             raise UserError(f"{data.root}: {len(train) + len(held_out)} images with data.held_out_fraction="

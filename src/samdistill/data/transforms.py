@@ -190,6 +190,20 @@ class ViewTransform:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return self.geometry.canvas(image)
 
+    def boxes(self, boxes: Float[Tensor, "n 4"], original_size: Size, seed: int) -> Float[Tensor, "n 4"]:
+        """xyxy in file pixels to canvas pixels, laid as the same ``seed`` lays the image.
+
+        Cut off at the edge of the crop: of an object that was cropped away a box without area is left.
+        """
+        view = draw_view(self.augment, original_size, seed)
+        left, top, right, bottom = view.box
+        size = torch.tensor([right - left, bottom - top], dtype=torch.float32)
+        corners = torch.as_tensor(boxes, dtype=torch.float32).view(-1, 2, 2) - torch.tensor([left, top])
+        x, y = corners.clamp(min=0).minimum(size).unbind(-1)
+        if view.flip:
+            x = size[0] - x.flip(-1)
+        return self.geometry.points(torch.stack([x, y], -1), (bottom - top, right - left)).view(-1, 4)
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits over every setting that changes pixels."""

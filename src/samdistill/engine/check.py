@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..config import TrainConfig
 from ..tasks.base import Task
-from ..types import Term, UserError
+from ..types import Term, Terms, UserError
 from .schedule import GlobalBatches, Shard
 
 
@@ -25,28 +26,33 @@ def default_device() -> torch.device:
 
 @dataclass(frozen=True)
 class TermReport:
-    """``grad_norm``: L2 norm, over all trainable parameters, of the gradient of ``weight * value``."""
+    """``grad_norm``: L2 norm, over all trainable parameters, of the gradient of ``weight * value``.
+
+    phase: of the training, empty where it has none.
+    """
 
     name: str
     value: float
     weight: float
     grad_norm: float
+    phase: str = ""
 
     @property
     def problem(self) -> str | None:
+        term = f"term {self.name!r}" + (f" of phase {self.phase!r}" if self.phase else "")
         if not math.isfinite(self.value):
-            return f"term {self.name!r} is {self.value}"
+            return f"{term} is {self.value}"
         if not math.isfinite(self.grad_norm):
-            return f"term {self.name!r} has a gradient of norm {self.grad_norm}"
+            return f"{term} has a gradient of norm {self.grad_norm}"
         if self.grad_norm == 0:
             why = "its weight is 0" if self.weight == 0 else "it is detached from the student, or saturated"
-            return f"term {self.name!r} does not reach the student: {why}"
+            return f"{term} does not reach the student: {why}"
         return None
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """``dead``: trainable parameters whose gradient is absent or exactly zero in every term of this batch."""
+    """The terms of every phase. ``dead``: trainable parameters that get no gradient, or an exact zero, from any."""
 
     terms: tuple[TermReport, ...]
     trainable: tuple[str, ...]
@@ -62,43 +68,59 @@ class CheckReport:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"terms": [{"name", "value", "weight", "grad_norm"}], "trainable": [parameter names]}``."""
-        terms = [{"name": t.name, "value": t.value, "weight": t.weight, "grad_norm": t.grad_norm} for t in self.terms]
+        """``{"terms": [{"name", "value", "weight", "grad_norm", "phase"}], "trainable": [parameter names]}``."""
+        terms = [asdict(term) for term in self.terms]
         return {"terms": terms, "trainable": list(self.trainable)}
 
 
 def check_terms(
-    task: Task[Any], device: torch.device | str | None = None, batch_size: int = 4, seed: int = 0
+    task: Task[Any],
+    device: torch.device | str | None = None,
+    batch_size: int = 4,
+    seed: int = 0,
+    train: TrainConfig = TrainConfig(),
 ) -> CheckReport:
-    """Run one real batch through the student (in train mode, fp32) and differentiate every weighted term on its own.
+    """Run one real batch per phase through the student (in train mode, fp32); differentiate every weighted term alone.
 
-    ``batch_size`` shrinks to the data set; ``seed`` is that of the run, so it is the head of the run's first batch.
-    Raises ``UserError`` for an empty data set, no term, or a student without trainable parameters.
+    ``batch_size`` shrinks to the data set; ``seed`` is that of the run, so each is the head of its phase's first batch.
+    ``train``: the run's phases; the student is new in each. Raises ``UserError`` for an empty data set, no term, or a
+    student without trainable parameters.
     """
     where = torch.device(device) if device is not None else default_device()
-    data = task.dataset(0)
-    items = len(data)  # type: ignore[arg-type]
-    if not items:
-        raise UserError("the data set is empty: there is no batch to check the loss terms on")
     torch.manual_seed(seed)
     student = task.build_student().to(where).train()
     named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
     if not named:
         raise UserError("the student has no trainable parameter: every one is frozen")
-    first = next(iter(GlobalBatches(items, Shard(min(batch_size, items)), seed, epoch=0)))
-    terms = task.terms(student, task.to(task.collate([data[i] for i in first]), where))
-    if not terms:
-        raise UserError("the task gave no loss term")
     reports, reached = [], torch.zeros(len(named), dtype=torch.bool)
-    for name, term in terms.items():
-        norms = _gradient_norms(term, [p for _, p in named])
-        reached |= norms != 0
-        total = torch.linalg.vector_norm(norms).item()
-        reports.append(TermReport(name, term.value.item(), float(term.weight), total))
+    for phase, epoch in train.phase_starts():
+        terms = _first_terms(task, student, where, epoch, batch_size, seed)
+        wanted = train.phase_at(epoch)
+        if wanted is not None and wanted.terms is not None:
+            terms = terms.only(wanted.terms)
+        if not terms:
+            raise UserError("the task gave no loss term" + (f" for phase {phase!r}" if phase else ""))
+        for name, term in terms.items():
+            norms = _gradient_norms(term, [p for _, p in named])
+            reached |= norms != 0
+            total = torch.linalg.vector_norm(norms).item()
+            reports.append(TermReport(name, term.value.item(), float(term.weight), total, phase))
     names = tuple(name for name, _ in named)
     return CheckReport(
         tuple(reports), names, tuple(n for n, hit in zip(names, reached.tolist(), strict=True) if not hit)
     )
+
+
+def _first_terms(
+    task: Task[Any], student: torch.nn.Module, device: torch.device, epoch: int, batch_size: int, seed: int
+) -> Terms:
+    """Of the head of the first batch of an epoch."""
+    data = task.dataset(epoch)
+    items = len(data)  # type: ignore[arg-type]
+    if not items:
+        raise UserError("the data set is empty: there is no batch to check the loss terms on")
+    first = next(iter(GlobalBatches(items, Shard(min(batch_size, items)), seed, epoch)))
+    return task.terms(student, task.to(task.collate([data[i] for i in first]), device))
 
 
 def _gradient_norms(term: Term, parameters: list[torch.nn.Parameter]) -> Tensor:

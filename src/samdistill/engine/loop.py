@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -24,19 +25,18 @@ from ..tasks.base import Task
 from ..types import UserError
 from .check import default_device
 from .norm import synchronise_batch_norm
-from .schedule import GlobalBatches, Schedule, Shard, stream_seed
+from .schedule import GlobalBatches, Phases, Shard, stream_seed
 from .signals import Interrupted, StopSignal, outlive_signals
 from .state import (
     INTERRUPT,
     Checkpoint,
     Ema,
     capture_rng,
-    changed_keys,
     gather,
     newest,
     on_main,
+    open_run,
     prune,
-    remove,
     restore_rng,
     seed_rng,
     written,
@@ -86,7 +86,7 @@ def fit(
     without CUDA, a run folder that holds another run, a resume with changed settings, a term or gradient that is not
     finite (before the weights are touched) and a disk that is full; the last good checkpoint always stays.
     """
-    accelerator = _accelerator(config)
+    accelerator = _accelerator(config, task.leaves_unused)
     try:
         return _fit(accelerator, task, config, run_dir, resume, workers, resolved)
     except UserError:
@@ -102,8 +102,8 @@ def _fit(
     shard = Shard(config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes)
     data = task.dataset(0)
     items = len(data)  # type: ignore[arg-type]
-    schedule = Schedule.of(config, shard.steps_per_epoch(items))
-    source = on_main(lambda: _open_run(run_dir, resume, resolved))
+    schedule = Phases.of(config, shard.steps_per_epoch(items))
+    source = on_main(lambda: open_run(run_dir, resume, resolved))
     saved = Checkpoint.load(source) if source else None
     if saved and saved.items != items:
         raise UserError(
@@ -123,9 +123,9 @@ def _fit(
             raise
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
-    if config.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("train.precision=fp16 needs a CUDA device (its loss scaling does); use bf16 or fp32 here")
+def _accelerator(config: TrainConfig, leaves_unused: bool) -> Accelerator:
+    if config.precision == "fp16" and default_device().type == "cpu":
+        raise UserError("train.precision=fp16 needs a GPU (its loss scaling does); use bf16 or fp32 here")
     AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run for ever
     GradientState._reset_state()
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -134,40 +134,11 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=_PRECISION[config.precision],
         gradient_accumulation_steps=config.accumulate,
         cpu=kind == "cpu" or (kind == "mps" and world > 1),  # unsaid, Accelerate leaves CPU ranks unconnected
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=leaves_unused)],
     )
     if accelerator.num_processes != world:
         raise RuntimeError(f"WORLD_SIZE={world}, but this process is one of {accelerator.num_processes}")
     return accelerator
-
-
-def _open_run(run_dir: Path, resume: Path | bool, resolved: str) -> Path | None:
-    """On rank 0: make the folder, decide which checkpoint to start from, refuse what would lose or mix runs."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    for torn in list(run_dir.glob("*.tmp")):  # left by a kill in the middle of a write
-        remove(torn)
-    here = newest(run_dir)
-    if resume is False:
-        source = None
-    elif resume is True or resume.is_dir():
-        source = newest(run_dir if resume is True else resume)
-        if source is None and resume is not True and not (resume / "config.yaml").exists():
-            raise UserError(f"{resume}: holds no run to resume (no checkpoint, no config.yaml)")
-    elif resume.is_file():
-        source = resume
-    else:
-        raise UserError(f"{resume}: no such run folder or checkpoint to resume from")
-    if here is not None and (source is None or source.resolve() != here.resolve()):
-        raise UserError(f"{run_dir}: holds a run ({here.name}); resume that with --resume, or use another output")
-    if here is None and (run_dir / "student").exists():
-        raise UserError(f"{run_dir}: holds a student but no checkpoint; move it away or use another output")
-    if source is not None:
-        changed = changed_keys(Checkpoint.load(source, mmap=True).config, resolved)
-        if changed:
-            raise UserError(
-                f"{source}: cannot resume with other settings: {', '.join(changed)}; "
-                "restore them or start again with another output"
-            )
-    return source
 
 
 def parameter_groups(student: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -187,7 +158,7 @@ class _Loop:
 
     def __init__(
         self, task: Task[Any], config: TrainConfig, run_dir: Path, workers: int, resolved: str,
-        accelerator: Accelerator, shard: Shard, schedule: Schedule, items: int, tracker: Tracker,
+        accelerator: Accelerator, shard: Shard, schedule: Phases, items: int, tracker: Tracker,
         saved: Checkpoint | None,
     ) -> None:  # fmt: skip
         self.task, self.config, self.run_dir, self.resolved = task, config, run_dir, resolved
@@ -241,7 +212,7 @@ class _Loop:
             self.tracker.info(f"{self.run_dir}: the run is finished, nothing is left to train")
         with StopSignal() as self.stop:
             try:
-                for epoch in range(self.step // self.per_epoch, self.config.epochs):
+                for epoch in range(self.step // self.per_epoch, self.config.total_epochs):
                     self._epoch(epoch)
             except RuntimeError:
                 if self.shard.world > 1 and self.stop.arrives():  # a collective broke because another rank failed
@@ -254,7 +225,7 @@ class _Loop:
         assert checkpoint is not None
         return FitResult(
             self.step,
-            self.config.epochs,
+            self.config.total_epochs,
             self.seconds,
             self.terms,
             checkpoint,
@@ -299,11 +270,14 @@ class _Loop:
         """One optimiser step. True when some rank was asked to stop."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step)
+        phase = self.config.phase_at(self.step // self.per_epoch)
         values: Tensor | float = 0.0
         for _ in range(self.config.accumulate):
             batch = self.task.to(next(batches), self.device)
             with self.accelerator.accumulate(self.model):
                 terms = self.task.terms(self.model, batch)
+                if phase is not None and phase.terms is not None:
+                    terms = terms.only(phase.terms)
                 self.accelerator.backward(terms.total)
             values = values + torch.stack([term.value.detach().float() for term in terms.values()])
         norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip_norm or math.inf)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Sampler
 
-from ..config import TrainConfig
+from ..config import PhaseConfig, TrainConfig
 from ..types import UserError
 
 
@@ -52,8 +52,56 @@ class Schedule:
                 raise UserError(
                     f"train.{key}={getattr(config, key):g} must lie between 0 and train.lr={config.lr:g}; change either"
                 )
-        scale = 1.0 if config.lr_batch is None else config.batch_size / config.lr_batch
+        scale = rate_scale(config)
         return cls(total, warmup, config.lr * scale, config.warmup_lr * scale, config.min_lr * scale)
+
+    @classmethod
+    def of_phase(cls, phase: PhaseConfig, scale: float, steps_per_epoch: int) -> Schedule:
+        """The schedule of one phase. Raises ``UserError`` as ``of`` does."""
+        total = phase.epochs * steps_per_epoch
+        if phase.warmup_steps >= total:
+            raise UserError(
+                f"train.phases: phase {phase.name!r} has {total} steps, its warm-up of {phase.warmup_steps} leaves "
+                "none at the base rate; shorten warmup_steps or train longer"
+            )
+        for key in ("warmup_lr", "min_lr"):
+            if getattr(phase, key) > phase.lr:
+                raise UserError(
+                    f"train.phases: phase {phase.name!r}: {key}={getattr(phase, key):g} exceeds lr={phase.lr:g}"
+                )
+        return cls(total, phase.warmup_steps, phase.lr * scale, phase.warmup_lr * scale, phase.min_lr * scale)
+
+
+def rate_scale(config: TrainConfig) -> float:
+    """What every rate is multiplied by: ``batch_size / lr_batch``."""
+    return 1.0 if config.lr_batch is None else config.batch_size / config.lr_batch
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The schedules of a run's phases, end to end: the rate stays a function of the step alone."""
+
+    parts: tuple[Schedule, ...]
+
+    @classmethod
+    def of(cls, config: TrainConfig, steps_per_epoch: int) -> Phases:
+        """Of ``config.phases``, or the one schedule of a run without."""
+        if config.phases is None:
+            return cls((Schedule.of(config, steps_per_epoch),))
+        scale = rate_scale(config)
+        return cls(tuple(Schedule.of_phase(phase, scale, steps_per_epoch) for phase in config.phases))
+
+    @property
+    def total(self) -> int:
+        return sum(part.total for part in self.parts)
+
+    def __call__(self, step: int) -> float:
+        """The rate of a step, 0 .. total - 1; later ones stay at the last phase's minimum."""
+        for part in self.parts[:-1]:
+            if step < part.total:
+                return part(step)
+            step -= part.total
+        return self.parts[-1](step)
 
 
 def stream_seed(*parts: int) -> int:

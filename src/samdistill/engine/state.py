@@ -143,6 +143,36 @@ def changed_keys(before: str, after: str) -> list[str]:
     return [f"{k} (was {old.get(k, 'absent')}, now {new.get(k, 'absent')})" for k in keys]
 
 
+def open_run(run_dir: Path, resume: Path | bool, resolved: str) -> Path | None:
+    """On rank 0: make the folder, decide which checkpoint to start from, refuse what would lose or mix runs."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for torn in list(run_dir.glob("*.tmp")):  # left by a kill in the middle of a write
+        remove(torn)
+    here = newest(run_dir)
+    if resume is False:
+        source = None
+    elif resume is True or resume.is_dir():
+        source = newest(run_dir if resume is True else resume)
+        if source is None and resume is not True and not (resume / "config.yaml").exists():
+            raise UserError(f"{resume}: holds no run to resume (no checkpoint, no config.yaml)")
+    elif resume.is_file():
+        source = resume
+    else:
+        raise UserError(f"{resume}: no such run folder or checkpoint to resume from")
+    if here is not None and (source is None or source.resolve() != here.resolve()):
+        raise UserError(f"{run_dir}: holds a run ({here.name}); resume that with --resume, or use another output")
+    if here is None and (run_dir / "student").exists():
+        raise UserError(f"{run_dir}: holds a student but no checkpoint; move it away or use another output")
+    if source is not None:
+        changed = changed_keys(Checkpoint.load(source, mmap=True).config, resolved)
+        if changed:
+            raise UserError(
+                f"{source}: cannot resume with other settings: {', '.join(changed)}; "
+                "restore them or start again with another output"
+            )
+    return source
+
+
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node} if prefix else {}

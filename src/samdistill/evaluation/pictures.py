@@ -54,11 +54,11 @@ def picture(
 def overlay(image: UInt8[np.ndarray, "h w 3"], masks: Bool[Tensor, "n a b"]) -> UInt8[np.ndarray, "h w 3"]:
     """Masks of any resolution over ``image``: a tint and an outline in each object's own colour."""
     height, width = image.shape[:2]
-    # smooth edges: bilinear before the threshold, as the models' own masks are made
-    grown = F.interpolate(masks[None].float().cpu(), (height, width), mode="bilinear", align_corners=False)[0] > 0.5
     result = image.astype(np.float32) * 0.85
-    for number in grown.flatten(1).sum(1).argsort(descending=True).tolist():  # a large mask hides no small one
-        mask = grown[number]
+    for number in masks.flatten(1).sum(1).argsort(descending=True).tolist():  # a large mask hides no small one
+        # smooth edges: bilinear before the threshold, as the models' own masks are made
+        one = masks[number][None, None].float().cpu()
+        mask = F.interpolate(one, (height, width), mode="bilinear", align_corners=False)[0, 0] > 0.5
         colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
         inside = mask.numpy()
         result[inside] = 0.45 * result[inside] + 0.55 * colour

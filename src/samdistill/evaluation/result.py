@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,8 +13,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..data.sources import BadInput
+from .result_story import PROMPT_NOTE, Tile, encoder_headline, encoder_tiles
 
 DASH = "-"
+
+
+class Named(Protocol):
+    """What every row has."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Row = TypeVar("Row", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -42,16 +54,21 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class Panel:
-    """One model's masks drawn on a picture. iou: mean over the objects drawn, against ``Picture.against``."""
+    """One model's masks drawn on a picture.
+
+    iou: mean over the objects drawn, against ``Picture.against``. found: how many instances are drawn, where a model
+    could find any number, none included.
+    """
 
     title: str
     image: UInt8[np.ndarray, "h w 3"]
     iou: float | None = None
+    found: int | None = None
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of the data set and the masks of everybody for the same prompts."""
+    """One image of the data set and the masks of everybody for the same prompts: a prompt kind, or a phrase."""
 
     key: str
     prompt: str
@@ -78,8 +95,69 @@ class Measure:
     cells: list[str]
 
 
+class Evaluation(ABC, Generic[Row]):
+    """What the table on the terminal and the report need of any kind of evaluation. A subclass is a dataclass.
+
+    rows: one per model, in the order the models were given. teacher: the row that the others are compared with, if any.
+    skipped: inputs that could not be used, with the reason. pictures_note: how the pictures were chosen.
+    """
+
+    rows: tuple[Row, ...]
+    teacher: str | None
+    skipped: tuple[BadInput, ...]
+    pictures: tuple[Picture, ...]
+    pictures_note: ClassVar[str]
+
+    @property
+    def names(self) -> list[str]:
+        return [row.name for row in self.rows]
+
+    def row(self, name: str) -> Row:
+        return next(row for row in self.rows if row.name == name)
+
+    def compared(self, untrained: str | None) -> tuple[Row | None, Row | None]:
+        """The teacher and the untrained student, as far as there are."""
+        rows = {row.name: row for row in self.rows}
+        return rows.get(self.teacher or ""), rows.get(untrained or "")
+
+    @property
+    @abstractmethod
+    def note(self) -> str:
+        """What the figures mean, for the foot of their table; may be empty."""
+
+    @abstractmethod
+    def measures(self) -> list[Measure]:
+        """What was measured, in reading order; each with one text per model. What nobody has is left out."""
+
+    @abstractmethod
+    def caption(self) -> str:
+        """One sentence on what the rows were measured on."""
+
+    @abstractmethod
+    def headline(self, student: str, untrained: str | None) -> str:
+        """The result for the row named ``student`` in a sentence or two."""
+
+    @abstractmethod
+    def tiles(self, student: str, untrained: str | None) -> list[Tile]:
+        """A few figures of the row named ``student``."""
+
+    def table(self) -> Table:
+        """For the terminal (rich): a column per model, a line per measure, so that it fits 80 characters."""
+        table = Table("", *map(escape, self.names), caption=self.caption(), caption_justify="left", caption_style="dim")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        group = ""
+        for measure in self.measures():
+            if measure.group != group:
+                table.add_section()
+                group = measure.group
+                table.add_row(f"[bold]{group}[/bold]")
+            table.add_row(f"  {measure.name}", *map(escape, measure.cells))
+        return table
+
+
 @dataclass(frozen=True)
-class EvaluationResult:
+class EvaluationResult(Evaluation[ModelRow]):
     """Rows in the order the models were given, and what they were measured on.
 
     teacher: the row that the others are compared with, if any. labelled: the objects are the annotated ones; else those
@@ -97,13 +175,10 @@ class EvaluationResult:
     conditions: Conditions | None
     skipped: tuple[BadInput, ...] = ()
     pictures: tuple[Picture, ...] = ()
-
-    @property
-    def names(self) -> list[str]:
-        return [row.name for row in self.rows]
-
-    def row(self, name: str) -> ModelRow:
-        return next(row for row in self.rows if row.name == name)
+    pictures_note = (
+        "The first images that have objects, not a selection. All models get the same prompts; each object keeps its "
+        "colour."
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and mappings; everything but the pictures."""
@@ -139,39 +214,35 @@ class EvaluationResult:
             found.append(Measure("IoU with the teacher's masks", kind, cells))
         return [measure for measure in found if any(cell != DASH for cell in measure.cells)]
 
-    def table(self) -> Table:
-        """For the terminal (rich): a column per model, a line per measure, so that it fits 80 characters."""
-        table = Table("", *map(escape, self.names), caption=self.caption(), caption_justify="left", caption_style="dim")
-        for column in table.columns[1:]:
-            column.justify = "right"
-        group = ""
-        for measure in self.measures():
-            if measure.group != group:
-                table.add_section()
-                group = measure.group
-                table.add_row(f"[bold]{group}[/bold]")
-            table.add_row(f"  {measure.name}", *map(escape, measure.cells))
-        return table
-
     def caption(self) -> str:
         """One sentence on what the rows were measured on."""
         said = "" if self.labelled else " that the teacher itself segments"
-        text = _count(self.images, "image")
+        text = count(self.images, "image")
         if self.objects:
-            text += f", {_count(self.objects, 'object')}{said}"
+            text += f", {count(self.objects, 'object')}{said}"
         elif self.prompts:
             text += ", no object to ask for"
         if self.objects_left_out:
             text += f" ({self.objects_left_out} left out)"
         if self.skipped:
-            text += f", {_count(len(self.skipped), 'unreadable input')} skipped"
+            text += f", {count(len(self.skipped), 'unreadable input')} skipped"
         if self.conditions is not None:
-            where = f"{self.conditions.device}, {_count(self.conditions.threads, 'thread')}"
+            where = f"{self.conditions.device}, {count(self.conditions.threads, 'thread')}"
             text += (
                 f"; latency: vision encoder, one {self.conditions.image_size} px image, {where}, "
-                f"median of {_count(self.conditions.repeats, 'run')}"
+                f"median of {count(self.conditions.repeats, 'run')}"
             )
         return text + "."
+
+    @property
+    def note(self) -> str:
+        return PROMPT_NOTE if self.objects else ""
+
+    def headline(self, student: str, untrained: str | None) -> str:
+        return encoder_headline(self.prompts, self.row(student), *self.compared(untrained))
+
+    def tiles(self, student: str, untrained: str | None) -> list[Tile]:
+        return encoder_tiles(self.prompts, self.row(student), *self.compared(untrained))
 
 
 def _plain(row: ModelRow) -> dict[str, dict[str, float]]:
@@ -186,5 +257,6 @@ def _percent(value: float | None) -> str:
     return _text(None if value is None else 100 * value, ".1f", " %")
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """1, "run" -> "1 run"; 2, "run" -> "2 runs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -40,3 +40,17 @@ def iou_mse(
     inside, wanted = (logits > 0).flatten(1), (target > 0.5).flatten(1)
     union = (inside | wanted).sum(1).clamp(min=1)
     return _mean((predicted - (inside & wanted).sum(1) / union) ** 2, valid)
+
+
+def soft_mask_loss(logits: Float[Tensor, "n h w"], target: Float[Tensor, "n h w"]) -> Float[Tensor, " n"]:
+    """Dice + binary cross-entropy of each mask against probabilities, in float32. Both are least at the target itself.
+
+    Dice has squared denominators, as V-Net has them, and one pixel of smoothing: it then equals |p - t|^2 over
+    |p|^2 + |t|^2 + 1, zero for the target alone. The plain denominator of ``mask_dice`` would push a soft target's
+    student to 0 or 1. The cross-entropy of a soft target is never below the target's own entropy.
+    """
+    logits, target = logits.float().flatten(1), target.float().flatten(1)
+    probability = logits.sigmoid()
+    squares = probability.square().sum(1) + target.square().sum(1)
+    dice = (probability - target).square().sum(1) / (squares + 1)
+    return dice + F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)

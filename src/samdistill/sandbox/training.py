@@ -1,8 +1,8 @@
-"""``samdistill sandbox train-teacher``: the engine over scenes rendered on the fly."""
+"""``samdistill sandbox train-teacher tracker``: the engine over scenes rendered on the fly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +29,12 @@ VALIDATION_SCENES, FINAL_SCENES = 64, 512
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """folder: float16 weights as a ``Sam3TrackerModel`` folder; miou: by prompt kind, on ``FINAL_SCENES``."""
+    """folder: float16 weights as transformers saves them; figures: by name, on ``FINAL_SCENES`` held-out scenes."""
 
     folder: Path
     steps: int
     seconds: float
-    miou: dict[str, float]
+    figures: dict[str, float]
 
 
 class SceneNumbers(Dataset[int]):
@@ -115,8 +115,5 @@ def train_tracker(
     with quiet_transformers():
         model.save_pretrained(out / "weights")
     miou = held_out_miou(load_promptable(out / "weights").float().to(default_device()), FINAL_SCENES)
-    return TrainedTeacher(out / "weights", result.steps, result.seconds, miou)
-
-
-TEACHERS: dict[str, Callable[[Path, int, int, float, bool, Path | None], TrainedTeacher]] = {"tracker": train_tracker}
-"""Trainers by name; the detection job adds heads on the same trunk."""
+    figures = {f"{kind}_miou": value for kind, value in miou.items()}
+    return TrainedTeacher(out / "weights", result.steps, result.seconds, figures)

@@ -1,4 +1,4 @@
-"""The rendered world as files: SA-1B trees and COCO sets that every other tool reads as the real ones.
+"""The rendered world as files: SA-1B trees, COCO sets and SA-Co concepts that other tools read as the real ones.
 
 An image of scene ``index`` of world ``seed`` has the id ``seed * 1,000,000 + index``, so worlds never share a key.
 """
@@ -17,39 +17,49 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
-from pycocotools import mask as coco_mask
 
+from ..data.saco import ConceptPair, to_rle, write_concepts
 from ..ops.boxes import xyxy_to_xywh
 from ..ops.masks import centre_points, masks_to_boxes
 from ..types import UserError
+from .concepts import GENERIC, absent_phrase, phrases_of
 from .scenes import COLOURS, SHAPES, SceneStyle, render_scenes
 
 QUALITY = 92
 WORLD = 1_000_000
 """Scenes of one seed that have distinct image ids."""
 CATEGORIES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+POSITIVES, NEGATIVES = 2, 2
+"""Questions about each scene in a concept set: phrases that apply, and phrases that do not."""
+GENERIC_SHARE = 0.1
+"""Share of the positive questions that ask for everything at once."""
 _PIXELS = 1 << 19  # rendered at once; larger batches fall out of the cache and are slower
 
 Progress = Callable[[int, int], None]
 
 
 class _Drawn(NamedTuple):
+    """A scene's annotated objects and their names; hidden: names of those that show too little to be annotated."""
+
     index: int
     image: UInt8[np.ndarray, "h w 3"]
     masks: Bool[torch.Tensor, "n h w"]
     concepts: list[tuple[str, ...]]
+    hidden: list[tuple[str, ...]]
 
 
 def _draw(indices: list[int], size: tuple[int, int], seed: int, style: SceneStyle) -> Iterator[_Drawn]:
-    """Scenes ``indices`` in order, annotated slots only."""
+    """Scenes ``indices`` in order."""
     step = max(1, _PIXELS // (size[0] * size[1]))
     for first in range(0, len(indices), step):
         chunk = indices[first : first + step]
         scenes = render_scenes(chunk, size, seed, style)
         for row, index in enumerate(chunk):
-            slots = scenes.valid[row].nonzero()[:, 0].tolist()
+            shows = scenes.masks[row].flatten(1).any(1)
+            slots, hidden = (s.nonzero()[:, 0].tolist() for s in (scenes.valid[row], shows & ~scenes.valid[row]))
+            names = scenes.concepts[row]
             image = scenes.images[row].permute(1, 2, 0).contiguous().numpy()
-            yield _Drawn(index, image, scenes.masks[row, slots], [scenes.concepts[row][s] for s in slots])
+            yield _Drawn(index, image, scenes.masks[row, slots], [names[s] for s in slots], [names[s] for s in hidden])
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -86,8 +96,7 @@ def _objects(drawn: _Drawn) -> Iterator[tuple[dict[str, Any], int, list[float]]]
     """Run-length mask, area and xywh box (edge to edge) of each object."""
     boxes = xyxy_to_xywh(masks_to_boxes(drawn.masks)).tolist()
     for mask, box in zip(drawn.masks.numpy(), boxes, strict=True):
-        run = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-        yield {"size": list(mask.shape), "counts": run["counts"].decode("ascii")}, int(mask.sum()), box
+        yield to_rle(mask), int(mask.sum()), box
 
 
 def _centre(mask: Bool[torch.Tensor, "h w"], box: list[float]) -> list[float]:
@@ -161,8 +170,9 @@ def write_coco(
     """The same scenes as COCO: ``root/images/<split>`` and ``root/annotations/instances_<split>.json``; returns keys.
 
     Categories are the 120 pairs of colour and shape ("red circle"), ids 1 to 120. Each annotation also has the list
-    ``concepts`` of every name that applies. The JSON comes last: until it is there the set is unfinished, and a
-    rerun draws all scenes again but keeps the images. Arguments, determinism and errors as in ``write_sa1b``.
+    ``concepts`` of every phrase that asks for it ("circle", "red", "red circle"; see ``concepts.PHRASES``). The JSON
+    comes last: until it is there the set is unfinished, and a rerun draws all scenes again but keeps the images.
+    Arguments, determinism and errors as in ``write_sa1b``.
     """
     height, width = _claim(Path(root), split, count, size, seed, style)
     images, target = Path(root) / "images" / split, Path(root) / "annotations" / f"instances_{split}.json"
@@ -178,7 +188,7 @@ def write_coco(
             annotations.append({
                 "id": ids[drawn.index] * 100 + slot, "image_id": ids[drawn.index], "iscrowd": 0, "area": area,
                 "category_id": next(numbers[n] for n in names if n in numbers), "bbox": box, "segmentation": runs,
-                "concepts": list(names),
+                "concepts": list(phrases_of(names)),
             })  # fmt: skip
         path = images / f"{keys[drawn.index]}.jpg"
         if not path.is_file():
@@ -195,3 +205,46 @@ def write_coco(
     }  # fmt: skip
     _put(target, json.dumps(record).encode())
     return keys
+
+
+def _questions(drawn: _Drawn, rng: np.random.Generator) -> dict[str, list[int]]:
+    """Phrases about a scene and the annotated objects each applies to, none for those that are absent."""
+    names, hidden = ([phrases_of(concepts) for concepts in group] for group in (drawn.concepts, drawn.hidden))
+    asked: dict[str, list[int]] = {}
+    while names and len(asked) < POSITIVES:
+        phrase = GENERIC if rng.random() < GENERIC_SHARE else str(rng.choice(names[rng.integers(len(names))]))
+        asked[phrase] = [slot for slot, own in enumerate(names) if phrase == GENERIC or phrase in own]
+    positives = len(asked)
+    while len(asked) < positives + NEGATIVES:
+        asked[absent_phrase([*names, *hidden], rng)] = []
+    return asked
+
+
+def write_concept_set(
+    root: Path,
+    count: int,
+    size: int | tuple[int, int],
+    seed: int,
+    split: str = "val",
+    style: SceneStyle = SceneStyle(),
+    progress: Progress | None = None,
+) -> Path:
+    """Questions about the scenes that ``write_coco`` wrote, in SA-Co's layout: ``root/concepts_<split>.json``.
+
+    Each scene is asked ``POSITIVES`` phrases that apply (none where nothing is annotated) and ``NEGATIVES`` that do
+    not, half of these nearly; they depend on the scene's number alone. Ground truth is the visible mask of every
+    annotated object that the phrase applies to. Arguments and errors as in ``write_coco``.
+    """
+    height, width = _claim(Path(root), split, count, size, seed, style)
+    pairs: list[ConceptPair] = []
+    for done, drawn in enumerate(_draw(list(range(count)), (height, width), seed, style), 1):
+        image_id, rles = seed * WORLD + drawn.index, [runs for runs, _, _ in _objects(drawn)]
+        questions = _questions(drawn, np.random.default_rng((seed, drawn.index, 1)))
+        for number, (phrase, slots) in enumerate(questions.items()):
+            pair_id, name = image_id * 100 + number, f"{split}/{image_id:012d}.jpg"
+            pairs.append(ConceptPair(pair_id, name, phrase, height, width, tuple(rles[slot] for slot in slots)))
+        if progress is not None:
+            progress(done, count)
+    target = Path(root) / f"concepts_{split}.json"
+    write_concepts(target, pairs)
+    return target

@@ -61,30 +61,71 @@ class StudentTrunkConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-class StudentTrunk(PreTrainedModel):
-    """``pixel_values`` (b, 3, h, w), normalised for the host, to ``last_hidden_state`` (b, gh * gw, hidden_size)."""
+class TimmModel(PreTrainedModel):
+    """A Hugging Face model around a timm backbone: it keeps what timm and torch initialised, hosted or alone."""
 
-    config_class = StudentTrunkConfig
-    config: StudentTrunkConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _supports_sdpa = True  # timm dispatches attention itself
+
+    def post_init(self) -> None:
+        self._awaits_weights = any(p.is_meta for p in self.parameters())
+        super().post_init()
+
+    def get_input_embeddings(self) -> None:  # images have no token embeddings; hosts ask
+        return None
+
+    def computed(self) -> dict[str, Tensor]:
+        """Buffers that follow from the configuration, by name; they need no twin."""
+        return {}
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        self._init_weights(module)  # transformers' own passes over a model that holds no tensor directly
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave what timm and torch initialised alone, and complete what ``from_pretrained`` could not load.
+
+        ``from_pretrained`` builds on the meta device, then hands over uninitialised memory for everything the file
+        does not hold: the buffers that are never saved (TinyViT's attention indices) and any missing weight. Both are
+        taken from a freshly built twin, so the result is what the constructor would have given.
+        """
+        if module is not self or not self._awaits_weights:
+            return
+        wanted = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        blank = {name: tensor for name, tensor in wanted.items() if not getattr(tensor, "_is_hf_initialized", False)}
+        for name, value in self.computed().items():
+            blank.pop(name).copy_(value)
+        self._awaits_weights = False
+        if not blank:
+            return
+        with torch.device("cpu"):
+            twin = type(self)(self.config)
+        fresh = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+        for name, tensor in blank.items():
+            tensor.copy_(fresh[name])
+
+
+class StudentTrunk(TimmModel):
+    """``pixel_values`` (b, 3, h, w), normalised for the host, to ``last_hidden_state`` (b, gh * gw, hidden_size)."""
+
+    config_class = StudentTrunkConfig
+    config: StudentTrunkConfig
 
     def __init__(self, config: StudentTrunkConfig) -> None:
         super().__init__(config)
         self.backbone = build_backbone(config.backbone, config.image_size)
         self.levels = levels(self.backbone)
         self.head = HEADS.get(config.head)([level.channels for level in self.levels], config.hidden_size)
-        scale, shift = _renormalisation(config)
         # not saved: the config is the truth, and the keys stay those of backbone and head
-        self.register_buffer("input_scale", scale, persistent=False)
-        self.register_buffer("input_shift", shift, persistent=False)
-        self._awaits_weights = any(p.is_meta for p in self.parameters())
+        for name, value in self.computed().items():
+            self.register_buffer(name, value, persistent=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> None:  # images have no token embeddings; hosts ask
-        return None
+    def computed(self) -> dict[str, Tensor]:
+        scale, shift = _renormalisation(self.config)
+        return {"input_scale": scale, "input_shift": shift}
 
     def image_embedding(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b hidden gh gw"]:
         """The embedding as a grid, which is how the teacher's raw trunk output is cached.
@@ -99,30 +140,6 @@ class StudentTrunk(PreTrainedModel):
         """The embedding as tokens in row-major order. Hosts pass further options on to their backbone; it has none."""
         return BaseModelOutput(last_hidden_state=self.image_embedding(pixel_values).flatten(2).transpose(1, 2))
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Leave what timm and torch initialised alone, and complete what ``from_pretrained`` could not load.
-
-        ``from_pretrained`` builds on the meta device, then hands over uninitialised memory for everything the file
-        does not hold: the buffers that are never saved (TinyViT's attention indices) and any missing weight. Both are
-        taken from a freshly built twin, so the result is what the constructor would have given.
-        """
-        if module is not self or not self._awaits_weights:
-            return
-        wanted = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        blank = {name: tensor for name, tensor in wanted.items() if not getattr(tensor, "_is_hf_initialized", False)}
-        scale, shift = _renormalisation(self.config)
-        blank.pop("input_scale").copy_(scale)
-        blank.pop("input_shift").copy_(shift)
-        self._awaits_weights = False
-        if not blank:
-            return
-        with torch.device("cpu"):
-            twin = type(self)(self.config)
-        fresh = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-        for name, tensor in blank.items():
-            tensor.copy_(fresh[name])
-
 
 def build_trunk(config: StudentTrunkConfig, pretrained: bool | Path = False) -> StudentTrunk:
     """A trunk with random weights; ``pretrained`` True takes timm's ImageNet weights, a path reads them from a file.
@@ -131,14 +148,19 @@ def build_trunk(config: StudentTrunkConfig, pretrained: bool | Path = False) -> 
     downloaded, read, or do not fit the backbone.
     """
     trunk = StudentTrunk(config)
-    if config.backbone not in {row.backbone for row in STUDENTS.values()}:  # those take any size
-        check_runs(trunk.backbone, config.backbone, config.image_size)
-    if isinstance(pretrained, Path):
-        load_backbone(trunk.backbone, pretrained)
-    elif pretrained:
-        source = build_backbone(config.backbone, config.image_size, pretrained=True)
-        trunk.backbone.load_state_dict(source.state_dict(), strict=True)
+    start_backbone(trunk.backbone, config.backbone, config.image_size, pretrained)
     return trunk
+
+
+def start_backbone(net: nn.Module, name: str, image_size: int, pretrained: bool | Path) -> None:
+    """Prove that a backbone runs at ``image_size`` and give it its first weights, as ``build_trunk`` says."""
+    if name not in {row.backbone for row in STUDENTS.values()}:  # those take any size
+        check_runs(net, name, image_size)
+    if isinstance(pretrained, Path):
+        load_backbone(net, pretrained)
+    elif pretrained:
+        source = build_backbone(name, image_size, pretrained=True)
+        net.load_state_dict(source.state_dict(), strict=True)
 
 
 def grid_of(size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -21,16 +21,21 @@ class Task(ABC, Generic[Batch]):
     How the jobs fit: *encoder* returns images with cached embeddings from ``dataset`` and compares feature maps in
     ``terms``; *detection* keeps its teacher as an attribute, runs it online in ``terms`` (inference mode) and matches
     queries there; *prompt* does the same with several weighted teachers and draws prompts in ``dataset``; *video* makes
-    a clip the item. A job in phases (embedding first, then prompts in the loop) is one task and one ``fit`` per phase,
-    the second building its student from the folder that the first saved: each has its own schedule and run folder.
+    a clip the item. A job in phases (features and outputs, then outputs alone) is one task and one ``fit``:
+    ``TrainConfig.phases`` gives each its schedule and its terms, and a resume lands in the right one.
 
     Rules that exact resume and equal losses on any number of ranks rest on:
 
     - ``dataset(epoch)[i]`` depends on ``epoch`` and ``i`` alone (draw from a seed kept with the item, not from a global
       generator), and every epoch has the same length.
     - Term values are means over the images of the batch: the engine averages them over ranks and micro-batches.
-    - The names of the terms are the same for every batch; a term without anything to measure is a zero.
+    - The names of the terms are the same for every batch of a phase; a term without anything to measure is a zero.
+
+    ``leaves_unused``: a batch may leave parameters of the student out (a box encoder when nobody shows a box), which
+    ranks have to be told.
     """
+
+    leaves_unused: ClassVar[bool] = False
 
     @abstractmethod
     def build_student(self) -> nn.Module:
@@ -38,7 +43,7 @@ class Task(ABC, Generic[Batch]):
 
     @abstractmethod
     def dataset(self, epoch: int) -> Dataset[Any]:
-        """A map-style data set with ``len``; ``epoch`` counts from 0 and may select an augmented view."""
+        """A map-style data set with ``len``; ``epoch`` counts from 0, may select an augmented view, and begins here."""
 
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> Batch:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from ..config import RunConfig
+from ..config import Run, RunConfig
 from ..data import Geometry, ImageDataset, Source, ViewTransform, open_source, record_key
 from ..store import FeatureStore, StoreSpec
 from ..store.spec import MANIFEST, Manifest
@@ -18,20 +19,22 @@ from ..teachers import Teacher, TeacherInfo, build_teacher, describe_teacher
 from ..teachers.base import IMAGE_EMBEDDING, OnlineTeacher
 from ..types import UserError
 
+AnyConfig = TypeVar("AnyConfig", bound=Run)
+
 
 @dataclass(frozen=True)
-class Assembly:
-    """Lazily built parts of one run; cheap until a part that reads data or weights is asked for."""
+class Images(Generic[AnyConfig]):
+    """The images of one run, on the teacher's canvas, whatever the job; built when they are first asked for."""
 
-    config: RunConfig
+    config: AnyConfig
 
-    @cached_property
-    def teacher_info(self) -> TeacherInfo:
-        return describe_teacher(self.config.teacher)
+    @property
+    def image_size(self) -> int:
+        raise NotImplementedError
 
     @cached_property
     def geometry(self) -> Geometry:
-        return Geometry(self.teacher_info.image_size, self.config.data.geometry)
+        return Geometry(self.image_size, self.config.data.geometry)
 
     @cached_property
     def transform(self) -> ViewTransform:
@@ -43,6 +46,18 @@ class Assembly:
 
     def held_out_source(self) -> Source:
         return open_source(self.config.data, "held_out")
+
+
+class Assembly(Images[RunConfig]):
+    """Lazily built parts of one encoder run; cheap until a part that reads data or weights is asked for."""
+
+    @cached_property
+    def teacher_info(self) -> TeacherInfo:
+        return describe_teacher(self.config.teacher)
+
+    @property
+    def image_size(self) -> int:
+        return self.teacher_info.image_size
 
     def view(self, index: int, keys: Sequence[str] | None = None) -> ImageDataset:
         """View ``index`` of the training images (all of them, or ``keys``)."""

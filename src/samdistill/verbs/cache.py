@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
+from ..config import AnyRun, RunConfig
 from ..data import BadInput, image_loader, record_key
 from ..engine import default_device
 from ..evaluation.examples import evenly
@@ -121,7 +121,7 @@ def _todo(parts: Assembly, done: set[str], rank: int, world: int) -> Iterator[tu
 
 
 def cache(
-    config: RunConfig, *, rank: int = 0, world: int = 1, verify: bool = False, device: str | None = None,
+    config: AnyRun, *, rank: int = 0, world: int = 1, verify: bool = False, device: str | None = None,
     progress: bool = True,
 ) -> CacheReport:  # fmt: skip
     """Write what is missing from the store of ``config``; with ``verify`` also check it against the teacher.
@@ -129,6 +129,8 @@ def cache(
     rank, world: this process's share of the images (every rank writes files of its own).
     Raises UserError where the store was made with another teacher, transform, size or codec.
     """
+    if not isinstance(config, RunConfig):
+        raise UserError(f"the {config.job} job has nothing to cache: its teacher answers while the student trains")
     start = time.monotonic()
     parts = Assembly(config)
     source, root = parts.train_source, config.store_root

@@ -7,8 +7,11 @@ from pathlib import Path
 
 from ..config import DataConfig
 from ..data import Geometry, Source, open_source
+from ..data.saco import ConceptSet, find_concepts, load_predictions, write_predictions
 from ..engine import default_device
 from ..evaluation import EvaluationResult, evaluate_models
+from ..evaluation import concepts as detectors
+from ..inference.concepts import load_concept_model
 from ..inference.promptable import load_sam3
 from ..inference.prompting import PROMPTS, PromptKind
 from ..registry import did_you_mean
@@ -65,3 +68,45 @@ def evaluate(
             loaded, source, Geometry(size, geometry), teacher="teacher" if teacher is not None else None,
             prompts=kinds, images=images, batch_size=batch_size, device=default_device(), progress=bar.advance,
         )  # fmt: skip
+
+
+def evaluate_concepts(
+    model: Path, data: Path, *, teacher: str | None = None, threshold: float = 0.5, images: int | None = None,
+    batch_size: int = 4, geometry: str = "square", out: Path | None = None, progress: bool = True,
+) -> detectors.ConceptResult:  # fmt: skip
+    """cgF1 and its factors, mask AP, parameters and time per question of a detector, beside its ``teacher``.
+
+    model: what ``load_concept_model`` takes, or a ``.json`` of predictions; then ``teacher`` is one too, and only files
+    are compared. data: a file of concepts in the SA-Co layout, or a folder that holds one. threshold: scores from here
+    on count. out: write the model's predictions there. Raises ``UserError`` for what cannot be measured.
+    """
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
+    if images is not None and images < 1:
+        raise UserError(f"--images: {images} leaves nothing to measure")
+    names = {"student": str(model)} if teacher is None else {"teacher": teacher, "student": str(model)}
+    files = {name: path for name, path in names.items() if path.endswith(".json")}
+    if files and (len(files) < len(names) or out is not None):
+        raise UserError("a file of predictions is compared with files alone, and there is nothing new to write: give "
+                        "--teacher as a file too, and no --out")  # fmt: skip
+    if out is not None and (out.suffix != ".json" or not out.parent.is_dir()):
+        raise UserError(f"--out: {out} is not a .json file in a folder that exists")
+    place = find_concepts(data)
+    if place is None:
+        raise UserError(f"{data}: no concepts here; give an SA-Co .json, or a folder that holds concepts_val.json")
+    truth = detectors.some_images(ConceptSet.load(place, check_images=not files), images)
+    by = "teacher" if teacher is not None else None
+    if files:
+        found = {name: load_predictions(Path(path)) for name, path in files.items()}
+        return detectors.score_files(found, truth, teacher=by, threshold=threshold)
+    if geometry not in ("square", "longest_side"):
+        raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
+    loaded = {name: load_concept_model(path, device=default_device()) for name, path in names.items()}
+    with Progress("evaluating", len(truth.pairs), "questions", progress) as bar:
+        result = detectors.evaluate_concepts(
+            loaded, truth, teacher=by, geometry=geometry, threshold=threshold, batch_size=batch_size, pictures=0,
+            progress=bar.advance,
+        )  # fmt: skip
+    if out is not None:
+        write_predictions(out, result.predictions["student"])
+    return result

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from ..config import RunConfig
+from ..config import AnyRun, DetectionRunConfig, RunConfig
 from ..store import record_bytes
 from ..students import StudentTrunk
 from ..tasks.encoder import student_config
 from .assembly import Assembly
+from .detection import DetectionPlan, plan_detection
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,15 @@ def _meta_student(parts: Assembly) -> StudentTrunk:
         return StudentTrunk(student_config(parts.config.student, parts.teacher_info))
 
 
-def plan(config: RunConfig, *, world: int = 1) -> Plan:
+def plan(config: AnyRun, *, world: int = 1) -> Plan | DetectionPlan:
     """Everything a run will need; reads configs and lists files, loads no weights and decodes no image."""
+    if isinstance(config, DetectionRunConfig):
+        return plan_detection(config)
+    return plan_encoder(config, world)
+
+
+def plan_encoder(config: RunConfig, world: int = 1) -> Plan:
+    """``plan`` of the encoder job."""
     parts = Assembly(config)
     info, train = parts.teacher_info, config.train
     student = _meta_student(parts)
@@ -84,5 +92,5 @@ def plan(config: RunConfig, *, world: int = 1) -> Plan:
         codec=config.cache.codec, bytes_per_record=per_record, cache_bytes=per_record * images * config.data.views,
         micro_batch=micro, weights_and_optimiser_bytes=params * 4 * copies,
         activation_bytes=saved_activation_bytes(student, micro, info.image_size) // half,
-        steps_per_epoch=per_epoch, steps=per_epoch * train.epochs,
+        steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip

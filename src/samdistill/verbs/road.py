@@ -24,7 +24,7 @@ from ..types import UserError
 from .assembly import Assembly
 from .cache import CacheReport, cache
 from .evaluate import data_kind
-from .plan import plan
+from .plan import plan_encoder
 from .progress import Progress
 from .sandbox import render_sandbox
 from .story import STUDENT, TEACHER, UNTRAINED, tell
@@ -117,7 +117,7 @@ def demo(out: Path, *, overrides: Sequence[str] = ()) -> RoadResult:
 def walk(config: RunConfig) -> RoadResult:
     """All stages of one config. Each looks at what is there and does only what is missing."""
     out = config.output
-    found = plan(config)
+    found = plan_encoder(config)
     console.print(
         f"[bold]plan[/]    {found.student}: {(found.trunk_params + found.head_params) / 1e6:.2f}M parameters for "
         f"{found.teacher_trunk_params / 1e6:.2f}M; {found.images} images, {human_bytes(found.cache_bytes)} of cache, "

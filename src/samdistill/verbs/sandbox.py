@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..registry import did_you_mean
 from ..sandbox.training import TEACHERS, TrainedTeacher
-from ..sandbox.write import write_coco, write_sa1b
+from ..sandbox.write import write_coco, write_concept_set, write_sa1b
 from ..types import UserError
 from .progress import Progress
 
@@ -18,6 +18,7 @@ def render_sandbox(
 ) -> dict[str, int]:  # fmt: skip
     """Render scenes of ``size`` pixels as an SA-1B tree or as COCO: world ``seed`` to train on, the next held out.
 
+    COCO comes with questions about the held-out scenes and their ground truth, ``concepts_val.json`` in SA-Co's layout.
     Returns the number of scenes per split. A killed call goes on where it died.
     """
     write = write_sa1b if format == "sa1b" else write_coco
@@ -25,6 +26,9 @@ def render_sandbox(
     for world, (split, count) in enumerate(counts.items(), seed):
         with Progress(f"rendering {split}", count, "scenes", progress) as bar:
             write(target, count, size, seed=world, split=split, progress=lambda done, _, bar=bar: bar.at(done))
+    if format == "coco":
+        with Progress("asking about val", val, "scenes", progress) as bar:
+            write_concept_set(target, val, size, seed=seed + 1, split="val", progress=lambda done, _: bar.at(done))
     return counts
 
 

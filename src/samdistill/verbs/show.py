@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +16,12 @@ from ..config import RunConfig, load_config
 from ..data import prepare_sa1b
 from ..report import human_bytes
 from ..types import UserError
+from .detection import DetectionPlan
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from ..evaluation.concepts import ConceptResult
+    from ..evaluation.result import EvaluationResult
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -56,22 +62,41 @@ def plan(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.to_dict())
         return 0
-    shape = " x ".join(map(str, found.embedding_shape))
-    _facts(
-        {
-            "teacher": f"{found.teacher} ({found.teacher_trunk_params / 1e6:.2f}M in its image encoder)",
-            "student": f"{found.student} ({found.trunk_params / 1e6:.3f}M trunk + {found.head_params / 1e6:.3f}M head)",
-            "embedding": f"{shape} from {found.image_size} px",
-            "images": f"{found.images} to train on, {found.held_out_images} held out, {found.views} view(s) each",
-            "cache": f"{human_bytes(found.cache_bytes)}: {found.codec}, {human_bytes(found.bytes_per_record)} a record",
-            "memory": f"{human_bytes(found.weights_and_optimiser_bytes)} weights and optimiser, "
-            f"{human_bytes(found.activation_bytes)} activations of {found.micro_batch} images",
-            "steps": f"{found.steps} ({found.steps_per_epoch} an epoch)",
-        }
-    )
+    _facts(_detection_facts(found) if isinstance(found, DetectionPlan) else _encoder_facts(found))
     if found.steps_per_epoch == 0:
         raise UserError(f"{found.images} images are less than one batch: lower train.batch_size")
     return 0
+
+
+def _encoder_facts(found: Plan) -> dict[str, str]:
+    shape = " x ".join(map(str, found.embedding_shape))
+    return {
+        "teacher": f"{found.teacher} ({found.teacher_trunk_params / 1e6:.2f}M in its image encoder)",
+        "student": f"{found.student} ({found.trunk_params / 1e6:.3f}M trunk + {found.head_params / 1e6:.3f}M head)",
+        "embedding": f"{shape} from {found.image_size} px",
+        "images": f"{found.images} to train on, {found.held_out_images} held out, {found.views} view(s) each",
+        "cache": f"{human_bytes(found.cache_bytes)}: {found.codec}, {human_bytes(found.bytes_per_record)} a record",
+        "memory": f"{human_bytes(found.weights_and_optimiser_bytes)} weights and optimiser, "
+        f"{human_bytes(found.activation_bytes)} activations of {found.micro_batch} images",
+        "steps": f"{found.steps} ({found.steps_per_epoch} an epoch)",
+    }
+
+
+def _detection_facts(found: DetectionPlan) -> dict[str, str]:
+    levels = ", ".join(map(str, found.teacher_levels))
+    parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in found.parts.items())
+    phases = "; ".join(f"{name} {steps}" for name, steps in found.phases)
+    return {
+        "teacher": f"{found.teacher} ({found.teacher_params / 1e6:.2f}M, {found.teacher_queries} queries), "
+        f"{found.image_size} px, maps of {levels}",
+        "student": f"{found.student} ({found.student_params / 1e6:.2f}M, {found.queries} queries): {parts}",
+        "images": f"{found.images} to train on, {found.held_out_images} held out, "
+        f"{found.questions_per_image} question(s) each",
+        "memory": f"{human_bytes(found.weights_and_optimiser_bytes)} weights and optimiser, "
+        f"{human_bytes(found.teacher_bytes)} teacher; activations are not counted",
+        "student's file": f"{human_bytes(found.student_fp16_bytes)} in fp16",
+        "steps": f"{found.steps} ({found.steps_per_epoch} an epoch)" + (f": {phases}" if phases else ""),
+    }
 
 
 def check(args: argparse.Namespace) -> int:
@@ -83,7 +108,8 @@ def check(args: argparse.Namespace) -> int:
     else:
         table = Table("term", "value", "weight", "gradient norm at the student")
         for term in report.terms:
-            table.add_row(term.name, f"{term.value:.6g}", f"{term.weight:g}", f"{term.grad_norm:.6g}")
+            name = f"{term.phase}: {term.name}" if term.phase else term.name
+            table.add_row(name, f"{term.value:.6g}", f"{term.weight:g}", f"{term.grad_norm:.6g}")
         console.print(table)
         console.print(f"{len(report.trainable)} trainable tensors, {len(report.dead)} without gradient in this batch")
     for problem in report.problems:
@@ -174,18 +200,59 @@ def models(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from .evaluate import evaluate as run
-
-    names = [name.strip() for name in args.prompts.split(",") if name.strip()]
-    result = run(
-        args.model, args.data, teacher=args.teacher, prompts=names, images=args.images, geometry=args.geometry,
-        progress=not args.json,
-    )  # fmt: skip
+    result = _concepts(args) if args.concepts else _prompts(args)
     if args.json:
         print_json(result.to_dict())
     else:
         console.print(result.table())
         _skipped(list(result.skipped))
+    return 0
+
+
+def _prompts(args: argparse.Namespace) -> EvaluationResult:
+    from ..inference.prompting import PROMPTS
+    from .evaluate import evaluate as run
+
+    if args.threshold is not None or args.out is not None:
+        raise UserError("--threshold and --out go with --concepts")
+    names = PROMPTS if args.prompts is None else [n.strip() for n in args.prompts.split(",") if n.strip()]
+    return run(
+        args.model, args.data, teacher=args.teacher, prompts=names, images=args.images, geometry=args.geometry,
+        progress=not args.json,
+    )  # fmt: skip
+
+
+def _concepts(args: argparse.Namespace) -> ConceptResult:
+    from .evaluate import evaluate_concepts as run
+
+    if args.prompts is not None:
+        raise UserError("--prompts does not go with --concepts, which asks in words alone")
+    return run(
+        args.model, args.data, teacher=args.teacher, threshold=0.5 if args.threshold is None else args.threshold,
+        images=args.images, geometry=args.geometry, out=args.out, progress=not args.json,
+    )  # fmt: skip
+
+
+def predict(args: argparse.Namespace) -> int:
+    from .predict import parse_box
+    from .predict import predict as run
+
+    boxes = [parse_box(text) for text in args.box]
+    found = run(args.image, args.model, args.text, boxes, args.threshold, args.geometry, args.out)
+    if args.json:
+        print_json(found.to_dict())
+        return 0
+    for score, box, mask in zip(found.detected.scores, found.detected.boxes, found.detected.masks, strict=True):
+        corners = ",".join(f"{value:.0f}" for value in box.tolist())
+        console.print(f"{score:.3f}  box {corners}  {int(mask.sum())} pixels", markup=False)
+    asked = [repr(args.text)] if args.text is not None else []
+    asked += [f"{len(boxes)} box" + "es" * (len(boxes) > 1)] if boxes else []
+    number = f"{len(found.detected)} instance" + "s" * (len(found.detected) != 1)
+    drawn = f"; drawn in {args.out}" if args.out is not None else ""
+    console.print(
+        f"{args.image}: {number} for {' and '.join(asked)}, scores from {args.threshold:g}, presence "
+        f"{found.detected.presence:.3f}{drawn}", markup=False, soft_wrap=True,
+    )  # fmt: skip
     return 0
 
 
@@ -221,7 +288,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> int:
-    from .road import demo as road
+    from .detection_road import demo_detection
+    from .road import demo as demo_encoder
 
+    road = demo_detection if args.job == "detection" else demo_encoder
     print(road(args.out).summary())
     return 0

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..checkpoints.report import MergeReport
-from ..config import RunConfig
+from ..config import DetectionRunConfig, RunConfig
 from ..engine import CheckReport, FitResult, default_device, read_lines
 from ..evaluation import EvaluationResult
+from ..evaluation.concepts import ConceptResult
 from ..report import CacheFacts, MergeGroup, ReportData, describe_machine, write_report
 from ..store import record_bytes
 from .cache import CacheReport
@@ -36,6 +37,20 @@ def tell(
         merged="" if merged is None else merged.out,
         skipped={"cache": cached.skipped},
         seconds={"cache": cached.seconds, "train": trained.seconds},
+        config=config.to_yaml(), machine=describe_machine(str(default_device())),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )  # fmt: skip
+    return write_report(config.output / "report.html", data)
+
+
+def tell_detection(
+    config: DetectionRunConfig, checked: CheckReport, trained: FitResult, evaluated: ConceptResult
+) -> Path:
+    """The same for a detection run, which caches and merges nothing."""
+    data = ReportData(
+        title=f"EfficientSam3 on {config.student.backbone} from {Path(config.teacher.path).name}",
+        student=STUDENT, untrained=UNTRAINED, evaluation=evaluated, check=checked.terms,
+        history=read_lines(config.output / "metrics.jsonl"), seconds={"train": trained.seconds},
         config=config.to_yaml(), machine=describe_machine(str(default_device())),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )  # fmt: skip

@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from ..config import RunConfig
+from ..config import AnyRun, DetectionRunConfig, RunConfig
 from ..engine import CheckReport, FitResult, check_terms, default_device, fit
+from ..tasks.base import Task
 from ..tasks.encoder import EncoderTask
 from ..types import UserError
 from .assembly import Assembly
 from .cache import cache
+from .detection import DetectionAssembly, finish
 
 CHECK_IMAGES = 4
 
 
-def train(config: RunConfig, *, resume: bool | Path = False) -> FitResult:
-    """Train the student of ``config`` on its cached embeddings; the run folder is ``config.output``.
+def train(config: AnyRun, *, resume: bool | Path = False) -> FitResult:
+    """Train the student of ``config``; the run folder is ``config.output``.
 
-    resume: True, or a run folder, continues where the last checkpoint stands. Raises UserError where the cache is
-    absent, incomplete or foreign, where the folder already holds a run, and on a non-finite loss.
+    The encoder job learns from its cached embeddings, the detection job from its teacher online. resume: True, or a run
+    folder, continues where the last checkpoint stands. Raises UserError where the cache is absent, incomplete or
+    foreign, where the folder already holds a run, and on a non-finite loss.
     """
-    parts = Assembly(config)
-    task = parts.task(parts.proven_store())
-    return fit(task, config.train, config.output, resume=resume, workers=config.data.workers, resolved=config.to_yaml())
+    if isinstance(config, DetectionRunConfig):
+        detection = DetectionAssembly(config)
+        task: Task[Any] = detection.task()
+    else:
+        parts = Assembly(config)
+        task = parts.task(parts.proven_store())
+    workers, resolved = config.data.workers, config.to_yaml()
+    result = fit(task, config.train, config.output, resume=resume, workers=workers, resolved=resolved)
+    if isinstance(config, DetectionRunConfig) and int(os.environ.get("RANK", 0)) == 0:
+        finish(config, detection.words)
+    return result
 
 
-def check(config: RunConfig, *, device: str | None = None) -> CheckReport:
-    """Each term's value, weight and gradient norm at the student on one real batch.
+def check(config: AnyRun, *, device: str | None = None) -> CheckReport:
+    """Each term's value, weight and gradient norm at the student on one real batch of every phase.
 
-    Uses the run's cache where there is one; else a temporary cache of a few images is made first.
+    The encoder job uses the run's cache where there is one; else a temporary cache of a few images is made first.
     """
     device = device or str(default_device())
+    if isinstance(config, DetectionRunConfig):
+        micro = min(CHECK_IMAGES, config.train.batch_size // config.train.accumulate)
+        task = DetectionAssembly(config).task()
+        return check_terms(task, device, max(1, micro), config.train.seed, config.train)
     if (config.store_root / "manifest.json").is_file():
         parts = Assembly(config)
-        return check_terms(_small(parts.task(parts.proven_store()), config), device, seed=config.train.seed)
+        return check_terms(
+            _small(parts.task(parts.proven_store()), config), device, seed=config.train.seed, train=config.train
+        )
     with tempfile.TemporaryDirectory() as folder:
         keys = Assembly(config).train_source.keys[:CHECK_IMAGES]
         listing = Path(folder) / "ids.txt"
@@ -44,7 +63,8 @@ def check(config: RunConfig, *, device: str | None = None) -> CheckReport:
         trial = config.model_copy(update={"data": data, "cache": store})
         cache(trial, device=device, progress=False)
         parts = Assembly(trial)
-        return check_terms(_small(parts.task(parts.open_store()), trial), device, seed=config.train.seed)
+        task = _small(parts.task(parts.open_store()), trial)
+        return check_terms(task, device, seed=config.train.seed, train=config.train)
 
 
 def _small(task: EncoderTask, config: RunConfig) -> EncoderTask:

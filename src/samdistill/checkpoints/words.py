@@ -1,0 +1,126 @@
+"""A checkpoint's words: its tokenizer, held against what its text encoder can read."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ..types import ConceptPrompts, UserError
+from .files import locate
+from .loading import quiet_transformers
+
+VISUAL = "visual"
+"""What SAM 3's processor puts in place of words where a prompt is boxes alone (transformers, ``processing_sam3``)."""
+_PADDING = -10  # label of a box that only fills the batch
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
+_PATTERNS = ("tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json", "config.json")
+
+
+@dataclass(frozen=True)
+class Words:
+    """Phrases to token ids, always padded to ``context`` at the end.
+
+    A text encoder with convolutions mixes words with their padding, so what is asked beside a phrase must not change
+    how far it is padded. context: tokens a phrase may have, begin and end marks included.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    context: int
+
+    @classmethod
+    def load(cls, place: str | Path, vocab_size: int, context: int = 32) -> Words:
+        """The tokenizer in a local folder, a ``tokenizer.json`` or a hub repository.
+
+        vocab_size, context: rows of the text encoder's token and position tables; a tokenizer made for fewer tokens a
+        phrase lowers ``context``. Raises ``UserError`` where there is none, or where it has another number of tokens
+        than the table: the ids of a stranger's vocabulary would fit, and mean other words.
+        """
+        found = locate(place, _PATTERNS)
+        tokenizer = _read(found)
+        count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+        if count != vocab_size:
+            raise UserError(
+                f"{found}: a tokenizer of {count} tokens, but the text encoder knows {vocab_size}; "
+                "give the tokenizer that the checkpoint was trained with"
+            )
+        if tokenizer.pad_token_id is None:
+            raise UserError(f"{found}: names no padding token; keep the tokenizer_config.json that came with it beside")
+        return cls(tokenizer, min(context, tokenizer.model_max_length))
+
+    def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "p t"], Int[Tensor, "p t"]]:
+        """Token ids and attention mask (1 for tokens, 0 for padding), ``t`` being ``context``.
+
+        Raises ``UserError`` for a phrase that is empty or too long.
+        """
+        if not all(text.strip() for text in texts):
+            raise UserError(f"a phrase is empty; where boxes alone are the question, its words are {VISUAL!r}")
+        ids = torch.full((len(texts), self.context), int(self.tokenizer.pad_token_id), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, (text, tokens) in enumerate(zip(texts, self._tokens(texts), strict=True)):
+            if len(tokens) > self.context:
+                raise UserError(
+                    f"the phrase {text[:80]!r} has {len(tokens)} tokens, begin and end marks included, but at most "
+                    f"{self.context} can be read; shorten it"
+                )
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
+        return ids, mask
+
+    def fits(self, text: str) -> bool:
+        """Whether ``encode`` takes the phrase."""
+        return bool(text.strip()) and len(self._tokens([text])[0]) <= self.context
+
+    def inputs(self, prompts: ConceptPrompts, device: torch.device | str) -> dict[str, Tensor]:
+        """What a ``Sam3Model`` is asked with: ``input_ids`` and ``attention_mask``, and boxes if there are any.
+
+        ``input_boxes`` and ``input_boxes_labels`` are left out where all are padding: with them, the model adds a token
+        to every question of the batch.
+        """
+        ids, mask = self.encode(prompts.texts)
+        found = {"input_ids": ids, "attention_mask": mask}
+        if bool((prompts.labels != _PADDING).any()):
+            found |= {"input_boxes": prompts.boxes, "input_boxes_labels": prompts.labels}
+        return {name: tensor.to(device) for name, tensor in found.items()}
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tokenizer where ``load`` and transformers' ``AutoTokenizer`` find it, with its context."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.model_max_length = self.context
+        tokenizer.save_pretrained(folder)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over what decides which ids a phrase becomes."""
+        rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        # how the last call padded and cut, not what the words are
+        about = {**rules, "padding": self.tokenizer.pad_token_id, "truncation": self.context}
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        # padded in encode: a fast tokenizer keeps the padding of its last call, and would save it
+        return self.tokenizer(list(texts), padding=False, truncation=False, verbose=False)["input_ids"]
+
+
+def _read(place: Path) -> PreTrainedTokenizerFast:
+    folder = place.parent if (place.parent / "tokenizer_config.json").is_file() and place.is_file() else place
+    # checked here, since AutoTokenizer makes up a vocabulary of two tokens for a SAM 3 folder without one
+    if folder.is_dir() and not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise UserError(
+            f"{folder}: no tokenizer ({' or '.join(_VOCABULARIES)}) here; set teacher.tokenizer to the checkpoint's"
+        )
+    try:
+        with quiet_transformers():
+            if folder.is_file():
+                return PreTrainedTokenizerFast(tokenizer_file=str(folder))
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises a plain Exception for a file it cannot parse
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{place}: not a readable tokenizer: {reason}") from None

@@ -1,0 +1,42 @@
+"""Configuration of the encoder job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from .parts import CacheConfig, Positive, Run, Strict, StudentConfig, TrainConfig
+
+
+class EncoderLossConfig(Strict):
+    """Weights of the two terms of encoder distillation."""
+
+    mse: Annotated[float, Field(ge=0)] = 1.0
+    cosine: Annotated[float, Field(ge=0)] = 1.0
+
+
+class EvaluateConfig(Strict):
+    prompts: tuple[Literal["box", "point", "refine"], ...] = ("box", "point", "refine")
+    images: Positive | None = None
+    """At most this many held-out images; None takes all."""
+    batch_size: Positive = 4
+
+
+class RunConfig(Run):
+    """One run of encoder distillation: everything needed to repeat it. Written resolved into the run folder."""
+
+    TERMS: ClassVar[tuple[str, ...]] = ("mse", "cosine")
+
+    job: Literal["encoder"] = "encoder"
+    output: Path = Path("runs/encoder")
+    student: StudentConfig
+    cache: CacheConfig = CacheConfig()
+    loss: EncoderLossConfig = EncoderLossConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def store_root(self) -> Path:
+        return self.cache.root if self.cache.root is not None else self.output / "embeddings"

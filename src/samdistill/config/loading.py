@@ -1,0 +1,131 @@
+"""Reading configurations: YAML with ``extends``, ``key=value`` overrides, packaged recipes by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import UserError
+from ..registry import did_you_mean
+from .detection import DetectionRunConfig
+from .encoder import RunConfig
+
+AnyRun = RunConfig | DetectionRunConfig
+JOBS: dict[str, type[RunConfig] | type[DetectionRunConfig]] = {"encoder": RunConfig, "detection": DetectionRunConfig}
+"""The configuration of each job by its name; a config without ``job`` is the encoder's."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: PyYAML reads ``1e-4`` as a string (it wants ``1.0e-4``)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def packaged() -> list[str]:
+    """Names of the recipes that ship with the package, such as ``encoder/es_rv_m``."""
+    root = files("samdistill") / "configs"
+    return sorted(f"{job.name}/{f.name[:-5]}" for job in root.iterdir() if job.is_dir()
+                  for f in job.iterdir() if f.name.endswith(".yaml") and not f.name.startswith("_"))  # fmt: skip
+
+
+def _find(name: str, beside: Path | None = None) -> Path:
+    candidates = [Path(name)] if beside is None else [beside / name, beside / f"{name}.yaml"]
+    candidates.append(Path(str(files("samdistill") / "configs")) / f"{name}.yaml")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(f"no config {name!r}, neither a file nor a packaged recipe{did_you_mean(name, packaged())}")
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: 'extends' goes round in a circle")
+    try:
+        raw = yaml.load(path.read_text(), _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values")
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    return _merge(_read(_find(str(parent), path.parent), (*seen, path.resolve())), raw)
+
+
+def _override(raw: dict[str, Any], text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r}: write key=value, such as train.lr=3e-4")
+    try:
+        nested: Any = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {text!r}: not readable as YAML: {' '.join(str(error).split())}") from None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return _merge(raw, nested)
+
+
+def _field_names(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """The keys that exist where an unknown one was given."""
+    model = kind
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inside = [annotation, *get_args(annotation), *(a for g in get_args(annotation) for a in get_args(g))]
+        models = [a for a in inside if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)
+
+
+def validate(raw: dict[str, Any], origin: str) -> AnyRun:
+    """A checked config, or a ``UserError`` with origin, key, problem and suggestion, one line per problem."""
+    job = raw.get("job", "encoder")
+    if job not in JOBS:
+        raise UserError(f"{origin}: no job is called {job!r}{did_you_mean(str(job), list(JOBS))}")
+    try:
+        return JOBS[job].model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            where = ".".join(str(p) for p in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                *parents, last = problem["loc"]
+                known = _field_names(JOBS[job], parents)
+                lines.append(f"{origin}: unknown key {where!r}{did_you_mean(str(last), known)}")
+            elif problem["loc"] == ("train", "phases") and problem["type"] == "too_short":
+                lines.append(f"{origin}: train.phases is empty: give each phase its epochs, or leave the key out")
+            else:
+                given = f" (given: {problem['input']!r})" if problem["type"] not in ("missing", "value_error") else ""
+                lines.append(f"{origin}: {where or 'config'}: {problem['msg']}{given}")
+        raise UserError("\n".join(lines)) from None
+
+
+def load_config(name: str | Path, overrides: Sequence[str] = ()) -> AnyRun:
+    """Read ``name`` (a path, or a packaged recipe), follow ``extends``, apply ``key=value`` overrides, validate."""
+    path = _find(str(name))
+    raw = _read(path)
+    for text in overrides:
+        raw = _override(raw, text)
+    return validate(raw, str(name))

@@ -1,0 +1,175 @@
+"""The blocks that configurations are made of, whatever the job: strict, typed, frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..registry import did_you_mean
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class TeacherConfig(Strict):
+    """What gives the signal. ``path``: a Hugging Face folder or hub id, an original ``sam3.pt``, or ``sandbox``."""
+
+    kind: str = "sam3"
+    path: str
+    image_size: Positive | None = None
+    """Side of the square input in pixels; None takes the checkpoint's own."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tokenizer: Path | None = None
+    """Folder or file of the tokenizer, for a job in words; None takes the one beside the checkpoint."""
+
+
+class StudentConfig(Strict):
+    """The trunk that replaces the teacher's ViT. ``backbone`` is a student's name (es_rv_m) or any timm model."""
+
+    backbone: str
+    head: Literal["published", "fused"] = "fused"
+    pretrained: bool | Path = False
+    """True downloads timm's ImageNet weights; a path reads them from a file."""
+
+
+class AugmentConfig(Strict):
+    """Seeded augmentations, drawn per view. All off by default."""
+
+    flip: Fraction = 0.0
+    crop_scale: tuple[Fraction, Fraction] | None = None
+    """Area range of a resized crop, as in torchvision's RandomResizedCrop."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Fraction = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class DataConfig(Strict):
+    """Where images come from and how they are laid on the model's canvas."""
+
+    kind: str = "sa1b"
+    root: Path
+    split: str = "train"
+    held_out: str | None = "val"
+    """Split for evaluation. A plain folder has none: ``held_out_fraction`` of its images are set aside by key."""
+    held_out_fraction: Fraction = 0.1
+    held_out_last: Positive | None = None
+    """Sets aside the last so many keys in place of a split or a fraction."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Reproducible share of the images, chosen by a hash of the key: 1 % lies inside 5 % lies inside 10 %."""
+    ids: Path | None = None
+    """A text file with one image key a line, in place of ``fraction``."""
+    geometry: Literal["square", "longest_side"] = "square"
+    augment: AugmentConfig = AugmentConfig()
+    views: Positive = 1
+    """Augmented views cached per image; epoch e trains on view e mod views."""
+    seed: int = 0
+    workers: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _one_subset(self) -> DataConfig:
+        if self.ids is not None and self.fraction != 1.0:
+            raise ValueError("give 'ids' or 'fraction', not both")
+        return self
+
+
+class CacheConfig(Strict):
+    """The feature store. ``root`` None puts it into the run folder under ``embeddings/``."""
+
+    root: Path | None = None
+    codec: Annotated[str, Field(pattern=r"^(fp16|int8|pca[1-9]\d*-int8)$")] = "fp16"
+    batch_size: Positive = 4
+    verify_records: Positive = 8
+
+
+class PhaseConfig(Strict):
+    """A part of a training with a schedule of its own: linear warm-up, then cosine to ``min_lr``."""
+
+    name: str
+    epochs: Positive
+    lr: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_lr: Annotated[float, Field(ge=0)] = 0.0
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    terms: tuple[str, ...] | None = None
+    """Loss terms that train in this phase; None takes all."""
+
+
+class TrainConfig(Strict):
+    """The engine's settings. ``batch_size`` is global: ranks and accumulation divide it."""
+
+    epochs: Positive = 50
+    batch_size: Positive = 64
+    accumulate: Positive = 1
+    lr: float = 1e-3
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    lr_batch: Positive | None = 512
+    """Rates are scaled by batch_size / lr_batch; None leaves them."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the weight average; 0 turns it off."""
+    sync_bn: bool = True
+    compile: bool = False
+    seed: int = 0
+    keep: Positive = 3
+    """Epoch checkpoints kept; the last one always is."""
+    log_every: Positive = 10
+    phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)] | None = None
+    """Phases one after the other, in place of ``epochs`` and the rates; None makes one phase of those."""
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs if self.phases is None else sum(phase.epochs for phase in self.phases)
+
+    def phase_at(self, epoch: int) -> PhaseConfig | None:
+        """The phase that epoch ``epoch`` (from 0) belongs to; None where there are none."""
+        for phase in self.phases or ():
+            if epoch < phase.epochs:
+                return phase
+            epoch -= phase.epochs
+        return self.phases[-1] if self.phases else None
+
+    def phase_starts(self) -> list[tuple[str, int]]:
+        """Name and first epoch of each phase; one without a name where there are none."""
+        found, start = [], 0
+        for phase in self.phases or ():
+            found.append((phase.name, start))
+            start += phase.epochs
+        return found or [("", 0)]
+
+
+class Run(Strict):
+    """What the configuration of every job has. ``TERMS``: names of the job's loss terms."""
+
+    TERMS: ClassVar[tuple[str, ...]]
+
+    output: Path
+    teacher: TeacherConfig
+    data: DataConfig
+    train: TrainConfig
+
+    @model_validator(mode="after")
+    def _phases_name_terms(self) -> Run:
+        for phase in self.train.phases or ():
+            for term in phase.terms or ():
+                if term not in self.TERMS:
+                    known = did_you_mean(term, list(self.TERMS))
+                    raise ValueError(f"train.phases: phase {phase.name!r} asks for an unknown term {term!r}{known}")
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,369 @@
+"""Detectors side by side on pairs of image and phrase: cgF1 and its factors, mask AP, size, speed, pictures."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ..data.saco import ConceptPair, ConceptSet, Prediction, Rle, to_rle
+from ..data.sources import DECODE_ERRORS, BadInput, read_image
+from ..data.transforms import Geometry
+from ..inference.concepts import ConceptModel, detections
+from ..metrics.concepts import SCORE_THRESHOLD
+from ..ops.masks import masks_to_boxes
+from ..types import ConceptPrompts, ImageBatch, UserError
+from .concept_files import mask_ap, score_predictions
+from .detections import draw_instances
+from .examples import evenly
+from .latency import device_name, parameters
+from .pictures import GROUND_TRUTH, SIDE
+from .result import DASH, Conditions, Evaluation, Measure, Panel, Picture, count
+from .result_story import CONCEPT_NOTE, Tile, concept_headline, concept_tiles
+
+MOST = 100
+"""Predictions kept of a question, as COCO's average precision counts them."""
+AT_ONCE = 32
+"""Questions in one call: a question's masks are some 70 MB at 1008 px."""
+
+Found = dict[int, list[Prediction]]
+"""What a model found, best first, by the id of the pair."""
+
+
+@dataclass(frozen=True)
+class ConceptRow:
+    """One model. Figures as in ``metrics.concepts`` and ``mask_ap``; shares lie in 0..1, ``il_mcc`` in -1..1.
+
+    mask_ap: None where no pair has an object. parameters: the whole model; None for a file of predictions.
+    latency_ms: one question about one image, from uint8 to masks at the model's resolution. kept: ``cgf1`` as a share
+    of the teacher's, where that is above 0.
+    """
+
+    name: str
+    cgf1: float
+    pmf1: float
+    il_mcc: float
+    f1_50: float
+    f1_75: float
+    mask_ap: float | None = None
+    parameters: int | None = None
+    latency_ms: float | None = None
+    kept: float | None = None
+
+
+@dataclass(frozen=True)
+class ConceptResult(Evaluation[ConceptRow]):
+    """Rows in the order the models were given, and what they were measured on.
+
+    positives: how many of the ``questions`` ask for something that is there. threshold: of the score, for all but
+    ``mask_ap``. skipped: inputs that could not be used, with the reason. predictions: by model, for
+    ``data.saco.write_predictions``.
+    """
+
+    rows: tuple[ConceptRow, ...]
+    teacher: str | None
+    threshold: float
+    images: int
+    questions: int
+    positives: int
+    conditions: Conditions | None
+    skipped: tuple[BadInput, ...]
+    pictures: tuple[Picture, ...]
+    predictions: Mapping[str, Found]
+
+    pictures_note = (
+        "Questions spread over the file, the last for something that is not there. Boxes are drawn around the masks; "
+        "colours go by score, the same for every model."
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and mappings; everything but the pictures and the predictions."""
+        return {
+            "teacher": self.teacher,
+            "threshold": self.threshold,
+            "images": self.images,
+            "questions": self.questions,
+            "positives": self.positives,
+            "models": [asdict(row) for row in self.rows],
+            "timing": None if self.conditions is None else asdict(self.conditions),
+            "skipped": [{"key": bad.key, "reason": bad.reason} for bad in self.skipped],
+        }
+
+    def measures(self) -> list[Measure]:
+        """What was measured, in reading order; each with one text per model. What nobody has is left out."""
+
+        def line(group: str, name: str, field: str, form: str, scale: float = 1.0, unit: str = "") -> Measure:
+            values = [getattr(row, field) for row in self.rows]
+            return Measure(group, name, [DASH if v is None else format(v * scale, form) + unit for v in values])
+
+        found = [
+            line("cost", "parameters", "parameters", ".2f", 1e-6, " M"),
+            line("cost", "latency per question", "latency_ms", ".3g", 1.0, " ms"),
+            line("concepts", "cgF1", "cgf1", ".3f"),
+            line("concepts", "pmF1", "pmf1", ".3f"),
+            line("concepts", "IL_MCC", "il_mcc", ".3f"),
+            line("concepts", "F1 at IoU 0.50", "f1_50", ".3f"),
+            line("concepts", "F1 at IoU 0.75", "f1_75", ".3f"),
+            line("concepts", "mask AP", "mask_ap", ".3f"),
+            line("concepts", "share of the teacher's cgF1", "kept", ".1f", 100.0, " %"),
+        ]
+        return [measure for measure in found if any(cell != DASH for cell in measure.cells)]
+
+    def caption(self) -> str:
+        """One sentence on what the rows were measured on."""
+        text = (
+            f"{count(self.questions, 'question')} about {count(self.images, 'image')}, {self.positives} for something "
+            f"that is there; scores from {self.threshold:g}"
+        )
+        if self.skipped:
+            text += f"; {count(len(self.skipped), 'input')} skipped"
+        if self.conditions is not None:
+            on = self.conditions
+            text += f"; latency: {on.device}, {count(on.threads, 'thread')}, median of {count(on.repeats, 'run')}"
+        return text + "."
+
+    @property
+    def note(self) -> str:
+        return CONCEPT_NOTE
+
+    def headline(self, student: str, untrained: str | None) -> str:
+        return concept_headline(self.row(student), *self.compared(untrained))
+
+    def tiles(self, student: str, untrained: str | None) -> list[Tile]:
+        return concept_tiles(self.row(student), *self.compared(untrained))
+
+
+def some_images(concepts: ConceptSet, images: int | None) -> ConceptSet:
+    """The pairs of at most ``images`` images, spread over the file; None takes all."""
+    if images is None:
+        return concepts
+    chosen = set(evenly(list(concepts.by_image()), images))
+    return replace(concepts, pairs=tuple(pair for pair in concepts.pairs if concepts.path(pair) in chosen))
+
+
+def evaluate_concepts(
+    models: Mapping[str, ConceptModel],
+    concepts: ConceptSet,
+    *,
+    teacher: str | None = None,
+    geometry: str = "square",
+    threshold: float = SCORE_THRESHOLD,
+    images: int | None = None,
+    batch_size: int = 4,
+    pictures: int = 6,
+    repeats: int = 9,
+    progress: Callable[[int], object] | None = None,
+) -> ConceptResult:
+    """Ask ``models`` every question of ``concepts``; each reads the images at its own size.
+
+    teacher: the name of the model the others are compared with. threshold: scores from here on count, for all but mask
+    AP, which ranks the best 100. images: at most so many, spread over the file. Each image is encoded once for up to
+    ``AT_ONCE`` questions. Models answer where they are. repeats: timing rounds, 0 leaves latency out.
+    progress: called with how many questions came to be done since its last call.
+
+    Images that cannot be read, or are not of the size the file says, are skipped and listed, as are phrases too long
+    for a model. Raises ``UserError`` where nothing is left.
+    """
+    if not models or (teacher is not None and teacher not in models):
+        raise ValueError(f"the teacher {teacher!r} has to be one of the models: {', '.join(models) or 'none given'}")
+    concepts = _readable(some_images(concepts, images), models)
+    found: dict[str, Found] = {name: {} for name in models}
+    skipped: dict[BadInput, None] = {}  # an image whose questions come in pieces is read and listed once more
+    with _evaluating(models):
+        for batch in _batches(concepts, batch_size):
+            asked = [(picture, pairs) for path, pairs in batch if (picture := _read(path, pairs, skipped)) is not None]
+            for name, model in models.items():
+                if asked:
+                    found[name].update(_ask(model, asked, geometry))
+            if progress is not None:
+                progress(sum(len(pairs) for _, pairs in batch))
+        done = next(iter(found.values()))
+        if not done:
+            raise UserError(f"no image could be read, {len(skipped)} skipped: {': '.join(next(iter(skipped)))}")
+        concepts = replace(concepts, pairs=tuple(pair for pair in concepts.pairs if pair.id in done))
+        result = score_files(found, concepts, teacher=teacher, threshold=threshold, pictures=pictures)
+        took, conditions = _latency(models, repeats) if repeats else ({}, None)
+    rows = (replace(r, parameters=parameters(models[r.name].model), latency_ms=took.get(r.name)) for r in result.rows)
+    return replace(result, rows=tuple(rows), conditions=conditions, skipped=(*result.skipped, *skipped))
+
+
+def score_files(
+    found: Mapping[str, Found],
+    concepts: ConceptSet,
+    *,
+    teacher: str | None = None,
+    threshold: float = SCORE_THRESHOLD,
+    pictures: int = 0,
+) -> ConceptResult:
+    """Compare predictions that were made before, such as ``data.saco.load_predictions`` reads; no model is needed.
+
+    Raises ``UserError`` where they belong to another file of concepts.
+    """
+    figures = {name: score_predictions(concepts, each, threshold).summary() for name, each in found.items()}
+    best = figures[teacher]["cgf1"] if teacher is not None else 0.0
+    rows = [
+        ConceptRow(
+            name,
+            *(figures[name][field] for field in ("cgf1", "pmf1", "il_mcc", "f1_50", "f1_75")),
+            mask_ap=mask_ap(concepts, each).get("ap"),
+            kept=figures[name]["cgf1"] / best if name != teacher and best > 0 else None,
+        )
+        for name, each in found.items()
+    ]
+    chosen = _shown(concepts, pictures)
+    return ConceptResult(
+        rows=tuple(rows),
+        teacher=teacher,
+        threshold=threshold,
+        images=len(concepts.by_image()),
+        questions=len(concepts.pairs),
+        positives=sum(bool(pair.rles) for pair in concepts.pairs),
+        conditions=None,
+        skipped=concepts.problems,
+        pictures=tuple(_picture(concepts, pair, found, threshold) for pair in chosen),
+        predictions=found,
+    )
+
+
+@contextmanager
+def _evaluating(models: Mapping[str, ConceptModel]) -> Iterator[None]:
+    """In eval mode; training modes are put back afterwards."""
+    training = {name: model.model.training for name, model in models.items()}
+    for model in models.values():
+        model.model.eval()
+    try:
+        yield
+    finally:
+        for name, model in models.items():
+            model.model.train(training[name])
+
+
+def _readable(concepts: ConceptSet, models: Mapping[str, ConceptModel]) -> ConceptSet:
+    """Without the phrases that do not fit into a model's context; they are listed among the problems."""
+    bad = {}
+    for text in {pair.text: None for pair in concepts.pairs}:
+        for name, model in models.items():
+            if not model.words.fits(text):
+                bad[text] = BadInput(repr(text), f"longer than the {model.words.context} tokens {name} reads")
+    pairs = tuple(pair for pair in concepts.pairs if pair.text not in bad)
+    if not pairs:
+        raise UserError(f"no question left to ask: {': '.join(next(iter(bad.values())))}")
+    return replace(concepts, pairs=pairs, problems=(*concepts.problems, *bad.values()))
+
+
+def _batches(concepts: ConceptSet, batch_size: int) -> Iterator[list[tuple[Path, list[ConceptPair]]]]:
+    """Images with their questions, at most ``batch_size`` and ``AT_ONCE`` of them; a longer list comes in pieces."""
+    batch: list[tuple[Path, list[ConceptPair]]] = []
+    for path, pairs in concepts.by_image().items():
+        for start in range(0, len(pairs), AT_ONCE):
+            piece = pairs[start : start + AT_ONCE]
+            if batch and (len(batch) == batch_size or sum(len(p) for _, p in batch) + len(piece) > AT_ONCE):
+                yield batch
+                batch = []
+            batch.append((path, piece))
+    if batch:
+        yield batch
+
+
+def _read(path: Path, pairs: Sequence[ConceptPair], skipped: dict[BadInput, None]) -> Image.Image | None:
+    try:
+        picture = read_image(path)
+    except DECODE_ERRORS as error:
+        skipped[BadInput(str(path), f"not a readable image: {' '.join(str(error).split())}")] = None
+        return None
+    size = (picture.height, picture.width)
+    for pair in pairs:
+        if (pair.height, pair.width) != size:
+            said, wrong = (f"{sides[1]} x {sides[0]}" for sides in (size, (pair.height, pair.width)))
+            skipped[BadInput(str(path), f"has {said} pixels, but its question {pair.id} says {wrong}")] = None
+            return None
+    return picture
+
+
+def _ask(model: ConceptModel, asked: Sequence[tuple[Image.Image, list[ConceptPair]]], geometry: str) -> Found:
+    """What the model finds for every question about a few images, as run lengths at each image's own size."""
+    place = Geometry(model.image_size, geometry)  # type: ignore[arg-type]
+    laid = [place.canvas(picture) for picture, _ in asked]
+    originals = [(picture.height, picture.width) for picture, _ in asked]
+    batch = ImageBatch(
+        torch.stack([canvas for canvas, _ in laid]),
+        torch.tensor([size for _, size in laid]),
+        torch.tensor(originals),
+        tuple(pairs[0].file_name for _, pairs in asked),
+        torch.zeros(len(asked), dtype=torch.int64),
+    )
+    questions = [(number, pair) for number, (_, pairs) in enumerate(asked) for pair in pairs]
+    output = model.answer(batch, ConceptPrompts.words([p.text for _, p in questions], [n for n, _ in questions]))
+    side, found = (model.image_size, model.image_size), Found()
+    for row, (number, pair) in enumerate(questions):
+        answer = detections(output, row, 0.0, laid[number][1], side, originals[number], most=MOST)
+        rles = [to_rle(mask.cpu().numpy()) for mask in answer.masks]
+        found[pair.id] = [Prediction(score, rle) for score, rle in zip(answer.scores.tolist(), rles, strict=True)]
+    return found
+
+
+def _latency(
+    models: Mapping[str, ConceptModel], repeats: int, seconds: float = 120.0
+) -> tuple[dict[str, float], Conditions]:
+    """Median milliseconds of one question about one image. The models take turns, so a drift of the machine is shared.
+
+    One untimed run of each comes first; no new round begins after ``seconds``.
+    """
+    times: dict[str, list[float]] = {name: [] for name in models}
+    prompts = ConceptPrompts.words(["object"], [0])
+    begun = time.perf_counter()
+    for done in range(repeats + 1):
+        if done > 1 and time.perf_counter() - begun > seconds:
+            break
+        for name, model in models.items():
+            image = ImageBatch.full(torch.zeros(1, 3, model.image_size, model.image_size, dtype=torch.uint8))
+            start = time.perf_counter()
+            model.answer(image, prompts).pred_masks.cpu()  # brought here, so that an accelerator has finished
+            times[name].append(time.perf_counter() - start)
+    first = next(iter(models.values()))
+    on = device_name(next(first.model.parameters()).device)
+    rounds = len(next(iter(times.values()))) - 1
+    conditions = Conditions(on, torch.get_num_threads(), rounds, first.image_size)
+    return {name: 1e3 * statistics.median(took[1:]) for name, took in times.items()}, conditions
+
+
+def _shown(concepts: ConceptSet, wanted: int) -> list[ConceptPair]:
+    """Questions to draw: spread over the positive ones, and a third of them (one at least) negative."""
+    there = [pair for pair in concepts.pairs if pair.rles]
+    absent = [pair for pair in concepts.pairs if not pair.rles]
+    few = evenly(absent, min(len(absent), -(-wanted // 3)))
+    return [*evenly(there, wanted - len(few)), *few]
+
+
+def _picture(concepts: ConceptSet, pair: ConceptPair, found: Mapping[str, Found], threshold: float) -> Picture:
+    """The image, its ground truth, and every model's instances from ``threshold`` on with their scores."""
+    picture = read_image(concepts.path(pair))
+    scale = SIDE / max(picture.size)
+    across, down = (max(1, round(side * scale)) for side in picture.size)
+    image = np.asarray(picture.resize((across, down), Image.Resampling.BICUBIC))
+    kept = {name: [p for p in each.get(pair.id, ()) if p.score >= threshold] for name, each in found.items()}
+    there = _drawn(image, pair.rles, [""] * len(pair.rles))
+    panels = [Panel("image", image), Panel(GROUND_TRUTH, there, found=len(pair.rles))]
+    for name, best in kept.items():
+        drawn = _drawn(image, [p.rle for p in best], [f"{p.score:.2f}" for p in best])
+        panels.append(Panel(name, drawn, found=len(best)))
+    return Picture(pair.file_name, pair.text, GROUND_TRUTH, tuple(panels))
+
+
+def _drawn(image: np.ndarray, rles: Sequence[Rle], labels: Sequence[str]) -> np.ndarray:
+    """Masks with their own tight boxes: files of predictions hold no others that could be trusted."""
+    if not rles:
+        return image
+    masks = torch.from_numpy(coco_mask.decode(list(rles)).transpose(2, 0, 1).astype(bool))
+    across, down = image.shape[1] / masks.shape[2], image.shape[0] / masks.shape[1]
+    boxes = masks_to_boxes(masks) * torch.tensor([across, down, across, down])
+    return draw_instances(image, masks, boxes, labels)

@@ -1,0 +1,152 @@
+"""Each kind of evaluation in words: one sentence and a few tiles on the student, for the top of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # the results are made of these words
+    from .concepts import ConceptRow
+    from .result import ModelRow
+
+ASKED = {"box": "with a box prompt", "point": "with one click", "refine": "with a corrected click"}
+PROMPT_NOTE = (
+    "Box: the object's tight box. Point: one click at its centre. Refine: that click, then one that corrects the "
+    "model's own error."
+)
+CONCEPT_NOTE = (
+    "cgF1 is pmF1 times IL_MCC. pmF1: F1 of the masks where the concept is in the image, mean over IoU 0.50 to 0.95. "
+    "IL_MCC: how well a model tells whether it is there at all, a correlation from -1 to 1. Mask AP: COCO's, over all "
+    "scores."
+)
+
+
+class Tile(NamedTuple):
+    """A figure worth a glance: what it is, its value, and what to compare it with."""
+
+    label: str
+    value: str
+    note: str
+
+
+def encoder_headline(
+    prompts: Sequence[str], student: ModelRow, teacher: ModelRow | None, untrained: ModelRow | None
+) -> str:
+    """The result in one sentence; what was not measured is not mentioned."""
+    kind = next((k for k in prompts if k in student.kept or k in student.agreement), None)
+    asked = ASKED.get(kind or "", "")
+    said = ""
+    if kind is not None and kind in student.kept and teacher is not None:
+        said = (
+            f"The distilled student keeps {student.kept[kind]:.1%} of the teacher's mIoU {asked} "
+            f"({student.miou[kind]:.3f} of {teacher.miou[kind]:.3f})"
+        )
+        if untrained is not None and kind in untrained.kept:
+            said += f"; untrained, it keeps {untrained.kept[kind]:.1%}"
+    elif kind is not None:
+        said = (
+            f"The distilled student's masks agree with the teacher's at an IoU of {student.agreement[kind]:.3f} {asked}"
+        )
+        if untrained is not None and kind in untrained.agreement:
+            said += f"; untrained, at {untrained.agreement[kind]:.3f}"
+    elif student.cosine is not None:
+        said = f"The distilled student's features reach a cosine of {student.cosine:.3f} with the teacher's"
+    cost = []
+    if teacher is not None:
+        words = ("smaller", "larger", "as large as the teacher's")
+        cost.append(f"Its trunk is {_times(teacher.trunk_parameters, student.trunk_parameters, *words)}")
+        if student.latency_ms and teacher.latency_ms:
+            words = ("faster", "slower", "as fast as the teacher's")
+            cost.append(f"its vision encoder {_times(teacher.latency_ms, student.latency_ms, *words)}")
+    return _sentences(said, " and ".join(cost))
+
+
+def encoder_tiles(
+    prompts: Sequence[str], student: ModelRow, teacher: ModelRow | None, untrained: ModelRow | None
+) -> list[Tile]:
+    """A tile per prompt kind, parameters and latency: at most five."""
+    found = []
+    for kind in prompts:
+        if kind in student.kept:
+            before = untrained.kept.get(kind) if untrained is not None else None
+            note = f"untrained {before:.1%}" if before is not None else f"mIoU {student.miou[kind]:.3f}"
+            found.append(Tile(f"of the teacher's mIoU, {kind}", f"{student.kept[kind]:.1%}", note))
+        elif kind in student.agreement:
+            before = untrained.agreement.get(kind) if untrained is not None else None
+            note = f"untrained {before:.3f}" if before is not None else ""
+            found.append(Tile(f"IoU with the teacher, {kind}", f"{student.agreement[kind]:.3f}", note))
+    found.append(_millions("trunk parameters", student.trunk_parameters, teacher and teacher.trunk_parameters))
+    if student.latency_ms is not None:
+        found.append(_milliseconds("encoder latency", student.latency_ms, teacher and teacher.latency_ms))
+    return found
+
+
+def concept_headline(student: ConceptRow, teacher: ConceptRow | None, untrained: ConceptRow | None) -> str:
+    """The result in one sentence; what was not measured is not mentioned."""
+    if student.kept is not None and teacher is not None:
+        said = (
+            f"The distilled student keeps {_share(student.kept)} of the teacher's cgF1 "
+            f"({student.cgf1:.3f} of {teacher.cgf1:.3f})"
+        )
+        if untrained is not None and untrained.kept is not None:
+            said += f"; untrained, it keeps {_share(untrained.kept)}"
+    else:
+        said = f"The distilled student reaches a cgF1 of {student.cgf1:.3f}"
+        if untrained is not None:
+            said += f"; untrained, {untrained.cgf1:.3f}"
+    cost = []
+    if teacher is not None and student.parameters and teacher.parameters:
+        words = ("fewer parameters", "more parameters", "as many parameters as the teacher")
+        cost.append(f"has {_times(teacher.parameters, student.parameters, *words)}")
+    if teacher is not None and student.latency_ms and teacher.latency_ms:
+        words = ("faster", "slower", "as fast as the teacher")
+        cost.append(f"answers {_times(teacher.latency_ms, student.latency_ms, *words)}")
+    return _sentences(said, f"It {' and '.join(cost)}" if cost else "")
+
+
+def concept_tiles(student: ConceptRow, teacher: ConceptRow | None, untrained: ConceptRow | None) -> list[Tile]:
+    """cgF1, its factors, mask AP, parameters and latency: at most six."""
+    found = []
+    if student.kept is not None:
+        before = untrained.kept if untrained is not None else None
+        note = f"untrained {_share(before)}" if before is not None else f"cgF1 {student.cgf1:.3f}"
+        found.append(Tile("of the teacher's cgF1", _share(student.kept), note))
+    else:
+        found.append(_figure("cgF1", student.cgf1, teacher and teacher.cgf1))
+    found.append(_figure("pmF1", student.pmf1, teacher and teacher.pmf1))
+    found.append(_figure("IL_MCC", student.il_mcc, teacher and teacher.il_mcc))
+    if student.mask_ap is not None:
+        found.append(_figure("mask AP", student.mask_ap, teacher and teacher.mask_ap))
+    if student.parameters is not None:
+        found.append(_millions("parameters", student.parameters, teacher and teacher.parameters))
+    if student.latency_ms is not None:
+        found.append(_milliseconds("latency per question", student.latency_ms, teacher and teacher.latency_ms))
+    return found
+
+
+def _times(reference: float, value: float, less: str, more: str, same: str) -> str:
+    if 0.95 < reference / value < 1.05:
+        return same
+    large, word = (reference / value, less) if reference > value else (value / reference, more)
+    return f"{large:.1f} times {word}"
+
+
+def _share(value: float) -> str:
+    """cgF1 can be below 0: nothing is kept then."""
+    return f"{max(0.0, value):.1%}"
+
+
+def _sentences(*parts: str) -> str:
+    return " ".join(f"{part}." for part in parts if part)
+
+
+def _figure(label: str, value: float, teacher: float | None) -> Tile:
+    return Tile(label, f"{value:.3f}", "" if teacher is None else f"teacher {teacher:.3f}")
+
+
+def _millions(label: str, value: int, teacher: int | None) -> Tile:
+    return Tile(label, f"{value / 1e6:.2f} M", f"teacher {teacher / 1e6:.2f} M" if teacher else "")
+
+
+def _milliseconds(label: str, value: float, teacher: float | None) -> Tile:
+    return Tile(label, f"{value:.3g} ms", f"teacher {teacher:.3g} ms" if teacher else "")

@@ -1,0 +1,195 @@
+"""What the sandbox's detector is trained on: the loss over its answers to questions about rendered scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
+from transformers import Sam3Model
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+
+from ..checkpoints.words import Words
+from ..losses.box import box_giou, box_l1
+from ..losses.mask import mask_bce, mask_dice
+from ..ops.boxes import cxcywh_to_xyxy, pairwise_giou
+from ..ops.images import normalise
+from ..ops.masks import masks_to_boxes
+from ..ops.matching import Matches, hungarian
+from ..ops.outputs import recorded, take_images
+from ..types import ConceptPrompts, Term, Terms
+from .detector import HIDDEN
+from .detector_questions import Questions
+from .scenes import COLOURS, SHAPES, Scenes
+
+ABSENT = 0.5
+"""Weight of the query scores on questions without an answer. Presence alone could say so, but learns it sooner from
+queries that know it too."""
+WEIGHTS = {
+    "naming": 1.0, "logit": 2.0, "l1": 5.0, "giou": 2.0, "presence": 2.0, "mask_bce": 5.0, "mask_dice": 2.0,
+    "semantic_bce": 3.0, "semantic_dice": 1.0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """logits, boxes (cxcywh, before the sigmoid) and presence of every decoder layer; masks of the last."""
+
+    logits: Float[Tensor, "l p q"]
+    boxes: Float[Tensor, "l p q 4"]
+    presence: Float[Tensor, "l p"]
+    masks: Float[Tensor, "p q h w"]
+    semantic: Float[Tensor, "p 1 h w"]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A batch: scenes and what is asked of them. questions: None where cells alone are named. masks: whether masks are
+    drawn and learnt from."""
+
+    scenes: Scenes
+    questions: Questions | None
+    masks: bool
+
+
+class ConceptLearner(nn.Module):
+    """The detector and, for training alone, what names the shape and the colour of every cell of two of its levels.
+
+    Cells named by their own features are what the words can be matched with: a dense signal of every scene that costs
+    no decoder, and without which thousands of steps go by before a phrase finds its object.
+    """
+
+    def __init__(self, model: Sam3Model, words: Words) -> None:
+        super().__init__()
+        self.model, self.words = model, words
+        classes = len(SHAPES) + len(COLOURS) + 2
+        self.naming = nn.ModuleList(nn.Conv2d(HIDDEN, classes, 1) for _ in range(2))
+
+    def forward(
+        self, images: Tensor, prompts: ConceptPrompts | None, masks: bool = True
+    ) -> tuple[list[Float[Tensor, "b c _ _"]], Answer | None]:
+        """Names of the cells of the two coarser levels (see ``naming_loss``), and the answers to what was asked.
+
+        images: uint8. masks: False draws them on the coarsest map alone, of no use and half a step cheaper.
+        """
+        vision = self.model.get_vision_features(normalise(images))
+        named = [head(level) for head, level in zip(self.naming, vision.fpn_hidden_states[1:3], strict=True)]
+        if prompts is None:
+            return named, None
+        return named, answer(self.model, vision if masks else _coarse(vision), self.words, prompts)
+
+
+def _coarse(vision: Sam3VisionEncoderOutput) -> Sam3VisionEncoderOutput:
+    """With the level that DETR reads in place of the two finer ones, which serve masks alone."""
+    coarse, last = vision.fpn_hidden_states[2:]
+    place, end = vision.fpn_position_encoding[2:]
+    return Sam3VisionEncoderOutput(
+        fpn_hidden_states=(coarse, coarse, coarse, last), fpn_position_encoding=(place, place, place, end)
+    )
+
+
+def answer(model: Sam3Model, vision: Sam3VisionEncoderOutput, words: Words, prompts: ConceptPrompts) -> Answer:
+    """All decoder layers' answers: transformers returns the last one's, the others are read as they pass by."""
+    with recorded(model.detr_decoder) as decoder, recorded(model.dot_product_scoring) as scoring:
+        out = model(
+            vision_embeds=take_images(vision, prompts.image.to(model.device)), **words.inputs(prompts, model.device)
+        )
+    layers = decoder.output
+    offsets = model.detr_decoder.box_head(layers.intermediate_hidden_states)
+    boxes = torch.logit(layers.reference_boxes, eps=1e-3) + offsets
+    return Answer(
+        scoring.output.squeeze(-1), boxes, layers.presence_logits.squeeze(-1), out.pred_masks, out.semantic_seg
+    )
+
+
+def naming_loss(named: Sequence[Float[Tensor, "b c _ _"]], scenes: Scenes) -> Float[Tensor, ""]:
+    """Cross-entropy of each cell's shape and colour, with one more class, the first, for the background.
+
+    named: logits of the shapes, then of the colours. A cell is what lies at its centre.
+    """
+    codes = []
+    for kind, table in ((0, SHAPES), (1, tuple(COLOURS))):
+        numbers = torch.tensor([[table.index(names[kind]) + 1 for names in scene] for scene in scenes.concepts])
+        codes.append((scenes.masks * numbers[..., None, None].to(scenes.masks.device)).sum(1))
+    losses = []
+    for logits in named:
+        parts = logits.split([len(SHAPES) + 1, len(COLOURS) + 1], 1)
+        for part, code in zip(parts, codes, strict=True):
+            target = F.interpolate(code[:, None].float(), logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+            losses.append(F.cross_entropy(part, target))
+    return torch.stack(losses).mean()
+
+
+def concept_terms(found: Answer, scenes: Scenes, questions: Questions, masks: bool) -> dict[str, Float[Tensor, ""]]:
+    """Set prediction as in DETR (Carion et al., 2020), every decoder layer matched and supervised on its own.
+
+    Values of ``WEIGHTS`` but for ``naming``; with ``masks`` False also without those of masks. Those of pairs are sums
+    over the pairs of a query and an object, by their number; questions without any give zeros.
+    """
+    device = found.logits.device
+    slots, image = questions.slots.to(device), questions.prompts.image.to(device)
+    truth = (masks_to_boxes(scenes.masks) / scenes.masks.shape[-1])[image]
+    boxes, count, layers = cxcywh_to_xyxy(found.boxes.sigmoid()), slots.sum().clamp(min=1), len(found.logits)
+    positive = slots.any(1)
+    share = torch.where(positive, 1.0, ABSENT)
+    sums = {name: found.logits.new_zeros(()) for name in ("logit", "l1", "giou")}
+    for logits, ours in zip(found.logits, boxes, strict=True):
+        matches = assign(logits, ours, truth, slots)
+        rows, queries, targets = matches.pairs
+        wanted = matches.matched(logits.shape[1]).float()
+        focal = sigmoid_focal_loss(logits, wanted, alpha=0.6, gamma=2.0)
+        mine, theirs = ours[rows, queries], truth[rows, targets]
+        sums["logit"] = sums["logit"] + (focal.sum(1) * share).sum() / count
+        sums["l1"] = sums["l1"] + box_l1(mine, theirs).sum() / count
+        sums["giou"] = sums["giou"] + box_giou(mine, theirs).sum() / count
+    presence = F.binary_cross_entropy_with_logits(found.presence, positive.float().expand_as(found.presence))
+    values = {name: total / layers for name, total in sums.items()} | {"presence": presence}
+    return values | (_mask_terms(found, scenes.masks[image], slots, matches) if masks else {})
+
+
+@torch.no_grad()
+def assign(
+    logits: Float[Tensor, "p q"], boxes: Float[Tensor, "p q 4"], truth: Float[Tensor, "p k 4"],
+    slots: Bool[Tensor, "p k"],
+) -> Matches:  # fmt: skip
+    """The cheapest assignment of queries to the slots that answer each question. Boxes are xyxy."""
+    overlap = pairwise_giou(boxes, truth)
+    cost = 5 * torch.cdist(boxes, truth, p=1) - 2 * overlap - 2 * logits.sigmoid()[..., None]
+    return hungarian(cost, slots)
+
+
+def _mask_terms(
+    found: Answer, masks: Bool[Tensor, "p k h w"], slots: Bool[Tensor, "p k"], matches: Matches
+) -> dict[str, Float[Tensor, ""]]:
+    """Of the last layer's pairs, and of all objects of a question together."""
+    rows, queries, targets = matches.pairs
+    picked = _resize(found.masks[rows, queries], masks.shape[-2:])
+    wanted = masks[rows, targets].float()
+    every = torch.ones(len(picked), dtype=torch.bool, device=picked.device)
+    whole = _resize(found.semantic[:, 0], masks.shape[-2:])
+    union = (masks & slots[..., None, None]).any(1).float()
+    return {
+        "mask_bce": mask_bce(picked, wanted, every), "mask_dice": mask_dice(picked, wanted, every),
+        "semantic_bce": mask_bce(whole, union), "semantic_dice": mask_dice(whole, union, slots.any(1)),
+    }  # fmt: skip
+
+
+def _resize(masks: Float[Tensor, "n _ _"], size: Sequence[int]) -> Float[Tensor, "n h w"]:
+    if not len(masks):  # interpolate refuses an empty batch
+        return masks.new_zeros(0, *size)
+    return F.interpolate(masks[:, None], tuple(size), mode="bilinear")[:, 0]
+
+
+def detector_terms(learner: nn.Module, lesson: Lesson) -> Terms:
+    """All terms of a batch; those of which it teaches nothing are zero."""
+    prompts = None if lesson.questions is None else lesson.questions.prompts
+    named, found = learner(lesson.scenes.images, prompts, lesson.masks)
+    values = dict.fromkeys(WEIGHTS, named[0].new_zeros(()))
+    values["naming"] = naming_loss(named, lesson.scenes)
+    if found is not None and lesson.questions is not None:
+        values |= concept_terms(found, lesson.scenes, lesson.questions, lesson.masks)
+    return Terms({name: Term(value, WEIGHTS[name]) for name, value in values.items()})

@@ -1,0 +1,156 @@
+"""``samdistill sandbox train-teacher detector``: the engine over scenes and questions drawn on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+from transformers import Sam3Model
+
+from ..checkpoints.loading import quiet_transformers
+from ..config import TeacherConfig, TrainConfig
+from ..engine import default_device, fit
+from ..engine.state import Checkpoint
+from ..inference.concepts import detections
+from ..metrics.concepts import SCORE_THRESHOLD, ConceptScores, mask_ious
+from ..ops.images import normalise
+from ..ops.outputs import ask
+from ..tasks.base import Task
+from ..teachers import Sam3Detector
+from ..types import DetectorOutput, Terms, UserError
+from .concepts import sandbox_words
+from .detector import HIDDEN, build_detector_teacher, detector_config
+from .detector_objective import ConceptLearner, Lesson, detector_terms
+from .detector_questions import Questions, draw_questions
+from .scenes import Scenes, render_scenes
+from .teacher import HELD_OUT_SEED, IMAGE_SIZE, TRAIN_SEED
+from .training import EPOCH_STEPS, FINAL_SCENES, VALIDATION_SCENES, SceneNumbers, TrainedTeacher
+
+PER_SCENE = 5
+NAMING_EPOCHS = 4
+"""Epochs in which cells are named and nothing is asked yet."""
+BOXED = 0.15
+"""Share of the steps whose questions are exemplar boxes. Never both in one call: a box anywhere in it gives every
+question the box encoder's extra token, which words alone do not have when they are asked later."""
+MASKED = 0.4
+"""Share of the steps that draw masks: outlines are learnt long before words are."""
+FIRST_SCENE = 10_000_000
+"""Number of the first scene: beyond those that the tracker, whose trunk this is, was trained on."""
+
+
+class DetectorTask(Task[Any]):
+    """Everything that a phrase names or a box shows. A batch is a list of scene numbers, then a ``Lesson``."""
+
+    def __init__(self, batch_size: int, weights: Path | None = None) -> None:
+        self.batch_size, self.weights = batch_size, weights
+
+    def build_student(self) -> ConceptLearner:
+        model = build_detector_teacher() if self.weights is None else load_detector(self.weights)
+        return ConceptLearner(model.train(), sandbox_words())
+
+    def dataset(self, epoch: int) -> SceneNumbers:
+        return SceneNumbers(EPOCH_STEPS * self.batch_size, epoch)
+
+    def collate(self, items: Sequence[int]) -> list[int]:
+        return list(items)
+
+    def to(self, batch: Sequence[int], device: torch.device) -> Lesson:
+        """Scenes are rendered where they are used. What they are asked is drawn from a stream that the first starts."""
+        rng = np.random.default_rng(batch[0])
+        boxes, masks = bool(rng.random() < BOXED), bool(rng.random() < MASKED)
+        scenes = render_scenes([FIRST_SCENE + number for number in batch], IMAGE_SIZE, TRAIN_SEED, device=device)
+        # a detector that was trained before knows the words; only what names its cells is new
+        naming = self.weights is None and batch[0] < NAMING_EPOCHS * EPOCH_STEPS * self.batch_size
+        return Lesson(scenes, None if naming else draw_questions(scenes, PER_SCENE, rng, boxes), masks)
+
+    def terms(self, student: nn.Module, batch: Lesson) -> Terms:
+        return detector_terms(student, batch)
+
+    def validate(self, student: nn.Module) -> dict[str, float]:
+        assert isinstance(student, ConceptLearner)
+        return held_out_concepts(student.model, VALIDATION_SCENES)
+
+
+def load_detector(weights: str | Path) -> Sam3Model:
+    """A trained sandbox detector to be trained further: its folder, or ``sandbox``. ``UserError`` for any other model."""
+    found = Sam3Detector(TeacherConfig(kind="sam3", path=str(weights)))
+    ours = (HIDDEN, IMAGE_SIZE, sandbox_words().digest)
+    if (found.info.hidden_size, found.info.image_size, found.words.digest) != ours:
+        raise UserError(f"{weights}: no detector of the sandbox; give `sandbox`, or a folder that this command wrote")
+    return found.model.requires_grad_(True)
+
+
+@torch.no_grad()
+def held_out_concepts(model: Sam3Model, count: int) -> dict[str, float]:
+    """Figures of ``ConceptScores`` over ``count`` scenes that no teacher was trained on.
+
+    cgf1, pmf1, il_mcc, f1_50: of ``PER_SCENE`` questions in words about each scene. box_pmf1: of one exemplar box, all
+    of which have an answer. model: in eval mode.
+    """
+    scores = {boxes: ConceptScores() for boxes in (False, True)}
+    streams = {boxes: np.random.default_rng((HELD_OUT_SEED, boxes)) for boxes in (False, True)}
+    for start in range(0, count, VALIDATION_SCENES):
+        numbers = range(start, min(start + VALIDATION_SCENES, count))
+        scenes = render_scenes(numbers, IMAGE_SIZE, HELD_OUT_SEED, device=model.device)
+        for boxes, rng in streams.items():
+            questions = draw_questions(scenes, 1 if boxes else PER_SCENE, rng, boxes)
+            scores[boxes] = ConceptScores.merge([scores[boxes], score_answers(model, scenes, questions)])
+    words, shown = scores[False].summary(), scores[True].summary()
+    return {name: words[name] for name in ("cgf1", "pmf1", "il_mcc", "f1_50")} | {"box_pmf1": shown["pmf1"]}
+
+
+def score_answers(model: Sam3Model, scenes: Scenes, questions: Questions) -> ConceptScores:
+    """The model's detections against the visible masks of the objects that answer each question."""
+    found, side = _answers(model, scenes, questions), (IMAGE_SIZE, IMAGE_SIZE)
+    scores = ConceptScores()
+    for row, image in enumerate(questions.prompts.image.tolist()):
+        masks = detections(found, row, SCORE_THRESHOLD, side, side, side).masks
+        scores = scores.update(mask_ious(masks, scenes.masks[image][questions.slots[row].to(masks.device)]))
+    return scores
+
+
+def _answers(model: Sam3Model, scenes: Scenes, questions: Questions) -> DetectorOutput:
+    vision = model.get_vision_features(normalise(scenes.images))
+    asked = sandbox_words().inputs(questions.prompts, model.device)
+    text = model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True).pooler_output
+    return ask(
+        model, model.detr_encoder, vision, questions.prompts.image.to(model.device), text, asked["attention_mask"],
+        asked.get("input_boxes"), asked.get("input_boxes_labels"),
+    )  # fmt: skip
+
+
+def train_detector(
+    out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None
+) -> TrainedTeacher:
+    """Train in ``out`` and write ``out/weights``, tokenizer included; ``steps`` is rounded up to whole epochs of 250.
+
+    The packaged weights came about while the recipe was still changing (docs/sandbox.md tells how): this is its last
+    state, and its result differs from them.
+    """
+    epochs = -(-steps // EPOCH_STEPS)
+    train = TrainConfig(
+        epochs=epochs, batch_size=batch_size, lr=lr, warmup_lr=min(1e-5, lr), min_lr=lr / 250, lr_batch=None,
+        warmup_epochs=min(0.6, epochs / 10), betas=(0.9, 0.98), clip_norm=1.0, ema=0.998, keep=1,
+    )  # fmt: skip
+    resolved = yaml.safe_dump({"teacher": "detector", "weights": str(weights), "train": train.model_dump(mode="json")})
+    result = fit(DetectorTask(batch_size, weights), train, out, resume=resume, workers=0, resolved=resolved)
+    export_detector(result.checkpoint, out / "weights")
+    model = Sam3Detector(TeacherConfig(kind="sam3", path=str(out / "weights")), default_device()).model
+    figures = held_out_concepts(model, FINAL_SCENES)
+    return TrainedTeacher(out / "weights", result.steps, result.seconds, figures)
+
+
+def export_detector(checkpoint: Path, folder: Path) -> None:
+    """A training checkpoint's averaged weights as a float16 ``Sam3Model`` folder with its tokenizer."""
+    average = Checkpoint.load(checkpoint).ema
+    assert average is not None
+    model = Sam3Model(detector_config())
+    model.load_state_dict({n.removeprefix("model."): t for n, t in average.items() if n.startswith("model.")})
+    with quiet_transformers():
+        model.half().save_pretrained(folder)
+    sandbox_words().save(folder)

@@ -1,0 +1,102 @@
+"""Configurations of the detection student. Apart from its modules, which cannot be imported as early.
+
+``import samdistill`` tells transformers about the students while transformers' own modules are half imported, SAM 3's
+among them. A configuration needs none of those; the models are registered when the first configuration is made, which
+no way to a model can avoid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig, Sam3LiteTextConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .backbones import resolve_backbone, statistics
+
+
+@strict
+class PyramidConfig(PreTrainedConfig):
+    """A timm backbone and one adapter per stride 4, 8, 16, 32 (``PyramidModel``).
+
+    backbone: a student's name or a timm name (stored as the timm name). image_size: side of the square input; others
+    work at run time unless the backbone is tied to one size. fpn_hidden_size: channels of every level.
+    image_mean, image_std: how ``pixel_values`` arrive normalised; None takes the statistics timm records for the
+    backbone. Nothing is converted inside: whoever feeds the model reads them here.
+    """
+
+    model_type = "samdistill_pyramid"
+    base_config_key = "vision_config"
+
+    backbone: str = "repvit_m2_3"
+    image_size: int = 1008
+    fpn_hidden_size: int = 256
+    image_mean: list[float] | tuple[float, ...] | None = None
+    image_std: list[float] | tuple[float, ...] | None = None
+
+    def __post_init__(self, **kwargs) -> None:
+        _register_models()
+        self.backbone = resolve_backbone(self.backbone)
+        mean, std = statistics(self.backbone)
+        self.image_mean = list(mean if self.image_mean is None else self.image_mean)
+        self.image_std = list(std if self.image_std is None else self.image_std)
+        super().__post_init__(**kwargs)
+
+
+class EfficientSam3Config(Sam3LiteTextConfig):
+    """``Sam3LiteTextConfig`` on a ``PyramidConfig``. ``efficient_sam3_config`` gives the student's sizes; a part that
+    is left out here takes transformers' (six layers, 200 queries)."""
+
+    model_type = "efficient_sam3"
+    sub_configs_defaults = Sam3LiteTextConfig.sub_configs_defaults | {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type=PyramidConfig.model_type)
+    }
+
+    def __post_init__(self, **kwargs) -> None:
+        _register_models()
+        super().__post_init__(**kwargs)
+
+
+def efficient_sam3_config(
+    backbone: str = "es_rv_l",
+    image_size: int = 1008,
+    hidden_size: int = 256,
+    heads: int = 8,
+    ffn: int = 1024,
+    encoder_layers: int = 3,
+    decoder_layers: int = 3,
+    queries: int = 100,
+    text: Mapping[str, int] | None = None,
+) -> EfficientSam3Config:
+    """The detection student: 100.9M parameters as it stands, of which vision 25.1M and text 61.4M.
+
+    hidden_size, heads, ffn: width, attention heads and feed-forward width of everything behind the vision encoder.
+    text: fields of the text encoder that differ from MobileCLIP-S1's (512 wide, 12 layers), such as ``vocab_size``.
+    Dropout is off everywhere: the student regresses what a teacher answers, which is the same each time it is asked.
+    The pixel decoder has the two stages that three levels use, where transformers' default of three leaves one idle.
+    """
+    shared = {"hidden_size": hidden_size, "num_attention_heads": heads}
+    layer = {**shared, "intermediate_size": ffn, "dropout": 0.0}
+    return EfficientSam3Config(
+        vision_config={
+            "model_type": PyramidConfig.model_type,
+            "backbone": backbone,
+            "image_size": image_size,
+            "fpn_hidden_size": hidden_size,
+        },
+        text_config=dict(text or {}),
+        geometry_encoder_config={**layer, "num_layers": 1},
+        detr_encoder_config={**layer, "num_layers": encoder_layers},
+        detr_decoder_config={**layer, "num_layers": decoder_layers, "num_queries": queries},
+        mask_decoder_config={**shared, "num_upsampling_stages": 2},
+    )
+
+
+def _register_models() -> None:
+    import_module(".sam3", __package__)
+
+
+AutoConfig.register(PyramidConfig.model_type, PyramidConfig)
+AutoConfig.register(EfficientSam3Config.model_type, EfficientSam3Config)

@@ -1,0 +1,215 @@
+"""The whole of SAM 3's image model as a teacher: questions about images in, every output of its detector out.
+
+Reads a Hugging Face folder or hub id of ``Sam3Model`` or ``Sam3VideoModel``, the original ``sam3.pt``, or either with a
+student merged in as its trunk. Online only: the answer to one question is as large as the features of an image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import Sam3Config, Sam3Model
+
+from ..checkpoints.files import locate, open_weights
+from ..checkpoints.loading import parameter_count, quiet_transformers
+from ..checkpoints.merge import merged_student, sidecar
+from ..checkpoints.merged import load_merged
+from ..checkpoints.rename import to_hf
+from ..checkpoints.student import student_config
+from ..checkpoints.words import Words
+from ..config import TeacherConfig
+from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics, normalise
+from ..ops.outputs import ask
+from ..types import ConceptPrompts, DetectorOutput, ImageBatch, UserError
+from .base import DTYPES
+from .loading import fingerprint, freeze, read_config, square
+from .sam3 import check_image_size
+
+_SOURCES = "a Hugging Face folder of a Sam3Model or Sam3VideoModel, or an original sam3.pt"
+# where a configuration comes from and how it starts a training; no output depends on it
+_NEUTRAL = ("_name_or_path", "architectures", "dtype", "initializer_range", "transformers_version")
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """What planning needs to know of a detector, found without reading its weights.
+
+    levels: sides of the three FPN maps that the heads read, finest first. grid: side of the token grid. hidden_size:
+    channels of maps and tokens. params: of the whole model. vocab_size, context: rows of the text encoder's tables.
+    """
+
+    path: str
+    image_size: int
+    queries: int
+    hidden_size: int
+    levels: tuple[int, ...]
+    grid: int
+    params: int
+    mean: Statistics
+    std: Statistics
+    vocab_size: int
+    context: int
+
+
+def describe_detector(config: TeacherConfig) -> DetectorInfo:
+    """Geometry and size of ``config``'s detector; reads its ``config.json``, no weights.
+
+    Raises ``UserError`` for a checkpoint that is no concept detector, and for an image size it cannot read.
+    """
+    return _describe(config.path, _find(config)[1])
+
+
+class Sam3Detector:
+    """A frozen ``Sam3Model`` that answers questions, on its own canvas and with its own normalisation.
+
+    words: the tokenizer it was trained with. fingerprint: hex digest of weights, settings, size, precision and words:
+    two detectors that share it answer alike. Raises what ``describe_detector`` and ``Words.load`` raise, and
+    ``UserError`` for weights that are incomplete or of another architecture than their configuration says.
+    """
+
+    mean, std = SAM3_MEAN, SAM3_STD
+
+    def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
+        place, host = _find(config)
+        self.info = _describe(config.path, host)
+        place = locate(config.path, packaged="detector")  # now with the weights, if it is a hub id
+        beside = place.parent if place.is_file() else place
+        self.words = Words.load(config.tokenizer or beside, self.info.vocab_size, self.info.context)
+        self.device = torch.device(device)
+        self.model = _load(place, host)
+        freeze(self.model, DTYPES[config.precision])
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):  # a merged student's: on the CPU, torch wants them all of one type
+                module.float()
+        behaviour = {"model": _settings(host.to_dict()), "words": self.words.digest}
+        self.fingerprint = fingerprint(self.model, behaviour, self.info.image_size, self.mean, self.std)
+        self.model.to(self.device)
+
+    @property
+    def image_size(self) -> int:
+        return self.info.image_size
+
+    def answer(self, images: ImageBatch, prompts: ConceptPrompts) -> DetectorOutput:
+        """Float32 outputs without gradient, free to be used in a loss; each image is encoded once.
+
+        Raises ``UserError`` for images of another size and for phrases that ``words`` refuses.
+        """
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            vision = self._vision(images)
+            asked = self.words.inputs(prompts, self.device)
+            text = self.model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True)
+            boxes = asked.get("input_boxes")
+            found = ask(
+                self.model, self.model.detr_encoder, vision, prompts.image.to(self.device), text.pooler_output,
+                asked["attention_mask"], None if boxes is None else boxes.to(self.model.dtype),
+                asked.get("input_boxes_labels"),
+            )  # fmt: skip
+        return DetectorOutput(
+            _free(found.pred_masks), _free(found.pred_boxes), _free(found.pred_logits), _free(found.presence_logits),
+            _free(found.semantic_seg), tuple(map(_free, found.fpn)), _free(found.encoder),
+        )  # fmt: skip
+
+    def features(self, images: ImageBatch) -> tuple[Float[Tensor, "b c _ _"], ...]:
+        """The three FPN levels that the heads read, finest first, as in ``answer`` and without asking anything."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            vision = self._vision(images)
+        return tuple(map(_free, vision.fpn_hidden_states[:-1]))
+
+    def to(self, device: torch.device | str) -> Sam3Detector:
+        """Move the model; a step whose teacher is there already costs nothing."""
+        if torch.device(device) != self.device:
+            self.device = torch.device(device)
+            self.model.to(self.device)
+        return self
+
+    def _vision(self, images: ImageBatch) -> Sam3VisionEncoderOutput:
+        side = self.info.image_size
+        if images.images.shape[-2:] != (side, side):
+            height, width = images.images.shape[-2:]
+            raise UserError(
+                f"the teacher reads {side} x {side} pixels, but the images are {height} x {width}; "
+                "set teacher.image_size, or lay the images on its canvas"
+            )
+        pixels = normalise(images.images.to(self.device), self.mean, self.std)
+        return self.model.get_vision_features(pixels.to(self.model.dtype))
+
+
+def _free(tensor: Tensor) -> Tensor:
+    """A copy made outside inference mode: an inference tensor cannot be saved for a loss's backward pass."""
+    return tensor.to(torch.float32, copy=True).contiguous()
+
+
+def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
+    """The folder or file of a checkpoint, and the configuration of its detector at the wanted image size.
+
+    An original file is read with the ``config.json`` beside it, as on the hub, or else with the published architecture.
+    """
+    if config.kind != "sam3":
+        raise UserError(f"teacher.kind={config.kind}: only SAM 3 answers questions in words; set teacher.kind=sam3")
+    place = locate(config.path, ("config.json",), packaged="detector")
+    folder = place.parent if place.is_file() else place
+    host = Sam3Config()
+    if place.is_dir() or (folder / "config.json").is_file():
+        _, whole = read_config(str(folder), "SAM 3")
+        host = getattr(whole, "detector_config", None) or whole
+        if not isinstance(host, Sam3Config):
+            raise UserError(f"{place}: a {whole.model_type!r} model answers no questions in words; give {_SOURCES}")
+    if place.is_file() and sidecar(place).is_file():
+        host.vision_config.backbone_config = student_config(merged_student(place), place)
+    trunk = host.vision_config.backbone_config
+    size = config.image_size if config.image_size is not None else square(trunk.image_size, config.path)
+    check_image_size(size, trunk.patch_size)
+    trunk.image_size = size  # read when the model is built: its rotary positions follow
+    return place, host
+
+
+def _describe(path: str, host: Sam3Config) -> DetectorInfo:
+    vision, text = host.vision_config, host.text_config
+    size = vision.backbone_config.image_size
+    grid = size // vision.backbone_config.patch_size
+    with torch.device("meta"), quiet_transformers():
+        params = parameter_count(Sam3Model(host))
+    return DetectorInfo(
+        path, size, host.detr_decoder_config.num_queries, vision.fpn_hidden_size,
+        tuple(int(grid * scale) for scale in vision.scale_factors[:-1]), grid,
+        params, Sam3Detector.mean, Sam3Detector.std, text.vocab_size, text.max_position_embeddings,
+    )  # fmt: skip
+
+
+def _settings(node: Any) -> Any:
+    """A configuration without what no output depends on."""
+    if not isinstance(node, dict):
+        return node
+    return {key: _settings(value) for key, value in node.items() if key not in _NEUTRAL}
+
+
+def _load(place: Path, host: Sam3Config) -> Sam3Model:
+    """The complete model of ``host`` in float32 on the CPU, or ``UserError``."""
+    if place.is_file() and sidecar(place).is_file():
+        return load_merged(place, host, host.vision_config.backbone_config)
+    state = None
+    if place.is_file():  # copied, so the file may go away
+        state = {name: tensor.clone() for name, tensor in to_hf(open_weights(place))[0].items()}
+    try:
+        with quiet_transformers():
+            model, found = Sam3Model.from_pretrained(
+                None if state is not None else place, config=host, state_dict=state, dtype=torch.float32,
+                use_safetensors=True, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{place}: cannot be loaded as a Sam3Model: {why}") from None
+    for problem, names in found.items():
+        if names:
+            first = min(map(str, names))
+            raise UserError(
+                f"{place}: wrong checkpoint: {len(names)} {problem.replace('_', ' ')} for a Sam3Model of its "
+                f"configuration, such as {first}; give {_SOURCES}"
+            )
+    return model
