@@ -46,14 +46,18 @@ TEACHER = "teacher"
 Phases = list[dict[str, Any]]
 
 
-def recipe_phases(epochs: Sequence[int] | None) -> Phases:
-    """The recipe's phases, with other numbers of epochs where they are given."""
-    phases = [phase.model_dump() for phase in load_config(RECIPE).train.phases or ()]
-    if epochs is None:
-        return phases
+def recipe_phases(epochs: Sequence[int] | None, scenes: int, overrides: Sequence[str]) -> Phases:
+    """The recipe's phases, with other numbers of epochs where they are given; at most a quarter is warm-up."""
+    train = load_config(RECIPE, overrides).train
+    phases = [phase.model_dump() for phase in train.phases or ()]
+    epochs = [phase["epochs"] for phase in phases] if epochs is None else epochs
     if len(epochs) != len(phases):
         raise SystemExit(f"--epochs: one number for each of the phases {', '.join(p['name'] for p in phases)}")
-    return [{**phase, "epochs": count} for phase, count in zip(phases, epochs, strict=True)]
+    found = []
+    for phase, count in zip(phases, epochs, strict=True):
+        steps = count * (scenes // train.batch_size)
+        found.append({**phase, "epochs": count, "warmup_steps": min(phase["warmup_steps"], steps // 4)})
+    return found
 
 
 def without(phases: Phases, removed: str) -> Phases:
@@ -72,17 +76,19 @@ def variants(phases: Phases) -> dict[str, list[str]]:
         return f"train.phases={json.dumps(chosen)}"
 
     align = [phase for phase in phases if phase["terms"] is not None and tuple(phase["terms"]) == (FPN,)]
-    every = next(phase for phase in phases if phase["terms"] is None)
+    every = max(phases, key=lambda phase: len(phase["terms"] or DetectionRunConfig.TERMS))
+    one = {**every, "name": "one", "epochs": sum(phase["epochs"] for phase in phases), "terms": None}
     whole = schedule(phases)
     found = {BASELINE: [whole]}
     found |= {f"no {t}": [schedule(without(phases, t)), f"loss.{t}=0.0"] for t in DetectionRunConfig.TERMS}
+    if align:
+        found["no align"] = [schedule([phase for phase in phases if phase not in align])]
     return found | {
-        "no align": [schedule([phase for phase in phases if phase not in align])],
         "greedy": [whole, "match.method=greedy"],
         "no negatives": [whole, "loss.unmatched=false"],
         "floor 0.1": [whole, "match.floor=0.1"],
         "floor 0.5": [whole, "match.floor=0.5"],
-        "no phases": [schedule([{**every, "name": "one", "epochs": sum(phase["epochs"] for phase in phases)}])],
+        "no phases": [schedule([one])],
     }
 
 
@@ -244,7 +250,7 @@ def main() -> None:
         return
     args = parse()
     epochs = None if args.epochs is None else [int(text) for text in args.epochs.split(",")]
-    chosen = variants(recipe_phases(epochs))
+    chosen = variants(recipe_phases(epochs, args.scenes, args.overrides))
     if args.only is not None:
         names = [BASELINE, *(name.strip() for name in args.only.split(","))]
         if unknown := [name for name in names if name not in chosen]:

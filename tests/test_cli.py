@@ -89,6 +89,14 @@ for verb in ("plan", "check", "cache", "train"):
         }
     if verb in ("plan", "check"):
         ERRORS[f"{verb}: student"] = ([*sandbox, "student.backbone=es_ev_z"], "did you mean 'es_ev_s'")
+for verb in ("plan", "check", "train", "cache"):
+    ERRORS |= {
+        f"{verb}: detection: key": ([verb, "detection/sandbox", "match.maks=1"], "did you mean 'mask'?"),
+        f"{verb}: job": ([verb, "encoder/sandbox", "job=detect"], "did you mean 'detection'?"),
+        f"{verb}: phases": ([verb, "encoder/sandbox", "train.phases=[]"], "train.phases is empty"),
+    }
+ERRORS["cache: detection"] = (["cache", "detection/sandbox", "output=OUT"], "the detection job has nothing to cache")
+ERRORS["demo: job"] = (["demo", "--job", "video"], "'video'")
 ERRORS["train: no cache"] = (["train", "encoder/sandbox", "data.root=WORLD", "output=OUT"], "run `samdistill cache`")
 
 
@@ -146,7 +154,7 @@ def test_check_json_is_the_contract(cached: RunConfig, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["terms", "trainable"]
     assert [term["name"] for term in found["terms"]] == ["mse", "cosine"]
-    assert all(list(term) == ["name", "value", "weight", "grad_norm"] for term in found["terms"])
+    assert all(list(term) == ["name", "value", "weight", "grad_norm", "phase"] for term in found["terms"])
     assert all(isinstance(term[k], float) and term[k] > 0 for term in found["terms"] for k in ("value", "grad_norm"))
     student = StudentTrunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=192, image_size=126))
     assert found["trainable"] == [name for name, _ in student.named_parameters()]

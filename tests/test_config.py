@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from samdistill.config import RunConfig, load_config, packaged
+from samdistill.config import DetectionRunConfig, PhaseConfig, RunConfig, TrainConfig, load_config, packaged
 from samdistill.students import STUDENTS
 from samdistill.types import UserError
 
 MINIMAL = "teacher: {path: sandbox}\nstudent: {backbone: es_ev_s}\ndata: {root: images}\n"
+DETECTION = "job: detection\nteacher: {path: sandbox}\ndata: {root: images}\n"
+DETECTORS = {"efficient_sam3": "es_rv_l", "efficient_sam3_504": "es_rv_l", "es_ev_m": "es_ev_m", "mps": "es_rv_l",
+             "sandbox": "es_ev_s"}  # fmt: skip
+BACKBONES = {f"encoder/{name}": name for name in STUDENTS} | {"encoder/sandbox": "es_ev_s"}
+BACKBONES |= {f"detection/{name}": backbone for name, backbone in DETECTORS.items()}
 
 
 @pytest.fixture
@@ -25,13 +30,14 @@ def write(tmp_path: Path):
 
 
 def test_what_is_packaged() -> None:
-    assert packaged() == sorted(["encoder/sandbox", *(f"encoder/{name}" for name in STUDENTS)])
+    assert packaged() == sorted(BACKBONES)
 
 
 @pytest.mark.parametrize("name", packaged())
 def test_every_packaged_recipe_loads_and_its_resolved_form_is_the_same_run(name: str, write) -> None:
     config = load_config(name)
-    assert config.student.backbone == ("es_ev_s" if name == "encoder/sandbox" else name.removeprefix("encoder/"))
+    assert config.student.backbone == BACKBONES[name]
+    assert isinstance(config, DetectionRunConfig if name.startswith("detection/") else RunConfig)
     assert load_config(write(config.to_yaml())) == config
 
 
@@ -148,6 +154,84 @@ def test_files_that_are_no_config_are_explained(text: str, words: str, write) ->
 def test_an_unknown_name_is_answered_with_the_nearest_recipe() -> None:
     with pytest.raises(UserError, match=r"no config 'encoder/es_rv_n'.*did you mean 'encoder/es_rv_"):
         load_config("encoder/es_rv_n")
+
+
+PHASES = "[{name: one, epochs: 2, lr: 1e-3, terms: [mask, fpn]}, {name: two, epochs: 3, lr: 1e-4}]"
+
+
+def test_the_recipe_of_detection_is_the_described_one() -> None:
+    config = load_config("detection/efficient_sam3")
+    assert isinstance(config, DetectionRunConfig)
+    assert config.loss.model_dump() == {
+        "mask": 5, "box_l1": 5, "giou": 2, "logit": 2, "presence": 1, "semantic": 2, "fpn": 1, "encoder": 1,
+        "unmatched": True,
+    }  # fmt: skip
+    assert (config.match.mask, config.match.box, config.match.logit) == (2, 5, 2) and config.match.resolution == 72
+    first, second = config.train.phases or ()
+    assert (first.epochs, first.lr, first.warmup_steps, first.terms) == (5, 1e-4, 500, None)
+    assert (second.epochs, second.lr, second.terms) == (10, 5e-5, config.TERMS[:6])
+    assert (config.train.batch_size, config.train.lr_batch, config.train.weight_decay) == (8, None, 0.01)
+    assert (config.student.queries, config.student.encoder_layers, config.student.decoder_layers) == (100, 3, 3)
+
+
+def test_an_epoch_finds_its_phase() -> None:
+    train = load_config("detection/sandbox", [f"train.phases={PHASES}"]).train
+    found = [train.phase_at(epoch) for epoch in range(6)]
+    assert [phase.name for phase in found if phase] == ["one", "one", "two", "two", "two", "two"]
+    assert train.total_epochs == 5 and train.phase_starts() == [("one", 0), ("two", 2)]
+    plain = TrainConfig(epochs=7)
+    assert (plain.phase_at(0), plain.phase_starts(), plain.total_epochs) == (None, [("", 0)], 7)
+
+
+def test_phases_given_anew_replace_those_of_the_parent(write) -> None:
+    path = write("extends: detection/efficient_sam3\ntrain: {phases: [{name: all, epochs: 1, lr: 1e-3}]}\n")
+    assert load_config(path).train.phases == (PhaseConfig(name="all", epochs=1, lr=1e-3),)
+
+
+def test_the_job_decides_what_a_config_may_say(write) -> None:
+    config = load_config(write(DETECTION))
+    assert isinstance(config, DetectionRunConfig) and config.train.phases is None
+    for text, words in (
+        (DETECTION + "cache: {root: x}\n", "unknown key 'cache'"),
+        (MINIMAL + "questions: {per_image: 2}\n", "unknown key 'questions'"),
+        (MINIMAL.replace("teacher", "job: detect\nteacher"), "no job is called 'detect'; did you mean 'detection'?"),
+    ):
+        with pytest.raises(UserError) as error:
+            load_config(write(text))
+        assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def phase(text: str) -> str:
+    return f"train.phases=[{{name: one, epochs: 1, lr: 1e-3}}, {{name: two, {text}}}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.phases=[]", ["train.phases is empty", "leave the key out"]),
+        (phase("lr: 1e-3"), ["train.phases.1.epochs", "Field required"]),
+        (phase("epochs: 0, lr: 1e-3"), ["train.phases.1.epochs", "greater than 0"]),
+        (phase("epochs: 1"), ["train.phases.1.lr", "Field required"]),
+        (phase("epochs: 1, lr: 0"), ["train.phases.1.lr", "greater than 0"]),
+        (phase("epochs: 1, lr: 1, terms: [mask, giuo]"), ["phase 'two'", "'giuo'", "did you mean 'giou'?"]),
+        (phase("epochs: 1, lr: 1, terms: []"), ["train.phases.1.terms"]),
+        (phase("epochs: 1, lr: 1, warmup_step: 3"), ["'train.phases.1.warmup_step'", "did you mean 'warmup_steps'?"]),
+        ("match.resolutoin=9", ["unknown key 'match.resolutoin'", "did you mean 'resolution'?"]),
+        ("student.text.layer=2", ["unknown key 'student.text.layer'", "did you mean 'layers'?"]),
+        ("match.method=hungrian", ["match.method", "'hungrian'"]),
+        ("questions.source=jsonl", ["'file' goes with source: jsonl"]),
+        ("questions.source=generic", ["negatives: 0"]),
+        ("questions.jitter=0.5", ["questions.jitter", "less than 0.5"]),
+        ("student={trunk: a, pretrained: b}", ["give 'trunk' or 'pretrained', not both"]),
+        ("loss.mask=-1", ["loss.mask", "-1"]),
+    ],
+)
+def test_a_wrong_setting_of_detection_names_key_and_what_would_work(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load_config("detection/sandbox", [override])
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    assert message.startswith("detection/sandbox: ") and "\n" not in message
 
 
 def test_a_config_cannot_be_changed_once_it_is_checked() -> None:

@@ -56,6 +56,13 @@ def test_total_is_the_weighted_sum_and_carries_the_gradient() -> None:
     assert str(terms) == "square 9 x 0.5  line 12 x 2  off 27 x 0"
 
 
+def test_only_keeps_the_named_terms_as_they_are() -> None:
+    terms = Terms({name: Term(torch.tensor(float(i)), i + 0.5) for i, name in enumerate("abcd")})
+    kept = terms.only(("d", "b", "z"))
+    assert list(kept) == ["b", "d"] and kept.total.item() == 1 * 1.5 + 3 * 3.5  # their order, and no name made up
+    assert kept["b"] is terms["b"] and len(terms) == 4 and len(terms.only(())) == 0
+
+
 def test_terms_that_are_not_finite_are_named() -> None:
     values = {"fine": 1.0, "nan": float("nan"), "inf": float("inf")}
     terms = Terms({name: Term(torch.tensor(value), 1.0) for name, value in values.items()})

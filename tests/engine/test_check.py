@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from toy_task import ToyTask
+from toy_task import ToyTask, toy_config
 
 from samdistill.engine.check import check_terms, default_device
 from samdistill.engine.schedule import GlobalBatches, Shard
@@ -28,7 +28,7 @@ def test_gradient_norms_agree_with_a_backward_per_term():
 def test_to_dict_is_the_contract():
     found = check_terms(ToyTask(), "cpu").to_dict()
     assert list(found) == ["terms", "trainable"]
-    assert [list(t) for t in found["terms"]] == [["name", "value", "weight", "grad_norm"]] * 2
+    assert [list(t) for t in found["terms"]] == [["name", "value", "weight", "grad_norm", "phase"]] * 2
     assert found["trainable"] == ["0.weight", "1.weight", "1.bias", "4.weight", "4.bias"]
 
 
@@ -67,6 +67,32 @@ def test_infinite_gradient_of_a_finite_term_fails():
 
     (row,) = check_terms(Steep(), "cpu").terms
     assert row.value == 0 and not math.isfinite(row.grad_norm) and "gradient of norm" in row.problem
+
+
+PHASES = [{"name": "both", "epochs": 1, "lr": 1e-2}, {"name": "late", "epochs": 2, "lr": 1e-2, "terms": ["cosine"]}]
+
+
+def test_every_phase_is_checked_on_its_own_terms_and_its_own_first_batch():
+    report = check_terms(ToyTask(dropout=0.0), "cpu", batch_size=4, train=toy_config(phases=PHASES))
+    assert [(t.phase, t.name) for t in report.terms] == [("both", "mse"), ("both", "cosine"), ("late", "cosine")]
+    for row, epoch in zip(report.terms[1:], (0, 1), strict=True):  # the phase's first epoch sees another view
+        task = ToyTask(dropout=0.0)
+        torch.manual_seed(0)
+        student, data = task.build_student(), task.dataset(epoch)
+        batch = task.collate([data[i] for i in next(iter(GlobalBatches(22, Shard(4), 0, epoch)))])
+        assert row.value == pytest.approx(task.terms(student, batch)["cosine"].value.item(), rel=1e-5)
+    assert report.terms[1].value != report.terms[2].value
+    assert [t["phase"] for t in report.to_dict()["terms"]] == ["both", "both", "late"]
+
+
+def test_a_problem_names_the_phase_it_is_in():
+    report = check_terms(ToyTask(broken="weight"), "cpu", train=toy_config(phases=PHASES))
+    assert report.problems == [
+        f"term 'cosine' of phase '{name}' does not reach the student: its weight is 0" for name in ("both", "late")
+    ]
+    nothing = toy_config(phases=[{"name": "odd", "epochs": 1, "lr": 1e-2, "terms": ["mask"]}])
+    with pytest.raises(UserError, match="no loss term for phase 'odd'"):
+        check_terms(ToyTask(), "cpu", train=nothing)
 
 
 def test_nothing_to_check_is_an_error():

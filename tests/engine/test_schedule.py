@@ -4,7 +4,7 @@ from itertools import chain, pairwise
 import pytest
 
 from samdistill.config import TrainConfig
-from samdistill.engine.schedule import GlobalBatches, Schedule, Shard, stream_seed
+from samdistill.engine.schedule import GlobalBatches, Phases, Schedule, Shard, stream_seed
 from samdistill.types import UserError
 
 
@@ -49,6 +49,49 @@ def test_settings_that_contradict_are_refused(changes, words):
     with pytest.raises(UserError) as error:
         Schedule.of(config(**changes), 5)
     assert all(word in str(error.value) for word in words)
+
+
+def in_phases(*phases, **changes):
+    return TrainConfig.model_validate({"batch_size": 64, "lr_batch": None, "phases": phases} | changes)
+
+
+FIRST = {"name": "first", "epochs": 2, "lr": 1.0, "warmup_steps": 4, "warmup_lr": 0.2, "min_lr": 0.1}
+SECOND = {"name": "second", "epochs": 1, "lr": 0.4}
+
+
+def test_each_phase_has_its_own_warm_up_base_and_minimum():
+    """Ten steps and five, every rate halved by the batch; the values by hand."""
+    rate = Phases.of(in_phases(FIRST, SECOND, lr_batch=128), 5)
+    assert rate.total == 15
+    first = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4, 4: 0.5, 9: 0.05}
+    assert {step: rate(step) for step in first} == pytest.approx(first)
+    assert rate(5) == pytest.approx(0.05 + 0.45 * (1 + math.cos(0.2 * math.pi)) / 2)
+    second = {10: 0.2, 11: 0.1 * (1 + math.sqrt(0.5)), 12: 0.1, 13: 0.1 * (1 - math.sqrt(0.5)), 14: 0.0, 99: 0.0}
+    assert {step: rate(step) for step in second} == pytest.approx(second, abs=1e-12)
+
+
+@pytest.mark.parametrize("lr_batch", [None, 512])
+def test_one_phase_is_the_schedule_of_a_run_without_phases(lr_batch):
+    plain = config(lr_batch=lr_batch)
+    only = {"name": "all", "epochs": 10, "lr": 1e-3, "warmup_steps": 14, "warmup_lr": 1e-6, "min_lr": 1e-5}
+    one, none = Phases.of(in_phases(only, lr_batch=lr_batch), 7), Phases.of(plain, 7)
+    assert one == none == Phases((Schedule.of(plain, 7),)) and one.total == 70
+    assert [none(step) for step in range(75)] == [Schedule.of(plain, 7)(step) for step in range(75)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"warmup_steps": 5}, ["'second'", "5 steps", "warm-up of 5"]),
+        ({"min_lr": 0.5}, ["'second'", "min_lr=0.5", "lr=0.4"]),
+        ({"warmup_lr": 0.5}, ["'second'", "warmup_lr=0.5", "lr=0.4"]),
+    ],
+)
+def test_a_phase_that_contradicts_itself_is_refused_by_name(change, words):
+    with pytest.raises(UserError) as error:
+        Phases.of(in_phases(FIRST, SECOND | change), 5)
+    assert all(word in str(error.value) for word in words), error.value
+    assert Phases.of(in_phases(FIRST, SECOND | {"warmup_steps": 4, "min_lr": 0.4, "warmup_lr": 0.4}), 5)(14) == 0.4
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (4, 1), (1, 3), (2, 3), (3, 4)])

@@ -140,6 +140,21 @@ def test_more_queries_than_the_teacher_leaves_the_rest_alone() -> None:
     assert matches.matched(8).sum(1).tolist() == [3, 3]
 
 
+@pytest.mark.parametrize("name", MATCHERS)
+def test_the_best_of_a_larger_teacher_are_always_among_the_targets(name: str) -> None:
+    """However near a student is to the teacher's idle queries: here it is a copy of them."""
+    for seed in range(30):
+        g = torch.Generator().manual_seed(seed)
+        teacher = output(3, 9, seed=seed)
+        presence = torch.randn(3, 1, generator=g)
+        scores = torch.stack([torch.randperm(9, generator=g) for _ in range(3)]).float()  # no two alike
+        teacher = replace(teacher, pred_logits=scores - 4, presence_logits=presence)
+        idle = scores.argsort(1)[0, :4]
+        matches = match(reordered(teacher, idle), teacher, MatchCost(), name)
+        best = [{query for query in range(9) if scores[p, query] >= 5} for p in range(3)]
+        assert [set(row) for row in matches.teacher.tolist()] == best and matches.valid.all()
+
+
 def test_the_floor_is_on_the_joint_score() -> None:
     teacher = replace(
         output(2, 3),

@@ -32,6 +32,8 @@ class DetectorConfig(Strict):
     """True downloads timm's ImageNet weights; a path reads them from a file."""
     trunk: Path | None = None
     """A finished run of the encoder job (or its ``student/``), whose backbone's weights are the start."""
+    start: Path | None = None
+    """A finished run of this job (or its ``student/``) with the same student, whose weights are all taken."""
     inherit: bool = False
     """Heads start from the teacher's wherever name and shape fit; layers and queries are taken evenly."""
     queries: Positive = 100
@@ -43,8 +45,10 @@ class DetectorConfig(Strict):
 
     @model_validator(mode="after")
     def _one_start(self) -> DetectorConfig:
-        if self.trunk is not None and self.pretrained is not False:
-            raise ValueError("give 'trunk' or 'pretrained', not both")
+        if sum((self.trunk is not None, self.pretrained is not False, self.start is not None)) > 1:
+            raise ValueError("give one of 'trunk', 'pretrained' and 'start'")
+        if self.start is not None and self.inherit:
+            raise ValueError("'inherit' would replace heads that 'start' brings; give one of them")
         return self
 
 

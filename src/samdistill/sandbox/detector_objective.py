@@ -30,7 +30,7 @@ ABSENT = 0.5
 """Weight of the query scores on questions without an answer. Presence alone could say so, but learns it sooner from
 queries that know it too."""
 WEIGHTS = {
-    "naming": 1.0, "logit": 2.0, "l1": 5.0, "giou": 2.0, "presence": 2.0, "mask_bce": 5.0, "mask_dice": 2.0,
+    "naming": 4.0, "logit": 2.0, "l1": 5.0, "giou": 2.0, "presence": 2.0, "mask_bce": 5.0, "mask_dice": 2.0,
     "semantic_bce": 3.0, "semantic_dice": 1.0,
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ from ..tasks.base import Task
 from ..teachers import Sam3Detector
 from ..types import DetectorOutput, Terms, UserError
 from .concepts import sandbox_words
-from .detector import HIDDEN, build_detector_teacher, detector_config
+from .detector import build_detector_teacher, detector_config
 from .detector_objective import ConceptLearner, Lesson, detector_terms
 from .detector_questions import Questions, draw_questions
 from .scenes import Scenes, render_scenes
@@ -77,12 +77,18 @@ class DetectorTask(Task[Any]):
 
 
 def load_detector(weights: str | Path) -> Sam3Model:
-    """A trained sandbox detector to be trained further: its folder, or ``sandbox``. ``UserError`` for any other model."""
+    """A sandbox detector that was trained before: its folder, or ``sandbox``. ``UserError`` for any other model."""
     found = Sam3Detector(TeacherConfig(kind="sam3", path=str(weights)))
-    ours = (HIDDEN, IMAGE_SIZE, sandbox_words().digest)
-    if (found.info.hidden_size, found.info.image_size, found.words.digest) != ours:
-        raise UserError(f"{weights}: no detector of the sandbox; give `sandbox`, or a folder that this command wrote")
-    return found.model.requires_grad_(True)
+    model = Sam3Model(detector_config())
+    try:
+        model.load_state_dict(found.model.state_dict())
+    except RuntimeError:
+        known = False
+    else:
+        known = found.words.digest == sandbox_words().digest
+    if not known:
+        raise UserError(f"{weights}: no detector of the sandbox; give 'sandbox', or a folder that this command wrote")
+    return model
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModel
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
     Sam3LiteTextSinePositionEmbedding,
@@ -18,28 +19,35 @@ from .trunk import TimmModel
 STRIDES = (4, 8, 16, 32)
 
 
-class Adapter(nn.Sequential):
-    """Conv1x1-BN-ReLU-Conv3x3-BN to the pyramid's width.
+class Adapter(nn.Module):
+    """Conv1x1-BN, the coarser levels added, ReLU-Conv3x3-BN: to the pyramid's width.
 
-    The description ends in one more ReLU. It is left out: the levels are regressed onto the teacher's, which are
-    signed, and a ReLU could not reach any value below zero. It has no parameters.
+    The description has the convolutions and no way from coarse to fine: a map of stride 4 then has to say by itself
+    what an object is, which it is too near to see, and the backbone's last stage serves nobody. The sum costs no
+    parameter (Lin et al., Feature Pyramid Networks, 2017). The description ends in one more ReLU, which is left out:
+    the levels are regressed onto the teacher's, and those are signed.
     """
 
     def __init__(self, channels: int, width: int) -> None:
-        super().__init__(
-            nn.Conv2d(channels, width, 1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
+        super().__init__()
+        self.lateral = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.smooth = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+
+    def forward(
+        self, x: Float[Tensor, "b _ h w"], coarser: Float[Tensor, "b c _ _"] | None
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """The level, and what the next finer one adds to its own."""
+        summed = self.lateral(x)
+        if coarser is not None:
+            summed = summed + F.interpolate(coarser, summed.shape[-2:], mode="bilinear", align_corners=False)
+        return self.smooth(summed), summed
 
 
 class PyramidModel(TimmModel):
     """``pixel_values`` (b, 3, h, w), normalised with the configuration's statistics, to four levels, finest first.
 
     At 1008 px they are 252, 126, 63 and 32 wide, at 504 px 126, 63, 32 and 16: ceil(h / stride). SAM 3's detector
-    reads the first three; the adapter of stride 32, and whatever of the backbone serves it alone, is for video.
+    reads the first three; the last one is for video, and its 3x3 convolution learns nothing before.
     Raises ``UserError`` for a backbone without these four strides.
     """
 
@@ -65,10 +73,13 @@ class PyramidModel(TimmModel):
         Hosts pass further options on to their vision encoder; it has none.
         """
         maps = feature_maps(self.backbone, self.levels, pixel_values.to(self.dtype))
-        pyramid = tuple(adapter(x) for adapter, x in zip(self.adapters, maps, strict=True))
+        pyramid, coarser = [], None
+        for adapter, x in zip(reversed(self.adapters), reversed(maps), strict=True):
+            level, coarser = adapter(x, coarser)
+            pyramid.insert(0, level)
         return Sam3LiteTextVisionEncoderOutput(
             last_hidden_state=pyramid[-1].flatten(2).transpose(1, 2),
-            fpn_hidden_states=pyramid,
+            fpn_hidden_states=tuple(pyramid),
             fpn_position_encoding=tuple(self._positions(level) for level in pyramid),
         )
 

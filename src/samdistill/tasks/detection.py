@@ -73,7 +73,7 @@ class DetectionTask(Task[DetectionBatch]):
 
     def build_student(self) -> EfficientSam3Model:
         settings = self.config.student
-        student = build_detector(self.student, settings.trunk, settings.pretrained)
+        student = build_detector(self.student, settings.trunk, settings.pretrained, settings.start)
         if settings.inherit:
             inherit(student, self.teacher.model.state_dict())
         student.vision_encoder.to(memory_format=torch.channels_last)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..registry import did_you_mean
-from ..sandbox.training import TEACHERS, TrainedTeacher
+from ..sandbox.detector_training import train_detector
+from ..sandbox.training import TrainedTeacher, train_tracker
 from ..sandbox.write import write_coco, write_concept_set, write_sa1b
 from ..types import UserError
 from .progress import Progress
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a teacher is trained, and with what unless something else is asked for."""
+
+    train: Callable[[Path, int, int, float, bool, Path | None], TrainedTeacher]
+    batch_size: int
+    lr: float
+
+
+TEACHERS = {"tracker": Trainer(train_tracker, 8, 1e-3), "detector": Trainer(train_detector, 10, 5e-4)}
 
 
 def render_sandbox(
@@ -33,10 +48,15 @@ def render_sandbox(
 
 
 def train_teacher(
-    name: str, out: Path, *, steps: int = 5000, batch_size: int = 8, lr: float = 1e-3, resume: bool = False,
-    weights: Path | None = None,
+    name: str, out: Path, *, steps: int = 5000, batch_size: int | None = None, lr: float | None = None,
+    resume: bool = False, weights: Path | None = None,
 ) -> TrainedTeacher:  # fmt: skip
-    """Train the bundled teacher ``name`` on scenes rendered on the fly and score it on held-out ones."""
+    """Train the bundled teacher ``name`` on scenes rendered on the fly and score it on held-out ones.
+
+    batch_size and lr: None takes the teacher's own.
+    """
     if name not in TEACHERS:
         raise UserError(f"no sandbox teacher is called {name!r}{did_you_mean(name, list(TEACHERS))}")
-    return TEACHERS[name](out, steps, batch_size, lr, resume, weights)
+    trainer = TEACHERS[name]
+    batch_size = trainer.batch_size if batch_size is None else batch_size
+    return trainer.train(out, steps, batch_size, trainer.lr if lr is None else lr, resume, weights)

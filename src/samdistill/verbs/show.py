@@ -275,8 +275,8 @@ def sandbox(args: argparse.Namespace) -> int:
         args.name, args.out, steps=args.steps, batch_size=args.batch_size, lr=args.lr, resume=args.resume,
         weights=args.weights,
     )  # fmt: skip
-    figures = ", ".join(f"{kind} {value:.4f}" for kind, value in found.miou.items())
-    console.print(f"{found.folder}: {found.steps} steps in {found.seconds:.0f} s; held-out mIoU {figures}")
+    figures = ", ".join(f"{kind} {value:.4f}" for kind, value in found.figures.items())
+    console.print(f"{found.folder}: {found.steps} steps in {found.seconds:.0f} s; held out: {figures}")
     return 0
 
 

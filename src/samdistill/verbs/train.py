@@ -27,6 +27,11 @@ def train(config: AnyRun, *, resume: bool | Path = False) -> FitResult:
     foreign, where the folder already holds a run, and on a non-finite loss.
     """
     if isinstance(config, DetectionRunConfig):
+        if default_device().type == "cpu" and config.train.precision != "fp32" and config.questions.boxes:
+            raise UserError(
+                f"train.precision={config.train.precision}: on the CPU boxes are pooled in float32 alone; "
+                "set train.precision=fp32 (it is faster here too) or questions.boxes=0"
+            )
         detection = DetectionAssembly(config)
         task: Task[Any] = detection.task()
     else:
