@@ -222,7 +222,7 @@ def phase(text: str) -> str:
         ("questions.source=jsonl", ["'file' goes with source: jsonl"]),
         ("questions.source=generic", ["negatives: 0"]),
         ("questions.jitter=0.5", ["questions.jitter", "less than 0.5"]),
-        ("student={trunk: a, pretrained: b}", ["give 'trunk' or 'pretrained', not both"]),
+        ("student={trunk: a, pretrained: b}", ["student: ", "'trunk'", "'pretrained'"]),
         ("loss.mask=-1", ["loss.mask", "-1"]),
     ],
 )

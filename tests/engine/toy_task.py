@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -39,9 +40,24 @@ class Noise(Dataset):
         return str(index), torch.randint(0, 256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
 
 
+class Seldom(nn.Module):
+    """``main``, and ``extra`` for the images it is told of: a batch without any leaves its parameters out."""
+
+    def __init__(self, main: nn.Module) -> None:
+        super().__init__()
+        self.main, self.extra = main, nn.Conv2d(3, 4, 1)
+
+    def forward(self, images: torch.Tensor, some: Sequence[int] = ()) -> torch.Tensor:
+        out = self.main(images)
+        return out.index_add(0, torch.tensor(some), self.extra(images[list(some)])) if some else out
+
+
 @dataclass
 class ToyTask(Task[ImageBatch]):
-    """Match a fixed convolution. ``broken``: a fault to be caught; ``at``: the batch at which it shows."""
+    """Match a fixed convolution. ``broken``: a fault to be caught; ``at``: the batch at which it shows.
+
+    ``leaves_unused``: one image in six needs a branch of its own.
+    """
 
     items: int = 22
     norm: str = "batch"
@@ -49,11 +65,13 @@ class ToyTask(Task[ImageBatch]):
     delay: float = 0.0
     broken: str = ""
     at: int = 3
+    leaves_unused: bool = False
 
     def build_student(self) -> nn.Module:
         norm = nn.BatchNorm2d(8) if self.norm == "batch" else nn.GroupNorm(2, 8)
         first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        return nn.Sequential(first, norm, nn.ReLU(), nn.Dropout(self.dropout), nn.Conv2d(8, 4, 1))
+        main = nn.Sequential(first, norm, nn.ReLU(), nn.Dropout(self.dropout), nn.Conv2d(8, 4, 1))
+        return Seldom(main) if self.leaves_unused else main
 
     def dataset(self, epoch: int) -> Noise:
         self.data = Noise(self.items, epoch % 2, self.delay)
@@ -70,7 +88,8 @@ class ToyTask(Task[ImageBatch]):
         self.on_batch()
         images = batch.images.float() / SCALE
         weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(5)).to(images.device)
-        target, out = F.conv2d(images, weight, padding=1), student(images)
+        some = ([number for number, key in enumerate(batch.keys) if int(key) % 6 == 0],) if self.leaves_unused else ()
+        target, out = F.conv2d(images, weight, padding=1), student(images, *some)
         if self.broken == "detached":
             out = out.detach()
         mse, cosine = F.mse_loss(out, target), (1 - F.cosine_similarity(out, target)).mean()

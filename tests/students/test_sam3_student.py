@@ -361,19 +361,3 @@ def test_what_does_not_fit_is_left_alone() -> None:
         *(f"detr_decoder.layers.{i}.mlp.{p}" for i in range(3) for p in ("fc1.weight", "fc1.bias", "fc2.weight")),
     }  # fmt: skip
     assert all(torch.equal(student.state_dict()[name], before[name]) for name in left)
-
-
-def test_a_student_goes_on_from_another(tmp_path) -> None:
-    earlier = tiny()
-    scramble(earlier)
-    earlier.save_pretrained(tmp_path / "student")
-    for folder in (tmp_path, tmp_path / "student"):
-        assert_same_tensors(build_detector(tiny_config(), start=folder), earlier)
-
-
-def test_another_student_is_no_start(tmp_path) -> None:
-    tiny().save_pretrained(tmp_path / "student")
-    with pytest.raises(UserError, match="wrong checkpoint"):
-        build_detector(tiny_config(layers=3), start=tmp_path)
-    with pytest.raises(UserError, match="no EfficientSam3 here"):
-        build_detector(tiny_config(), start=tmp_path / "nowhere")

@@ -3,4 +3,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tiny_detection, which the verbs' tests share
 
-from tiny_detection import detection, detector, scenes, tracker  # noqa: E402, F401
+from tiny_detection import detection, detector, scenes, tracker  # noqa: F401

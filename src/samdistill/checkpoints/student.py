@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..students import StudentTrunk, StudentTrunkConfig
 from ..types import UserError
@@ -125,3 +126,19 @@ def student_config(raw: dict[str, Any], where: Path) -> StudentTrunkConfig:
         return StudentTrunkConfig.from_dict(dict(raw))
     except (TypeError, ValueError) as error:  # includes the strict dataclass's errors
         raise UserError(f"{where}: not a readable student configuration: {str(error).splitlines()[0]}") from None
+
+
+def start_from(model: PreTrainedModel, folder: Path) -> None:
+    """Give ``model`` all the weights of the same student in ``folder``, or in a run that has it in ``student/``.
+
+    Raises ``UserError`` for a folder without one, for another kind of model, and where names or shapes differ.
+    """
+    place = folder if (folder / "config.json").is_file() else folder / "student"
+    about = place / "config.json"
+    found = json.loads(about.read_text()).get("model_type") if about.is_file() else None
+    if found != model.config.model_type:
+        kind = model.config.model_type
+        raise UserError(f"{folder}: no student of kind {kind} here; give the run that trained one, or its student/")
+    weights, state = open_weights(place), model.state_dict()
+    compare(weights.info, {name: TensorInfo.of(t) for name, t in state.items()}, str(place), "this student")
+    model.load_state_dict({name: weights[name] for name in state})

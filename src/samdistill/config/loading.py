@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -84,18 +84,24 @@ def _override(raw: dict[str, Any], text: str) -> dict[str, Any]:
     return _merge(raw, nested)
 
 
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The blocks inside a field's type, however deep: ``tuple[PhaseConfig, ...] | None`` holds one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
+
+
 def _field_names(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     """The keys that exist where an unknown one was given."""
     model = kind
     for part in path:
         if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation
-        inside = [annotation, *get_args(annotation), *(a for g in get_args(annotation) for a in get_args(g))]
-        models = [a for a in inside if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not models:
+        inside = next(_models(model.model_fields[part].annotation), None)
+        if inside is None:
             return []
-        model = models[0]
+        model = inside
     return list(model.model_fields)
 
 

@@ -99,7 +99,7 @@ class PhaseConfig(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     warmup_lr: Annotated[float, Field(ge=0)] = 0.0
     min_lr: Annotated[float, Field(ge=0)] = 0.0
-    terms: tuple[str, ...] | None = None
+    terms: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Loss terms that train in this phase; None takes all."""
 
 

@@ -15,8 +15,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
 from transformers.utils import ModelOutput
 
-from ..checkpoints.files import TensorInfo, open_weights
-from ..checkpoints.loading import compare
 from ..ops.outputs import ask
 from ..types import DetectorOutput, UserError
 from .backbones import load_backbone
@@ -119,9 +117,8 @@ def build_detector(
     config: EfficientSam3Config,
     trunk: Path | None = None,
     pretrained: bool | Path = False,
-    start: Path | None = None,
 ) -> EfficientSam3Model:
-    """A student with random weights, or with those of ``start``: the folder of such a student, or the run that has it.
+    """A student with random weights.
 
     trunk: the folder of a ``StudentTrunk``, or the run that trained one (with ``student/`` in it); its backbone's
     weights are taken, its head's are not. pretrained: as for ``build_trunk``, before the trunk. Raises ``UserError``
@@ -132,21 +129,7 @@ def build_detector(
     start_backbone(model.vision_encoder.backbone, vision.backbone, vision.image_size, pretrained)
     if trunk is not None:
         load_backbone(model.vision_encoder.backbone, _trunk_weights(trunk, vision.backbone))
-    if start is not None:
-        _start(model, start)
     return model
-
-
-def _start(model: EfficientSam3Model, folder: Path) -> None:
-    place = folder if (folder / "config.json").is_file() else folder / "student"
-    about = place / "config.json"
-    found = json.loads(about.read_text()).get("model_type") if about.is_file() else None
-    if found != EfficientSam3Config.model_type:
-        raise UserError(f"{folder}: no EfficientSam3 here; give the run of a detection job, or its student/ folder")
-    weights = open_weights(place)
-    state = model.state_dict()
-    compare(weights.info, {name: TensorInfo.of(t) for name, t in state.items()}, str(place), "this student")
-    model.load_state_dict({name: weights[name] for name in state})
 
 
 def inherit(student: EfficientSam3Model, teacher_state: Mapping[str, Tensor]) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ..checkpoints.student import start_from
 from ..checkpoints.words import Words
 from ..config import DetectionRunConfig
 from ..data import BadInput
@@ -73,7 +74,9 @@ class DetectionTask(Task[DetectionBatch]):
 
     def build_student(self) -> EfficientSam3Model:
         settings = self.config.student
-        student = build_detector(self.student, settings.trunk, settings.pretrained, settings.start)
+        student = build_detector(self.student, settings.trunk, settings.pretrained)
+        if settings.start is not None:
+            start_from(student, settings.start)
         if settings.inherit:
             inherit(student, self.teacher.model.state_dict())
         student.vision_encoder.to(memory_format=torch.channels_last)

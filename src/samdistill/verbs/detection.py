@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from ..teachers import DetectorInfo, Sam3Detector, describe_detector
 from .assembly import Images
 
 STUDENT = "student"
+logger = logging.getLogger("samdistill")
 
 
 class DetectionAssembly(Images[DetectionRunConfig]):
@@ -48,6 +50,12 @@ class DetectionAssembly(Images[DetectionRunConfig]):
     def task(self) -> DetectionTask:
         """The job on all its images; the terms are also measured on questions about the held-out ones."""
         book, seed = self.book(), self.config.data.seed
+        if book.dropped:
+            first, why = book.dropped[0]
+            logger.warning("%d phrase(s) are asked of nobody: %s, such as %r", len(book.dropped), why, first)
+        if book.unasked:
+            every = len(self.train_source.keys)
+            logger.warning("%d of %d images are left out: nothing to ask about them", book.unasked, every)
         views = self.config.train.total_epochs  # the teacher is online: every epoch sees another view
         held_out = QuestionDataset(self.book(held_out=True), self.transform, seed)
 
@@ -85,13 +93,16 @@ class DetectionPlan:
 
 
 def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
-    """What a run will need; reads configs and lists files, loads no weights and decodes no image."""
+    """What a run will need; reads configs and lists files, loads no weights and decodes no image.
+
+    images: those that something can be asked about; phrases too long for a text encoder are not known yet.
+    """
     parts = DetectionAssembly(config)
     info, train = parts.teacher_info, config.train
     with torch.device("meta"):
         student = EfficientSam3Model(student_config(config, info))
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in student.named_children()}
-    params, images = sum(sizes.values()), len(parts.train_source.keys)
+    params, images = sum(sizes.values()), len(PhraseBook(config.questions, parts.train_source).keys)
     per_epoch = images // train.batch_size
     copies = 4 + (1 if train.ema else 0)  # weights, gradients, two Adam moments, weight average
     half = 2 if config.teacher.precision != "fp32" else 4
