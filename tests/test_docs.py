@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from samdistill.cli import _parse, _parser
-from samdistill.config import RunConfig, packaged
+from samdistill.config import DetectionRunConfig, PhaseConfig, RunConfig, packaged
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -72,13 +72,41 @@ def commands(page: Path) -> list[list[str]]:
     return found
 
 
-def test_the_configuration_page_lists_exactly_the_keys_with_their_defaults() -> None:
-    rows = re.findall(r"^\| `([\w.]+)` \| .+? \| (.+?) \| .+ \|$", (DOCS / "configuration.md").read_text(), re.M)
-    wanted = fields(RunConfig)
-    assert [key for key, _ in rows] == list(dict.fromkeys(key for key, _ in rows))
-    assert {key for key, _ in rows} == set(wanted)
-    for key, default in rows:
+def rows(text: str) -> list[tuple[str, str]]:
+    """Key and default of every row of the tables of keys."""
+    return re.findall(r"^\| `([\w.]+)` \| .+? \| (.+?) \| .+ \|$", text, re.M)
+
+
+def section(title: str) -> str:
+    """What stands below a heading of the configuration page, up to the next of its level."""
+    page = (DOCS / "configuration.md").read_text()
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", page, re.M | re.S)
+    return found
+
+
+SHARED = "Keys of both jobs"
+KEYS = {"Keys of the encoder job": RunConfig, "Keys of the detection job": DetectionRunConfig}
+
+
+@pytest.mark.parametrize(
+    ("titles", "model"),
+    [*(((SHARED, title), model) for title, model in KEYS.items()), (("Keys of a phase",), PhaseConfig)],
+    ids=["encoder", "detection", "phase"],
+)
+def test_the_configuration_page_lists_exactly_the_keys_with_their_defaults(
+    titles: tuple[str, ...], model: type[BaseModel]
+) -> None:
+    listed = [row for title in titles for row in rows(section(title))]
+    wanted = fields(model)
+    assert sorted(key for key, _ in listed) == sorted(wanted)  # none is missing, unknown or there twice
+    for key, default in listed:
         assert yaml.safe_load(default.strip("`")) == wanted[key], key
+
+
+def test_no_table_of_keys_stands_outside_the_sections_that_are_compared() -> None:
+    compared = [key for title in (SHARED, *KEYS, "Keys of a phase") for key, _ in rows(section(title))]
+    assert [key for key, _ in rows((DOCS / "configuration.md").read_text())] != []
+    assert sorted(compared) == sorted(key for key, _ in rows((DOCS / "configuration.md").read_text()))
 
 
 def test_every_packaged_recipe_is_mentioned() -> None:
@@ -133,6 +161,22 @@ from samdistill.students import StudentTrunkConfig, build_trunk
 build_trunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=192, image_size=126)).save_pretrained("student")
 samdistill.merge("student", "sandbox", "runs/demo/run/merged")
 """
+ASKED = """
+from PIL import Image
+from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
+from samdistill.students import build_detector, efficient_sam3_config
+small = dict(hidden_size=32, heads=4, ffn=64, encoder_layers=1, decoder_layers=1, queries=5)
+text = dict(hidden_size=32, projection_dim=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+text["vocab_size"] = len(VOCABULARY)
+detector = build_detector(efficient_sam3_config(backbone="es_ev_s", image_size=126, text=text, **small))
+detector.save_pretrained("runs/words/run/student")
+sandbox_words().save("runs/words/run/student")
+Image.new("RGB", (64, 48), "red").save("photo.jpg")
+"""
+README_HOLDS = """
+assert masks.shape[:2] == (1, 1) and masks.isfinite().all()
+assert len(found.detected) == 5 and found.detected.masks.shape[1:] == (48, 64) and Path("seen.png").is_file()
+"""
 
 
 @pytest.mark.parametrize(
@@ -140,7 +184,7 @@ samdistill.merge("student", "sandbox", "runs/demo/run/merged")
     [
         ("docs/extending.md", "", ""),
         ("docs/store.md", "", ""),
-        ("README.md", MERGED, "assert masks.shape[:2] == (1, 1) and masks.isfinite().all()"),
+        ("README.md", MERGED + ASKED, README_HOLDS),
     ],
 )
 def test_code_on_a_page_runs(page: str, before: str, after: str, tmp_path: Path) -> None:
