@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo = verbs.add_parser("demo", help="the whole road on rendered scenes, offline, in minutes")
     demo.add_argument("--job", choices=["encoder", "detection"], default="encoder")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"))
+    demo.add_argument("--out", type=Path, help="run folder (runs/demo, runs/demo-detection)")
     run = verbs.add_parser("run", help="the whole road on your own photographs")
     run.add_argument("images", type=Path, help="a folder of photographs, an SA-1B tree or a COCO folder")
     run.add_argument("overrides", nargs="*", metavar="key=value")

@@ -72,6 +72,10 @@ class Prompts(_Movable):
     masks: Float[Tensor, "b n h w"] | None = None
 
 
+VISUAL = "visual"
+"""What SAM 3's processor puts in place of words where a prompt is boxes alone (transformers, ``processing_sam3``)."""
+
+
 @dataclass(frozen=True)
 class ConceptPrompts(_Movable):
     """p questions about the images of a batch, several per image allowed.

@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Sam3Processor
 
-from samdistill.checkpoints.words import VISUAL, Words
+from samdistill.checkpoints.words import Words
 from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer, save_tokenizer
-from samdistill.types import ConceptPrompts, UserError
+from samdistill.types import VISUAL, ConceptPrompts, UserError
 
 SIZE = len(VOCABULARY)
 PAD, BOS, EOS = (VOCABULARY.index(mark) for mark in ("<pad>", "<bos>", "<eos>"))

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from samdistill.config import AugmentConfig, QuestionsConfig
 from samdistill.data import (
-    VISUAL,
     CocoSource,
     FolderSource,
     Geometry,
@@ -34,7 +33,7 @@ from samdistill.data import (
 from samdistill.ops.boxes import cxcywh_to_xyxy
 from samdistill.ops.masks import masks_to_boxes
 from samdistill.sandbox.write import write_coco, write_sa1b
-from samdistill.types import UserError
+from samdistill.types import VISUAL, UserError
 
 PLAIN = ViewTransform(Geometry(28))
 

@@ -326,7 +326,7 @@ def test_student_folder_holds_the_averaged_weights(tmp_path, ema):
 
 def test_precision(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="fp16 needs a GPU .*use bf16 or fp32"):
+    with pytest.raises(UserError, match=r"fp16 needs a GPU .*use bf16 or fp32"):
         train(tmp_path / "half", precision="fp16")
     train(tmp_path / "full", ToyTask(dropout=0.0))
     train(tmp_path / "brain", ToyTask(dropout=0.0), precision="bf16")

@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Sam3Model
 
-from samdistill.checkpoints.words import VISUAL
 from samdistill.engine.state import Checkpoint
 from samdistill.inference.concepts import ask_image, load_concept_model
 from samdistill.sandbox import detector_training
@@ -27,7 +26,7 @@ from samdistill.sandbox.detector_training import (
 from samdistill.sandbox.scenes import Scenes, render_scenes
 from samdistill.sandbox.teacher import HELD_OUT_SEED, IMAGE_SIZE
 from samdistill.sandbox.training import TrainedTeacher
-from samdistill.types import DetectorOutput, UserError
+from samdistill.types import VISUAL, DetectorOutput, UserError
 
 SHORT = {"EPOCH_STEPS": 1, "NAMING_EPOCHS": 1, "PER_SCENE": 2, "VALIDATION_SCENES": 2, "FINAL_SCENES": 3}
 CPU = torch.device("cpu")

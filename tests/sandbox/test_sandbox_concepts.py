@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from samdistill.checkpoints.words import VISUAL, Words
+from samdistill.checkpoints.words import Words
 from samdistill.sandbox.concepts import (
     CONTEXT,
     GENERIC,
@@ -21,6 +21,7 @@ from samdistill.sandbox.concepts import (
     save_tokenizer,
 )
 from samdistill.sandbox.scenes import COLOURS, SHAPES, render_scenes
+from samdistill.types import VISUAL
 
 
 def test_every_phrase_is_read_as_its_own_words() -> None:

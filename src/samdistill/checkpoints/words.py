@@ -14,12 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ..types import ConceptPrompts, UserError
+from ..types import VISUAL, ConceptPrompts, UserError
 from .files import locate
 from .loading import quiet_transformers
 
-VISUAL = "visual"
-"""What SAM 3's processor puts in place of words where a prompt is boxes alone (transformers, ``processing_sam3``)."""
 _PADDING = -10  # label of a box that only fills the batch
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _PATTERNS = ("tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json", "config.json")

@@ -131,6 +131,13 @@ class TrainConfig(Strict):
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)] | None = None
     """Phases one after the other, in place of ``epochs`` and the rates; None makes one phase of those."""
 
+    @model_validator(mode="after")
+    def _phases_differ(self) -> TrainConfig:
+        names = [phase.name for phase in self.phases or ()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two phases have the same name: {', '.join(names)}")
+        return self
+
     @property
     def total_epochs(self) -> int:
         return self.epochs if self.phases is None else sum(phase.epochs for phase in self.phases)

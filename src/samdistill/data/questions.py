@@ -16,13 +16,11 @@ from torch.utils.data import Dataset
 
 from ..config import QuestionsConfig
 from ..ops.boxes import xyxy_to_cxcywh
-from ..types import ConceptPrompts, ImageBatch, UserError
+from ..types import VISUAL, ConceptPrompts, ImageBatch, UserError
 from .loader import ImageDataset, ImageItem, collate_images
 from .sources import BadImage, BadInput, Source
 from .transforms import ViewTransform
 
-VISUAL = "visual"
-"""What SAM 3 reads in place of words when a box alone is shown."""
 _TRIES = 64
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..checkpoints.files import SANDBOX, TORCH_SUFFIXES, locate, read_json
 from ..checkpoints.loading import quiet_transformers
-from ..checkpoints.words import VISUAL, Words
+from ..checkpoints.words import Words
 from ..config import TeacherConfig
 from ..data.sources import DECODE_ERRORS, read_image
 from ..data.transforms import Geometry, Size
@@ -24,7 +24,7 @@ from ..ops.boxes import xyxy_to_cxcywh
 from ..ops.images import normalise
 from ..students import EfficientSam3Config, EfficientSam3Model
 from ..teachers import Sam3Detector
-from ..types import ConceptPrompts, DetectorOutput, ImageBatch, UserError
+from ..types import VISUAL, ConceptPrompts, DetectorOutput, ImageBatch, UserError
 
 Box = tuple[float, float, float, float]
 _STUDENT, _TEACHERS = "efficient_sam3", ("sam3", "sam3_video")

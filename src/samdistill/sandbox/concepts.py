@@ -13,7 +13,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from ..checkpoints.words import VISUAL, Words
+from ..checkpoints.words import Words
+from ..types import VISUAL
 from .scenes import COLOURS, SHAPES
 
 GENERIC = "object"

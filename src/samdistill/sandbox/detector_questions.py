@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..checkpoints.words import VISUAL
 from ..ops.boxes import xyxy_to_cxcywh
 from ..ops.masks import masks_to_boxes
-from ..types import ConceptPrompts
+from ..types import VISUAL, ConceptPrompts
 from .concepts import GENERIC, absent_phrase, phrases_of
 from .scenes import Scenes
 

@@ -14,6 +14,7 @@ from ..data.questions import PhraseBook, QuestionDataset
 from ..students import EfficientSam3Model
 from ..tasks.detection import DetectionTask, student_config
 from ..teachers import DetectorInfo, Sam3Detector, describe_detector
+from ..types import UserError
 from .assembly import Images
 
 STUDENT = "student"
@@ -57,12 +58,21 @@ class DetectionAssembly(Images[DetectionRunConfig]):
             every = len(self.train_source.keys)
             logger.warning("%d of %d images are left out: nothing to ask about them", book.unasked, every)
         views = self.config.train.total_epochs  # the teacher is online: every epoch sees another view
-        held_out = QuestionDataset(self.book(held_out=True), self.transform, seed)
+        held_out = self._held_out()
 
         def questions(epoch: int) -> QuestionDataset:
             return QuestionDataset(book, self.transform, seed, epoch, views)
 
         return DetectionTask(self.config, self.teacher, self.words, questions, held_out)
+
+    def _held_out(self) -> QuestionDataset | None:
+        """Questions about held-out images; None where a file of phrases speaks of the training images alone."""
+        try:
+            return QuestionDataset(self.book(held_out=True), self.transform, self.config.data.seed)
+        except UserError:
+            if self.config.questions.source != "jsonl":
+                raise
+            return None
 
 
 @dataclass(frozen=True)

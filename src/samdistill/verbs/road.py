@@ -71,6 +71,10 @@ def run(images: Path, teacher: str, student: str, out: Path, *, overrides: Seque
     ``sandbox``. student: es_rv_m and so on, or any timm backbone. overrides: ``key=value`` settings of the config.
     The same call goes on where an earlier one stopped.
     """
+    if any(text.startswith("job=") for text in overrides):
+        raise UserError(
+            "job: `run` walks the encoder job; for detection use `train` with a config that extends detection/_base"
+        )
     kind = data_kind(images)
     recipe = f"encoder/{student}" if student in STUDENTS else "encoder/_base"
     settings = [

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -291,6 +292,8 @@ def demo(args: argparse.Namespace) -> int:
     from .detection_road import demo_detection
     from .road import demo as demo_encoder
 
-    road = demo_detection if args.job == "detection" else demo_encoder
-    print(road(args.out).summary())
+    if args.job == "detection":
+        print(demo_detection(args.out or Path("runs/demo-detection")).summary())
+    else:
+        print(demo_encoder(args.out or Path("runs/demo")).summary())
     return 0
