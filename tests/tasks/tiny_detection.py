@@ -36,7 +36,7 @@ def small(detector: Path, scenes: Path, output: Path) -> list[str]:
         "student.decoder_layers=1", "student.heads=4", "student.ffn=32",
         "student.text={hidden: 32, layers: 3, heads: 2, ffn: 32, context: 6}", "data.kind=coco",
         f"data.root={scenes}", "data.held_out=val", "data.held_out_last=null", "data.workers=0",
-        "questions.source=names", "train.batch_size=4", "train.accumulate=1", "train.precision=fp32",
+        "questions.source=names", "match.floor=0.0", "train.batch_size=4", "train.accumulate=1", "train.precision=fp32",
         "train.log_every=1", "evaluate.batch_size=2",
     ]  # fmt: skip
 

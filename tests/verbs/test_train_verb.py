@@ -21,7 +21,7 @@ from samdistill.verbs.cache import cache
 from samdistill.verbs.train import check, train
 
 
-@pytest.mark.parametrize("name", packaged())
+@pytest.mark.parametrize("name", [name for name in packaged() if name.startswith("encoder/")])
 def test_every_term_of_every_packaged_recipe_reaches_the_student(name: str, world: Path, tmp_path: Path) -> None:
     small = [
         "teacher.path=sandbox", "teacher.image_size=null", f"data.root={world}", "data.kind=sa1b", "data.fraction=1.0",

@@ -45,7 +45,11 @@ class TermReport:
         if not math.isfinite(self.grad_norm):
             return f"{term} has a gradient of norm {self.grad_norm}"
         if self.grad_norm == 0:
-            why = "its weight is 0" if self.weight == 0 else "it is detached from the student, or saturated"
+            why = "it is detached from the student, or saturated"
+            if self.weight == 0:
+                why = "its weight is 0"
+            elif self.value == 0:
+                why = "it is 0: nothing to measure in this batch (train.seed draws another), or learnt to the last bit"
             return f"{term} does not reach the student: {why}"
         return None
 
