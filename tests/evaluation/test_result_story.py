@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from samdistill.evaluation.concepts import ConceptRow
-from samdistill.evaluation.result import ModelRow
 from samdistill.evaluation.result_story import concept_headline, concept_tiles, encoder_headline
+from samdistill.evaluation.rows import ConceptRow, ModelRow
 
 TEACHER = ConceptRow("t", 0.6, 0.7, 0.857, 0.8, 0.7, 0.5, 4_000_000, 100.0)
 STUDENT = ConceptRow("s", 0.3, 0.5, 0.6, 0.6, 0.4, 0.25, 1_000_000, 200.0, 0.5)

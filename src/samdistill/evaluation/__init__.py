@@ -2,7 +2,8 @@
 
 from ..inference.prompting import PROMPTS, PromptKind, Targets, prompted_masks
 from .agreement import PseudoObjects
-from .result import EvaluationResult, ModelRow, Panel, Picture
+from .result import EvaluationResult, Panel, Picture
+from .rows import ModelRow
 from .runner import evaluate_models
 
 __all__ = [

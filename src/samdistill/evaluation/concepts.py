@@ -29,6 +29,7 @@ from .latency import device_name, parameters
 from .pictures import GROUND_TRUTH, SIDE
 from .result import DASH, Conditions, Evaluation, Measure, Panel, Picture, count
 from .result_story import CONCEPT_NOTE, Tile, concept_headline, concept_tiles
+from .rows import ConceptRow
 
 MOST = 100
 """Predictions kept of a question, as COCO's average precision counts them."""
@@ -37,27 +38,6 @@ AT_ONCE = 32
 
 Found = dict[int, list[Prediction]]
 """What a model found, best first, by the id of the pair."""
-
-
-@dataclass(frozen=True)
-class ConceptRow:
-    """One model. Figures as in ``metrics.concepts`` and ``mask_ap``; shares lie in 0..1, ``il_mcc`` in -1..1.
-
-    mask_ap: None where no pair has an object. parameters: the whole model; None for a file of predictions.
-    latency_ms: one question about one image, from uint8 to masks at the model's resolution. kept: ``cgf1`` as a share
-    of the teacher's, where that is above 0.
-    """
-
-    name: str
-    cgf1: float
-    pmf1: float
-    il_mcc: float
-    f1_50: float
-    f1_75: float
-    mask_ap: float | None = None
-    parameters: int | None = None
-    latency_ms: float | None = None
-    kept: float | None = None
 
 
 @dataclass(frozen=True)

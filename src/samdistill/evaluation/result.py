@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from ..data.sources import BadInput
 from .result_story import PROMPT_NOTE, Tile, encoder_headline, encoder_tiles
+from .rows import ModelRow
 
 DASH = "-"
 
@@ -26,30 +26,6 @@ class Named(Protocol):
 
 
 Row = TypeVar("Row", bound=Named)
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """One model. None, or a missing prompt kind, means that it was not measured.
-
-    trunk_parameters: the image trunk with its head, without the neck; parameters: the whole model.
-    trunk_gflops: of the trunk for one image, two per multiply-add. latency_ms: the vision encoder for one image.
-    cosine: cosine similarity of the trunk's embedding with the teacher's, mean over the cells that show image, then
-    over images. mse: squared error per element, averaged in the same way. miou: by prompt kind, mean over objects,
-    against ground truth. agreement: by prompt kind, mean IoU with the teacher's mask for the same object. kept: miou
-    as a share of the teacher's.
-    """
-
-    name: str
-    trunk_parameters: int
-    parameters: int
-    trunk_gflops: float | None = None
-    latency_ms: float | None = None
-    cosine: float | None = None
-    mse: float | None = None
-    miou: Mapping[str, float] = field(default_factory=dict)
-    agreement: Mapping[str, float] = field(default_factory=dict)
-    kept: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:  # the results are made of these words
-    from .concepts import ConceptRow
-    from .result import ModelRow
+from .rows import ConceptRow, ModelRow
 
 ASKED = {"box": "with a box prompt", "point": "with one click", "refine": "with a corrected click"}
 PROMPT_NOTE = (

@@ -15,7 +15,7 @@ from ..metrics.features import FeatureScores
 from ..metrics.masks import MaskScores
 from ..types import ImageBatch, UserError
 from .latency import parameters, trunk_gflops
-from .result import ModelRow
+from .rows import ModelRow
 
 
 @dataclass

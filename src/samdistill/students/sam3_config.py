@@ -1,14 +1,8 @@
-"""Configurations of the detection student. Apart from its modules, which cannot be imported as early.
-
-``import samdistill`` tells transformers about the students while transformers' own modules are half imported, SAM 3's
-among them. A configuration needs none of those; the models are registered when the first configuration is made, which
-no way to a model can avoid.
-"""
+"""Configurations of the detection student."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, Sam3LiteTextConfig
@@ -37,7 +31,6 @@ class PyramidConfig(PreTrainedConfig):
     image_std: list[float] | tuple[float, ...] | None = None
 
     def __post_init__(self, **kwargs) -> None:
-        _register_models()
         self.backbone = resolve_backbone(self.backbone)
         mean, std = statistics(self.backbone)
         self.image_mean = list(mean if self.image_mean is None else self.image_mean)
@@ -53,10 +46,6 @@ class EfficientSam3Config(Sam3LiteTextConfig):
     sub_configs_defaults = Sam3LiteTextConfig.sub_configs_defaults | {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type=PyramidConfig.model_type)
     }
-
-    def __post_init__(self, **kwargs) -> None:
-        _register_models()
-        super().__post_init__(**kwargs)
 
 
 def efficient_sam3_config(
@@ -92,10 +81,6 @@ def efficient_sam3_config(
         detr_decoder_config={**layer, "num_layers": decoder_layers, "num_queries": queries},
         mask_decoder_config={**shared, "num_upsampling_stages": 2},
     )
-
-
-def _register_models() -> None:
-    import_module(".sam3", __package__)
 
 
 AutoConfig.register(PyramidConfig.model_type, PyramidConfig)
