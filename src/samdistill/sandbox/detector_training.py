@@ -18,13 +18,13 @@ from ..engine import default_device, fit
 from ..engine.state import Checkpoint
 from ..inference.concepts import detections
 from ..metrics.concepts import SCORE_THRESHOLD, ConceptScores, mask_ious
-from ..ops.images import normalise
-from ..ops.outputs import ask
 from ..tasks.base import Task
 from ..teachers import Sam3Detector
-from ..types import DetectorOutput, Terms, UserError
+from ..types import Terms, UserError
 from .concepts import sandbox_words
 from .detector import build_detector_teacher, detector_config
+from .detector_answers import ask_scenes
+from .detector_calibration import calibrate
 from .detector_objective import ConceptLearner, Lesson, detector_terms
 from .detector_questions import Questions, draw_questions
 from .scenes import Scenes, render_scenes
@@ -112,22 +112,12 @@ def held_out_concepts(model: Sam3Model, count: int) -> dict[str, float]:
 
 def score_answers(model: Sam3Model, scenes: Scenes, questions: Questions) -> ConceptScores:
     """The model's detections against the visible masks of the objects that answer each question."""
-    found, side = _answers(model, scenes, questions), (IMAGE_SIZE, IMAGE_SIZE)
+    found, side = ask_scenes(model, scenes, questions), (IMAGE_SIZE, IMAGE_SIZE)
     scores = ConceptScores()
     for row, image in enumerate(questions.prompts.image.tolist()):
         masks = detections(found, row, SCORE_THRESHOLD, side, side, side).masks
         scores = scores.update(mask_ious(masks, scenes.masks[image][questions.slots[row].to(masks.device)]))
     return scores
-
-
-def _answers(model: Sam3Model, scenes: Scenes, questions: Questions) -> DetectorOutput:
-    vision = model.get_vision_features(normalise(scenes.images))
-    asked = sandbox_words().inputs(questions.prompts, model.device)
-    text = model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True).pooler_output
-    return ask(
-        model, model.detr_encoder, vision, questions.prompts.image.to(model.device), text, asked["attention_mask"],
-        asked.get("input_boxes"), asked.get("input_boxes_labels"),
-    )  # fmt: skip
 
 
 def train_detector(
@@ -152,11 +142,12 @@ def train_detector(
 
 
 def export_detector(checkpoint: Path, folder: Path) -> None:
-    """A training checkpoint's averaged weights as a float16 ``Sam3Model`` folder with its tokenizer."""
+    """A training checkpoint's averaged weights, calibrated, as a float16 ``Sam3Model`` folder with its tokenizer."""
     average = Checkpoint.load(checkpoint).ema
     assert average is not None
     model = Sam3Model(detector_config())
     model.load_state_dict({n.removeprefix("model."): t for n, t in average.items() if n.startswith("model.")})
+    calibrate(model.eval())
     with quiet_transformers():
         model.half().save_pretrained(folder)
     sandbox_words().save(folder)

@@ -1,0 +1,23 @@
+"""What a sandbox detector says about rendered scenes, as it will be asked later."""
+
+from __future__ import annotations
+
+from transformers import Sam3Model
+
+from ..ops.images import normalise
+from ..ops.outputs import ask
+from ..types import DetectorOutput
+from .concepts import sandbox_words
+from .detector_questions import Questions
+from .scenes import Scenes
+
+
+def ask_scenes(model: Sam3Model, scenes: Scenes, questions: Questions) -> DetectorOutput:
+    """The answers to all questions; each scene is encoded once."""
+    vision = model.get_vision_features(normalise(scenes.images))
+    asked = sandbox_words().inputs(questions.prompts, model.device)
+    text = model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True).pooler_output
+    return ask(
+        model, model.detr_encoder, vision, questions.prompts.image.to(model.device), text, asked["attention_mask"],
+        asked.get("input_boxes"), asked.get("input_boxes_labels"),
+    )  # fmt: skip
