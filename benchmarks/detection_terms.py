@@ -170,7 +170,8 @@ class ConceptStudy:
 
     def trained(self, variant: str) -> tuple[int, list[float]]:
         """Steps, and seconds in them by seed."""
-        last = [read_lines(self.folder(variant, seed) / "metrics.jsonl")[-1] for seed in self.seeds]
+        lines = [read_lines(self.folder(variant, seed) / "metrics.jsonl") for seed in self.seeds]
+        last = [[line for line in run if "seconds" in line][-1] for run in lines]  # not the validation after it
         return last[0]["step"], [line["seconds"] for line in last]
 
 

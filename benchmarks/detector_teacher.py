@@ -87,7 +87,7 @@ def answer_boxes(model: ConceptModel, truth: ConceptSet, root: Path, split: str)
 
 
 def joined(sets: Sequence[ConceptSet]) -> ConceptSet:
-    """For scoring alone: the ids of different worlds and of boxes and phrases never meet."""
+    """For scoring alone: the ids of different worlds never meet."""
     pairs = tuple(pair for each in sets for pair in each.pairs)
     return replace(sets[0], pairs=pairs, ids=frozenset(pair.id for pair in pairs))
 
@@ -129,11 +129,12 @@ def main() -> None:
         measured.append(measure(model, root, world, args.scenes))
     by_world = {str(world): figures(words, found) for world, (words, found, _, _) in zip(worlds, measured, strict=True)}
     words, boxes = joined([m[0] for m in measured]), joined([m[2] for m in measured])
-    found = {pair: predictions for m in measured for each in (m[1], m[3]) for pair, predictions in each.items()}
-    whole = figures(words, {pair.id: found[pair.id] for pair in words.pairs})
+    # apart: a question in words may have the number of an annotation, which is that of its box
+    said, pointed = ({pair: seen for m in measured for pair, seen in m[part].items()} for part in (1, 3))
+    whole = figures(words, said)
     by_kind = {}
     for kind in KINDS:
-        questions = boxes if kind == "exemplar box" else words
+        questions, found = (boxes, pointed) if kind == "exemplar box" else (words, said)
         pairs = tuple(pair for pair in questions.pairs if kind_of(pair.text) == kind)
         if pairs:
             by_kind[kind] = figures(replace(questions, pairs=pairs), {pair.id: found[pair.id] for pair in pairs})
