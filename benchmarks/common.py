@@ -22,9 +22,9 @@ from typing import Any
 import samdistill
 from samdistill import RunConfig, load_config
 from samdistill.checkpoints.merge import sidecar
+from samdistill.checkpoints.promptable import load_sam3
 from samdistill.engine import default_device, newest, read_lines
 from samdistill.evaluation import EvaluationResult, evaluate_models
-from samdistill.inference.promptable import load_sam3
 from samdistill.report import describe_machine
 from samdistill.verbs.assembly import Assembly
 

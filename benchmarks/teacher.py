@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from common import Sheet, arguments, use_device
 
-from samdistill.inference.promptable import load_promptable
+from samdistill.checkpoints.promptable import load_promptable
 from samdistill.sandbox.training import held_out_miou
 
 TARGETS = {"box": 0.85, "point": 0.70}

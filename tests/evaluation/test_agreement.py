@@ -7,7 +7,7 @@ import torch
 
 from samdistill.evaluation import agreement
 from samdistill.evaluation.agreement import PseudoObjects, grid_points, suppress
-from samdistill.inference.promptable import Embeddings, MaskPrediction
+from samdistill.ops.promptable import Embeddings, MaskPrediction
 from samdistill.types import ImageBatch
 
 SIZE, LOW = 64, 32

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from samdistill.inference import prompting
-from samdistill.inference.promptable import Embeddings, MaskPrediction, embed
 from samdistill.inference.prompting import PROMPTS, Targets, prompted_masks, prompts_at_once, refined_prompts
 from samdistill.ops.masks import mask_iou
+from samdistill.ops.promptable import Embeddings, MaskPrediction, embed
 from samdistill.sandbox.scenes import render_scenes
 from samdistill.sandbox.teacher import build_teacher
 from samdistill.types import ImageBatch, Prompts

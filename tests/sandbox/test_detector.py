@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samdistill.inference.promptable import load_promptable
+from samdistill.checkpoints.promptable import load_promptable
 from samdistill.sandbox.detector import QUERIES, build_detector_teacher
 
 

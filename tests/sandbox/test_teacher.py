@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import samdistill.sandbox as room
-from samdistill.inference.promptable import embed, load_promptable
+from samdistill.checkpoints.promptable import load_promptable
 from samdistill.inference.prompting import PROMPTS
+from samdistill.ops.promptable import embed
 from samdistill.sandbox.scenes import render_scenes
 from samdistill.sandbox.teacher import HELD_OUT_SEED, IMAGE_SIZE, TRAIN_SEED, build_teacher, score, teacher_config
 from samdistill.types import ImageBatch

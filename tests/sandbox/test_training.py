@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from samdistill.inference.promptable import load_promptable
+from samdistill.checkpoints.promptable import load_promptable
 from samdistill.sandbox import training
 from samdistill.sandbox.training import SceneNumbers, TeacherTask, TrainedTeacher, train_tracker
 from samdistill.types import UserError

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from samdistill.checkpoints.promptable import load_promptable
 from samdistill.config import RunConfig
 from samdistill.engine import fit as engine_fit
-from samdistill.inference.promptable import load_promptable
 from samdistill.types import UserError
 from samdistill.verbs import train as train_room
 from samdistill.verbs.road import RoadResult, run, walk

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Sam3TrackerModel
 
-from ..inference.promptable import Embeddings, predict, to_canvas
 from ..inference.prompting import prompts_at_once
+from ..ops.promptable import Embeddings, predict, to_canvas
 from ..types import ImageBatch, Prompts
 
 

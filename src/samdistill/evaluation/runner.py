@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, Sam3TrackerModel
 from ..data.prompts import pad_masks
 from ..data.sources import BadInput, Source
 from ..data.transforms import Geometry
-from ..inference.promptable import Embeddings, embed, embed_trunk
 from ..inference.prompting import PROMPTS, PromptKind, Targets, prompted_masks, prompts_at_once
+from ..ops.promptable import Embeddings, embed, embed_trunk
 from ..types import ImageBatch, UserError
 from .agreement import PseudoObjects
 from .examples import evenly, load_batches, to_batch

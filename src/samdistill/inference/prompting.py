@@ -18,8 +18,8 @@ from transformers import Sam3TrackerModel
 
 from ..data.prompts import box_prompts, point_prompts
 from ..ops.masks import error_points
+from ..ops.promptable import Embeddings, predict, to_canvas
 from ..types import Prompts
-from .promptable import Embeddings, predict, to_canvas
 
 PromptKind = Literal["box", "point", "refine"]
 PROMPTS: tuple[PromptKind, ...] = get_args(PromptKind)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Sam3Config, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3DecoderMLP
 
-from ..inference.promptable import load_promptable
+from ..checkpoints.promptable import load_promptable
 from .concepts import CONTEXT, VOCABULARY
 from .teacher import IMAGE_SIZE, PATCH, teacher_config
 

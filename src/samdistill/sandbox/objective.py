@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Sam3TrackerModel
 
-from ..inference.promptable import Embeddings, embed, predict, to_canvas
 from ..inference.prompting import refined_prompts
 from ..losses.mask import iou_mse, mask_bce, mask_dice
 from ..ops.masks import masks_to_boxes, random_points
+from ..ops.promptable import Embeddings, embed, predict, to_canvas
 from ..types import ImageBatch, Prompts, Term, Terms
 from .scenes import Scenes
 from .teacher import HIDDEN, IMAGE_SIZE

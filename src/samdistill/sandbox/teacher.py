@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import Sam3TrackerConfig, Sam3TrackerModel
 from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerAttention
 
-from ..inference.promptable import embed
 from ..inference.prompting import PROMPTS, PromptKind, Targets, prompted_masks
 from ..ops.masks import mask_iou
+from ..ops.promptable import embed
 from ..types import ImageBatch
 from .scenes import Scenes
 

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 from transformers import Sam3TrackerModel
 
 from ..checkpoints.loading import quiet_transformers
+from ..checkpoints.promptable import load_promptable
 from ..config import TrainConfig
 from ..engine import default_device, fit
-from ..inference.promptable import load_promptable
 from ..tasks.base import Task
 from ..types import Terms
 from .objective import prompt_terms, teacher_terms

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checkpoints.promptable import load_sam3
 from ..config import DataConfig
 from ..data import Geometry, Source, open_source
 from ..data.saco import ConceptSet, find_concepts, load_predictions, write_predictions
@@ -12,7 +13,6 @@ from ..engine import default_device
 from ..evaluation import EvaluationResult, evaluate_models
 from ..evaluation import concepts as detectors
 from ..inference.concepts import load_concept_model
-from ..inference.promptable import load_sam3
 from ..inference.prompting import PROMPTS, PromptKind
 from ..registry import did_you_mean
 from ..types import UserError

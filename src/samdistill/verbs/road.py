@@ -12,11 +12,11 @@ from rich.console import Console
 from transformers import Sam3TrackerModel
 
 from ..checkpoints.merge import merge
+from ..checkpoints.promptable import load_sam3
 from ..checkpoints.report import MergeReport
 from ..config import RunConfig, load_config
 from ..engine import CheckReport, FitResult, default_device
 from ..evaluation import EvaluationResult, evaluate_models
-from ..inference.promptable import load_sam3
 from ..report import human_bytes
 from ..students import STUDENTS, build_trunk
 from ..tasks.encoder import student_config

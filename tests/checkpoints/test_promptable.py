@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from samdistill.inference.promptable import embed, embed_trunk, load_promptable, load_sam3, predict
+from samdistill.checkpoints.promptable import load_promptable, load_sam3
+from samdistill.ops.promptable import embed, embed_trunk, predict
 from samdistill.sandbox.scenes import render_scenes
 from samdistill.sandbox.teacher import build_teacher
 from samdistill.students import StudentTrunkConfig, build_trunk
