@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -17,9 +18,16 @@ Features = dict[str, Tensor]
 
 class _Movable:
     def to(self, device: torch.device | str):
-        """A copy with every tensor on ``device``."""
-        moved = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
-        return type(self)(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in moved))
+        """A copy with every tensor on ``device``, however deep."""
+        return type(self)(*(_moved(getattr(self, f.name), device) for f in fields(self)))  # type: ignore[arg-type]
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_moved(part, device) for part in value)
+    return value.to(device) if isinstance(value, _Movable) else value
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,45 @@ class Prompts(_Movable):
     labels: Int[Tensor, "b n p"] | None = None
     boxes: Float[Tensor, "b n 4"] | None = None
     masks: Float[Tensor, "b n h w"] | None = None
+
+
+@dataclass(frozen=True)
+class PromptGroup(_Movable):
+    """Images of a batch that are asked in one way, so that no prompt has to be padded.
+
+    rows: which images, ascending. prompts: about n objects of each. multimask: ask for the three masks of an ambiguous
+    prompt, else for one.
+    """
+
+    rows: Int[Tensor, " g"]
+    prompts: Prompts
+    multimask: bool
+
+
+@dataclass(frozen=True)
+class GroupSignals(_Movable):
+    """What a promptable SAM says to one ``PromptGroup``, and what its decoder computed on the way.
+
+    prompt_embed: the image embedding as it enters the first two-way block, dense prompt embedding added; k is n where
+    the prompts hold masks, else 1, since it is then the same for all. mask_tokens: the four mask tokens after the
+    two-way transformer. low_res_masks: logits; m is 1, or 3 with multimask. None where nobody kept them.
+    """
+
+    prompt_embed: Float[Tensor, "g k c gh gw"]
+    mask_tokens: Float[Tensor, "g n t c"]
+    low_res_masks: Float[Tensor, "g n m h w"] | None = None
+    iou_scores: Float[Tensor, "g n m"] | None = None
+
+
+@dataclass(frozen=True)
+class PromptSignals(_Movable):
+    """The four signals of prompt distillation for a batch; ``groups`` in the order of the batch's.
+
+    encoder_patch: features of the image encoder before its neck, brought to the same channels in student and teachers.
+    """
+
+    encoder_patch: Float[Tensor, "b c gh gw"]
+    groups: tuple[GroupSignals, ...]
 
 
 VISUAL = "visual"
@@ -156,8 +203,8 @@ class Terms(Mapping[str, Term]):
         return torch.stack([term.value * term.weight for term in self._terms.values()]).sum()
 
     def only(self, names: Sequence[str]) -> Terms:
-        """The terms called ``names``."""
-        return Terms({name: term for name, term in self._terms.items() if name in names})
+        """The terms called ``names``. A term of several teachers is called ``name/teacher`` and goes with ``name``."""
+        return Terms({name: term for name, term in self._terms.items() if name.partition("/")[0] in names})
 
     def nonfinite(self) -> list[str]:
         """Names of the terms that are NaN or infinite."""

@@ -11,11 +11,32 @@ from .detection import (
 )
 from .encoder import EncoderLossConfig, EvaluateConfig, RunConfig
 from .loading import JOBS, AnyRun, load_config, packaged, validate
-from .parts import AugmentConfig, CacheConfig, DataConfig, PhaseConfig, Run, StudentConfig, TeacherConfig, TrainConfig
+from .parts import (
+    AugmentConfig,
+    CacheConfig,
+    DataConfig,
+    FreezeConfig,
+    PhaseConfig,
+    RateConfig,
+    Run,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from .prompt import (
+    DistillationConfig,
+    PromptableConfig,
+    PromptLossConfig,
+    PromptRunConfig,
+    PromptsConfig,
+    TeacherEntry,
+    at_epoch,
+)
 
 __all__ = [
     "JOBS", "AnyRun", "AugmentConfig", "CacheConfig", "ConceptEvaluateConfig", "DataConfig", "DetectionLossConfig",
-    "DetectionRunConfig", "DetectorConfig", "EncoderLossConfig", "EvaluateConfig", "MatchConfig", "PhaseConfig",
-    "QuestionsConfig", "Run", "RunConfig", "StudentConfig", "TeacherConfig", "TextConfig", "TrainConfig",
-    "load_config", "packaged", "validate",
+    "DetectionRunConfig", "DetectorConfig", "DistillationConfig", "EncoderLossConfig", "EvaluateConfig",
+    "FreezeConfig", "MatchConfig", "PhaseConfig", "PromptLossConfig", "PromptRunConfig", "PromptableConfig",
+    "PromptsConfig", "QuestionsConfig", "RateConfig", "Run", "RunConfig", "StudentConfig", "TeacherConfig",
+    "TeacherEntry", "TextConfig", "TrainConfig", "at_epoch", "load_config", "packaged", "validate",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .parts import Fraction, Positive, Run, Strict, TrainConfig
+from .parts import Fraction, Positive, Run, Strict, TeacherConfig, TrainConfig
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -126,6 +126,7 @@ class DetectionRunConfig(Run):
 
     job: Literal["detection"] = "detection"
     output: Path = Path("runs/detection")
+    teacher: TeacherConfig
     student: DetectorConfig = DetectorConfig()
     questions: QuestionsConfig = QuestionsConfig()
     match: MatchConfig = MatchConfig()

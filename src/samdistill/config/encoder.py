@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from .parts import CacheConfig, Positive, Run, Strict, StudentConfig, TrainConfig
+from .parts import CacheConfig, Positive, Run, Strict, StudentConfig, TeacherConfig, TrainConfig
 
 
 class EncoderLossConfig(Strict):
@@ -31,6 +31,7 @@ class RunConfig(Run):
 
     job: Literal["encoder"] = "encoder"
     output: Path = Path("runs/encoder")
+    teacher: TeacherConfig
     student: StudentConfig
     cache: CacheConfig = CacheConfig()
     loss: EncoderLossConfig = EncoderLossConfig()

@@ -15,9 +15,12 @@ from ..errors import UserError
 from ..registry import did_you_mean
 from .detection import DetectionRunConfig
 from .encoder import RunConfig
+from .prompt import PromptRunConfig
 
-AnyRun = RunConfig | DetectionRunConfig
-JOBS: dict[str, type[RunConfig] | type[DetectionRunConfig]] = {"encoder": RunConfig, "detection": DetectionRunConfig}
+AnyRun = RunConfig | DetectionRunConfig | PromptRunConfig
+JOBS: dict[str, type[RunConfig] | type[DetectionRunConfig] | type[PromptRunConfig]] = {
+    "encoder": RunConfig, "detection": DetectionRunConfig, "prompt": PromptRunConfig,
+}  # fmt: skip
 """The configuration of each job by its name; a config without ``job`` is the encoder's."""
 
 

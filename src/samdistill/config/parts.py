@@ -103,6 +103,21 @@ class PhaseConfig(Strict):
     """Loss terms that train in this phase; None takes all."""
 
 
+class FreezeConfig(Strict):
+    """Parameters that do not train, or not yet. ``match``: globs of their names, such as ``vision_encoder.*``."""
+
+    match: Annotated[tuple[str, ...], Field(min_length=1)]
+    until: Positive | None = None
+    """The epoch (from 0) at whose start they begin to train; None: never."""
+
+
+class RateConfig(Strict):
+    """Parameters with a learning rate of their own: ``scale`` times the schedule's. The first match counts."""
+
+    match: Annotated[tuple[str, ...], Field(min_length=1)]
+    scale: Annotated[float, Field(gt=0)]
+
+
 class TrainConfig(Strict):
     """The engine's settings. ``batch_size`` is global: ranks and accumulation divide it."""
 
@@ -128,6 +143,8 @@ class TrainConfig(Strict):
     keep: Positive = 3
     """Epoch checkpoints kept; the last one always is."""
     log_every: Positive = 10
+    freeze: tuple[FreezeConfig, ...] = ()
+    rates: tuple[RateConfig, ...] = ()
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)] | None = None
     """Phases one after the other, in place of ``epochs`` and the rates; None makes one phase of those."""
 
@@ -165,7 +182,6 @@ class Run(Strict):
     TERMS: ClassVar[tuple[str, ...]]
 
     output: Path
-    teacher: TeacherConfig
     data: DataConfig
     train: TrainConfig
 
