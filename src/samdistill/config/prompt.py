@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -21,7 +22,7 @@ def at_epoch(value: Scheduled, epoch: int) -> float:
     if not isinstance(value, dict):
         return float(value)
     points = sorted(value.items())
-    for (start, low), (end, high) in zip(points, points[1:], strict=False):
+    for (start, low), (end, high) in pairwise(points):
         if start <= epoch < end:
             return low + (high - low) * (epoch - start) / (end - start)
     return float(points[0][1] if epoch < points[0][0] else points[-1][1])
@@ -192,9 +193,7 @@ class PromptRunConfig(Run):
     @model_validator(mode="after")
     def _consistent(self) -> PromptRunConfig:
         if self.distilled and not self.teachers:
-            raise ValueError(
-                "distillation is on, but no teacher is given: list teachers, or distillation.enable: false"
-            )
+            raise ValueError("distillation is on without a teacher: list teachers, or set distillation.enable: false")
         if self.cached and self.prompts.candidates > 1:
             raise ValueError("prompts.candidates: hard prompts are chosen while training, cached features know none")
         if self.cached and not self.cache.dense and "dense_mask_logits" in self.distilled:
