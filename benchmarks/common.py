@@ -1,5 +1,6 @@
 """What the benchmarks share: a first line that says where a figure was taken, a sheet that is printed and kept, and a
-study (named settings x seeds, trained and evaluated through the package's own verbs)."""
+study of the encoder job (named settings x seeds, trained and evaluated through the package's own verbs). Studies of the
+other jobs are in ``study.py``."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from typing import Any
 import samdistill
 from samdistill import RunConfig, load_config
 from samdistill.checkpoints.merge import sidecar
-from samdistill.checkpoints.promptable import load_sam3
+from samdistill.checkpoints.promptable import load_model
 from samdistill.engine import default_device, newest, read_lines
 from samdistill.evaluation import EvaluationResult, evaluate_models
 from samdistill.report import describe_machine
@@ -110,17 +111,65 @@ def spread(values: Sequence[float], form: str = ".4f") -> str:
     return f"{mean:{form}} +- {statistics.stdev(values):{form}}"
 
 
-def run_cli(words: Sequence[str], log: Path, threads: int) -> None:
-    """``samdistill WORDS`` in a process of its own; what it says goes to the end of ``log``."""
+def note(text: str) -> None:
+    """A line of progress, with the time."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}\n", end="", file=sys.stderr, flush=True)  # one write: threads
+
+
+def run_python(words: Sequence[str], log: Path, threads: int) -> None:
+    """``python WORDS`` in a process of its own; what it says goes to the end of ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("a") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "samdistill", *words], env=environment, stdout=file, stderr=subprocess.STDOUT
-        )
+        done = subprocess.run([sys.executable, *words], env=environment, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
         tail = "\n".join(log.read_text().splitlines()[-15:])
-        raise SystemExit(f"samdistill {shlex.join(words)} ended with {done.returncode}; the end of {log}:\n{tail}")
+        raise SystemExit(f"python {shlex.join(words)} ended with {done.returncode}; the end of {log}:\n{tail}")
+
+
+def run_cli(words: Sequence[str], log: Path, threads: int) -> None:
+    """``samdistill WORDS`` in a process of its own; what it says goes to the end of ``log``."""
+    run_python(["-m", "samdistill", *words], log, threads)
+
+
+def open_work(work: Path, mark: str, settings: Any) -> None:
+    """An empty folder, or one that a cut off call with the same settings left; anything else is not ours to remove."""
+    kept, told = work / f"{mark}.json", json.dumps(settings)
+    if kept.is_file() and kept.read_text() != told:
+        raise SystemExit(f"{work}: left by a call with other settings; remove it, or give another --work")
+    if not kept.is_file() and work.exists() and any(work.iterdir()):
+        raise SystemExit(f"{work}: not empty, and not from this script; give another --work")
+    (work / "stages").mkdir(parents=True, exist_ok=True)
+    kept.write_text(told)
+
+
+def run_stage(script: str, work: Path, stage: str, words: Sequence[str]) -> dict[str, Any]:
+    """``python SCRIPT WORDS --result FILE`` in a process of its own, unless an earlier call finished the stage: what it
+    left in the file, with the seconds it took."""
+    kept = work / "stages" / f"{stage.replace(' ', '_')}.json"
+    if not kept.is_file():
+        result, start = kept.with_suffix(".partial"), time.monotonic()
+        note(stage)
+        command = [sys.executable, script, *words, "--work", str(work), "--result", str(result)]
+        if code := subprocess.run(command, stdout=sys.stderr).returncode:
+            raise SystemExit(f"stage {stage!r} ended with {code}; {work} is kept, the same call goes on")
+        row = {"stage": stage, "seconds": time.monotonic() - start, **json.loads(result.read_text())}
+        kept.write_text(json.dumps(row))
+        result.unlink()
+    return json.loads(kept.read_text())
+
+
+def train_once(recipe: str, settings: Sequence[str], log: Path, threads: int, last: str = "student") -> None:
+    """``samdistill train``, unless its run folder holds ``last``, which a training writes last; one that was cut off
+    goes on. ``SystemExit`` for a folder that was trained with other settings."""
+    config = load_config(recipe, settings)
+    run, kept = config.output, config.output / "config.yaml"
+    if kept.is_file() and kept.read_text() != config.to_yaml():
+        raise SystemExit(f"{run}: trained with other settings; remove it, or give another --work")
+    if not (run / last).exists():
+        note(f"training {run.name}")
+        resume = ["--resume", str(run)] if newest(run) is not None else []
+        run_cli(["train", recipe, *settings, *resume], log, threads)
 
 
 @dataclass(frozen=True)
@@ -166,7 +215,7 @@ class Study:
         first = self.seeds[0]
         stores = {self.config(name, first).store_root: name for name in self.variants}
         for root, name in stores.items():
-            self._note(f"caching {root.name}")
+            note(f"caching {root.name}")
             words = ["cache", self.recipe, *self._settings(name, first)]
             run_cli(words, self.work / "logs" / f"{root.name}.txt", self.threads)
         pairs = [(name, seed) for seed in self.seeds for name in self.variants]
@@ -176,27 +225,19 @@ class Study:
 
     def _train(self, variant: str, seed: int) -> None:
         config = self.config(variant, seed)
-        run, log = config.output, self.work / "logs" / f"{config.output.name}.txt"
-        if (run / "config.yaml").is_file() and (run / "config.yaml").read_text() != config.to_yaml():
-            raise SystemExit(f"{run}: trained with other settings; remove it, or give another --work")
-        if not (run / "student").is_dir():
-            self._note(f"training {run.name}")
-            resume = ["--resume", str(run)] if newest(run) is not None else []
-            run_cli(["train", self.recipe, *self._settings(variant, seed), *resume], log, self.threads)
+        run = config.output
+        train_once(self.recipe, self._settings(variant, seed), self.work / "logs" / f"{run.name}.txt", self.threads)
         if not sidecar(run / "merged").is_file():
             samdistill.merge(run, config.teacher.path, run / "merged")
-
-    def _note(self, text: str) -> None:
-        print(f"[{time.strftime('%H:%M:%S')}] {text}\n", end="", file=sys.stderr, flush=True)  # one write: threads
 
     def evaluate(self, device: str, repeats: int) -> None:
         """Fill ``results``: per seed the teacher and every variant, on all held-out scenes."""
         for seed in self.seeds:
             config = self.config(next(iter(self.variants)), seed)
             parts = Assembly(config)
-            models = {TEACHER: load_sam3(config.teacher.path, parts.teacher_info.image_size)}
-            models |= {name: load_sam3(self.config(name, seed).output / "merged") for name in self.variants}
-            self._note(f"evaluating seed {seed}")
+            models = {TEACHER: load_model(config.teacher.path, parts.teacher_info.image_size)}
+            models |= {name: load_model(self.config(name, seed).output / "merged") for name in self.variants}
+            note(f"evaluating seed {seed}")
             self.results[seed] = evaluate_models(
                 models, parts.held_out_source(), parts.geometry, teacher=TEACHER, batch_size=config.evaluate.batch_size,
                 device=device, pictures=0, repeats=repeats,

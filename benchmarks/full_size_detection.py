@@ -17,21 +17,19 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Sheet, arguments, setting, use_device
+from common import Sheet, arguments, open_work, run_stage, setting, use_device
 from full_size import PHOTOGRAPHS, peak_bytes, tiny_config
 from transformers import PreTrainedTokenizerFast, Sam3Config, Sam3Model
 
 from samdistill.config import DetectionRunConfig, load_config
 from samdistill.engine import check_terms, default_device
-from samdistill.engine.loop import parameter_groups
+from samdistill.engine.groups import parameter_groups
 from samdistill.tasks import detection
 from samdistill.verbs.detection import DetectionAssembly
 
@@ -177,35 +175,12 @@ def child(args: argparse.Namespace) -> None:
     args.result.write_text(json.dumps(row))
 
 
-def run_stage(args: argparse.Namespace, stage: str) -> dict[str, Any]:
-    """Start the stage in a process of its own, unless an earlier call finished it."""
-    kept = args.work / "stages" / f"{stage.replace(' ', '_')}.json"
-    if not kept.is_file():
-        result = kept.with_suffix(".partial")
-        words = [
-            sys.executable, __file__, *args.overrides, "--stage", stage, "--result", str(result), "--images",
-            str(args.images), "--work", str(args.work), "--batch", str(args.batch), "--device", args.device,
-            *(["--tiny"] if args.tiny else []),
-        ]  # fmt: skip
-        print(f"[{time.strftime('%H:%M:%S')}] {stage}", file=sys.stderr, flush=True)
-        start = time.monotonic()
-        if code := subprocess.run(words, stdout=sys.stderr).returncode:
-            raise SystemExit(f"stage {stage!r} ended with {code}; {args.work} is kept, the same call goes on")
-        row = {"stage": stage, "seconds": time.monotonic() - start, **json.loads(result.read_text())}
-        kept.write_text(json.dumps(row))
-        result.unlink()
-    return json.loads(kept.read_text())
-
-
-def open_work(args: argparse.Namespace) -> None:
-    """An empty folder, or one that a cut off call with the same settings left; anything else is not ours to remove."""
-    mark, settings = args.work / "full_size_detection.json", [args.tiny, args.batch, args.device, args.overrides]
-    if mark.is_file() and json.loads(mark.read_text()) != settings:
-        raise SystemExit(f"{args.work}: left by a call with other settings; remove it, or give another --work")
-    if not mark.is_file() and args.work.exists() and any(args.work.iterdir()):
-        raise SystemExit(f"{args.work}: not empty, and not from this script; give another --work")
-    (args.work / "stages").mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(settings))
+def stage_row(args: argparse.Namespace, stage: str) -> dict[str, Any]:
+    words = [
+        *args.overrides, "--stage", stage, "--images", str(args.images), "--batch", str(args.batch), "--device",
+        args.device, *(["--tiny"] if args.tiny else []),
+    ]  # fmt: skip
+    return run_stage(__file__, args.work, stage, words)
 
 
 def say(sheet: Sheet, args: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
@@ -264,8 +239,8 @@ def main() -> None:
         return
     args.work, args.images = args.work.resolve(), args.images.resolve()
     sheet = Sheet(device)
-    open_work(args)
-    rows = {stage: run_stage(args, stage) for stage in STAGES}
+    open_work(args.work, "full_size_detection", [args.tiny, args.batch, args.device, args.overrides])
+    rows = {stage: stage_row(args, stage) for stage in STAGES}
     say(sheet, args, rows)
     sheet.say()
     threads = os.environ.get("OMP_NUM_THREADS", "one per core")

@@ -1,17 +1,21 @@
-"""Loading and embedding, against transformers' own path through the model."""
+"""Opening promptable models of every kind: what comes back, at which size, and what is refused."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import Sam3Model, SamConfig, SamModel
 
-from samdistill.checkpoints.promptable import load_promptable, load_sam3
-from samdistill.ops.promptable import embed, embed_trunk, predict
+from samdistill.checkpoints import files
+from samdistill.checkpoints.promptable import load_model, load_promptable
+from samdistill.checkpoints.rename_sam import to_original
+from samdistill.ops.promptable import embed, embedding_grid, image_size, predict
 from samdistill.sandbox.scenes import render_scenes
 from samdistill.sandbox.teacher import build_teacher
-from samdistill.students import StudentTrunkConfig, build_trunk
+from samdistill.students import MobileSamConfig, MobileSamModel, StudentTrunkConfig, build_trunk
 from samdistill.types import ImageBatch, Prompts, UserError
 
 
@@ -25,23 +29,6 @@ def folder(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("tracker")
     model.save_pretrained(path)
     return path
-
-
-@torch.no_grad()
-def test_embeds_and_predicts_as_transformers_does(model):
-    images = render_scenes(range(2), 126, seed=4).images
-    pixels = images.float() / 127.5 - 1
-    boxes = torch.tensor([[[10.0, 12.0, 60.0, 70.0], [30.0, 30.0, 90.0, 100.0]]] * 2)
-    expected = model(pixel_values=pixels, input_boxes=boxes, multimask_output=False)
-    embeddings = embed(model, ImageBatch.full(images))
-    found = predict(model, embeddings, Prompts(torch.ones(2, 2, dtype=torch.bool), boxes=boxes))
-    torch.testing.assert_close(found.low_res_masks, expected.pred_masks, atol=1e-4, rtol=1e-4)
-    tokens = model.vision_encoder.backbone(pixels).last_hidden_state
-    for row, column in ((0, 0), (2, 7), (8, 8)):
-        torch.testing.assert_close(embeddings.trunk[:, :, row, column], tokens[:, row * 9 + column])
-    torch.testing.assert_close(embed_trunk(model, ImageBatch.full(images)), embeddings.trunk)
-    one = embeddings.one_image(1)
-    torch.testing.assert_close(one.image_embedding, embeddings.image_embedding[1:])
 
 
 def test_loads_in_float32_and_eval_mode(model, folder, tmp_path):
@@ -70,7 +57,8 @@ def test_refuses_what_it_cannot_load_in_one_line(folder, tmp_path):
     cases = {
         "no such": lambda: load_promptable(tmp_path / "nowhere"),
         "'bert'": lambda: load_promptable(config("bert")),
-        "single file": lambda: load_promptable(folder / "config.json"),
+        "not a plain table of tensors": lambda: load_promptable(folder / "config.json"),
+        "has no config.json": lambda: load_promptable(folder.parent),
     }
     for words, load in cases.items():
         with pytest.raises(UserError, match=words) as error:
@@ -86,8 +74,8 @@ def test_refuses_missing_weights(folder, tmp_path):
     del weights[gone]
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="missing, such as mask_decoder"):
-        load_sam3(tmp_path)
+    with pytest.raises(UserError, match=r"1 missing keys for a Sam3TrackerModel .* such as mask_decoder"):
+        load_model(tmp_path)
 
 
 def test_never_reads_a_pickle(folder, tmp_path):
@@ -95,3 +83,140 @@ def test_never_reads_a_pickle(folder, tmp_path):
     torch.save(build_teacher(1).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError):
         load_promptable(tmp_path)
+
+
+# other kinds than trackers
+
+
+@pytest.fixture(scope="module")
+def sam() -> SamModel:
+    torch.manual_seed(0)
+    sizes = {"image_size": 64, "patch_size": 16}
+    vision = {
+        **sizes, "hidden_size": 24, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 48, "num_pos_feats": 8, "initializer_range": 0.2,
+    }  # fmt: skip
+    # eight heads and this epsilon are the original code's, which its files do not tell
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 8, "iou_head_hidden_dim": 16}
+    config = SamConfig(
+        vision_config=vision, prompt_encoder_config={**sizes, "hidden_size": 16},
+        mask_decoder_config={**decoder, "layer_norm_eps": 1e-5},
+    )  # fmt: skip
+    return SamModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def mobile() -> MobileSamModel:
+    torch.manual_seed(0)
+    return MobileSamModel(MobileSamConfig(backbone="es_ev_s", image_size=64, width=16, heads=2)).eval()
+
+
+@torch.no_grad()
+def answer(model, size: int = 64) -> torch.Tensor:
+    images = render_scenes(range(1), size, seed=4).images
+    box = Prompts(torch.ones(1, 1, dtype=torch.bool), boxes=torch.tensor([[[10.0, 12.0, 50.0, 40.0]]]))
+    return predict(model, embed(model, ImageBatch.full(images)), box).low_res_masks
+
+
+@pytest.mark.parametrize("place", [".", "student", "merged"])
+def test_opens_sam_and_mobile_sam_and_runs_that_hold_them(sam, mobile, tmp_path, place):
+    for number, model in enumerate((sam, mobile)):
+        run = tmp_path / str(number)
+        model.save_pretrained(run / place)
+        found = load_promptable(run)
+        assert type(found) is type(model) and not found.training
+        assert torch.equal(answer(found), answer(model))
+
+
+def test_a_run_of_the_encoder_job_is_its_merged_model_or_sent_to_be_merged(model, tmp_path):
+    build_trunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=16, image_size=126)).save_pretrained(
+        tmp_path / "student"
+    )
+    with pytest.raises(UserError, match=r"a distilled trunk .* `samdistill merge .* makes a model"):
+        load_promptable(tmp_path)
+    model.save_pretrained(tmp_path / "merged")
+    assert type(load_promptable(tmp_path)) is type(model)
+
+
+def original(model: SamModel, path: Path, **changes: torch.Tensor) -> Path:
+    state, left = to_original(model.state_dict())
+    assert not left
+    torch.save({**{name: value.clone() for name, value in state.items()}, **changes}, path)
+    return path
+
+
+@torch.no_grad()
+def test_opens_an_original_sam_by_its_shapes(sam, tmp_path):
+    found = load_promptable(original(sam, tmp_path / "sam_vit_x.pth"))
+    assert type(found) is SamModel and torch.equal(answer(found), answer(sam))
+    half = {name: value.half() for name, value in to_original(sam.state_dict())[0].items()}
+    torch.save(half, tmp_path / "half.pth")
+    (tmp_path / "sam_vit_x.pth").unlink()
+    assert {p.dtype for p in load_promptable(tmp_path / "half.pth").parameters()} == {torch.float32}
+    assert torch.equal(answer(found), answer(sam))  # the file is gone
+
+
+@torch.no_grad()
+def test_opens_an_original_mobile_sam_at_any_size(tmp_path):
+    torch.manual_seed(0)
+    whole = MobileSamModel(MobileSamConfig(image_size=64)).eval()
+    spare = {"image_encoder.head.weight": torch.zeros(5, 320), "image_encoder.norm_head.bias": torch.zeros(320)}
+    path = original(whole, tmp_path / "mobile_sam.pt", **spare)
+    assert image_size(load_promptable(path)) == 1024
+    found = load_promptable(path, 64)
+    assert type(found) is MobileSamModel and torch.equal(answer(found), answer(whole))
+    with pytest.raises(UserError, match="image_size 100 is not a multiple of patch_size 16"):
+        load_promptable(path, 100)
+
+
+def test_an_original_with_too_little_or_too_much_is_refused(sam, tmp_path):
+    state = to_original(sam.state_dict())[0]
+    more = original(sam, tmp_path / "more.pth", **{"mask_decoder.hf_token.weight": torch.zeros(1, 16)})
+    with pytest.raises(UserError, match=r"1 unknown tensors for an original SAM, such as mask_decoder.hf_token.weight"):
+        load_promptable(more)
+    cases = {
+        "mask_decoder.mask_tokens.weight": "1 missing keys for a SamModel .* such as mask_decoder.mask_tokens",
+        "image_encoder.pos_embed": "its shapes do not tell its architecture",
+        "image_encoder.blocks.0.attn.qkv.weight": "neither an original SAM nor a MobileSAM",
+    }
+    for gone, words in cases.items():
+        torch.save({name: value for name, value in state.items() if name != gone}, tmp_path / "less.pth")
+        with pytest.raises(UserError, match=words) as error:
+            load_promptable(tmp_path / "less.pth")
+        assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_sizes_follow_the_positions(model, folder, sam, mobile, tmp_path):
+    assert embedding_grid(load_promptable(folder, 168)) == (12, 12)
+    assert answer(load_promptable(folder, 168), 168).shape[-2:] == (48, 48)
+    mobile.save_pretrained(tmp_path / "mobile")
+    larger = load_promptable(tmp_path / "mobile", 96)
+    assert image_size(larger) == 96 and answer(larger, 96).shape[-2:] == (24, 24)
+    sam.save_pretrained(tmp_path / "sam")
+    assert image_size(load_promptable(tmp_path / "sam", 64)) == 64
+    for place in (tmp_path / "sam", original(sam, tmp_path / "sam.pth")):
+        with pytest.raises(UserError, match="learned positions for 64 px and cannot read images of 96 px"):
+            load_promptable(place, 96)
+    with pytest.raises(UserError, match="not a multiple of patch_size 16; use 96 or 112"):
+        load_promptable(tmp_path / "mobile", 100)
+    with pytest.raises(UserError, match="not a multiple of the patch size 14"):
+        load_promptable(folder, 100)
+
+
+def test_the_sandbox_has_three_names(sam, mobile, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "files", lambda _: tmp_path)
+    with pytest.raises(UserError, match="run: samdistill sandbox train-teacher sam"):
+        load_promptable("sandbox-sam")
+    for name, packaged in (("sam", sam), ("mobile", mobile)):
+        packaged.save_pretrained(tmp_path / "sandbox" / "weights" / name)
+        assert type(load_promptable(f"sandbox-{name}")) is type(packaged)
+    with pytest.raises(UserError, match="no such file or folder"):
+        load_promptable("sandbox-sim")
+
+
+def test_a_detector_is_opened_for_its_features_and_refused_for_prompts(hosts):
+    folder = hosts["sam3"][1]
+    assert type(load_model(folder)) is Sam3Model
+    with pytest.raises(UserError, match="a Sam3Model has no prompt decoder"):
+        load_promptable(folder)

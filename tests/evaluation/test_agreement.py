@@ -11,6 +11,7 @@ from samdistill.ops.promptable import Embeddings, MaskPrediction
 from samdistill.types import ImageBatch
 
 SIZE, LOW = 64, 32
+NOTHING = torch.zeros(0)  # what nobody looks at here
 
 
 def square(x: float, y: float, half: int) -> torch.Tensor:
@@ -34,7 +35,7 @@ def clicks(monkeypatch) -> list[tuple[float, float]]:
             scores.append(1.0 if x < 8 else x / 100)
         shape = prompts.valid.shape
         logits = torch.where(torch.stack(masks), 5.0, -5.0).view(*shape, 1, LOW, LOW)
-        return MaskPrediction(logits, torch.tensor(scores).view(*shape, 1))
+        return MaskPrediction(logits, torch.tensor(scores).view(*shape, 1), NOTHING, NOTHING)
 
     monkeypatch.setattr(agreement, "predict", answer)
     return seen

@@ -31,7 +31,7 @@ def asked(monkeypatch) -> list[Prompts]:
         seen.append(prompts)
         logits = torch.full((*prompts.valid.shape, 1, 32, 32), -4.0)
         logits[..., : 16 if prompts.masks is None else 32] = 4.0
-        return MaskPrediction(logits, torch.ones(*prompts.valid.shape, 1))
+        return MaskPrediction(logits, torch.ones(*prompts.valid.shape, 1), NOTHING.trunk, NOTHING.trunk)
 
     monkeypatch.setattr(prompting, "predict", answer)
     return seen
@@ -62,6 +62,16 @@ def test_refine_clicks_into_the_models_own_error_and_hands_back_its_logits(asked
     assert click(*refined.points[0, 0, 1].tolist())
     assert (refined.masks[..., :16] > 0).all() and (refined.masks[..., 16:] < 0).all()
     assert found["point"].sum() == 16 * 32 and found["refine"].sum() == 32 * 32
+
+
+def test_a_second_correction_keeps_the_first_and_follows_the_last_answer(asked):
+    targets = Targets.of(rectangle(12, 20, 0, 8)[None, None], torch.ones(1, 1, dtype=torch.bool))
+    found = prompted_masks(None, NOTHING, targets, ("refine2", "point"))
+    assert list(found) == ["refine2", "point"] and len(asked) == 3
+    assert torch.equal(asked[2].points[:, :, :2], asked[1].points) and asked[2].labels[0, 0].tolist() == [1, 0, 0]
+    x, y = asked[2].points[0, 0, 2].tolist()
+    assert x >= 16 and (asked[2].masks > 0).all()  # the second answer, all of the canvas, errs deepest on the right
+    assert found["point"].sum() == 16 * 32 and found["refine2"].sum() == 32 * 32
 
 
 def test_what_is_painted_on_padding_does_not_count_and_is_not_clicked_on(asked):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from samdistill.students import STUDENTS, StudentTrunkConfig, build_trunk
-from samdistill.students.backbones import build_backbone, feature_maps, levels, resolve_backbone
+from samdistill.students.backbones import build_backbone, checkpoint_stages, feature_maps, levels, resolve_backbone
 from samdistill.types import UserError
 
 
@@ -116,3 +116,32 @@ def test_unreachable_hub_gives_one_line_at_once(monkeypatch, tmp_path) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert "efficientvit_b0" in message and "hf download timm/" in message and "student.pretrained" in message
+
+
+@pytest.mark.parametrize("name", ["repvit_m0_9.dist_300e_in1k", "swin_tiny_patch4_window7_224.ms_in22k"])
+def test_checkpointed_stages_keep_less_and_give_the_same_gradients(name):
+    kept, gradients = [], []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        net = build_backbone(name, 64).train()
+        if checkpointed:
+            checkpoint_stages(net)
+        held: set[int] = set()
+        tensors = []
+
+        def pack(tensor, held=held, tensors=tensors):
+            if id(tensor) not in held:
+                held.add(id(tensor))
+                tensors.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            maps = feature_maps(net, levels(net), torch.linspace(-1, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64))
+            total = sum(m.square().mean() for m in maps)
+        kept.append(sum(t.numel() for t in tensors))
+        total.backward()
+        gradients.append({n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+    assert kept[1] < 0.6 * kept[0]
+    assert gradients[0].keys() == gradients[1].keys()
+    for parameter, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][parameter], gradient, rtol=1e-4, atol=1e-6)

@@ -23,6 +23,8 @@ from torch import Tensor
 from ..types import UserError
 
 SANDBOX = "sandbox"
+PACKAGED = {"sandbox-sam": "sam", "sandbox-mobile": "mobile"}
+"""Names beside ``sandbox``, which is the tracker or the detector, and the packaged folders they stand for."""
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {
@@ -184,17 +186,18 @@ def locate(
     path: str | Path, patterns: Iterable[str] = ("*.json", "*.txt", "*.model", "*.safetensors"),
     packaged: Literal["tracker", "detector"] = "tracker",
 ) -> Path:  # fmt: skip
-    """A local file or folder for a path, ``sandbox`` (a packaged teacher) or a hub id such as ``facebook/sam3``.
+    """A local file or folder for a path, ``sandbox`` and its like (packaged models) or a hub id (``facebook/sam3``).
 
-    A hub id is downloaded into the Hugging Face cache, only files that match ``patterns``. packaged: which of its
-    teachers ``sandbox`` means. ``UserError`` when there is no such path, or the hub cannot be reached or refuses.
+    A hub id is downloaded into the Hugging Face cache, only files that match ``patterns``. packaged: which model
+    ``sandbox`` means. ``UserError`` when there is no such path, or the hub cannot be reached or refuses.
     """
     text = str(path)
-    if text == SANDBOX:
-        folder = Path(str(files("samdistill") / "sandbox" / "weights" / packaged))
+    if text in (SANDBOX, *PACKAGED):
+        name = PACKAGED.get(text, packaged)
+        folder = Path(str(files("samdistill") / "sandbox" / "weights" / name))
         if not folder.is_dir():
             raise UserError(
-                f"this installation lacks the sandbox's {packaged}; run: samdistill sandbox train-teacher {packaged}"
+                f"this installation lacks the sandbox's {name}; run: samdistill sandbox train-teacher {name}"
             )
         return folder
     local = Path(path).expanduser()

@@ -1,16 +1,23 @@
-"""Building models without weights and filling them from named tensors, all or nothing."""
+"""Building models and filling them from files or named tensors, all or nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 
+import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..types import UserError
 from .files import TensorInfo
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
@@ -48,6 +55,35 @@ def fill(module: nn.Module, info: Mapping[str, TensorInfo], read: Callable[[str]
     wanted = {name: TensorInfo.of(tensor) for name, tensor in module.state_dict().items()}
     compare(info, wanted, source, "the image encoder")
     module.load_state_dict({name: read(name).clone() for name in wanted}, assign=True)
+
+
+def pretrained(
+    kind: type[Model], config: PreTrainedConfig, source: Path | Mapping[str, Tensor], where: Path | str,
+    dtype: torch.dtype = torch.float32, spare: bool = False,
+) -> Model:  # fmt: skip
+    """``kind.from_pretrained`` in eval mode on the CPU, all or nothing.
+
+    source: a folder, or tensors by the model's names. spare: tensors that the model has no use for are no fault, as
+    where a video checkpoint holds its tracker among others. Raises ``UserError``, beginning with ``where``, for what
+    transformers cannot read, and for tensors that are missing, of another shape or left over.
+    """
+    folder, state = (source, None) if isinstance(source, Path) else (None, dict(source))
+    try:
+        with quiet_transformers():
+            model, found = kind.from_pretrained(
+                folder, config=config, state_dict=state, dtype=dtype, use_safetensors=True, local_files_only=True,
+                ignore_mismatched_sizes=True, output_loading_info=True,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise UserError(f"{where}: cannot be loaded as a {kind.__name__}: {why}") from None
+    for problem, names in found.items():
+        if names and not (spare and problem == "unexpected_keys"):
+            raise UserError(
+                f"{where}: wrong checkpoint: {len(names)} {problem.replace('_', ' ')} for a {kind.__name__} of its "
+                f"configuration, such as {min(map(str, names))}"
+            )
+    return model.eval()
 
 
 @contextmanager

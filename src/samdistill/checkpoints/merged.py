@@ -14,7 +14,7 @@ from ..students import StudentTrunkConfig
 from ..types import UserError
 from .files import TensorInfo, open_weights
 from .layout import HF_TRUNK, ORIGINAL_STUDENT, is_vit_tensor
-from .loading import compare, quiet_transformers
+from .loading import compare, pretrained
 from .merge import merged_student
 from .rename import to_hf
 from .student import expected, student_config, student_tensors
@@ -55,12 +55,4 @@ def load_merged(
     host = copy.deepcopy(config) if config is not None else Sam3Config()
     host.vision_config.backbone_config = own
     state = to_hf_state(weights, own)
-    with quiet_transformers():
-        model, found = Sam3Model.from_pretrained(
-            None, config=host, state_dict=state, dtype=dtype, output_loading_info=True
-        )
-    problems = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
-    if problems:
-        kind, names = next(iter(problems.items()))
-        raise UserError(f"{path}: does not fill Sam3Model: {len(names)} {kind.replace('_', ' ')}, such as {names[0]}")
-    return model.eval()
+    return pretrained(Sam3Model, host, state, path, dtype)

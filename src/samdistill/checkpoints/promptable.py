@@ -2,54 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel, Sam3Model, Sam3TrackerModel
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, Sam3Model, Sam3TrackerModel, SamConfig, SamModel
 
+from ..ops.promptable import Promptable
 from ..types import UserError
-from .files import locate, read_json
-from .loading import quiet_transformers
+from .files import Weights, locate, open_weights, read_json
+from .layout import STUDENT
+from .loading import pretrained
+from .rename_sam import MOBILE_SAM, SAM, layout, sam_settings, to_ours
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+# the published repository of SAM 3 is a sam3_video, which holds the tracker
+_KINDS: dict[str, type[PreTrainedModel]] = {
+    "sam3_tracker": Sam3TrackerModel, "sam3_video": Sam3TrackerModel, "sam3": Sam3Model, "sam": SamModel,
+}  # fmt: skip
+_SOURCES = (
+    "a Hugging Face folder of a SAM 3 tracker, a SAM or a MobileSAM, a run with one in student/ or merged/, or an "
+    "original sam_vit_*.pth or mobile_sam.pt"
+)
 
 
-def load_promptable(path: str | Path) -> Sam3TrackerModel:
-    """A ``Sam3TrackerModel`` in float32 and eval mode, with its own trunk or a distilled one.
+def load_promptable(path: str | Path, image_size: int | None = None) -> Promptable:
+    """A model that answers points and boxes, in float32 and eval mode on the CPU.
 
-    path: a Hugging Face folder, a hub id, or ``sandbox`` (the packaged teacher). Weights are read from safetensors
-    alone. Raises UserError for what is missing, of another kind, or incomplete.
+    path: a Hugging Face folder or a hub id of a SAM 3 tracker (with its own trunk or a distilled one), a SAM or a
+    MobileSAM; a run with such a folder in ``student/`` or ``merged/``; an original ``sam_vit_*.pth`` or
+    ``mobile_sam.pt``; or ``sandbox``, ``sandbox-sam``, ``sandbox-mobile``, the packaged ones. Folders are read from
+    safetensors alone, torch files without running code. image_size: side of the input in pixels; None keeps the
+    checkpoint's, and a SAM takes no other. Raises ``UserError`` for what is missing, of another kind, or incomplete.
     """
-    model = load_sam3(path)
-    if not isinstance(model, Sam3TrackerModel):
+    model = load_model(path, image_size)
+    if isinstance(model, Sam3Model):
         raise UserError(
-            f"{path}: a {type(model).__name__} has no prompt decoder; masks from boxes and points need a Hugging Face "
-            "folder of a Sam3TrackerModel (`samdistill merge RUN --into TRACKER_FOLDER` makes one)"
+            f"{path}: a {type(model).__name__} has no prompt decoder; masks from boxes and points need {_SOURCES} "
+            "(`samdistill merge RUN --into TRACKER_FOLDER` makes one)"
         )
     return model
 
 
-def load_sam3(path: str | Path, image_size: int | None = None) -> Sam3TrackerModel | Sam3Model:
-    """What ``load_promptable`` loads, or a ``Sam3Model`` from a detector's folder.
+def load_model(path: str | Path, image_size: int | None = None) -> Promptable | Sam3Model:
+    """What ``load_promptable`` loads, or a ``Sam3Model`` from a detector's folder."""
+    from .. import students  # registers the students with transformers; here because timm imports slowly
 
-    image_size: side of the input in pixels, a multiple of the patch size; None keeps the checkpoint's.
-    """
-    folder = locate(path)
-    if not folder.is_dir():
-        raise UserError(f"{path}: a single file; give a Hugging Face folder with config.json and safetensors weights")
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind in ("sam3_tracker", "sam3_video"):  # the published repository is of the second kind and holds the tracker
-        return _load(Sam3TrackerModel, folder, image_size)
-    if kind == "sam3":
-        return _load(Sam3Model, folder, image_size)
-    raise UserError(f"{path}: its config.json says model_type {kind!r}; expected sam3_tracker, sam3_video or sam3")
+    place = locate(path)
+    if place.is_file():
+        return _original(place, image_size)
+    kinds = _KINDS | {students.MobileSamConfig.model_type: students.MobileSamModel}
+    found = {
+        folder: read_json(folder / "config.json").get("model_type")
+        for folder in (place, place / "student", place / "merged")
+        if (folder / "config.json").is_file()
+    }
+    for folder, name in found.items():
+        if name in kinds:
+            kind = kinds[str(name)]
+            return pretrained(kind, _sized(kind, folder, image_size), folder, folder, spare=kind is Sam3TrackerModel)
+    if STUDENT in found.values():
+        raise UserError(
+            f"{path}: a distilled trunk without a prompt decoder: `samdistill merge {path} --into TRACKER_FOLDER` "
+            "makes a model that answers prompts"
+        )
+    said = f"holds {', '.join(repr(name) for name in found.values())}" if found else "has no config.json"
+    raise UserError(f"{path}: {said}, no promptable model; give {_SOURCES}")
 
 
-def _sized(kind: type[Model], folder: Path, image_size: int | None) -> PreTrainedConfig:
-    """The folder's configuration, with every size that follows from the input set for ``image_size``."""
-    config = kind.config_class.from_pretrained(folder)
+def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) -> PreTrainedConfig:
+    """The folder's configuration, for inputs of ``image_size``."""
+    from ..students import MobileSamModel
+
+    about = folder / "config.json"
+    try:
+        if kind is MobileSamModel:
+            return _mobile(read_json(about), image_size)
+        config = kind.config_class.from_pretrained(folder)
+    except (OSError, TypeError, ValueError) as error:  # includes the strict dataclass's errors
+        raise UserError(f"{about}: not a readable configuration: {' '.join(str(error).split())[:200]}") from None
+    if isinstance(config, SamConfig):
+        _same_size(config.vision_config.image_size, image_size, folder)
+        return config
+    return _sized_sam3(config, image_size)
+
+
+def _sized_sam3(config: PreTrainedConfig, image_size: int | None) -> PreTrainedConfig:
+    """With every size that follows from the input set for ``image_size``."""
     config = getattr(config, "tracker_config", None) or config  # a video checkpoint holds the tracker's inside
     trunk = config.vision_config.backbone_config
     if image_size is None or image_size == trunk.image_size:
@@ -64,20 +103,45 @@ def _sized(kind: type[Model], folder: Path, image_size: int | None) -> PreTraine
     return config
 
 
-def _load(kind: type[Model], folder: Path, image_size: int | None) -> Model:
-    """``kind.from_pretrained`` in float32 and eval mode that refuses a folder without all the weights it needs."""
-    from .. import students  # noqa: F401 - registers the student trunk with AutoModel; here because timm imports slowly
+def _same_size(own: int, image_size: int | None, where: Path) -> None:
+    if image_size not in (None, own):
+        raise UserError(
+            f"{where}: this SAM has learned positions for {own} px and cannot read images of {image_size} px; leave "
+            f"image_size out or set {own}"
+        )
 
+
+def _mobile(raw: Mapping[str, Any], image_size: int | None) -> PreTrainedConfig:
+    """MobileSAM has no positions in its trunk, so that any multiple of the patch size will do."""
+    from ..students import MobileSamConfig
+
+    return MobileSamConfig.from_dict({**raw, **({} if image_size is None else {"image_size": image_size})})
+
+
+def _original(path: Path, image_size: int | None) -> SamModel:
+    """A SAM or MobileSAM from a file under its original names."""
+    from ..students import MobileSamModel
+
+    weights = open_weights(path)
+    kind = layout(weights)
+    if kind is None:
+        raise UserError(f"{path}: neither an original SAM nor a MobileSAM, by the names in it; give {_SOURCES}")
+    if kind == MOBILE_SAM:
+        return pretrained(MobileSamModel, _mobile({}, image_size), _translated(weights, "MobileSAM"), path)
     try:
-        with quiet_transformers():
-            model, report = kind.from_pretrained(
-                folder, config=_sized(kind, folder, image_size), dtype=torch.float32, use_safetensors=True,
-                local_files_only=True, output_loading_info=True,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: cannot be loaded as a {kind.__name__}: {why}") from None
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(f"{folder}: {len(missing)} weights of a {kind.__name__} are missing, such as {missing[0]}")
-    return model.eval()
+        config = SamConfig(**sam_settings(weights.info))
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{path}: not a complete SAM: its shapes do not tell its architecture ({error})") from None
+    _same_size(config.vision_config.image_size, image_size, path)
+    return pretrained(SamModel, config, _translated(weights, SAM.upper()), path)
+
+
+def _translated(weights: Weights, what: str) -> dict[str, Tensor]:
+    """Tensors under our names, copied so that the file may go away; ``UserError`` for any that is unknown."""
+    state, unknown = to_ours(weights)
+    if unknown:
+        raise UserError(
+            f"{weights.source}: wrong checkpoint: {len(unknown)} unknown tensors for an original {what}, such as "
+            f"{unknown[0]}"
+        )
+    return {name: tensor.clone() for name, tensor in state.items()}

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import Sam3TrackerModel
 
 from ..inference.prompting import prompts_at_once
-from ..ops.promptable import Embeddings, predict, to_canvas
+from ..ops.promptable import Embeddings, Promptable, predict, to_canvas
 from ..types import ImageBatch, Prompts
 
 
@@ -31,7 +30,7 @@ class PseudoObjects:
     limit: int = 16
 
     @torch.no_grad()
-    def find(self, teacher: Sam3TrackerModel, embeddings: Embeddings, batch: ImageBatch) -> list[Bool[Tensor, "n h w"]]:
+    def find(self, teacher: Promptable, embeddings: Embeddings, batch: ImageBatch) -> list[Bool[Tensor, "n h w"]]:
         """Canvas masks for each image, surest first; an image on which nothing qualifies gets none."""
         points = grid_points(batch.sizes, self.grid)
         canvas = (batch.images.shape[-2], batch.images.shape[-1])
@@ -62,7 +61,7 @@ class PseudoObjects:
         return ranked[suppress(masks[ranked], self.overlap)][: self.limit]
 
 
-def _click(model: Sam3TrackerModel, embeddings: Embeddings, points: Float[Tensor, "b n 2"]) -> tuple[Tensor, Tensor]:
+def _click(model: Promptable, embeddings: Embeddings, points: Float[Tensor, "b n 2"]) -> tuple[Tensor, Tensor]:
     """Low-resolution logits (b, n, h, w) and predicted IoU (b, n) for one click per object."""
     valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
     labels = torch.ones((*points.shape[:2], 1), dtype=torch.int64, device=points.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Mapping
@@ -9,8 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
+from ..ops.promptable import image_size
 from .result import Conditions
 
 
@@ -24,14 +26,15 @@ def trunk_gflops(model: PreTrainedModel) -> float:
 
     A copy of the architecture is run on meta tensors: no arithmetic is done, so the full SAM 3 takes seconds too.
     """
-    config = model.config.vision_config.backbone_config
+    size = image_size(model)
     with torch.device("meta"):
-        trunk = AutoModel.from_config(config).eval()
-        pixels = torch.empty(1, 3, config.image_size, config.image_size)
-    counter = FlopCounterMode(display=False)
+        encoder = type(model)(copy.deepcopy(model.config)).eval().vision_encoder
+        pixels = torch.empty(1, 3, size, size)
+    counter, counted = FlopCounterMode(display=False), list[int]()
+    encoder.neck.register_forward_pre_hook(lambda *_: counted.append(counter.get_total_flops()))
     with counter, torch.no_grad():
-        trunk(pixels)
-    return counter.get_total_flops() / 1e9
+        encoder(pixels)
+    return counted[0] / 1e9
 
 
 def encoder_latency(

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..data.sources import BadInput
 from .result_story import PROMPT_NOTE, Tile, encoder_headline, encoder_tiles
-from .rows import ModelRow
+from .rows import EMBEDDING, ModelRow
 
 DASH = "-"
 
@@ -178,6 +178,7 @@ class EvaluationResult(Evaluation[ModelRow]):
             Measure("cost", "all parameters", [f"{row.parameters / 1e6:.2f} M" for row in rows]),
             Measure("cost", "trunk GFLOP per image", [_text(row.trunk_gflops, ".3g") for row in rows]),
             Measure("cost", "encoder latency", [_text(row.latency_ms, ".3g", " ms") for row in rows]),
+            *([Measure("features", "of the", [row.compared or DASH for row in rows])] if self._embeddings else []),
             Measure("features", "cosine", [_text(row.cosine, ".4f") for row in rows]),
             Measure("features", "MSE per element", [_text(row.mse, ".4g") for row in rows]),
         ]
@@ -189,6 +190,11 @@ class EvaluationResult(Evaluation[ModelRow]):
             cells = [_text(row.agreement.get(kind), ".3f") for row in rows]
             found.append(Measure("IoU with the teacher's masks", kind, cells))
         return [measure for measure in found if any(cell != DASH for cell in measure.cells)]
+
+    @property
+    def _embeddings(self) -> bool:
+        """Whether other features than the trunks' were compared, which the table then says."""
+        return any(row.compared == EMBEDDING for row in self.rows)
 
     def caption(self) -> str:
         """One sentence on what the rows were measured on."""

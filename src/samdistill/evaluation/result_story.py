@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 from .rows import ConceptRow, ModelRow
 
-ASKED = {"box": "with a box prompt", "point": "with one click", "refine": "with a corrected click"}
+ASKED = {
+    "box": "with a box prompt", "point": "with one click", "refine": "with a corrected click",
+    "refine2": "with two corrected clicks",
+}  # fmt: skip
 PROMPT_NOTE = (
     "Box: the object's tight box. Point: one click at its centre. Refine: that click, then one that corrects the "
     "model's own error."

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+TRUNK, EMBEDDING = "trunk", "embedding"
+"""The raw output of the image trunk, and the image embedding that the mask decoder reads."""
+
 
 @dataclass(frozen=True)
 class ModelRow:
@@ -12,10 +15,11 @@ class ModelRow:
 
     trunk_parameters: the image trunk with its head, without the neck; parameters: the whole model.
     trunk_gflops: of the trunk for one image, two per multiply-add. latency_ms: the vision encoder for one image.
-    cosine: cosine similarity of the trunk's embedding with the teacher's, mean over the cells that show image, then
-    over images. mse: squared error per element, averaged in the same way. miou: by prompt kind, mean over objects,
-    against ground truth. agreement: by prompt kind, mean IoU with the teacher's mask for the same object. kept: miou
-    as a share of the teacher's.
+    compared: which features were compared with the teacher's: ``TRUNK``, or ``EMBEDDING`` in a SAM and where trunks'
+    shapes differ. cosine: their cosine similarity, mean over the cells that show image, then over images. mse: squared
+    error per element, averaged in the same way. miou: by prompt kind, mean over objects, against ground truth.
+    agreement: by prompt kind, mean IoU with the teacher's mask for the same object. kept: miou as a share of the
+    teacher's.
     """
 
     name: str
@@ -23,6 +27,7 @@ class ModelRow:
     parameters: int
     trunk_gflops: float | None = None
     latency_ms: float | None = None
+    compared: str | None = None
     cosine: float | None = None
     mse: float | None = None
     miou: Mapping[str, float] = field(default_factory=dict)

@@ -8,19 +8,20 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from transformers import PreTrainedModel, Sam3TrackerModel
+from transformers import PreTrainedModel, SamModel
 
 from ..data.prompts import pad_masks
 from ..data.sources import BadInput, Source
 from ..data.transforms import Geometry
-from ..inference.prompting import PROMPTS, PromptKind, Targets, prompted_masks, prompts_at_once
-from ..ops.promptable import Embeddings, embed, embed_trunk
+from ..inference.prompting import KINDS, PROMPTS, PromptKind, Targets, prompted_masks, prompts_at_once
+from ..ops.promptable import Embeddings, Promptable, embed, embed_trunk, image_size
 from ..types import ImageBatch, UserError
 from .agreement import PseudoObjects
 from .examples import evenly, load_batches, to_batch
 from .latency import encoder_latency
 from .pictures import MOST, picture
 from .result import EvaluationResult, Picture
+from .rows import EMBEDDING, TRUNK
 from .tally import Tally
 
 
@@ -41,17 +42,17 @@ def evaluate_models(
 ) -> EvaluationResult:
     """Measure ``models`` on the images of ``source``, all of them on the same prompts.
 
-    models: ``Sam3TrackerModel``s; a ``Sam3Model`` has no prompt decoder and gets feature metrics only. They are moved
-    to ``device``. teacher: the name of the model the others are compared with. Objects are the annotated ones, or on
-    unlabelled images those the teacher itself segments. images: at most so many, spread over the source's keys.
-    max_objects: per image. repeats: timing rounds, 0 leaves latency out. progress: called with how many images came
-    to be done since its last call.
+    models: whatever ``load_promptable`` opens; a ``Sam3Model`` has no prompt decoder and gets feature metrics only.
+    They are moved to ``device``. teacher: the name of the model the others are compared with. Objects are the annotated
+    ones, or on unlabelled images those the teacher itself segments. images: at most so many, spread over the source's
+    keys. max_objects: per image. repeats: timing rounds, 0 leaves latency out. progress: called with how many images
+    came to be done since its last call.
 
     Raises UserError where nothing could be measured: no readable image, no label and no teacher, another image size.
     """
     check_models(models, teacher, source, geometry)
-    promptable = {n: m for n, m in models.items() if isinstance(m, Sam3TrackerModel)}
-    kinds = tuple(kind for kind in PROMPTS if kind in prompts)
+    promptable = {n: m for n, m in models.items() if isinstance(m, Promptable)}
+    kinds = tuple(kind for kind in KINDS if kind in prompts)
     tally = Tally(teacher, source.labelled)
     skipped, drawn = list(source.problems), list[Picture]()
     with _evaluating(models, device):
@@ -60,8 +61,8 @@ def evaluate_models(
             if examples:
                 batch, masks, valid = (part.to(device) for part in to_batch(examples))
                 embedded = {n: embed(m, batch) for n, m in promptable.items()}
-                trunks = {n: embedded[n].trunk if n in embedded else embed_trunk(m, batch) for n, m in models.items()}
-                tally.add_features(batch, trunks, sum(example.left_out for example in examples))
+                features = {n: _features(m, embedded.get(n), batch) for n, m in models.items()}
+                tally.add_features(batch, features, sum(example.left_out for example in examples))
                 targets = _targets(promptable, embedded, teacher, source.labelled, batch, masks, valid)
                 if targets is not None:
                     _ask(promptable, embedded, targets, kinds, tally)
@@ -92,13 +93,13 @@ def check_models(
     if not models or (teacher is not None and teacher not in models):
         raise ValueError(f"the teacher {teacher!r} has to be one of the models: {', '.join(models) or 'none given'}")
     for name, model in models.items():
-        size = model.config.vision_config.backbone_config.image_size
+        size = image_size(model)
         if size != geometry.image_size:
             raise UserError(
                 f"{name}: made for images of {size} px, the data are laid out at {geometry.image_size} px: "
                 "evaluate models of one image size together"
             )
-        if teacher is None and not isinstance(model, Sam3TrackerModel):
+        if teacher is None and not isinstance(model, Promptable):
             raise UserError(
                 f"{name}: a {type(model).__name__} has no prompt decoder, so its masks cannot be measured with box or "
                 "point prompts: give its teacher to compare features, or evaluate the Sam3TrackerModel"
@@ -109,9 +110,20 @@ def check_models(
         )
 
 
+def _features(model: PreTrainedModel, embedded: Embeddings | None, batch: ImageBatch) -> dict[str, Tensor]:
+    """What can be compared with a teacher's, the first choice first.
+
+    A trunk distilled for SAM 3 regresses the teacher's. Those of SAMs mean different things, even of equal shape.
+    """
+    if embedded is None:
+        return {TRUNK: embed_trunk(model, batch)}
+    decoded = {EMBEDDING: embedded.image_embedding}
+    return decoded if isinstance(model, SamModel) else {TRUNK: embedded.trunk} | decoded
+
+
 @torch.no_grad()
 def _targets(
-    promptable: Mapping[str, Sam3TrackerModel],
+    promptable: Mapping[str, Promptable],
     embedded: Mapping[str, Embeddings],
     teacher: str | None,
     labelled: bool,
@@ -130,7 +142,7 @@ def _targets(
 
 
 def _ask(
-    promptable: Mapping[str, Sam3TrackerModel],
+    promptable: Mapping[str, Promptable],
     embedded: Mapping[str, Embeddings],
     targets: Targets,
     kinds: tuple[PromptKind, ...],
@@ -145,7 +157,7 @@ def _ask(
 
 
 def _draw(
-    promptable: Mapping[str, Sam3TrackerModel],
+    promptable: Mapping[str, Promptable],
     embedded: Mapping[str, Embeddings],
     targets: Targets,
     kinds: tuple[PromptKind, ...],

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..inference.prompting import PromptKind, Targets
 from ..metrics.features import FeatureScores
 from ..metrics.masks import MaskScores
-from ..types import ImageBatch, UserError
+from ..types import ImageBatch
 from .latency import parameters, trunk_gflops
 from .rows import ModelRow
 
@@ -28,25 +28,30 @@ class Tally:
     objects: int = 0
     left_out: int = 0
     features: dict[str, FeatureScores] = field(default_factory=lambda: defaultdict(FeatureScores))
+    compared: dict[str, str] = field(default_factory=dict)
     truth: dict[str, dict[str, MaskScores]] = field(default_factory=lambda: defaultdict(_no_scores))
     agreed: dict[str, dict[str, MaskScores]] = field(default_factory=lambda: defaultdict(_no_scores))
 
-    def add_features(self, batch: ImageBatch, trunks: Mapping[str, Float[Tensor, "b c gh gw"]], left_out: int) -> None:
-        """A batch of images; ``left_out`` of their objects are not asked for."""
+    def add_features(
+        self, batch: ImageBatch, features: Mapping[str, Mapping[str, Float[Tensor, "b _ gh gw"]]], left_out: int
+    ) -> None:
+        """A batch of images; ``left_out`` of their objects are not asked for.
+
+        features: of every model, by name, the first choice first. Those of the first name whose shape is the teacher's
+        are compared; where there are none, nothing is.
+        """
         self.images += len(batch)
         self.left_out += left_out
         if self.teacher is None:
             return
-        target = trunks[self.teacher].cpu()
-        valid = batch.valid((target.shape[-2], target.shape[-1])).cpu()
-        for name in trunks.keys() - {self.teacher}:
-            trunk = trunks[name].cpu()
-            if trunk.shape != target.shape:
-                raise UserError(
-                    f"{name}: its trunk gives {tuple(trunk.shape[1:])} and {self.teacher}'s {tuple(target.shape[1:])}: "
-                    "features can only be compared with those of the teacher it was distilled from"
-                )
-            self.features[name] = self.features[name].update(trunk, target, valid)
+        targets = features[self.teacher]
+        for name in features.keys() - {self.teacher}:
+            for kind, found in features[name].items():
+                if kind in targets and found.shape == targets[kind].shape:
+                    valid = batch.valid((found.shape[-2], found.shape[-1])).cpu()
+                    self.features[name] = self.features[name].update(found.cpu(), targets[kind].cpu(), valid)
+                    self.compared[name] = kind
+                    break
 
     def add_masks(self, targets: Targets, found: Mapping[str, Mapping[PromptKind, Bool[Tensor, "b n s s"]]]) -> None:
         self.objects += int(targets.valid.sum())
@@ -63,10 +68,11 @@ class Tally:
         best = _miou(self.truth[self.teacher]) if self.teacher is not None and name != self.teacher else {}
         return ModelRow(
             name=name,
-            trunk_parameters=parameters(model.vision_encoder.backbone),
+            trunk_parameters=parameters(model.vision_encoder) - parameters(model.vision_encoder.neck),
             parameters=parameters(model),
             trunk_gflops=trunk_gflops(model),
             latency_ms=latency_ms,
+            compared=self.compared.get(name),
             cosine=features.get("cosine"),
             mse=features.get("mse"),
             miou=miou,

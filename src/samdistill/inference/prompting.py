@@ -1,8 +1,8 @@
 """The prompting protocol: how a promptable model is asked for known objects. One implementation for every figure.
 
 Box: the object's tight box. Point: the pixel deepest inside it. Refine: that point, then one corrective click at
-the centre of the model's own deeper error region, with its own first logits as mask prompt (RITM, Sofiiuk et al.,
-2021; SAM, Kirillov et al., 2023). All of it happens on the model's square canvas.
+the centre of the model's own deeper error region, with its own last logits as mask prompt (RITM, Sofiiuk et al.,
+2021; SAM, Kirillov et al., 2023). Refine2: a second one after it. All of it happens on the model's square canvas.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import Sam3TrackerModel
 
 from ..data.prompts import box_prompts, point_prompts
 from ..ops.masks import error_points
-from ..ops.promptable import Embeddings, predict, to_canvas
+from ..ops.promptable import Embeddings, Promptable, predict, to_canvas
 from ..types import Prompts
 
-PromptKind = Literal["box", "point", "refine"]
-PROMPTS: tuple[PromptKind, ...] = get_args(PromptKind)
+PromptKind = Literal["box", "point", "refine", "refine2"]
+KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
+PROMPTS: tuple[PromptKind, ...] = ("box", "point", "refine")
+"""What is asked unless something else is wanted."""
+_CLICKED: tuple[PromptKind, ...] = ("point", "refine", "refine2")  # each goes on from the one before
 _PIXELS_AT_ONCE = 2**24  # 16 prompts at 1008 px: the decoder's upscaled maps and the float canvas masks stay below 1 GB
 
 
@@ -102,7 +104,7 @@ def refined_prompts(
 
 @torch.no_grad()
 def prompted_masks(
-    model: Sam3TrackerModel, embeddings: Embeddings, targets: Targets, kinds: Sequence[PromptKind] = PROMPTS
+    model: Promptable, embeddings: Embeddings, targets: Targets, kinds: Sequence[PromptKind] = PROMPTS
 ) -> dict[PromptKind, Bool[Tensor, "b n h w"]]:
     """The model's canvas masks for each kind of prompt; slots that are not valid hold anything."""
     size = targets.masks.shape[-2:]
@@ -115,9 +117,10 @@ def prompted_masks(
     found: dict[PromptKind, Tensor] = {}
     if "box" in kinds:
         found["box"] = ask(targets.box)[1]
-    if "point" in kinds or "refine" in kinds:
-        logits, masks = ask(targets.point)
-        found["point"] = masks
-        if "refine" in kinds:
-            found["refine"] = ask(refined_prompts(targets.point, logits, masks, targets.masks))[1]
+    last = max((_CLICKED.index(kind) for kind in kinds if kind in _CLICKED), default=-1)
+    prompts = targets.point
+    for number, kind in enumerate(_CLICKED[: last + 1]):
+        logits, found[kind] = ask(prompts)
+        if number < last:
+            prompts = refined_prompts(prompts, logits, found[kind], targets.masks)
     return {kind: found[kind] for kind in kinds}

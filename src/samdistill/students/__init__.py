@@ -5,6 +5,7 @@ from __future__ import annotations
 from .backbones import STUDENTS, resolve_backbone
 from .catalogue import StudentInfo, breakdown, list_students
 from .heads import HEADS, HeadCost, compare_heads
+from .promptable import MobileSamConfig, MobileSamModel, build_promptable
 from .pyramid import PyramidModel
 from .sam3 import EfficientSam3Model, EfficientSam3Output, build_detector, inherit
 from .sam3_config import EfficientSam3Config, PyramidConfig, efficient_sam3_config
@@ -17,6 +18,8 @@ __all__ = [
     "EfficientSam3Model",
     "EfficientSam3Output",
     "HeadCost",
+    "MobileSamConfig",
+    "MobileSamModel",
     "PyramidConfig",
     "PyramidModel",
     "StudentInfo",
@@ -24,6 +27,7 @@ __all__ = [
     "StudentTrunkConfig",
     "breakdown",
     "build_detector",
+    "build_promptable",
     "build_trunk",
     "compare_heads",
     "efficient_sam3_config",

@@ -132,6 +132,14 @@ def feature_maps(net: nn.Module, wanted: Sequence[Level], images: Float[Tensor, 
     return [maps[w.index].permute(0, 3, 1, 2) if channels_last else maps[w.index] for w in wanted]
 
 
+def checkpoint_stages(net: nn.Module) -> None:
+    """From now on the stages are computed again in the backward pass instead of keeping what they computed.
+
+    Gradients stay the same. Batch norms meet each batch twice, so their running statistics follow it twice as fast.
+    """
+    getattr(net, "model", net).set_grad_checkpointing()  # timm wraps what gives its own features once more
+
+
 def check_runs(net: nn.Module, name: str, image_size: int) -> None:
     """Dry-run on the meta device: a ``UserError`` if the backbone cannot take images of this size.
 

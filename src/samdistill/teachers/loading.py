@@ -65,3 +65,14 @@ def fingerprint(
         if tensor.numel():
             digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+# where a configuration comes from and how it starts a training; no output depends on it
+_NEUTRAL = ("_name_or_path", "architectures", "dtype", "initializer_range", "transformers_version")
+
+
+def settings(node: Any) -> Any:
+    """A configuration without what no output depends on."""
+    if not isinstance(node, dict):
+        return node
+    return {key: settings(value) for key, value in node.items() if key not in _NEUTRAL}

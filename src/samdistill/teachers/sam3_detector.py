@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import Sam3Config, Sam3Model
 
 from ..checkpoints.files import locate, open_weights
-from ..checkpoints.loading import parameter_count, quiet_transformers
+from ..checkpoints.loading import parameter_count, pretrained, quiet_transformers
 from ..checkpoints.merge import merged_student, sidecar
 from ..checkpoints.merged import load_merged
 from ..checkpoints.rename import to_hf
@@ -28,12 +26,10 @@ from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics, normalise
 from ..ops.outputs import ask
 from ..types import ConceptPrompts, DetectorOutput, ImageBatch, UserError
 from .base import DTYPES
-from .loading import fingerprint, freeze, read_config, square
+from .loading import fingerprint, freeze, read_config, settings, square
 from .sam3 import check_image_size
 
 _SOURCES = "a Hugging Face folder of a Sam3Model or Sam3VideoModel, or an original sam3.pt"
-# where a configuration comes from and how it starts a training; no output depends on it
-_NEUTRAL = ("_name_or_path", "architectures", "dtype", "initializer_range", "transformers_version")
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Sam3Detector:
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):  # a merged student's: on the CPU, torch wants them all of one type
                 module.float()
-        behaviour = {"model": _settings(host.to_dict()), "words": self.words.digest}
+        behaviour = {"model": settings(host.to_dict()), "words": self.words.digest}
         self.fingerprint = fingerprint(self.model, behaviour, self.info.image_size, self.mean, self.std)
         self.model.to(self.device)
 
@@ -182,34 +178,11 @@ def _describe(path: str, host: Sam3Config) -> DetectorInfo:
     )  # fmt: skip
 
 
-def _settings(node: Any) -> Any:
-    """A configuration without what no output depends on."""
-    if not isinstance(node, dict):
-        return node
-    return {key: _settings(value) for key, value in node.items() if key not in _NEUTRAL}
-
-
 def _load(place: Path, host: Sam3Config) -> Sam3Model:
     """The complete model of ``host`` in float32 on the CPU, or ``UserError``."""
     if place.is_file() and sidecar(place).is_file():
         return load_merged(place, host, host.vision_config.backbone_config)
-    state = None
-    if place.is_file():  # copied, so the file may go away
-        state = {name: tensor.clone() for name, tensor in to_hf(open_weights(place))[0].items()}
-    try:
-        with quiet_transformers():
-            model, found = Sam3Model.from_pretrained(
-                None if state is not None else place, config=host, state_dict=state, dtype=torch.float32,
-                use_safetensors=True, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise UserError(f"{place}: cannot be loaded as a Sam3Model: {why}") from None
-    for problem, names in found.items():
-        if names:
-            first = min(map(str, names))
-            raise UserError(
-                f"{place}: wrong checkpoint: {len(names)} {problem.replace('_', ' ')} for a Sam3Model of its "
-                f"configuration, such as {first}; give {_SOURCES}"
-            )
-    return model
+    if place.is_dir():
+        return pretrained(Sam3Model, host, place, place)
+    state = {name: tensor.clone() for name, tensor in to_hf(open_weights(place))[0].items()}  # so the file may go away
+    return pretrained(Sam3Model, host, state, place)

@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoints.promptable import load_sam3
+from ..checkpoints.promptable import load_model
 from ..config import DataConfig
 from ..data import Geometry, Source, open_source
+from ..data.masks import find_mask_folders
 from ..data.saco import ConceptSet, find_concepts, load_predictions, write_predictions
 from ..engine import default_device
 from ..evaluation import EvaluationResult, evaluate_models
 from ..evaluation import concepts as detectors
 from ..inference.concepts import load_concept_model
-from ..inference.prompting import PROMPTS, PromptKind
+from ..inference.prompting import KINDS, PROMPTS, PromptKind
+from ..ops.promptable import image_size
 from ..registry import did_you_mean
 from ..types import UserError
 from .progress import Progress
 
 
 def data_kind(root: Path) -> str:
-    """Which of the known layouts a folder has: an SA-1B tree, COCO, or just images."""
+    """Which of the known layouts a folder has: COCO, image + mask folders, an SA-1B tree, or just images."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of images")
     if any((root / "annotations").glob("instances*.json")) or any(root.glob("instances*.json")):
         return "coco"
+    if find_mask_folders(root):
+        return "masks"
     if ((root / "images").is_dir() and (root / "annotations").is_dir()) or any(root.glob("sa_*.json")):
         return "sa1b"
     return "folder"
@@ -39,9 +43,9 @@ def held_out_images(root: Path) -> Source:
 def prompt_kinds(names: Sequence[str]) -> tuple[PromptKind, ...]:
     """Checked names of prompt kinds."""
     for name in names:
-        if name not in PROMPTS:
-            raise UserError(f"no prompt kind is called {name!r}{did_you_mean(name, list(PROMPTS))}")
-    return tuple(kind for kind in PROMPTS if kind in names)
+        if name not in KINDS:
+            raise UserError(f"no prompt kind is called {name!r}{did_you_mean(name, list(KINDS))}")
+    return tuple(kind for kind in KINDS if kind in names)
 
 
 def evaluate(
@@ -50,15 +54,14 @@ def evaluate(
 ) -> EvaluationResult:  # fmt: skip
     """mIoU against the data's masks, agreement with ``teacher``, features, parameters, FLOPs and latency.
 
-    model: a Hugging Face folder that ``merge`` wrote, or a run folder that holds one. data: an SA-1B tree, a COCO
+    model: what ``load_promptable`` opens, or a ``Sam3Model``'s folder beside its teacher. data: an SA-1B tree, a COCO
     folder or any folder of images; without masks a teacher is needed. Raises UserError for what cannot be measured.
     """
     kinds = prompt_kinds(prompts)
-    folder = model / "merged" if (model / "merged" / "config.json").is_file() else model
-    loaded = {"student": load_sam3(folder)}
-    size = loaded["student"].config.vision_config.backbone_config.image_size
+    loaded = {"student": load_model(model)}
+    size = image_size(loaded["student"])
     if teacher is not None:
-        loaded = {"teacher": load_sam3(teacher, size)} | loaded
+        loaded = {"teacher": load_model(teacher, size)} | loaded
     if geometry not in ("square", "longest_side"):
         raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
     source = held_out_images(data)

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import Sam3TrackerModel
 
 from ..checkpoints.merge import merge
-from ..checkpoints.promptable import load_sam3
+from ..checkpoints.promptable import load_model
 from ..checkpoints.report import MergeReport
 from ..config import RunConfig, load_config
 from ..engine import CheckReport, FitResult, default_device
@@ -171,9 +171,9 @@ def _evaluate(config: RunConfig, merged: MergeReport | None) -> EvaluationResult
     console.print("[bold]evaluate[/] on held-out images")
     parts = Assembly(config)
     models = {
-        TEACHER: load_sam3(config.teacher.path, parts.teacher_info.image_size),
+        TEACHER: load_model(config.teacher.path, parts.teacher_info.image_size),
         UNTRAINED: _untrained(parts),
-        STUDENT: load_sam3(merged.out),
+        STUDENT: load_model(merged.out),
     }
     source = parts.held_out_source()
     settings = config.evaluate
@@ -187,7 +187,7 @@ def _evaluate(config: RunConfig, merged: MergeReport | None) -> EvaluationResult
 
 def _untrained(parts: Assembly) -> Sam3TrackerModel:
     """The teacher's heads on the student as the training found it: same seed, no step."""
-    host = load_sam3(parts.config.teacher.path, parts.teacher_info.image_size)
+    host = load_model(parts.config.teacher.path, parts.teacher_info.image_size)
     torch.manual_seed(parts.config.train.seed)
     trunk = build_trunk(student_config(parts.config.student, parts.teacher_info), parts.config.student.pretrained)
     host.vision_encoder.backbone = trunk.eval()

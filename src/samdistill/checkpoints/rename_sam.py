@@ -1,0 +1,185 @@
+"""The original names of SAM (``sam_vit_*.pth``) and MobileSAM (``mobile_sam.pt``), and those of ``SamModel`` and
+``MobileSamModel``, translated in both directions.
+
+One table of (original, ours) name beginnings; ``{i}`` and ``{j}`` stand for numbers and whatever follows a beginning is
+kept. No value changes: attention of the image encoder is fused on both sides. The table of random Fourier features,
+one tensor there, is held twice here, by the image and by the prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .files import TensorInfo
+
+_ENCODER, _VISION, _TRUNK = "image_encoder.", "vision_encoder.", "vision_encoder.trunk.backbone."
+_DECODER, _TWO_WAY = "mask_decoder.", "mask_decoder.transformer.layers.{i}."
+_FOURIER = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+_FOURIER_HERE = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
+
+_PROMPTS = [
+    *((f"prompt_encoder.mask_downscaling.{n}.", f"prompt_encoder.mask_embed.{ours}.")
+      for n, ours in ((0, "conv1"), (1, "layer_norm1"), (3, "conv2"), (4, "layer_norm2"), (6, "conv3"))),
+    ("prompt_encoder.point_embeddings.{i}.", "prompt_encoder.point_embed.{i}."),
+    ("prompt_encoder.not_a_point_embed.", "prompt_encoder.not_a_point_embed."),
+    ("prompt_encoder.no_mask_embed.", "prompt_encoder.no_mask_embed."),
+]  # fmt: skip
+_MASKS = [
+    (f"{_TWO_WAY}norm{{j}}.", f"{_TWO_WAY}layer_norm{{j}}."),
+    *((f"{_TWO_WAY}{name}.", f"{_TWO_WAY}{name}.")
+      for name in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token", "mlp")),
+    (f"{_DECODER}transformer.norm_final_attn.", f"{_DECODER}transformer.layer_norm_final_attn."),
+    *((f"{_DECODER}{name}.", f"{_DECODER}{name}.")
+      for name in ("transformer.final_attn_token_to_image", "iou_token", "mask_tokens")),
+    *((f"{_DECODER}output_upscaling.{n}.", f"{_DECODER}{ours}.")
+      for n, ours in ((0, "upscale_conv1"), (1, "upscale_layer_norm"), (3, "upscale_conv2"))),
+    *((f"{_DECODER}{head}.layers.{n}.", f"{_DECODER}{head}.{ours}.")
+      for head in ("output_hypernetworks_mlps.{i}", "iou_prediction_head")
+      for n, ours in ((0, "proj_in"), (1, "layers.0"), (2, "proj_out"))),
+]  # fmt: skip
+_NECK = [
+    (f"{_ENCODER}neck.{n}.", f"{_VISION}neck.{ours}.")
+    for n, ours in enumerate(("conv1", "layer_norm1", "conv2", "layer_norm2"))
+]
+_VIT = [
+    (f"{_ENCODER}pos_embed", f"{_VISION}pos_embed"),
+    (f"{_ENCODER}patch_embed.proj.", f"{_VISION}patch_embed.projection."),
+    (f"{_ENCODER}blocks.{{i}}.norm{{j}}.", f"{_VISION}layers.{{i}}.layer_norm{{j}}."),
+    (f"{_ENCODER}blocks.{{i}}.attn.", f"{_VISION}layers.{{i}}.attn."),
+    (f"{_ENCODER}blocks.{{i}}.mlp.", f"{_VISION}layers.{{i}}.mlp."),
+]
+
+
+def _convolution(there: str, here: str) -> list[tuple[str, str]]:
+    """TinyViT's convolution and its batch norm."""
+    return [(f"{_ENCODER}{there}.c.", f"{_TRUNK}{here}.conv."), (f"{_ENCODER}{there}.bn.", f"{_TRUNK}{here}.bn.")]
+
+
+_TINY_VIT = [
+    *_convolution("patch_embed.seq.0", "patch_embed.conv1"),
+    *_convolution("patch_embed.seq.2", "patch_embed.conv2"),
+    *_convolution("layers.0.blocks.{i}.conv{j}", "stages_0.blocks.{i}.conv{j}"),
+    *_convolution("layers.{i}.blocks.{j}.local_conv", "stages_{i}.blocks.{j}.local_conv"),
+    *((f"{_ENCODER}layers.{{i}}.blocks.{{j}}.{name}.", f"{_TRUNK}stages_{{i}}.blocks.{{j}}.{name}.")
+      for name in ("attn", "mlp")),
+]  # fmt: skip
+for _stage in range(3):  # a downsampling ends a stage there and begins the next one in timm
+    _TINY_VIT += _convolution(f"layers.{_stage}.downsample.conv{{j}}", f"stages_{_stage + 1}.downsample.conv{{j}}")
+
+TABLE: tuple[tuple[str, str], ...] = (*_PROMPTS, *_MASKS, *_NECK, *_VIT, *_TINY_VIT)
+"""Every row, original beginning first."""
+
+_IGNORED = re.compile(
+    rf"^{re.escape(_ENCODER)}(norm_head\.|head\.|layers\.\d+\.blocks\.\d+\.attn\.attention_bias_idxs$)"
+)
+SAM, MOBILE_SAM = "sam", "mobile_sam"
+_ANCHORS = {SAM: f"{_ENCODER}blocks.0.attn.qkv.weight", MOBILE_SAM: f"{_ENCODER}layers.0.blocks.0.conv1.c.weight"}
+
+
+def _compile(source: str, target: str) -> tuple[re.Pattern[str], str]:
+    pattern = re.sub(r"\\\{([ij])\\\}", r"(?P<\1>\\d+)", re.escape(source))
+    return re.compile(f"^{pattern}(?P<rest>{'[^.].*' if source.endswith('.') else ''})$"), target + "{rest}"
+
+
+_TO_OURS = [_compile(there, here) for there, here in TABLE]
+_TO_ORIGINAL = [_compile(here, there) for there, here in TABLE]
+
+
+def _translate(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, target in rows:
+        found = pattern.match(name)
+        if found:
+            return target.format(**found.groupdict())
+    return None
+
+
+def layout(names: Mapping[str, Any]) -> str | None:
+    """``sam`` or ``mobile_sam``, by the names of an original file; None for anything else."""
+    return next((kind for kind, anchor in _ANCHORS.items() if anchor in names), None)
+
+
+def our_names(original: str) -> tuple[str, ...] | None:
+    """What an original name becomes: one name, two for the Fourier features, none for what is not needed.
+
+    None for an unknown name. Not needed: TinyViT's classifier, which MobileSAM's file still holds, and the indices of
+    its attention biases, which follow from the architecture.
+    """
+    if original == _FOURIER:
+        return _FOURIER_HERE
+    if _IGNORED.match(original):
+        return ()
+    name = _translate(original, _TO_OURS)
+    return None if name is None else (name,)
+
+
+def original_name(ours: str) -> str | None:
+    """The original name of a tensor of a ``SamModel`` or of a ``MobileSamModel`` on a TinyViT; None if unknown."""
+    return _FOURIER if ours in _FOURIER_HERE else _translate(ours, _TO_ORIGINAL)
+
+
+def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Original tensors under our names, and the names that are unknown; what is not needed is in neither."""
+    renamed: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for name in state:
+        targets = our_names(name)
+        if targets is None:
+            unknown.append(name)
+        else:
+            renamed |= dict.fromkeys(targets, state[name]) if targets else {}
+    return renamed, unknown
+
+
+def to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Our tensors under their original names, and the names left over. TinyViT's classifier is not made up."""
+    renamed: dict[str, Tensor] = {}
+    left: list[str] = []
+    for name, value in state.items():
+        target = original_name(name)
+        if target is None:
+            left.append(name)
+        else:
+            renamed[target] = value
+    return renamed, left
+
+
+def sam_settings(info: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """The fields of a ``SamConfig`` that the shapes of an original SAM tell.
+
+    Blocks whose table of relative positions spans the whole grid attend globally. Eight heads in the decoder are the
+    original code's constant. Raises ``KeyError`` and ``ValueError`` where tensors are missing or of odd shapes.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        return info[name].shape
+
+    width, _, patch, _ = shape(f"{_ENCODER}patch_embed.proj.weight")
+    _, grid, _, _ = shape(f"{_ENCODER}pos_embed")
+    tables = []
+    while f"{_ENCODER}blocks.{len(tables)}.attn.rel_pos_h" in info:
+        tables.append(shape(f"{_ENCODER}blocks.{len(tables)}.attn.rel_pos_h"))
+    whole = [index for index, (length, _) in enumerate(tables) if length == 2 * grid - 1]
+    windows = {(length + 1) // 2 for length, _ in tables} - {grid}
+    sizes = {"image_size": grid * patch, "patch_size": patch}
+    _, tokens = shape(f"{_DECODER}iou_token.weight")
+    return {
+        "vision_config": {
+            **sizes, "hidden_size": width, "num_hidden_layers": len(tables),
+            "num_attention_heads": width // tables[0][1], "window_size": max(windows, default=grid),
+            "global_attn_indexes": whole, "mlp_dim": shape(f"{_ENCODER}blocks.0.mlp.lin1.weight")[0],
+            "output_channels": tokens, "num_pos_feats": shape(_FOURIER)[1],
+        },
+        "prompt_encoder_config": {
+            **sizes, "hidden_size": tokens,
+            "mask_input_channels": shape("prompt_encoder.mask_downscaling.3.weight")[0],
+        },
+        # torch's 1e-5 in the two-way transformer, as in the original code; transformers' default is 1e-6
+        "mask_decoder_config": {
+            "hidden_size": tokens, "mlp_dim": shape(f"{_DECODER}transformer.layers.0.mlp.lin1.weight")[0],
+            "iou_head_hidden_dim": shape(f"{_DECODER}iou_prediction_head.layers.0.weight")[0], "layer_norm_eps": 1e-5,
+        },
+    }  # fmt: skip

@@ -1,0 +1,101 @@
+"""A promptable model on one image: points of one object, or a box around each of several; masks out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import SamModel
+
+from ..data.prompts import check_prompts
+from ..data.transforms import Geometry
+from ..ops.masks import masks_to_boxes
+from ..ops.promptable import Promptable, embed, image_size, predict
+from ..types import ImageBatch, Prompts, UserError
+from .concepts import Box, open_image
+
+Point = tuple[float, float, int]
+"""x, y in pixels of the image file, and 1 for inside the object, 0 for outside."""
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """One mask per object that was asked for, in the order of asking and in the pixels of the image file.
+
+    scores: the model's own guess of each mask's IoU. boxes: xyxy around the masks, zeros around an empty one.
+    """
+
+    masks: Bool[Tensor, "n h w"]
+    boxes: Float[Tensor, "n 4"]
+    scores: Float[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def own_geometry(model: Promptable) -> str:
+    """How the model's training images lay on its canvas: a SAM's keep their aspect, a SAM 3 tracker's are stretched."""
+    return "longest_side" if isinstance(model, SamModel) else "square"
+
+
+@torch.no_grad()
+def segment_image(
+    model: Promptable, image: str | Path | Image.Image, points: Sequence[Point] = (), boxes: Sequence[Box] = (),
+    geometry: str | None = None,
+) -> Segmented:  # fmt: skip
+    """The object that ``points`` mark, with at most one box around it, or the object in each of ``boxes``.
+
+    points: indices of pixels, as image viewers count them. boxes: xyxy, edge to edge. geometry: None takes the model's
+    own. A single point inside is ambiguous: of three masks the one with the highest
+    score is given. Raises ``UserError`` for an image that cannot be read, and for prompts that are off it or do not go
+    together.
+    """
+    if not points and not boxes:
+        raise UserError("nothing is asked: give --point or --box")
+    if points and len(boxes) > 1:
+        raise UserError(f"--point: with {len(boxes)} boxes it is unclear whose points they are; give one box at most")
+    if strange := [point for point in points if point[2] not in (0, 1)]:
+        raise UserError(f"--point: label {strange[0][2]} is neither 1 (inside the object) nor 0 (outside)")
+    picture = open_image(image)
+    original = (picture.height, picture.width)
+    side = image_size(model)
+    place = Geometry(side, own_geometry(model) if geometry is None else geometry)  # type: ignore[arg-type]
+    canvas, size = place.canvas(picture)
+    batch = ImageBatch(
+        canvas[None], torch.tensor([size]), torch.tensor([original]), ("image",), torch.zeros(1, dtype=torch.int64)
+    )
+    prompts = _on_canvas(points, boxes, place, original)
+    device = next(model.parameters()).device
+    ambiguous = len(points) == 1 and not boxes and points[0][2] == 1
+    said = predict(model, embed(model, batch.to(device)), prompts.to(device), ambiguous)
+    logits, scores = (values[0].float().cpu() for values in said.best())
+    masks = torch.stack([_in_file(one, place, original) for one in logits])
+    return Segmented(masks, masks_to_boxes(masks), scores)
+
+
+def _on_canvas(points: Sequence[Point], boxes: Sequence[Box], place: Geometry, original: tuple[int, int]) -> Prompts:
+    """One object with its points, or one per box. What is not on the image is refused in the file's own pixels."""
+    count = max(1, len(boxes))
+    xy = torch.tensor([point[:2] for point in points], dtype=torch.float32).view(1, 1, -1, 2) if points else None
+    labels = torch.tensor([[[point[2] for point in points]]]) if points else None
+    corners = torch.tensor(boxes, dtype=torch.float32).view(1, -1, 4) if boxes else None
+    given = Prompts(torch.ones(1, count, dtype=torch.bool), xy, labels, corners)
+    check_prompts(given, torch.tensor([original]))
+    if xy is not None:
+        xy = place.points(xy + 0.5, original) - 0.5  # from the centre of a pixel to that of another
+    if corners is not None:
+        corners = place.points(corners.view(1, -1, 2, 2), original).view(1, -1, 4)
+    return Prompts(given.valid, xy, labels, corners)
+
+
+def _in_file(logits: Float[Tensor, "h w"], place: Geometry, original: tuple[int, int]) -> Bool[Tensor, "H W"]:
+    """One at a time: several photographs of floats would not fit."""
+    side = (place.image_size, place.image_size)
+    canvas = F.interpolate(logits[None, None], side, mode="bilinear", align_corners=False)[0]
+    return place.masks_back(canvas, original)[0] > 0
