@@ -277,3 +277,44 @@ def test_boxes_follow_the_image_through_crop_flip_and_placing(kind: str) -> None
             assert (box[0] - seen).abs().max() <= 1.01
     assert gone > 5 and cut > 20
     assert transform.boxes(torch.zeros(0, 4), (60, 90), 0).shape == (0, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_follow_the_image_through_crop_flip_and_placing(kind: str) -> None:
+    """Masks are painted white on black; the transformed picture shows them, but for edges that bilinear blurs."""
+    rng = np.random.default_rng(0)
+    transform = ViewTransform(Geometry(112, kind), AugmentConfig(flip=0.5, crop_scale=(0.2, 1.0)))  # type: ignore[arg-type]
+    gone = 0
+    for seed in range(60):
+        height, width = (int(v) for v in rng.integers(60, 200, 2))
+        y, x = np.mgrid[:height, :width]
+        centres, radii = rng.random((2, 2)) * (height, width), rng.uniform(12, 40, 2)
+        masks = np.stack([np.hypot(y - c[0], x - c[1]) < r for c, r in zip(centres, radii, strict=True)])
+        placed = transform.masks(masks, (height, width), seed)
+        assert placed.shape == (2, 112, 112) and placed.dtype == torch.bool
+        for mask, own in zip(masks, placed, strict=True):
+            pixels = np.repeat((mask * 255).astype(np.uint8)[..., None], 3, -1)
+            canvas, (h, w) = transform(Image.fromarray(pixels), seed)
+            assert not own[h:].any() and not own[:, w:].any()
+            seen, laid = canvas[0, :h, :w], own[:h, :w]
+            sharp = (seen < 60) | (seen > 195)
+            assert sharp.float().mean() > 0.9 and torch.equal((seen > 127)[sharp], laid[sharp])
+            assert torch.equal(transform.masks(torch.from_numpy(mask), (height, width), seed), own)
+            gone += not own.any()
+    assert 3 < gone < 60
+
+
+def test_masks_are_pixel_exact_where_nothing_is_resized() -> None:
+    rng = np.random.default_rng(1)
+    transform = ViewTransform(Geometry(50, "longest_side"), AugmentConfig(flip=0.5))
+    flips = set()
+    for seed in range(12):
+        mask = rng.random((30, 50)) < 0.5
+        pixels = np.repeat((mask * 255).astype(np.uint8)[..., None], 3, -1)
+        canvas, _ = transform(Image.fromarray(pixels), seed)
+        placed = transform.masks(mask, (30, 50), seed)
+        assert torch.equal(placed[:30], canvas[0, :30] == 255)
+        flips.add(torch.equal(placed[:30], torch.from_numpy(mask)))
+    assert flips == {True, False}
+    with pytest.raises(ValueError, match=r"masks of \(30, 50\) for an image of \(50, 30\)"):
+        transform.masks(np.zeros((30, 50), bool), (50, 30), 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.ops import masks_to_boxes as torchvision_boxes
 
-from samdistill.ops.masks import centre_points, error_points, mask_iou, masks_to_boxes, random_points
+from samdistill.ops.masks import centre_points, error_points, mask_iou, masks_to_boxes, random_points, tight_box
 
 
 def random_masks(count: int = 12, height: int = 14, width: int = 19) -> torch.Tensor:
@@ -40,6 +40,9 @@ def test_boxes_end_behind_the_last_pixel() -> None:
     single = torch.zeros(1, 5, 6, dtype=torch.bool)
     single[0, 2, 3] = True
     assert masks_to_boxes(single).tolist() == [[3, 2, 4, 3]]
+    for mask, box in zip(masks.numpy(), masks_to_boxes(masks).tolist(), strict=True):
+        assert tight_box(mask) == tuple(box)
+    assert tight_box(np.zeros((3, 4), bool)) == (0, 0, 0, 0)
 
 
 def test_centre_points_are_deepest() -> None:
@@ -73,3 +76,27 @@ def test_corrective_clicks() -> None:
     assert labels.tolist() == [1, 0, 1]
     assert points[:, 0].tolist() == [6, 10, 5] and points[2, 1] == 5
     assert 4 <= points[0, 1] <= 6 and 3 <= points[1, 1] <= 7  # rows equally deep in the missed and the spilled part
+
+
+def test_random_corrective_clicks_fall_anywhere_in_the_larger_error() -> None:
+    target = torch.zeros(5, 9, 9, dtype=torch.bool)
+    target[:4, 2:7, 2:7] = True
+    predicted = target.clone()
+    predicted[0, 2:4] = False  # misses 10, spills 9
+    predicted[0, 8] = True
+    predicted[1, 2, 2:6] = False  # misses 4, spills 9
+    predicted[1, 0] = True
+    predicted[2] = True  # spills over all of the rest
+    clicks: list[set[tuple[int, int]]] = [set() for _ in target]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(600):
+        points, labels = error_points(predicted, target, generator)
+        assert labels.tolist() == [1, 0, 0, 1, 1] and points.dtype == labels.dtype == torch.int64
+        for seen, (x, y) in zip(clicks, points.tolist(), strict=True):
+            seen.add((x, y))
+    regions = [target[0] & ~predicted[0], predicted[1] & ~target[1], ~target[2], target[3]]
+    assert [{(x, y) for y, x in region.nonzero().tolist()} for region in regions] == clicks[:4]
+    assert clicks[4] == {(0, 0)}  # nothing there and nothing found
+    again = [error_points(predicted, target, torch.Generator().manual_seed(7))[0] for _ in range(2)]
+    assert torch.equal(*again)
+    assert error_points(predicted[:0], target[:0], generator)[0].shape == (0, 2)

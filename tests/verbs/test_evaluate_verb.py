@@ -19,8 +19,20 @@ def test_layouts_are_recognised(world: Path, tmp_path: Path) -> None:
     assert data_kind(tmp_path / "plain") == "folder"
     (tmp_path / "plain" / "sa_1.json").touch()
     assert data_kind(tmp_path / "plain") == "sa1b"
+    for folder in ("images", "masks", "annotations"):
+        (tmp_path / "plain" / folder).mkdir()
+    assert data_kind(tmp_path / "plain") == "masks"
     with pytest.raises(UserError, match="no such folder"):
         data_kind(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("pair", [("images", "masks"), ("val/images", "val/masks"), ("JPEGImages", "Annotations")])
+def test_image_and_mask_folders_are_evaluated_on_their_held_out_images(pair: tuple[str, str], tmp_path: Path) -> None:
+    for folder in pair:
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("L", (9, 9), 1).save(tmp_path / folder / "a.png")
+    source = held_out_images(tmp_path)
+    assert data_kind(tmp_path) == "masks" and source.keys == ["a"] and len(source.instances("a")) == 1
 
 
 def test_a_divided_set_gives_its_held_out_part_and_a_folder_everything(world: Path, tmp_path: Path) -> None:

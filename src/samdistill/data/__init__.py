@@ -3,8 +3,10 @@
 from .coco import CocoSource
 from .folder import FolderSource
 from .loader import ImageDataset, ImageItem, collate_images, image_loader, record_key, worker_count
+from .masks import MaskFolderSource
+from .objects import ObjectBatch, ObjectDataset, ObjectItem, collate_objects
 from .prepare import PrepareReport, prepare_sa1b
-from .prompts import box_prompts, pad_masks, point_prompts
+from .prompts import box_prompts, check_prompts, pad_masks, point_prompts, prompts_fingerprint
 from .questions import PhraseBook, Question, QuestionDataset, QuestionItem, collate_questions
 from .sa1b import Sa1bSource
 from .sources import SOURCES, BadImage, BadInput, Instance, Source, open_source, read_image, split_keys, subset
@@ -12,8 +14,9 @@ from .transforms import Geometry, View, ViewTransform, view_seed
 
 __all__ = [
     "SOURCES", "BadImage", "BadInput", "CocoSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem",
-    "Instance", "PhraseBook", "PrepareReport", "Question", "QuestionDataset", "QuestionItem", "Sa1bSource", "Source",
-    "View", "ViewTransform", "box_prompts", "collate_images", "collate_questions", "image_loader", "open_source",
-    "pad_masks", "point_prompts", "prepare_sa1b", "read_image", "record_key", "split_keys", "subset", "view_seed",
-    "worker_count",
+    "Instance", "MaskFolderSource", "ObjectBatch", "ObjectDataset", "ObjectItem", "PhraseBook", "PrepareReport",
+    "Question", "QuestionDataset", "QuestionItem", "Sa1bSource", "Source", "View", "ViewTransform", "box_prompts",
+    "check_prompts", "collate_images", "collate_objects", "collate_questions", "image_loader", "open_source",
+    "pad_masks", "point_prompts", "prepare_sa1b", "prompts_fingerprint", "read_image", "record_key", "split_keys",
+    "subset", "view_seed", "worker_count",
 ]  # fmt: skip

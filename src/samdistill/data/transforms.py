@@ -71,14 +71,15 @@ class Geometry:
 
     def mask(self, mask: Bool[np.ndarray | Tensor, "*n h w"]) -> Bool[Tensor, "*n s s"]:
         """Masks in file pixels to the canvas: each canvas pixel takes the file pixel under its centre; padding is False."""  # noqa: E501
-        source = torch.as_tensor(mask)
+        source = np.asarray(mask)
         size = (source.shape[-2], source.shape[-1])
         valid = self.placed(size)
-        rows, columns = (((torch.arange(v) + 0.5) * (s / v)).long().clamp(max=s - 1)
+        rows, columns = (((torch.arange(v) + 0.5) * (s / v)).long().clamp(max=s - 1).numpy()
                          for v, s in zip(valid, size, strict=True))  # fmt: skip
-        canvas = torch.zeros(*source.shape[:-2], self.image_size, self.image_size, dtype=torch.bool)
-        canvas[..., : valid[0], : valid[1]] = source[..., rows[:, None], columns]
-        return canvas
+        placed = np.zeros((*source.shape[:-2], self.image_size, self.image_size), bool)
+        # axis by axis in NumPy: a tenth of the time of PyTorch's indexing by pairs
+        placed[..., : valid[0], : valid[1]] = source.take(rows, -2).take(columns, -1)
+        return torch.from_numpy(placed)
 
     def points(self, xy: Float[Tensor, "*n 2"], original_size: Size) -> Float[Tensor, "*n 2"]:
         """x, y in file pixels to canvas pixels. Boxes: ``points(boxes.view(..., 2, 2), size).view(..., 4)``."""
@@ -203,6 +204,21 @@ class ViewTransform:
         if view.flip:
             x = size[0] - x.flip(-1)
         return self.geometry.points(torch.stack([x, y], -1), (bottom - top, right - left)).view(-1, 4)
+
+    def masks(
+        self, masks: Bool[np.ndarray | Tensor, "*n h w"], original_size: Size, seed: int
+    ) -> Bool[Tensor, "*n s s"]:
+        """Masks in file pixels to the canvas, laid as the same ``seed`` lays the image.
+
+        What the crop leaves out is gone, which may be all of a mask. Raises ``ValueError`` for masks that are not of
+        ``original_size``: they cannot belong to the image.
+        """
+        if tuple(masks.shape[-2:]) != tuple(original_size):
+            raise ValueError(f"masks of {tuple(masks.shape[-2:])} for an image of {tuple(original_size)}")
+        view = draw_view(self.augment, original_size, seed)
+        left, top, right, bottom = view.box
+        cut = np.asarray(masks)[..., top:bottom, left:right]
+        return self.geometry.mask(cut[..., ::-1] if view.flip else cut)
 
     @property
     def fingerprint(self) -> str:

@@ -1,0 +1,168 @@
+"""Image + mask folders: an id PNG per image, or a folder with one PNG per object."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import UInt
+from PIL import ExifTags, Image
+
+from ..types import UserError
+from .folder import FolderSource
+from .sources import DECODE_ERRORS, SOURCES, BadImage, BadInput, Instance, Source
+from .transforms import Size
+
+PAIRS = (("images", "masks"), ("JPEGImages", "SegmentationObject"), ("JPEGImages", "Annotations"))
+"""Folders of images and of their masks: ours, Pascal VOC's (whose ``Annotations`` are XML), and DAVIS'."""
+SPLITS = ("train", "val", "test")
+VOID = 255
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+
+def find_mask_folders(root: Path) -> dict[str | None, tuple[Path, Path]]:
+    """Split name to the folders of images and masks; the name is None for an undivided set. Empty where none is there.
+
+    A split is ``<split>/images`` beside ``<split>/masks``, or ``images/<split>`` beside ``masks/<split>``. The second
+    form holds only where ``images`` has no other folder: a video may be called ``train``, as one of DAVIS is.
+    """
+    inside: dict[str | None, tuple[Path, Path]] = {}
+    inside.update({name: pair for name in SPLITS if (pair := _pair(root / name)) is not None})
+    if inside:
+        return inside
+    pair = _pair(root)
+    if pair is None:
+        return {}
+    below = {p.name for p in pair[0].iterdir() if p.name[0] != "." and p.is_dir()}
+    if below and below <= set(SPLITS):
+        return {name: (pair[0] / name, pair[1] / name) for name in sorted(below)}
+    return {None: pair}
+
+
+def _pair(root: Path) -> tuple[Path, Path] | None:
+    pairs = ((root / images, root / masks) for images, masks in PAIRS)
+    return next(((images, masks) for images, masks in pairs if images.is_dir() and masks.is_dir()), None)
+
+
+@SOURCES.register("masks")
+class MaskFolderSource(Source):
+    """``images/`` beside ``masks/``, or ``JPEGImages/`` beside ``Annotations/``, with sub-folders at will. No classes.
+
+    The mask of ``images/a.jpg`` is ``masks/a.png``, whose values are object ids, or ``masks/a/``, whose every PNG is
+    one object wherever it is not zero. Ids are what a palette or grey PNG of 8 or 16 bits holds, not its colours; 0 is
+    background. In 8 bits 255 is Pascal VOC's border that belongs to nobody where the file has other ids, and the object
+    where it has none: so are binary masks written.
+    Keys are paths below the image folder without suffix. What has no counterpart of its name is a problem, not a key.
+    """
+
+    labelled = True
+
+    @classmethod
+    def splits(cls, root: Path) -> list[str]:
+        return sorted(name for name in find_mask_folders(root) if name is not None)
+
+    def __init__(self, root: Path, split: str | None) -> None:
+        found = find_mask_folders(root)
+        if split not in found:
+            raise UserError(f"{root}: neither images/ beside masks/ nor JPEGImages/ beside Annotations/ is there")
+        self.images, self.masks = found[split]
+        images, masks = FolderSource(self.images), FolderSource(self.masks)
+        self.problems = images.problems + masks.problems
+        self._names: dict[str, str] = {}
+        for name in images.keys:
+            first = self._names.setdefault(_stem(name), name)
+            if first != name:
+                self.problems.append(BadInput(name, f"{first} has the same name but for its suffix"))
+        self._masks, self._objects = self._match(masks.keys)
+        for key in sorted(self._names.keys() - self._masks.keys() - self._objects.keys()):
+            self.problems.append(BadInput(key, "image without mask"))
+        for key in sorted(self._masks.keys() & self._objects.keys()):
+            self.problems.append(BadInput(key, "has both an id PNG and a folder of masks; keep one"))
+        self.keys = sorted(self._masks.keys() ^ self._objects.keys())
+
+    def _match(self, files: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Id PNG of each image, and PNGs of its objects in the order of their names."""
+        masks: dict[str, str] = {}
+        objects: dict[str, list[str]] = {}
+        for name in files:
+            stem, folder = _stem(name), PurePosixPath(name).parent.as_posix()
+            if stem not in self._names and folder not in self._names:
+                self.problems.append(BadInput(name, "mask without image"))
+            elif not name.lower().endswith(".png"):
+                self.problems.append(BadInput(name, "a mask has to be a PNG: other formats do not keep ids exactly"))
+            elif stem in self._names:
+                masks[stem] = name
+            else:
+                objects.setdefault(folder, []).append(name)
+        return masks, objects
+
+    def path(self, key: str) -> Path:
+        return self.images / self._names[key]
+
+    def instances(self, key: str) -> list[Instance]:
+        """Objects by id, or in the order of their files' names and numbered from 1; a file may hold no pixel.
+
+        Raises ``BadImage`` for a PNG that cannot be read, is coloured, or is not as large as its upright image.
+        """
+        try:
+            size = upright_size(self.path(key))
+        except DECODE_ERRORS as error:
+            raise BadImage(key, f"{self.path(key)} is not a readable image: {error!r}") from error
+        if key in self._masks:
+            ids = self._read(key, self._masks[key], size)
+            return [Instance(ids == number, None, number) for number in object_ids(ids)]
+        files = enumerate(self._objects[key], 1)
+        return [Instance(self._read(key, name, size) != 0, None, number) for number, name in files]
+
+    def _read(self, key: str, name: str, size: Size) -> UInt[np.ndarray, "h w"]:
+        path = self.masks / name
+        try:
+            values = _read_ids(path)
+        except DECODE_ERRORS as error:
+            raise BadImage(key, f"{path} is not a readable mask: {' '.join(str(error).split())}") from error
+        if values.shape != size:
+            (height, width), (h, w) = values.shape, size
+            raise BadImage(key, f"{path} is {width} x {height} pixels, its image {w} x {h}")
+        return values
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def upright_size(path: Path) -> Size:
+    """Height and width of an image as ``read_image`` would give it, from the file's head: no pixel is decoded."""
+    with Image.open(path) as file:
+        height, width = file.height, file.width
+        try:
+            # Pillow's own method for PNG decodes the pixels first, to find metadata behind them
+            orientation = Image.Image.getexif(file).get(ExifTags.Base.Orientation)
+        except (*DECODE_ERRORS, KeyError, AttributeError):
+            orientation = None
+        turned = orientation in _TURNED and file.format != "TIFF"  # Pillow turns the size of a TIFF itself
+    return (width, height) if turned else (height, width)
+
+
+def _read_ids(path: Path) -> UInt[np.ndarray, "h w"]:
+    """Indices of a palette, or grey values. Grey written as colour counts; raises ``ValueError`` for real colours."""
+    with Image.open(path) as file:
+        if file.format != "PNG":
+            raise ValueError(f"it is a {file.format} file, not a PNG")
+        file.load()
+        mode, values = file.mode, np.asarray(file)
+    if mode in ("LA", "RGBA"):
+        if values[..., -1].min(initial=255) < 255:
+            raise ValueError("it is transparent; a mask is a palette or grey PNG")
+        values = values[..., :-1]
+    if values.ndim == 3:
+        if (values != values[..., :1]).any():
+            raise ValueError("it is coloured; a mask is a palette or grey PNG")
+        values = values[..., 0]
+    return values.astype(np.uint8 if values.dtype in (np.bool_, np.uint8) else np.uint16)
+
+
+def object_ids(ids: UInt[np.ndarray, "h w"]) -> list[int]:
+    """Non-zero values that are there, ascending; not 255 in 8 bits beside another."""
+    found = np.flatnonzero(np.bincount(ids.ravel())).tolist()
+    objects = [number for number in found if number != 0]
+    return objects[:-1] if ids.dtype == np.uint8 and len(objects) > 1 and objects[-1] == VOID else objects
