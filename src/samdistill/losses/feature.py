@@ -44,12 +44,12 @@ def masked_cosine(
     _same_shape(predicted, target, valid)
     with torch.autocast(predicted.device.type, enabled=False):
         keep = valid[:, None]
-        first, second = (_directions(torch.where(keep, x.float(), 0.0)) for x in (predicted, target))
+        first, second = (directions(torch.where(keep, x.float(), 0.0)) for x in (predicted, target))
         cosine = (first * second).sum(1)
         return _per_image(torch.where(valid, 1 - cosine, 0.0), valid)
 
 
-def _directions(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def directions(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Unit vectors over channels; zeros, cut off from the gradient, where there is no direction."""
     squares = (x**2).sum(1, keepdim=True)
     some = squares > 1e-12

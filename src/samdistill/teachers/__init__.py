@@ -3,9 +3,11 @@
 from . import sam, sam3
 from .base import TEACHERS, Teacher, TeacherInfo, build_teacher, describe_teacher
 from .cached import CachedTeacher
+from .ensemble import Ensemble, shares
+from .promptable import PromptTeacher, check_match, fit_projection
 from .sam3_detector import DetectorInfo, Sam3Detector, describe_detector
 
 __all__ = [
-    "TEACHERS", "CachedTeacher", "DetectorInfo", "Sam3Detector", "Teacher", "TeacherInfo", "build_teacher",
-    "describe_detector", "describe_teacher", "sam", "sam3",
+    "TEACHERS", "CachedTeacher", "DetectorInfo", "Ensemble", "PromptTeacher", "Sam3Detector", "Teacher", "TeacherInfo",
+    "build_teacher", "check_match", "describe_detector", "describe_teacher", "fit_projection", "sam", "sam3", "shares",
 ]  # fmt: skip
