@@ -79,7 +79,7 @@ class PromptsConfig(Strict):
     grid_points: Positive = 16
     """Points per side of the grid of ``everything``."""
     candidates: Positive = 1
-    """Hard prompts: of so many draws per object the one that the student answers worst is trained on."""
+    """Hard prompts: of so many draws per image the one that the student answers worst is trained on."""
     rounds: Annotated[int, Field(ge=0)] = 0
     """Prompt in the loop: so many corrective clicks after the first answer, each drawn from its error."""
     click: Literal["centre", "random"] = "centre"
