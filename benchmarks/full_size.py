@@ -17,14 +17,13 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import REPOSITORY, Sheet, arguments, setting, use_device
+from common import REPOSITORY, Sheet, arguments, open_work, run_stage, setting, use_device
 
 PHOTOGRAPHS = REPOSITORY.parent / "shared" / "data" / "coco" / "images"
 STUDENTS = ("es_ev_s", "es_rv_m")
@@ -201,26 +200,14 @@ def child(args: argparse.Namespace) -> None:
     args.result.write_text(json.dumps({"found": found, "peak_bytes": peak_bytes()}))
 
 
-def run_stage(args: argparse.Namespace, stage: str, student: str) -> dict[str, Any]:
-    """Start the stage in a process of its own, unless an earlier call finished it."""
+def stage_row(args: argparse.Namespace, stage: str, student: str) -> dict[str, Any]:
+    """What a stage found, for a student where it is about one."""
     name = f"{stage}-{student}" if stage not in ("build", "cache") else stage
-    kept = args.work / "stages" / f"{name}.json"
-    if not kept.is_file():
-        result = kept.with_suffix(".partial")
-        words = [
-            sys.executable, __file__, "--stage", stage, "--student", student, "--result", str(result), "--images",
-            str(args.images), "--work", str(args.work), "--count", str(args.count), "--batch", str(args.batch),
-            *(["--tiny"] if args.tiny else []),
-        ]  # fmt: skip
-        print(f"[{time.strftime('%H:%M:%S')}] {name}", file=sys.stderr, flush=True)
-        start = time.monotonic()
-        done = subprocess.run(words, stdout=sys.stderr)
-        if done.returncode:
-            raise SystemExit(f"stage {name} ended with {done.returncode}; {args.work} is kept, the same call goes on")
-        row = {"stage": name, "seconds": time.monotonic() - start, **json.loads(result.read_text())}
-        kept.write_text(json.dumps(row))
-        result.unlink()
-    return json.loads(kept.read_text())
+    words = [
+        "--stage", stage, "--student", student, "--images", str(args.images), "--count", str(args.count), "--batch",
+        str(args.batch), *(["--tiny"] if args.tiny else []),
+    ]  # fmt: skip
+    return run_stage(__file__, args.work, name, words)
 
 
 def parse() -> argparse.Namespace:
@@ -236,17 +223,6 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_work(args: argparse.Namespace) -> None:
-    """An empty folder, or one that a cut off call with the same settings left; anything else is not ours to remove."""
-    mark, settings = args.work / "full_size.json", {"tiny": args.tiny, "count": args.count, "batch": args.batch}
-    if mark.is_file() and json.loads(mark.read_text()) != settings:
-        raise SystemExit(f"{args.work}: left by a call with other settings; remove it, or give another --work")
-    if not mark.is_file() and args.work.exists() and any(args.work.iterdir()):
-        raise SystemExit(f"{args.work}: not empty, and not from this script; give another --work")
-    (args.work / "stages").mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(settings))
-
-
 def main() -> None:
     args = parse()
     if args.stage is not None:
@@ -255,10 +231,10 @@ def main() -> None:
     args.work, args.images = args.work.resolve(), args.images.resolve()
     device = use_device(args.device)
     sheet = Sheet(device)
-    open_work(args)
+    open_work(args.work, "full_size", {"tiny": args.tiny, "count": args.count, "batch": args.batch})
     plan = [("build", STUDENTS[0]), ("cache", STUDENTS[0])]
     plan += [(stage, student) for student in STUDENTS for stage in ("train", "merge", "predict")]
-    rows = [run_stage(args, stage, student) for stage, student in plan]
+    rows = [stage_row(args, stage, student) for stage, student in plan]
     cells = [[r["stage"], f"{r['seconds']:.1f}", f"{r['peak_bytes'] / 2**30:.2f}"] for r in rows]
     size = "a tiny SAM 3 at 126 px" if args.tiny else "SAM 3's default configuration at 1008 px"
     title = f"{size}, random float32 weights, {args.count} photographs; every stage in a process of its own"

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import Sheet, arguments, setting, use_device
@@ -27,7 +28,9 @@ from torch.utils.data import Dataset
 
 import samdistill
 from samdistill import RunConfig, load_config
+from samdistill.config import Run
 from samdistill.engine import FitResult, fit, read_lines
+from samdistill.tasks.base import Task
 from samdistill.tasks.encoder import EncoderTask
 from samdistill.verbs.assembly import Assembly
 
@@ -57,7 +60,7 @@ class InMemory(EncoderTask):
         return self._items
 
 
-def train(task: EncoderTask, config: RunConfig, workers: int, folder: Path) -> tuple[FitResult, list[float]]:
+def train(task: Task[Any], config: Run, workers: int, folder: Path) -> tuple[FitResult, list[float]]:
     """One training, silent; the seconds of each step after the first."""
     with tempfile.TemporaryDirectory(dir=folder) as run, contextlib.redirect_stderr(io.StringIO()):
         result = fit(task, config.train, Path(run) / "run", workers=workers)

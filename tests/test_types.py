@@ -63,6 +63,13 @@ def test_only_keeps_the_named_terms_as_they_are() -> None:
     assert kept["b"] is terms["b"] and len(terms) == 4 and len(terms.only(())) == 0
 
 
+def test_only_takes_a_term_of_several_teachers_by_its_name() -> None:
+    names = ("dice", "mask/big", "mask/small", "mask_token/big", "mask")
+    terms = Terms({name: Term(torch.tensor(1.0), 1.0) for name in names})
+    assert list(terms.only(("mask",))) == ["mask/big", "mask/small", "mask"]
+    assert list(terms.only(("big", "mask_token", "dice"))) == ["dice", "mask_token/big"]
+
+
 def test_terms_that_are_not_finite_are_named() -> None:
     values = {"fine": 1.0, "nan": float("nan"), "inf": float("inf")}
     terms = Terms({name: Term(torch.tensor(value), 1.0) for name, value in values.items()})

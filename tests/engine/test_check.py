@@ -95,6 +95,82 @@ def test_a_problem_names_the_phase_it_is_in():
         check_terms(ToyTask(), "cpu", train=nothing)
 
 
+class InParts(ToyTask):
+    """One term on what comes out, one on what comes out of the first convolution alone."""
+
+    def terms(self, student, batch):
+        images = batch.images.float() / 255
+        return Terms({"out": Term(student(images).square().mean(), 1.0), "first": Term(student[0](images).mean(), 1.0)})
+
+
+def test_each_stage_is_checked_with_what_is_frozen_in_it():
+    freeze = [{"match": ["0.*"], "until": 2}, {"match": ["4.bias"]}]
+    report = check_terms(InParts(dropout=0.0), "cpu", train=toy_config(freeze=freeze))
+    assert [(t.phase, t.name) for t in report.terms] == [
+        ("epoch 0", "out"), ("epoch 0", "first"), ("epoch 2", "out"), ("epoch 2", "first"),
+    ]  # fmt: skip
+    (problem,) = report.problems
+    assert problem.startswith("term 'first' of phase 'epoch 0' does not reach the student") and "frozen" in problem
+    assert report.trainable == ("0.weight", "1.weight", "1.bias", "4.weight") and report.dead == ()
+    without = check_terms(InParts(dropout=0.0), "cpu", train=toy_config(freeze=[{"match": ["4.bias"]}]))
+    assert [t.phase for t in without.terms] == ["", ""] and without.ok, "one stage has no name"
+    late = [without.terms[0].grad_norm, report.terms[2].grad_norm]  # nothing but the view differs: epochs 0 and 2
+    assert late[0] == pytest.approx(late[1], rel=0.2) and report.terms[0].grad_norm < late[0]
+
+
+def test_a_parameter_that_trains_later_and_is_never_reached_is_dead_one_frozen_for_ever_is_not():
+    class Unused(ToyTask):
+        def build_student(self):
+            student = super().build_student()
+            student.late, student.never = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+            for part in (student.late, student.never):
+                part.forward = lambda x: x
+            return student
+
+    freeze = [{"match": ["late.*"], "until": 1}, {"match": ["never.*"]}]
+    assert check_terms(Unused(), "cpu", train=toy_config(freeze=freeze)).dead == ("late.weight",)
+
+
+def test_frozen_batch_norm_is_checked_as_it_is_trained():
+    """In eval mode while it is frozen: the first term of a fresh student, by hand."""
+    task = ToyTask(dropout=0.0)
+    frozen = toy_config(freeze=[{"match": ["1.*"], "until": 1}])
+    found = {t.phase: t.value for t in check_terms(task, "cpu", train=frozen).terms if t.name == "mse"}
+    for stage, epoch in (("epoch 0", 0), ("epoch 1", 1)):
+        torch.manual_seed(0)
+        student, data = task.build_student(), task.dataset(epoch)
+        student[1].train(epoch == 1)
+        batch = task.collate([data[i] for i in next(iter(GlobalBatches(22, Shard(4), 0, epoch)))])
+        assert found[stage] == pytest.approx(task.terms(student, batch)["mse"].value.item(), rel=1e-5)
+
+
+def test_a_task_adds_the_epochs_at_which_its_terms_change():
+    class Grows(ToyTask):
+        epoch = 0
+
+        def stages(self, train):
+            return [*super().stages(train), ("late", 2)]
+
+        def dataset(self, epoch):
+            self.epoch = epoch
+            return super().dataset(epoch)
+
+        def terms(self, student, batch):
+            return super().terms(student, batch).only(("mse", "cosine") if self.epoch == 2 else ("mse",))
+
+    report = check_terms(Grows(), "cpu", train=toy_config())
+    assert [(t.phase, t.name) for t in report.terms] == [("", "mse"), ("late", "mse"), ("late", "cosine")]
+
+
+def test_rules_that_cannot_work_are_found_before_the_data_is_read():
+    with pytest.raises(UserError, match=r"train\.freeze: 'x\.\*' matches no parameter"):
+        check_terms(ToyTask(items=0), "cpu", train=toy_config(freeze=[{"match": ["x.*"]}]))
+    with pytest.raises(UserError, match=r"train\.rates: 'x\.\*' matches no parameter"):
+        check_terms(ToyTask(items=0), "cpu", train=toy_config(rates=[{"match": ["x.*"], "scale": 2.0}]))
+    with pytest.raises(UserError, match="nothing to train in epoch 0 "):
+        check_terms(ToyTask(items=0), "cpu", train=toy_config(freeze=[{"match": ["*"], "until": 1}]))
+
+
 def test_nothing_to_check_is_an_error():
     class Frozen(ToyTask):
         def build_student(self):

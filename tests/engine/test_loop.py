@@ -13,7 +13,6 @@ from toy_task import ToyTask, toy_config, toy_yaml
 from transformers import PretrainedConfig, PreTrainedModel
 
 from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
-from samdistill.engine.loop import parameter_groups
 from samdistill.engine.schedule import GlobalBatches, Schedule, Shard
 from samdistill.types import UserError
 
@@ -213,17 +212,6 @@ def test_the_loop_does_what_a_plain_loop_does(tmp_path):
         assert torch.allclose(value, trained[name], atol=1e-6), name
 
 
-def test_every_trainable_parameter_is_in_one_group():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    model.token = nn.Parameter(torch.zeros(4))
-    model[2].weight.requires_grad_(False)
-    decayed, plain = parameter_groups(model, 0.1)
-    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0
-    assert [p.shape for p in decayed["params"]] == [model[0].weight.shape]
-    ids = {id(p) for p in decayed["params"] + plain["params"]}
-    assert ids == {id(p) for p in model.parameters() if p.requires_grad}
-
-
 @pytest.mark.parametrize(("fault", "words"), [("nan", "loss term cosine = nan"), ("gradient", "the gradient is not")])
 def test_not_finite_stops_names_it_and_keeps_the_last_good_checkpoint(tmp_path, fault, words):
     with pytest.raises(UserError) as error:
@@ -322,6 +310,32 @@ def test_student_folder_holds_the_averaged_weights(tmp_path, ema):
     wanted = saved.ema if ema else saved.model
     assert same(loaded, dict(wanted))
     assert not ema or not same(dict(saved.ema), dict(saved.model))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_task_may_train_a_wrapper_and_export_the_model_inside(tmp_path, ema):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model, self.extra = ToyHost(ToyHostConfig()), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.extra(self.model(x))
+
+    class WrappedTask(ToyTask):
+        def build_student(self):
+            return Wrapper()
+
+    class Exporting(WrappedTask):
+        def export(self, student):
+            return student.model
+
+    assert train(tmp_path / "wrapper", WrappedTask(), ema=ema, epochs=1).student is None, "no Hugging Face model"
+    result = train(tmp_path / "model", Exporting(), ema=ema, epochs=1)
+    assert result.student == tmp_path / "model" / "student"
+    saved = Checkpoint.load(result.checkpoint)
+    wanted = {key.removeprefix("model."): v for key, v in (saved.ema or saved.model).items() if "extra" not in key}
+    assert same(dict(ToyHost.from_pretrained(result.student).state_dict()), wanted)
 
 
 def test_precision(tmp_path, monkeypatch):

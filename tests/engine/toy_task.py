@@ -112,7 +112,9 @@ class ToyTask(Task[ImageBatch]):
 
 
 def toy_config(**changes: object) -> TrainConfig:
-    defaults = {"epochs": 3, "batch_size": 4, "lr": 1e-2, "warmup_epochs": 0.4, "lr_batch": None, "log_every": 1}
+    defaults: dict[str, object] = {"batch_size": 4, "lr_batch": None, "log_every": 1}
+    if changes.get("phases") is None:
+        defaults |= {"epochs": 3, "lr": 1e-2, "warmup_epochs": 0.4}
     return TrainConfig.model_validate(defaults | changes)
 
 

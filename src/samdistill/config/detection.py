@@ -41,6 +41,8 @@ class DetectorConfig(Strict):
     decoder_layers: Positive = 3
     heads: Positive = 8
     ffn: Positive = 1024
+    checkpointing: bool = False
+    """Compute the backbone's stages again in the backward pass instead of keeping what they computed."""
     text: TextConfig = TextConfig()
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ class EncoderLossConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    prompts: tuple[Literal["box", "point", "refine"], ...] = ("box", "point", "refine")
+    prompts: tuple[Literal["box", "point", "refine", "refine2"], ...] = ("box", "point", "refine")
     images: Positive | None = None
     """At most this many held-out images; None takes all."""
     batch_size: Positive = 4

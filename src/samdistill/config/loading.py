@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..registry import did_you_mean
 from .detection import DetectionRunConfig
 from .encoder import RunConfig
+from .parts import ONE_SCHEDULE
 from .prompt import PromptRunConfig
 
 AnyRun = RunConfig | DetectionRunConfig | PromptRunConfig
@@ -59,6 +60,14 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A config over the one it extends. Phases given anew take the place of the parent's one schedule."""
+    train, new = base.get("train"), over.get("train")
+    if isinstance(train, dict) and isinstance(new, dict) and new.get("phases") is not None:
+        base = {**base, "train": {key: value for key, value in train.items() if key not in ONE_SCHEDULE}}
+    return _merge(base, over)
+
+
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: 'extends' goes round in a circle")
@@ -71,7 +80,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
-    return _merge(_read(_find(str(parent), path.parent), (*seen, path.resolve())), raw)
+    return _overlay(_read(_find(str(parent), path.parent), (*seen, path.resolve())), raw)
 
 
 def _override(raw: dict[str, Any], text: str) -> dict[str, Any]:
@@ -117,7 +126,11 @@ def validate(raw: dict[str, Any], origin: str) -> AnyRun:
         return JOBS[job].model_validate(raw)
     except ValidationError as error:
         lines = []
-        for problem in error.errors():
+        problems = error.errors()
+        inside = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        for problem in problems:
+            if problem["type"] == "too_short" and problem["loc"] in inside:
+                continue  # pydantic does not count entries that have a problem of their own
             where = ".".join(str(p) for p in problem["loc"])
             if problem["type"] == "extra_forbidden":
                 *parents, last = problem["loc"]
@@ -134,7 +147,7 @@ def validate(raw: dict[str, Any], origin: str) -> AnyRun:
 def load_config(name: str | Path, overrides: Sequence[str] = ()) -> AnyRun:
     """Read ``name`` (a path, or a packaged recipe), follow ``extends``, apply ``key=value`` overrides, validate."""
     path = _find(str(name))
-    raw = _read(path)
+    given: dict[str, Any] = {}
     for text in overrides:
-        raw = _override(raw, text)
-    return validate(raw, str(name))
+        given = _override(given, text)
+    return validate(_overlay(_read(path), given), str(name))

@@ -118,6 +118,10 @@ class RateConfig(Strict):
     scale: Annotated[float, Field(gt=0)]
 
 
+ONE_SCHEDULE = ("epochs", "lr", "warmup_lr", "min_lr", "warmup_epochs")
+"""Keys of ``train`` that phases take the place of."""
+
+
 class TrainConfig(Strict):
     """The engine's settings. ``batch_size`` is global: ranks and accumulation divide it."""
 
@@ -153,6 +157,19 @@ class TrainConfig(Strict):
         names = [phase.name for phase in self.phases or ()]
         if len(set(names)) < len(names):
             raise ValueError(f"two phases have the same name: {', '.join(names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_or_one_schedule(self) -> TrainConfig:
+        """A resolved config names every key, so a default beside phases says nothing and is no contradiction."""
+        defaults = {name: TrainConfig.model_fields[name].default for name in ONE_SCHEDULE}
+        given = [name for name in ONE_SCHEDULE if getattr(self, name) != defaults[name]]
+        if self.phases is not None and given:
+            keys = ", ".join(f"train.{name}" for name in given)
+            raise ValueError(
+                f"train.phases and {keys} contradict: each phase has epochs and rates of its own; "
+                "set them there, or train.phases: null"
+            )
         return self
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..tasks.base import Task
 from ..types import Term, Terms, UserError
+from .groups import Freezing, parameter_groups
 from .schedule import GlobalBatches, Shard
 
 
@@ -26,9 +27,9 @@ def default_device() -> torch.device:
 
 @dataclass(frozen=True)
 class TermReport:
-    """``grad_norm``: L2 norm, over all trainable parameters, of the gradient of ``weight * value``.
+    """``grad_norm``: L2 norm, over all parameters that train then, of the gradient of ``weight * value``.
 
-    phase: of the training, empty where it has none.
+    phase: name of the stage (see ``Task.stages``), empty where training has only one.
     """
 
     name: str
@@ -45,7 +46,7 @@ class TermReport:
         if not math.isfinite(self.grad_norm):
             return f"{term} has a gradient of norm {self.grad_norm}"
         if self.grad_norm == 0:
-            why = "it is detached from the student, or saturated"
+            why = "it is detached from the student, saturated, or reaches frozen parameters alone"
             if self.weight == 0:
                 why = "its weight is 0"
             elif self.value == 0:
@@ -56,7 +57,8 @@ class TermReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The terms of every phase. ``dead``: trainable parameters that get no gradient, or an exact zero, from any."""
+    """The terms of every stage. ``trainable``: parameters that train in some epoch; ``dead``: those of them that get no
+    gradient, or an exact zero, from any term."""
 
     terms: tuple[TermReport, ...]
     trainable: tuple[str, ...]
@@ -84,35 +86,36 @@ def check_terms(
     seed: int = 0,
     train: TrainConfig = TrainConfig(),
 ) -> CheckReport:
-    """Run one real batch per phase through the student (in train mode, fp32); differentiate every weighted term alone.
+    """Run one real batch per stage through the student (in train mode, fp32); differentiate every weighted term alone.
 
-    ``batch_size`` shrinks to the data set; ``seed`` is that of the run, so each is the head of its phase's first batch.
-    ``train``: the run's phases; the student is new in each. Raises ``UserError`` for an empty data set, no term, or a
-    student without trainable parameters.
+    ``batch_size`` shrinks to the data set; ``seed`` is that of the run, so each is the head of its epoch's first batch.
+    ``train``: the run's phases and frozen parts; ``Task.stages`` says which epochs differ. The student is new in each.
+    Raises ``UserError`` for an empty data set, no term, a student without trainable parameters, or a glob
+    of ``train.freeze`` or ``train.rates`` that matches none.
     """
     where = torch.device(device) if device is not None else default_device()
     torch.manual_seed(seed)
-    student = task.build_student().to(where).train()
-    named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
-    if not named:
-        raise UserError("the student has no trainable parameter: every one is frozen")
-    reports, reached = [], torch.zeros(len(named), dtype=torch.bool)
-    for phase, epoch in train.phase_starts():
+    student = task.build_student().to(where)
+    freezing = Freezing(student, train.freeze, train.total_epochs)
+    parameter_groups(student, train.weight_decay, train.rates)  # a rate that matches nothing is told here already
+    trainable = tuple(name for name, p in student.named_parameters() if p.requires_grad)
+    reports, reached = list[TermReport](), set[str]()
+    for stage, epoch in task.stages(train):
+        student.train()
+        freezing.start(epoch)
+        named = {name: p for name, p in student.named_parameters() if p.requires_grad}
         terms = _first_terms(task, student, where, epoch, batch_size, seed)
         wanted = train.phase_at(epoch)
         if wanted is not None and wanted.terms is not None:
             terms = terms.only(wanted.terms)
         if not terms:
-            raise UserError("the task gave no loss term" + (f" for phase {phase!r}" if phase else ""))
+            raise UserError("the task gave no loss term" + (f" for phase {stage!r}" if stage else ""))
         for name, term in terms.items():
-            norms = _gradient_norms(term, [p for _, p in named])
-            reached |= norms != 0
+            norms = _gradient_norms(term, list(named.values()))
+            reached |= {at for at, norm in zip(named, norms.tolist(), strict=True) if norm != 0}
             total = torch.linalg.vector_norm(norms).item()
-            reports.append(TermReport(name, term.value.item(), float(term.weight), total, phase))
-    names = tuple(name for name, _ in named)
-    return CheckReport(
-        tuple(reports), names, tuple(n for n, hit in zip(names, reached.tolist(), strict=True) if not hit)
-    )
+            reports.append(TermReport(name, term.value.item(), float(term.weight), total, stage))
+    return CheckReport(tuple(reports), trainable, tuple(name for name in trainable if name not in reached))
 
 
 def _first_terms(

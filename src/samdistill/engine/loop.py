@@ -24,6 +24,7 @@ from ..data import worker_count
 from ..tasks.base import Task
 from ..types import UserError
 from .check import default_device
+from .groups import Freezing, parameter_groups
 from .norm import synchronise_batch_norm
 from .schedule import GlobalBatches, Phases, Shard, stream_seed
 from .signals import Interrupted, StopSignal, outlive_signals
@@ -53,7 +54,7 @@ _RANK_0_FIRST = 5.0
 class FitResult:
     """A finished run. terms: values at the last step. seconds: of training, over all its parts, without saving and
     validation. images_per_second: of this part; 0 when there was nothing left to do. student: a folder for
-    ``from_pretrained`` (averaged weights if EMA is on), None when the student is no Hugging Face model."""
+    ``from_pretrained`` (averaged weights if EMA is on), None when the exported student is no Hugging Face model."""
 
     steps: int
     epochs: int
@@ -86,7 +87,7 @@ def fit(
     without CUDA, a run folder that holds another run, a resume with changed settings, a term or gradient that is not
     finite (before the weights are touched) and a disk that is full; the last good checkpoint always stays.
     """
-    accelerator = _accelerator(config, task.leaves_unused)
+    accelerator = _accelerator(config, task.leaves_unused or bool(config.freeze))
     try:
         return _fit(accelerator, task, config, run_dir, resume, workers, resolved)
     except UserError:
@@ -141,18 +142,6 @@ def _accelerator(config: TrainConfig, leaves_unused: bool) -> Accelerator:
     return accelerator
 
 
-def parameter_groups(student: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Everything that requires a gradient; matrices and kernels decay, biases and 1-D parameters (norms) do not."""
-    decayed, plain = [], []
-    for name, parameter in student.named_parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim < 2 or name.endswith("bias") else decayed).append(parameter)
-    if not decayed and not plain:
-        raise UserError("the student has no trainable parameter: every one is frozen")
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
 class _Loop:
     """The state of one call of ``fit``."""
 
@@ -168,9 +157,9 @@ class _Loop:
         self.per_epoch = shard.steps_per_epoch(items)
         seed_rng(config.seed)
         self.student = self._build()
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.student, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps
-        )
+        self.freezing = Freezing(self.student, config.freeze, config.total_epochs)
+        groups = parameter_groups(self.student, config.weight_decay, config.rates)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         if saved:
             self.student.load_state_dict(saved.model)
             optimizer.load_state_dict(saved.optimizer)
@@ -255,6 +244,9 @@ class _Loop:
     def _steps(self, epoch: int, batches: Any) -> None:
         """What is left of an epoch."""
         self.model.train()
+        training = self.freezing.start(epoch)
+        if self.config.freeze:
+            self.tracker.info(f"epoch {epoch + 1} trains {training} of {len(self.trainable)} parameter tensors")
         stopping = False
         clock = time.perf_counter()
         while self.step < (epoch + 1) * self.per_epoch:
@@ -269,7 +261,7 @@ class _Loop:
     def _step(self, batches: Any) -> bool:
         """One optimiser step. True when some rank was asked to stop."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(self.step)
+            group["lr"] = self.schedule(self.step) * group["scale"]
         phase = self.config.phase_at(self.step // self.per_epoch)
         values: Tensor | float = 0.0
         for _ in range(self.config.accumulate):
@@ -278,7 +270,13 @@ class _Loop:
                 terms = self.task.terms(self.model, batch)
                 if phase is not None and phase.terms is not None:
                     terms = terms.only(phase.terms)
-                self.accelerator.backward(terms.total)
+                total = terms.total
+                if not total.requires_grad:
+                    raise UserError(
+                        f"epoch {self.step // self.per_epoch}: no loss term depends on a parameter that trains in it; "
+                        "`samdistill check` shows what reaches the student"
+                    )
+                self.accelerator.backward(total)
             values = values + torch.stack([term.value.detach().float() for term in terms.values()])
         norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip_norm or math.inf)
         assert isinstance(values, Tensor) and norm is not None
@@ -359,10 +357,12 @@ class _Loop:
     def _save_student(self) -> Path | None:
         """The final student as a folder, whole or not at all. Rank 0 alone calls it."""
         hosts = sys.modules.get("transformers.modeling_utils")  # not imported: no instance of its classes either
-        if hosts is None or not isinstance(self.student, hosts.PreTrainedModel):
-            return None
         path = self.run_dir / "student"
-        if not path.exists():
-            with self._averaged(), written(path) as aside, quiet_transformers():
-                self.student.save_pretrained(aside)
+        with self._averaged():
+            student = self.task.export(self.student)
+            if hosts is None or not isinstance(student, hosts.PreTrainedModel):
+                return None
+            if not path.exists():
+                with written(path) as aside, quiet_transformers():
+                    student.save_pretrained(aside)
         return path

@@ -218,19 +218,20 @@ def seed_rng(seed: int) -> None:
 class Ema:
     """An exponential average of the trained weights and floating buffers; other entries follow the student.
 
+    Trained is what requires a gradient when this is made; what is frozen later, for some epochs, averages to itself.
+
     The decay at update t (from 0) is ``min(decay, (1 + t) / (10 + t))``, so that a short run's average is not dominated
     by the random start (as in TensorFlow's ExponentialMovingAverage).
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
         self.decay = decay
+        self.frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
         self.shadow = {name: value.detach().clone() for name, value in self._tracked(student)}
 
-    @staticmethod
-    def _tracked(student: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
+    def _tracked(self, student: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in student.state_dict().items():
-            if name not in frozen and isinstance(value, Tensor):
+            if name not in self.frozen and isinstance(value, Tensor):
                 yield name, value
 
     @torch.no_grad()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..config import TrainConfig
 from ..types import Terms
 
 Batch = TypeVar("Batch")
@@ -30,6 +31,8 @@ class Task(ABC, Generic[Batch]):
       generator), and every epoch has the same length.
     - Term values are means over the images of the batch: the engine averages them over ranks and micro-batches.
     - The names of the terms are the same for every batch of a phase; a term without anything to measure is a zero.
+    - The engine decides what trains (``train.freeze``) and in which mode each module is; a task that changes either
+      while it computes the terms puts it back, module by module.
 
     ``leaves_unused``: a batch may leave parameters of the student out (a box encoder when nobody shows a box), which
     ranks have to be told.
@@ -39,7 +42,8 @@ class Task(ABC, Generic[Batch]):
 
     @abstractmethod
     def build_student(self) -> nn.Module:
-        """The student on the CPU. What has ``requires_grad`` is trained; the engine seeds torch before the call."""
+        """The student on the CPU. What has ``requires_grad`` is trained, unless ``train.freeze`` holds it; the engine
+        seeds torch before the call."""
 
     @abstractmethod
     def dataset(self, epoch: int) -> Dataset[Any]:
@@ -66,3 +70,36 @@ class Task(ABC, Generic[Batch]):
         Every rank calls it; the random streams of training are put back afterwards.
         """
         return {}
+
+    def export(self, student: nn.Module) -> nn.Module:
+        """What is saved as ``student/`` at the end: the student itself, or the model inside it.
+
+        ``student`` is unwrapped and averaged if EMA is on; it is saved at once. Rank 0 alone calls it.
+        """
+        return student
+
+    def stages(self, train: TrainConfig) -> list[tuple[str, int]]:
+        """Names and first epochs of the parts of a run whose terms or trained parameters differ: ``check`` tests each.
+
+        Here, the phases and the epochs at which a rule of ``train.freeze`` ends. A task whose terms change at other
+        epochs adds those through ``stages_at``.
+        """
+        return stages_at(train, (rule.until for rule in train.freeze if rule.until is not None))
+
+
+def stages_at(train: TrainConfig, epochs: Iterable[int]) -> list[tuple[str, int]]:
+    """The starts of the phases and of further ``epochs`` (from 0), in order; those after the end are left out.
+
+    A phase lends its name to its start, and ``phase, epoch 3`` to an epoch inside it. Without phases the names are
+    ``epoch 3``, and empty where there is one stage alone.
+    """
+    phases = {epoch: name for name, epoch in train.phase_starts()}
+    wanted = sorted({*phases, *(epoch for epoch in epochs if epoch < train.total_epochs)})
+    if wanted == [0]:
+        return [(phases[0], 0)]
+    found = []
+    for epoch in wanted:
+        phase, name = train.phase_at(epoch), phases.get(epoch)
+        inside = f"{phase.name}, epoch {epoch}" if phase is not None else f"epoch {epoch}"
+        found.append((name or inside, epoch))
+    return found

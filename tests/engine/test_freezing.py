@@ -1,0 +1,219 @@
+"""Training with frozen parts and rates by group: what stays, what a later unfreeze trains, on any number of ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toy_task import ToyTask, toy_config, toy_yaml
+
+from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
+from samdistill.engine.schedule import GlobalBatches, Schedule, Shard
+from samdistill.types import UserError
+
+TOY = Path(__file__).with_name("toy_task.py")
+TRUNK = ("0.weight", "1.weight", "1.bias")
+BUFFERS = ("1.running_mean", "1.running_var", "1.num_batches_tracked")
+FROZEN = ({"match": ["0.*", "1.*"], "until": 1},)
+"""The first convolution and its batch norm; five steps an epoch, three epochs."""
+SETTINGS = {"freeze": FROZEN, "weight_decay": 0.3, "ema": 0.9}
+
+
+class StopAt(ToyTask):
+    """Sends itself a signal while computing the given batch."""
+
+    def on_batch(self):
+        if self.seen == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def train(run, task=None, resume=False, **changes):
+    config = toy_config(**SETTINGS | changes)
+    return fit(task or ToyTask(), config, run, resume, 0, toy_yaml(config))
+
+
+def start(task=None):
+    torch.manual_seed(0)
+    return (task or ToyTask()).build_student().state_dict()
+
+
+def saved(run, epoch):
+    return Checkpoint.load(run / f"ckpt_epoch_{epoch}.pt")
+
+
+def lines(run):
+    return [line for line in read_lines(run / "metrics.jsonl") if "terms" in line]
+
+
+def assert_same(a, b):
+    a, b = (vars(saved(run, 3)) for run in (a, b))
+    for part in ("model", "ema"):
+        assert a[part].keys() == b[part].keys() and all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+    first, second = (x["optimizer"]["state"] for x in (a, b))
+    assert first.keys() == second.keys() and len(first) == 5
+    assert all(torch.equal(first[i][k], second[i][k]) for i in first for k in first[i])
+    assert a["terms"] == b["terms"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole")
+    train(run)
+    return run
+
+
+def test_frozen_weights_and_statistics_stay_bit_for_bit_and_train_after_the_unfreeze(whole):
+    before, one, three = start(), saved(whole, 1), saved(whole, 3)
+    for weights in (one.model, one.ema):
+        for name in (*TRUNK, *BUFFERS):
+            assert torch.equal(before[name], weights[name]), name
+    assert not torch.equal(before["4.weight"], one.model["4.weight"]), "the rest trains from the start"
+    for name in TRUNK:
+        assert not torch.allclose(one.model[name], three.model[name], atol=1e-4), name
+        assert not torch.equal(before[name], three.ema[name]), name
+    assert three.model["1.num_batches_tracked"] == 10 and len(one.optimizer["state"]) == 2
+    log = (whole / "log_rank0.txt").read_text()
+    assert "epoch 1 trains 2 of 5 parameter tensors" in log and "epoch 2 trains 5 of 5" in log
+
+
+def test_without_the_rule_weight_decay_would_have_moved_them(tmp_path):
+    """What the test above tells apart."""
+    train(tmp_path, freeze=())
+    assert all(not torch.equal(start()[name], saved(tmp_path, 1).model[name]) for name in (*TRUNK, *BUFFERS))
+
+
+def by_hand(config, frozen, scales):
+    """The run as a plain loop: gradients of ``frozen(epoch)`` are thrown away, every parameter is its own group."""
+    task = ToyTask(dropout=0.0)
+    torch.manual_seed(0)
+    student = task.build_student()
+    groups = [
+        {"params": [p], "weight_decay": config.weight_decay if p.ndim > 1 else 0.0, "scale": scales.get(name, 1.0)}
+        for name, p in student.named_parameters()
+    ]
+    adam, schedule, step = torch.optim.AdamW(groups), Schedule.of(config, 5), 0
+    for epoch in range(config.epochs):
+        data, still = task.dataset(epoch), frozen(epoch)
+        student.train()
+        student[1].train("1.weight" not in still)
+        for batch in GlobalBatches(22, Shard(4), 0, epoch):
+            for group in adam.param_groups:
+                group["lr"] = schedule(step) * group["scale"]
+            adam.zero_grad()
+            task.terms(student, task.collate([data[i] for i in batch])).total.backward()
+            for name, parameter in student.named_parameters():
+                if name in still:
+                    parameter.grad = None
+            nn.utils.clip_grad_norm_(student.parameters(), config.clip_norm)
+            adam.step()
+            step += 1
+    return student.state_dict()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_freezing_and_rates_do_what_a_plain_loop_does(tmp_path, accumulate):
+    rates = [{"match": ["0.*"], "scale": 0.1}, {"match": ["1.*", "0.*"], "scale": 3.0}]
+    freeze = [{"match": ["0.*"], "until": 1}, {"match": ["[01].*"], "until": 2}, {"match": ["4.bias"]}]
+    changes = {"freeze": freeze, "rates": rates, "clip_norm": 0.2, "ema": 0.0, "accumulate": accumulate, "epochs": 4}
+    task = ToyTask(dropout=0.0, norm="batch" if accumulate == 1 else "group")
+    if accumulate == 1:
+        train(tmp_path, task, **changes)
+        expected = by_hand(
+            toy_config(**SETTINGS | changes),
+            lambda epoch: {"4.bias", *(TRUNK if epoch < 2 else ())},
+            {"0.weight": 0.1, "1.weight": 3.0, "1.bias": 3.0},
+        )
+    else:  # a group norm makes micro-batches exact
+        for parts in (1, 2):
+            train(tmp_path / str(parts), task, **changes | {"accumulate": parts})
+        expected = saved(tmp_path / "1", 4).model
+        tmp_path = tmp_path / "2"
+    found = saved(tmp_path, 4).model
+    for name, value in expected.items():
+        assert torch.allclose(value, found[name], atol=1e-6), name
+    assert torch.equal(found["4.bias"], start(task)["4.bias"])
+
+
+def test_each_group_trains_at_its_share_of_the_logged_rate(tmp_path):
+    train(tmp_path, rates=[{"match": ["4.*"], "scale": 0.25}], freeze=[{"match": ["4.bias"]}])
+    rate = lines(tmp_path)[-1]["lr"]
+    groups = saved(tmp_path, 3).optimizer["param_groups"]
+    assert [(g["scale"], g["lr"], len(g["params"])) for g in groups] == [
+        (1.0, rate, 1), (1.0, rate, 2), (0.25, rate / 4, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("at", [3, 5, 7])
+def test_interrupted_before_at_and_after_the_unfreeze_it_is_the_uninterrupted_run(whole, tmp_path, at):
+    with pytest.raises(Interrupted) as stop:
+        train(tmp_path, StopAt(at=at))
+    assert Checkpoint.load(stop.value.checkpoint).step == at
+    train(tmp_path, resume=True)
+    assert_same(whole, tmp_path)
+    assert [line["terms"] for line in lines(tmp_path)] == [line["terms"] for line in lines(whole)]
+
+
+def test_other_rules_are_another_run(whole):
+    with pytest.raises(UserError, match=r"train\.freeze"):
+        train(whole, resume=True, freeze=[FROZEN[0] | {"until": 2}])
+    with pytest.raises(UserError, match=r"train\.rates"):
+        train(whole, resume=True, rates=[{"match": ["0.*"], "scale": 2.0}])
+
+
+def test_a_glob_that_matches_nothing_and_an_epoch_without_training_stop_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"train\.freeze: '0\.weigth' matches no parameter.*did you mean '0\.weight'"):
+        train(tmp_path / "a", freeze=[{"match": ["0.weigth"]}])
+    with pytest.raises(UserError, match=r"train\.rates: 'trunk\.\*' matches no parameter"):
+        train(tmp_path / "b", rates=[{"match": ["trunk.*"], "scale": 2.0}])
+    with pytest.raises(UserError, match="nothing to train in epoch 0 to 1 "):
+        train(tmp_path / "c", freeze=[{"match": ["*"], "until": 2}])
+
+
+def test_terms_that_reach_frozen_parts_alone_stop_the_run_by_epoch(tmp_path):
+    class Deep(ToyTask):
+        def terms(self, student, batch):
+            return super().terms(student[0], batch) if student.training else super().terms(student, batch)
+
+        def build_student(self):
+            return nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Conv2d(4, 4, 1))
+
+    with pytest.raises(UserError, match=r"epoch 0: no loss term depends on a parameter that trains"):
+        train(tmp_path, Deep(), freeze=[{"match": ["0.*"], "until": 1}])
+
+
+def test_compiled_students_are_compiled_anew_at_the_unfreeze(tmp_path, monkeypatch):
+    compiled = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="eager"))
+    train(tmp_path / "compiled", ToyTask(dropout=0.0), compile=True)
+    train(tmp_path / "plain", ToyTask(dropout=0.0))
+    a, b = (saved(tmp_path / name, 3).model for name in ("compiled", "plain"))
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in b)
+    assert torch.equal(saved(tmp_path / "compiled", 1).model["0.weight"], start()["0.weight"])
+
+
+def on_two_ranks(run, *settings):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TOY), str(run), "--nproc", "2", *settings]
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_two_ranks_train_like_one_through_an_unfreeze(tmp_path):
+    """In micro-batches, with a batch norm over both ranks that is frozen at first."""
+    freeze = [*FROZEN, {"match": ["4.bias"]}]
+    train(tmp_path / "one", ToyTask(dropout=0.0), freeze=freeze, accumulate=2)
+    settings = SETTINGS | {"freeze": freeze, "accumulate": 2, "dropout": 0.0}
+    on_two_ranks(tmp_path / "two", *(f"{key}={value}" for key, value in settings.items()))
+    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert a["terms"] == pytest.approx(b["terms"], abs=1e-4)
+    for epoch in (1, 3):
+        a, b = saved(tmp_path / "one", epoch), saved(tmp_path / "two", epoch)
+        for part in ("model", "ema"):
+            for name, value in getattr(a, part).items():
+                assert torch.allclose(value, getattr(b, part)[name], atol=1e-4), (epoch, part, name)
+    assert all(torch.equal(saved(tmp_path / "two", 1).model[name], start()[name]) for name in (*TRUNK, *BUFFERS))
+    assert not torch.equal(saved(tmp_path / "two", 3).model["0.weight"], start()["0.weight"])
