@@ -1,4 +1,4 @@
-"""What the sandbox's teacher is trained on: prompts drawn from rendered scenes, and a warm-up of its decoder."""
+"""What promptable teachers are trained on: prompts drawn from rendered scenes; a warm-up of the tracker's decoder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from torch.nn import functional as F
 from transformers import Sam3TrackerModel
 
 from ..inference.prompting import refined_prompts
-from ..losses.mask import iou_mse, mask_bce, mask_dice
+from ..losses.mask import iou_mse, mask_bce, mask_dice, soft_mask_loss
 from ..ops.masks import masks_to_boxes, random_points
-from ..ops.promptable import Embeddings, embed, predict, to_canvas
+from ..ops.promptable import Embeddings, MaskPrediction, Promptable, embed, predict, to_canvas
 from ..types import ImageBatch, Prompts, Term, Terms
 from .scenes import Scenes
 from .teacher import HIDDEN, IMAGE_SIZE
+
+BOXES_WITH_POINT = 0.25
+"""Share of the steps whose boxes come with a point inside, for models that are taught mixed prompts."""
+MOST_POINTS = 3
 
 
 def _pick(scenes: Scenes, count: int, generator: torch.Generator) -> tuple[Tensor, Bool[Tensor, "b n"]]:
@@ -27,13 +31,21 @@ def _pick(scenes: Scenes, count: int, generator: torch.Generator) -> tuple[Tenso
     return masks, some[:, None].expand(-1, count)
 
 
-def _terms(logits: Tensor, iou: Tensor, target: Tensor, valid: Tensor, prefix: str) -> dict[str, Term]:
-    up = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False).flatten(0, 1)
+def _terms(found: MaskPrediction, target: Bool[Tensor, "b n h w"], valid: Tensor, prefix: str) -> dict[str, Term]:
+    """Of several masks of a prompt the best one learns the mask, so that the others stay free to mean something else;
+    all learn how good they are (SAM, Kirillov et al., 2023, section 3 and appendix A)."""
+    count = found.iou_scores.shape[-1]
+    masks = found.low_res_masks.flatten(0, 1)
+    up = F.interpolate(masks, target.shape[-2:], mode="bilinear", align_corners=False)
     wanted, ok = target.flatten(0, 1).float(), valid.flatten()
+    each = wanted[:, None].expand_as(up).flatten(0, 1)
+    best = soft_mask_loss(up.detach().flatten(0, 1), each).view(-1, count).argmin(1)
+    chosen = up[torch.arange(len(up), device=up.device), best]
+    all_iou = iou_mse(found.iou_scores.flatten(), up.flatten(0, 1), each, ok.repeat_interleave(count))
     return {
-        f"{prefix}/bce": Term(mask_bce(up, wanted, ok), 5.0),
-        f"{prefix}/dice": Term(mask_dice(up, wanted, ok), 2.0),
-        f"{prefix}/iou": Term(iou_mse(iou.flatten(), up, wanted, ok), 1.0),
+        f"{prefix}/bce": Term(mask_bce(chosen, wanted, ok), 5.0),
+        f"{prefix}/dice": Term(mask_dice(chosen, wanted, ok), 2.0),
+        f"{prefix}/iou": Term(all_iou, 1.0),
     }
 
 
@@ -41,33 +53,53 @@ def _box_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator, jitte
     boxes = masks_to_boxes(masks)
     size = (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2)
     noise = torch.randn(boxes.shape, generator=generator, device=boxes.device).clamp(-2, 2) * jitter
-    return Prompts(valid, boxes=(boxes + noise * size).clamp(0, IMAGE_SIZE))
+    return Prompts(valid, boxes=(boxes + noise * size).clamp(0, masks.shape[-1]))
 
 
-def _point_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator) -> Prompts:
-    points, _ = random_points(masks.flatten(0, 1), generator)
-    points = points.view(*masks.shape[:2], 1, 2).float()
+def _point_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator, count: int = 1) -> Prompts:
+    """``count`` random points inside each mask."""
+    drawn = [random_points(masks.flatten(0, 1), generator)[0] for _ in range(count)]
+    points = torch.stack(drawn, 1).view(*masks.shape[:2], count, 2).float()
     return Prompts(valid, points=points, labels=torch.ones(points.shape[:3], dtype=torch.int64, device=points.device))
 
 
+def _mixed_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator) -> Prompts:
+    """One to ``MOST_POINTS`` points inside, in half of the steps with one outside."""
+    more, outside = (torch.randint(n, (), generator=generator, device=masks.device).item() for n in (MOST_POINTS, 2))
+    inside = _point_prompts(masks, valid, generator, 1 + int(more))
+    if not outside:
+        return inside
+    other = _point_prompts(~masks, valid, generator)
+    return Prompts(valid, torch.cat([inside.points, other.points], 2), torch.cat([inside.labels, 0 * other.labels], 2))
+
+
 def teacher_terms(
-    model: Sam3TrackerModel, scenes: Scenes, generator: torch.Generator, prompts_per_image: int = 3
+    model: Promptable, scenes: Scenes, generator: torch.Generator, prompts_per_image: int = 3, multimask: bool = False
 ) -> Terms:
-    """Mask, Dice and IoU terms of a box and a point for each picked object, and of one corrective click per image."""
+    """Mask, Dice and IoU terms of a box and a point for each picked object, and of one corrective click per image.
+
+    multimask: a point is answered by three masks, the best of which counts; boxes sometimes come with a point, and
+    ``points`` asks for one mask with one to four points.
+    """
     embeddings = embed(model, ImageBatch.full(scenes.images))
     n = prompts_per_image
-    masks, valid = _pick(scenes, 2 * n, generator)
-    boxed, pointed = masks[:, :n], masks[:, n:]
-    box = predict(model, embeddings, _box_prompts(boxed, valid[:, :n], generator, 0.05))
-    terms = _terms(box.low_res_masks[:, :, 0], box.iou_scores[..., 0], boxed, valid[:, :n], "box")
-    clicks = _point_prompts(pointed, valid[:, n:], generator)
-    point = predict(model, embeddings, clicks)
-    terms |= _terms(point.low_res_masks[:, :, 0], point.iou_scores[..., 0], pointed, valid[:, n:], "point")
+    masks, valid = _pick(scenes, 3 * n if multimask else 2 * n, generator)
+    boxed, pointed, valid = masks[:, :n], masks[:, n : 2 * n], valid[:, :n]  # a scene is valid as a whole
+    boxes = _box_prompts(boxed, valid, generator, 0.05)
+    if multimask and torch.rand((), generator=generator, device=valid.device).item() < BOXES_WITH_POINT:
+        within = _point_prompts(boxed, valid, generator)
+        boxes = Prompts(valid, within.points, within.labels, boxes.boxes)
+    terms = _terms(predict(model, embeddings, boxes), boxed, valid, "box")
+    clicks = _point_prompts(pointed, valid, generator)
+    point = predict(model, embeddings, clicks, multimask)
+    terms |= _terms(point, pointed, valid, "point")
     first = Prompts(valid[:, :1], clicks.points[:, :1], clicks.labels[:, :1])
-    logits = point.low_res_masks[:, :1, 0]
+    logits = point.best()[0][:, :1]
     again = refined_prompts(first, logits, to_canvas(logits, pointed.shape[-2:]), pointed[:, :1])
-    refined = predict(model, embeddings, again)
-    terms |= _terms(refined.low_res_masks[:, :, 0], refined.iou_scores[..., 0], pointed[:, :1], valid[:, :1], "refine")
+    terms |= _terms(predict(model, embeddings, again), pointed[:, :1], valid[:, :1], "refine")
+    if multimask:
+        several = _mixed_prompts(masks[:, 2 * n :], valid, generator)
+        terms |= _terms(predict(model, embeddings, several), masks[:, 2 * n :], valid, "points")
     return Terms(terms)
 
 
@@ -104,5 +136,5 @@ def prompt_terms(model: Sam3TrackerModel, generator: torch.Generator, batch_size
     terms: dict[str, Term] = {}
     for name, (prompts, target) in cases.items():
         out = predict(model, Embeddings(levels, trunk=levels[-1]), prompts)
-        terms |= _terms(out.low_res_masks[:, :, 0], out.iou_scores[..., 0], target, valid, name)
+        terms |= _terms(out, target, valid, name)
     return Terms(terms)

@@ -1,22 +1,24 @@
-"""The sandbox's teacher: a tiny SAM 3 tracker, how it starts, and its score on held-out scenes."""
+"""The sandbox's tracker: a tiny SAM 3. How it and the other promptable teachers start, and their score."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Sam3TrackerConfig, Sam3TrackerModel
+from transformers import Sam3TrackerConfig, Sam3TrackerModel, SamModel
+from transformers.models.sam.modeling_sam import SamAttention
 from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerAttention
 
-from ..inference.prompting import PROMPTS, PromptKind, Targets, prompted_masks
+from ..inference.prompting import PROMPTS, Targets, prompted_masks
 from ..ops.masks import mask_iou
-from ..ops.promptable import embed
+from ..ops.promptable import Promptable, embed, predict, to_canvas
 from ..types import ImageBatch
 from .scenes import Scenes
 
 IMAGE_SIZE, PATCH = 126, 14
 HIDDEN = 128
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
+MULTIMASK = "multimask"
 
 
 def teacher_config() -> Sam3TrackerConfig:
@@ -43,34 +45,55 @@ def teacher_config() -> Sam3TrackerConfig:
 
 
 def build_teacher(seed: int = 0) -> Sam3TrackerModel:
-    """A teacher to be trained from scratch.
-
-    transformers initialises for fine-tuning, and draws the prompt encoder's and the image's random Fourier features
-    apart although every checkpoint shares them: a point then means nothing to the decoder. They are made equal here.
-    Queries and keys of the attentions between tokens and image start equal too, so that each attends to its own
-    place, and linear layers get a variance that suits their width.
-    """
+    """A tracker to be trained from scratch; ``initialise`` and ``attend_in_place`` say how it starts."""
     torch.manual_seed(seed)
     model = Sam3TrackerModel(teacher_config())
-    for module in model.modules():
+    initialise(model)
+    attend_in_place(model)
+    return model
+
+
+def initialise(part: nn.Module) -> None:
+    """Weights for training from scratch: transformers initialises for fine-tuning.
+
+    Linear layers get a variance that suits their width, convolutions torch's own start, embeddings one of 0.2.
+    """
+    for module in part.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_uniform_(module.weight, a=5**0.5)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.2)
+
+
+def attend_in_place(model: Promptable) -> None:
+    """Make a prompt and the image cell at its place look alike to the decoder.
+
+    A fresh model draws the random Fourier features of prompts and image apart, although every checkpoint shares them: a
+    point then means nothing to the decoder. They are made equal here. Queries and keys of the attentions between tokens
+    and image start equal too, so that each attends to its own place.
+    """
     for name, module in model.mask_decoder.transformer.named_modules():
-        if isinstance(module, Sam3TrackerAttention) and "self_attn" not in name:
+        if isinstance(module, Sam3TrackerAttention | SamAttention) and "self_attn" not in name:
             nn.init.orthogonal_(module.q_proj.weight, gain=1.5)
             module.k_proj.weight.data.copy_(module.q_proj.weight.data)
-    model.shared_image_embedding.positional_embedding.copy_(model.prompt_encoder.shared_embedding.positional_embedding)
-    return model
+    places = model.prompt_encoder.shared_embedding.positional_embedding
+    model.shared_image_embedding.positional_embedding.data.copy_(places.data)
 
 
 @torch.inference_mode()
-def score(model: Sam3TrackerModel, scenes: Scenes) -> dict[PromptKind, Float[Tensor, " objects"]]:
-    """IoU per annotated object for each kind of prompt."""
+def score(model: Promptable, scenes: Scenes) -> dict[str, Float[Tensor, " objects"]]:
+    """IoU per annotated object for each kind of prompt.
+
+    A SAM also has ``multimask``: the point answered by three masks, of which the one with the highest predicted IoU
+    counts. Its ``point`` is answered by the token for clear prompts, as that of the others.
+    """
     model.eval()
     targets = Targets.of(scenes.masks, scenes.valid)
-    found = prompted_masks(model, embed(model, ImageBatch.full(scenes.images)), targets, PROMPTS)
+    embeddings = embed(model, ImageBatch.full(scenes.images))
+    found: dict[str, Tensor] = dict(prompted_masks(model, embeddings, targets, PROMPTS))
+    if isinstance(model, SamModel):
+        best = predict(model, embeddings, targets.point, multimask=True).best()[0]
+        found[MULTIMASK] = to_canvas(best, scenes.masks.shape[-2:])
     return {kind: mask_iou(masks, scenes.masks)[scenes.valid] for kind, masks in found.items()}

@@ -1,8 +1,8 @@
-"""``samdistill sandbox train-teacher tracker``: the engine over scenes rendered on the fly."""
+"""``samdistill sandbox train-teacher`` for what is prompted: the engine over scenes rendered on the fly."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from ..checkpoints.loading import quiet_transformers
 from ..checkpoints.promptable import load_promptable
 from ..config import TrainConfig
 from ..engine import default_device, fit
+from ..ops.promptable import Promptable, image_size
 from ..tasks.base import Task
-from ..types import Terms
+from ..types import Terms, UserError
 from .objective import prompt_terms, teacher_terms
 from .scenes import Scenes, render_scenes
-from .teacher import HELD_OUT_SEED, IMAGE_SIZE, TRAIN_SEED, build_teacher, score
+from .teacher import HELD_OUT_SEED, TRAIN_SEED, build_teacher, score
 
 EPOCH_STEPS = 250
 WARM_UP_STEPS = 200
@@ -50,24 +51,51 @@ class SceneNumbers(Dataset[int]):
         return self.start + index
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What makes one promptable teacher another. kind: its class. build: the model before its first scene.
+    prompts_per_image and multimask: see ``teacher_terms``."""
+
+    name: str
+    kind: type[Promptable]
+    build: Callable[[], Promptable]
+    prompts_per_image: int
+    multimask: bool
+
+
+def warm_tracker() -> Sam3TrackerModel:
+    """A tracker whose decoder was warmed up."""
+    model = build_teacher()
+    optimizer, generator = torch.optim.AdamW(model.parameters(), lr=1e-3), torch.Generator().manual_seed(1)
+    for _ in range(WARM_UP_STEPS):
+        prompt_terms(model, generator, 8, 3).total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+TRACKER = Recipe("tracker", Sam3TrackerModel, warm_tracker, prompts_per_image=3, multimask=False)
+
+
 class TeacherTask(Task[Scenes]):
     """Masks for boxes, points and corrective clicks. Runs on one process: it reaches into the model's parts."""
 
-    def __init__(self, batch_size: int, weights: Path | None = None) -> None:
-        self.batch_size, self.weights = batch_size, weights
+    def __init__(self, batch_size: int, weights: Path | None = None, recipe: Recipe = TRACKER) -> None:
+        self.batch_size, self.weights, self.recipe = batch_size, weights, recipe
         self.generator: torch.Generator | None = None
+        self.size = 0
 
-    def build_student(self) -> Sam3TrackerModel:
-        if self.weights is not None:
-            return load_promptable(self.weights).train()
-        model = build_teacher()
-        optimizer, generator = torch.optim.AdamW(model.parameters(), lr=1e-3), torch.Generator().manual_seed(1)
-        for _ in range(WARM_UP_STEPS):
-            prompt_terms(model, generator, 8, 3).total.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        return model
+    def build_student(self) -> Promptable:
+        recipe = self.recipe
+        model = recipe.build() if self.weights is None else load_promptable(self.weights)
+        if type(model) is not recipe.kind:
+            raise UserError(
+                f"{self.weights}: a {type(model).__name__}, but train-teacher {recipe.name} trains a "
+                f"{recipe.kind.__name__}; give the weights of one"
+            )
+        self.size = image_size(model)
+        return model.train()
 
     def dataset(self, epoch: int) -> SceneNumbers:
         return SceneNumbers(EPOCH_STEPS * self.batch_size, epoch)
@@ -78,23 +106,25 @@ class TeacherTask(Task[Scenes]):
     def to(self, batch: Sequence[int], device: torch.device) -> Scenes:
         """Scenes are rendered where they are used. Their prompts are drawn from a stream that their numbers start."""
         self.generator = torch.Generator(device).manual_seed(batch[0])
-        return render_scenes(batch, IMAGE_SIZE, TRAIN_SEED, device=device)
+        return render_scenes(batch, self.size, TRAIN_SEED, device=device)
 
     def terms(self, student: nn.Module, batch: Scenes) -> Terms:
-        assert isinstance(student, Sam3TrackerModel) and self.generator is not None
-        return teacher_terms(student, batch, self.generator)
+        assert isinstance(student, Promptable) and self.generator is not None
+        recipe = self.recipe
+        return teacher_terms(student, batch, self.generator, recipe.prompts_per_image, recipe.multimask)
 
     def validate(self, student: nn.Module) -> dict[str, float]:
-        assert isinstance(student, Sam3TrackerModel)
+        assert isinstance(student, Promptable)
         return held_out_miou(student, VALIDATION_SCENES)
 
 
-def held_out_miou(model: Sam3TrackerModel, count: int) -> dict[str, float]:
+def held_out_miou(model: Promptable, count: int) -> dict[str, float]:
     """mIoU over all annotated objects of ``count`` scenes that no teacher was trained on."""
     found: dict[str, list[torch.Tensor]] = {}
     for start in range(0, count, VALIDATION_SCENES):
         numbers = range(start, min(start + VALIDATION_SCENES, count))
-        for kind, ious in score(model, render_scenes(numbers, IMAGE_SIZE, HELD_OUT_SEED, device=model.device)).items():
+        scenes = render_scenes(numbers, image_size(model), HELD_OUT_SEED, device=model.device)
+        for kind, ious in score(model, scenes).items():
             found.setdefault(kind, []).append(ious)
     return {kind: torch.cat(ious).mean().item() for kind, ious in found.items()}
 
@@ -102,14 +132,22 @@ def held_out_miou(model: Sam3TrackerModel, count: int) -> dict[str, float]:
 def train_tracker(
     out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None
 ) -> TrainedTeacher:
+    """``train_promptable`` of the tracker."""
+    return train_promptable(TRACKER, out, steps, batch_size, lr, resume, weights)
+
+
+def train_promptable(
+    recipe: Recipe, out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None
+) -> TrainedTeacher:
     """Train in ``out`` and write ``out/weights``; ``steps`` is rounded up to whole epochs of 250."""
     epochs = -(-steps // EPOCH_STEPS)
     train = TrainConfig(
         epochs=epochs, batch_size=batch_size, lr=lr, warmup_lr=1e-5, min_lr=lr / 100, lr_batch=None,
         warmup_epochs=min(100 / EPOCH_STEPS, epochs / 10), betas=(0.9, 0.98), clip_norm=1.0, keep=1,
     )  # fmt: skip
-    resolved = yaml.safe_dump({"teacher": "tracker", "weights": str(weights), "train": train.model_dump(mode="json")})
-    result = fit(TeacherTask(batch_size, weights), train, out, resume=resume, workers=0, resolved=resolved)
+    resolved = yaml.safe_dump({"teacher": recipe.name, "weights": str(weights), "train": train.model_dump(mode="json")})
+    task = TeacherTask(batch_size, weights, recipe)
+    result = fit(task, train, out, resume=resume, workers=0, resolved=resolved)
     assert result.student is not None
     model = load_promptable(result.student).half()
     with quiet_transformers():

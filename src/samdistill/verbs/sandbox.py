@@ -9,6 +9,7 @@ from typing import Literal
 
 from ..registry import did_you_mean
 from ..sandbox.detector_training import train_detector
+from ..sandbox.sam_training import train_mobile, train_sam
 from ..sandbox.training import TrainedTeacher, train_tracker
 from ..sandbox.write import write_coco, write_concept_set, write_sa1b
 from ..types import UserError
@@ -20,11 +21,17 @@ class Trainer:
     """How a teacher is trained, and with what unless something else is asked for."""
 
     train: Callable[[Path, int, int, float, bool, Path | None], TrainedTeacher]
+    steps: int
     batch_size: int
     lr: float
 
 
-TEACHERS = {"tracker": Trainer(train_tracker, 8, 1e-3), "detector": Trainer(train_detector, 10, 5e-4)}
+TEACHERS = {
+    "tracker": Trainer(train_tracker, 5000, 8, 1e-3),
+    "detector": Trainer(train_detector, 5000, 10, 5e-4),
+    "sam": Trainer(train_sam, 3000, 8, 6e-4),
+    "mobile": Trainer(train_mobile, 250, 8, 1e-3),
+}
 
 
 def render_sandbox(
@@ -48,15 +55,16 @@ def render_sandbox(
 
 
 def train_teacher(
-    name: str, out: Path, *, steps: int = 5000, batch_size: int | None = None, lr: float | None = None,
+    name: str, out: Path, *, steps: int | None = None, batch_size: int | None = None, lr: float | None = None,
     resume: bool = False, weights: Path | None = None,
 ) -> TrainedTeacher:  # fmt: skip
     """Train the bundled teacher ``name`` on scenes rendered on the fly and score it on held-out ones.
 
-    batch_size and lr: None takes the teacher's own.
+    steps, batch_size and lr: None takes the teacher's own.
     """
     if name not in TEACHERS:
         raise UserError(f"no sandbox teacher is called {name!r}{did_you_mean(name, list(TEACHERS))}")
     trainer = TEACHERS[name]
+    steps = trainer.steps if steps is None else steps
     batch_size = trainer.batch_size if batch_size is None else batch_size
     return trainer.train(out, steps, batch_size, trainer.lr if lr is None else lr, resume, weights)

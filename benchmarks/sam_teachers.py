@@ -1,0 +1,74 @@
+"""The bundled SAM and MobileSAM on held-out scenes: mIoU by kind of prompt, and how well the SAM knows its best mask.
+
+    python benchmarks/sam_teachers.py --out benchmarks/results/sam_teachers.txt
+
+The scenes are those no teacher trains on. Box: the object's tight box; point: the pixel deepest inside it, answered by
+one mask; multimask: the same point answered by three, of which the one with the highest predicted IoU counts; best of
+three: of which the best counts, which nobody can know; refine and refine2: the point and one or two corrective clicks.
+Training is `samdistill sandbox train-teacher sam` and `mobile`; their logs are ``results/sam_training.jsonl`` and
+``results/mobile_training.jsonl``.
+"""
+
+from __future__ import annotations
+
+import torch
+from common import Sheet, arguments, use_device
+from torch import Tensor
+
+from samdistill.checkpoints.promptable import load_promptable
+from samdistill.inference.prompting import Targets, prompted_masks
+from samdistill.ops.masks import mask_iou
+from samdistill.ops.promptable import Promptable, embed, image_size, predict, to_canvas
+from samdistill.sandbox.scenes import Scenes, render_scenes
+from samdistill.sandbox.teacher import HELD_OUT_SEED, score
+from samdistill.types import ImageBatch
+
+KINDS = ("box", "point", "multimask", "best of three", "refine", "refine2")
+TARGETS = {"sandbox-sam": (0.80, 1.0), "sandbox-mobile": (0.60, 0.70)}
+BATCH = 64
+
+
+@torch.inference_mode()
+def further(model: Promptable, scenes: Scenes) -> dict[str, Tensor]:
+    """IoU per annotated object of the best of a point's three masks, and after two corrective clicks."""
+    targets, embeddings = Targets.of(scenes.masks, scenes.valid), embed(model, ImageBatch.full(scenes.images))
+    three = predict(model, embeddings, targets.point, multimask=True).low_res_masks.unbind(2)
+    ious = [mask_iou(to_canvas(each, scenes.masks.shape[-2:]), scenes.masks) for each in three]
+    clicked = prompted_masks(model, embeddings, targets, ("refine2",))["refine2"]
+    found = {"best of three": torch.stack(ious).amax(0), "refine2": mask_iou(clicked, scenes.masks)}
+    return {kind: values[scenes.valid] for kind, values in found.items()}
+
+
+def measure(model: Promptable, count: int) -> dict[str, float]:
+    """mIoU by kind over all annotated objects of ``count`` scenes."""
+    found: dict[str, list[Tensor]] = {}
+    for start in range(0, count, BATCH):
+        numbers = range(start, min(start + BATCH, count))
+        scenes = render_scenes(numbers, image_size(model), HELD_OUT_SEED, device=model.device)
+        for kind, ious in (score(model, scenes) | further(model, scenes)).items():
+            found.setdefault(kind, []).append(ious)
+    return {kind: torch.cat(found[kind]).mean().item() for kind in KINDS}
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--scenes", type=int, default=512, help="held-out scenes (512)")
+    parser.add_argument("--models", default=",".join(TARGETS), help=f"folders or names ({','.join(TARGETS)})")
+    args = parser.parse_args()
+    device = use_device(args.device)
+    sheet = Sheet(device)
+    rows, measured = [], {}
+    for name in args.models.split(","):
+        model = load_promptable(name).to(device)
+        parameters, miou = sum(p.numel() for p in model.parameters()), measure(model, args.scenes)
+        low, high = TARGETS.get(name, (0.0, 1.0))
+        measured[name] = {"parameters": parameters, "miou": miou, "box_target": [low, high]}
+        met = "met" if low <= miou["box"] <= high else "MISSED"
+        target = f"{low:.2f} to {high:.2f}: {met}" if name in TARGETS else "-"
+        rows.append((name, f"{parameters / 1e6:.2f}", *(f"{miou[kind]:.4f}" for kind in KINDS), target))
+    sheet.table(f"mIoU on {args.scenes} scenes", ("", "parameters (M)", *KINDS, "target for a box"), rows)
+    sheet.save(args.out, {"scenes": args.scenes, "models": measured})
+
+
+if __name__ == "__main__":
+    main()
