@@ -22,22 +22,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Sheet, arguments, run_cli, setting, spread, use_device
+from common import Sheet, arguments, run_python, setting, use_device
+from study import Trainings, say_differences, say_figures
 
 import samdistill
 from samdistill.config import DetectionRunConfig, load_config
-from samdistill.engine import default_device, newest, read_lines
+from samdistill.engine import default_device
 
 RECIPE = "detection/sandbox"
 BASELINE, FPN = "all", "fpn"
@@ -92,87 +87,22 @@ def variants(phases: Phases) -> dict[str, list[str]]:
     }
 
 
-@dataclass(frozen=True)
-class ConceptStudy:
-    """Variants of the detection recipe x seeds, in ``work``; jobs: processes at a time, one thread each."""
+def concept_study(args: argparse.Namespace, chosen: dict[str, list[str]]) -> Trainings:
+    """The chosen variants on rendered scenes, which are drawn first, beside the recipe's teacher."""
+    work = args.work.resolve()
+    data = work / f"scenes-{args.scenes}-{args.val}"
+    samdistill.render_sandbox(data, train=args.scenes, val=args.val, format="coco", progress=False)
+    seeds, base = range(args.first_seed, args.first_seed + args.seeds), ["data.workers=0", *args.overrides]
+    teacher = load_config(RECIPE, base).teacher.path
 
-    work: Path
-    variants: dict[str, list[str]]
-    seeds: Sequence[int]
-    scenes: int
-    val: int
-    base: Sequence[str]
-    jobs: int
+    def measure(model: str, kept: Path) -> None:
+        words = [__file__, "--child", model, str(data), str(kept), *base]
+        run_python(words, work / "logs" / f"evaluated-{kept.stem}.txt", 1)
 
-    @property
-    def data(self) -> Path:
-        return self.work / f"scenes-{self.scenes}-{self.val}"
-
-    def folder(self, variant: str, seed: int) -> Path:
-        return self.work / "trained" / f"{variant.replace(' ', '_')}-seed{seed}"
-
-    def settings(self, variant: str, seed: int) -> list[str]:
-        places = [setting("output", self.folder(variant, seed)), setting("data.root", self.data)]
-        return [*self.base, *self.variants[variant], *places, f"train.seed={seed}", f"data.seed={seed}"]
-
-    def run(self) -> None:
-        """Render, train, evaluate, seed after seed, so that a cut-off study has whole seeds."""
-        samdistill.render_sandbox(self.data, train=self.scenes, val=self.val, format="coco", progress=False)
-        pairs = [(name, seed) for seed in self.seeds for name in self.variants]
-        with ThreadPoolExecutor(self.jobs) as pool:
-            for _ in pool.map(lambda pair: self._one(*pair), pairs):
-                pass
-        path = load_config(RECIPE, self.settings(BASELINE, self.seeds[0])).teacher.path
-        self._evaluate(path, self.work / "evaluated" / f"{TEACHER}.json")
-
-    def _one(self, variant: str, seed: int) -> None:
-        run, settings = self.folder(variant, seed), self.settings(variant, seed)
-        resolved = load_config(RECIPE, settings).to_yaml()
-        if (run / "config.yaml").is_file() and (run / "config.yaml").read_text() != resolved:
-            raise SystemExit(f"{run}: trained with other settings; remove it, or give another --work")
-        # the tokenizer is written last: a student without it cannot be asked
-        if not (run / "student" / "tokenizer.json").is_file():
-            self._note(f"training {run.name}")
-            resume = ["--resume", str(run)] if newest(run) is not None else []
-            run_cli(["train", RECIPE, *settings, *resume], self.work / "logs" / f"{run.name}.txt", 1)
-        self._evaluate(str(run), self.work / "evaluated" / f"{run.name}.json")
-
-    def _evaluate(self, model: str, kept: Path) -> None:
-        if kept.is_file():
-            return
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, __file__, "--child", model, str(self.data), str(kept), *self.base]
-        log = self.work / "logs" / f"evaluated-{kept.stem}.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
-            threads = {**os.environ, "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(words, env=threads, stdout=file, stderr=subprocess.STDOUT)
-        if done.returncode:
-            raise SystemExit(f"evaluating {model} ended with {done.returncode}; see {log}")
-
-    def _note(self, text: str) -> None:
-        print(f"[{time.strftime('%H:%M:%S')}] {text}\n", end="", file=sys.stderr, flush=True)  # one write: threads
-
-    def result(self, variant: str, seed: int) -> dict[str, Any]:
-        return json.loads((self.work / "evaluated" / f"{self.folder(variant, seed).name}.json").read_text())
-
-    def teacher(self) -> dict[str, Any]:
-        return json.loads((self.work / "evaluated" / f"{TEACHER}.json").read_text())
-
-    def values(self, variant: str, measure: str) -> list[float]:
-        """One figure of a variant, per seed."""
-        return [self.result(variant, seed)["models"][0][measure] for seed in self.seeds]
-
-    def differences(self, variant: str, baseline: str, measure: str) -> list[float]:
-        """Variant minus baseline, seed by seed."""
-        pairs = zip(self.values(variant, measure), self.values(baseline, measure), strict=True)
-        return [ours - theirs for ours, theirs in pairs]
-
-    def trained(self, variant: str) -> tuple[int, list[float]]:
-        """Steps, and seconds in them by seed."""
-        lines = [read_lines(self.folder(variant, seed) / "metrics.jsonl") for seed in self.seeds]
-        last = [[line for line in run if "seconds" in line][-1] for run in lines]  # not the validation after it
-        return last[0]["step"], [line["seconds"] for line in last]
+    return Trainings(
+        RECIPE, work, chosen, list(seeds), measure, [*base, setting("data.root", data)], {TEACHER: teacher}, args.jobs,
+        last="student/tokenizer.json",  # a student without it cannot be asked
+    )  # fmt: skip
 
 
 def evaluate_child(model: str, data: Path, kept: Path, overrides: Sequence[str]) -> None:
@@ -189,20 +119,19 @@ def evaluate_child(model: str, data: Path, kept: Path, overrides: Sequence[str])
         geometry=config.data.geometry, threshold=settings.threshold, batch_size=settings.batch_size, pictures=0,
         repeats=0,
     )  # fmt: skip
-    partial = kept.with_suffix(".partial")
-    partial.write_text(json.dumps(found.to_dict()))
-    partial.replace(kept)
+    kept.write_text(json.dumps(found.to_dict()))
 
 
-def say(sheet: Sheet, study: ConceptStudy) -> None:
+def say(sheet: Sheet, study: Trainings, args: argparse.Namespace) -> None:
     """Conditions, all figures, and each variant against the baseline."""
-    config, one = load_config(RECIPE, study.settings(BASELINE, study.seeds[0])), study.teacher()
+    config, one = study.config(BASELINE, study.seeds[0]), study.result(TEACHER)
+    assert isinstance(config, DetectionRunConfig)
     phases = ", ".join(f"{phase.name} {phase.epochs}" for phase in config.train.phases or ())
     seeds = ", ".join(map(str, study.seeds))
     sheet.say()
     sheet.say(
         f"teacher {config.teacher.path!r}, student {config.student.backbone} with {config.student.queries} queries, "
-        f"{study.scenes} scenes, batches of {config.train.batch_size}, epochs: {phases}; seeds {seeds}; 1 thread per "
+        f"{args.scenes} scenes, batches of {config.train.batch_size}, epochs: {phases}; seeds {seeds}; 1 thread per "
         f"training, {study.jobs} at a time"
     )
     if config.student.start is not None:
@@ -214,26 +143,11 @@ def say(sheet: Sheet, study: ConceptStudy) -> None:
         f"held out: {one['questions']} questions about {one['images']} scenes, {one['positives']} of them for "
         f"something that is there; scores from {one['threshold']:g}"
     )
-    rows = []
-    for name in study.variants:
-        steps, seconds = study.trained(name)
-        figures = [spread(study.values(name, measure)) for measure in MEASURES.values()]
-        rows.append([name, *figures, str(steps), spread(seconds, ".0f")])
-    rows.append([TEACHER, *(f"{one['models'][0][measure]:.4f}" for measure in MEASURES.values()), "", ""])
-    sheet.table("mean +- standard deviation over seeds", ["", *MEASURES, "steps", "seconds in steps"], rows)
-    for title, measure in MEASURES.items():
-        compared = [(name, BASELINE) for name in study.variants if name != BASELINE]
-        if {f"no {FPN}", "no align"} <= study.variants.keys():
-            compared.append((f"no {FPN}", "no align"))
-        rows = []
-        for name, baseline in compared:
-            gaps = study.differences(name, baseline, measure)
-            told = name if baseline == BASELINE else f"{name} minus {baseline}"
-            rows.append([told, f"{statistics.fmean(gaps):+.4f}", *(f"{gap:+.4f}" for gap in gaps)])
-        if rows:
-            sheet.table(
-                f"{title}: variant minus {BASELINE}, same seed", ["", "mean", *(f"seed {s}" for s in study.seeds)], rows
-            )
+    say_figures(sheet, study, MEASURES)
+    compared = [(name, BASELINE) for name in study.variants if name != BASELINE]
+    if {f"no {FPN}", "no align"} <= study.variants.keys():
+        compared.append((f"no {FPN}", "no align"))
+    say_differences(sheet, study, MEASURES, compared)
 
 
 def parse() -> argparse.Namespace:
@@ -264,11 +178,9 @@ def main() -> None:
         chosen = {name: overrides for name, overrides in chosen.items() if name in names}
     device = use_device(args.device)
     sheet = Sheet(device)
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    base = ["data.workers=0", *args.overrides]
-    study = ConceptStudy(args.work.resolve(), chosen, list(seeds), args.scenes, args.val, base, args.jobs)
+    study = concept_study(args, chosen)
     study.run()
-    say(sheet, study)
+    say(sheet, study, args)
     sheet.say()
     if "no align" in chosen:
         sheet.say(
@@ -281,15 +193,7 @@ def main() -> None:
         "Not measured: exemplar boxes, photographs and the real SAM 3, longer trainings, other weights. The spread "
         "covers initialisation, order, augmentation and questions; teacher and scenes stay the same."
     )
-    sheet.save(
-        args.out,
-        {
-            "recipe": RECIPE, "scenes": args.scenes, "held_out": args.val, "seeds": list(seeds), "base": base,
-            "variants": chosen, "teacher": study.teacher(),
-            "evaluations": {name: [study.result(name, seed) for seed in seeds] for name in chosen},
-            "training": {name: dict(zip(("steps", "seconds"), study.trained(name), strict=True)) for name in chosen},
-        },
-    )  # fmt: skip
+    sheet.save(args.out, {"scenes": args.scenes, "held_out": args.val, **study.to_dict()})
 
 
 if __name__ == "__main__":

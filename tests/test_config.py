@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from samdistill.config import DetectionRunConfig, PhaseConfig, RunConfig, TrainConfig, load_config, packaged
+from samdistill.config import (
+    DetectionRunConfig,
+    PhaseConfig,
+    PromptRunConfig,
+    RunConfig,
+    TrainConfig,
+    load_config,
+    packaged,
+)
 from samdistill.students import STUDENTS
 from samdistill.types import UserError
 
@@ -17,6 +25,9 @@ DETECTORS = {"efficient_sam3": "es_rv_l", "efficient_sam3_504": "es_rv_l", "es_e
              "sandbox": "es_ev_s"}  # fmt: skip
 BACKBONES = {f"encoder/{name}": name for name in STUDENTS} | {"encoder/sandbox": "es_ev_s"}
 BACKBONES |= {f"detection/{name}": backbone for name, backbone in DETECTORS.items()}
+PROMPTED = ("everything", "mobile_sam", "published", "sam3_tracker", "sandbox")
+BACKBONES |= {f"prompt/{name}": "tiny_vit_5m_224" for name in PROMPTED}  # all of them start from a checkpoint
+KINDS = {"encoder": RunConfig, "detection": DetectionRunConfig, "prompt": PromptRunConfig}
 
 
 @pytest.fixture
@@ -37,7 +48,7 @@ def test_what_is_packaged() -> None:
 def test_every_packaged_recipe_loads_and_its_resolved_form_is_the_same_run(name: str, write) -> None:
     config = load_config(name)
     assert config.student.backbone == BACKBONES[name]
-    assert isinstance(config, DetectionRunConfig if name.startswith("detection/") else RunConfig)
+    assert isinstance(config, KINDS[name.partition("/")[0]])
     assert load_config(write(config.to_yaml())) == config
 
 
@@ -183,6 +194,35 @@ def test_an_epoch_finds_its_phase() -> None:
     assert (plain.phase_at(0), plain.phase_starts(), plain.total_epochs) == (None, [("", 0)], 7)
 
 
+ONE = "[{name: one, epochs: 2, lr: 1e-3}]"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "keys"),
+    [
+        ("detection/sandbox", ["train.epochs=3"], "train.epochs"),
+        ("detection/sandbox", ["train.lr=1e-4", "train.min_lr=0"], "train.lr, train.min_lr"),
+        ("encoder/sandbox", ["train.warmup_epochs=1", f"train.phases={ONE}"], "train.warmup_epochs"),
+        ("encoder/sandbox", [f"train.phases={ONE}", "train.warmup_lr=0"], "train.warmup_lr"),
+    ],
+)
+def test_phases_beside_keys_of_one_schedule_are_refused(recipe: str, overrides: list[str], keys: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(recipe, overrides)
+    message = str(error.value)
+    assert f"train.phases and {keys} contradict" in message and "train.phases: null" in message
+    assert "\n" not in message
+
+
+def test_phases_over_a_recipe_take_the_place_of_its_schedule_and_can_be_taken_back(write) -> None:
+    train = load_config("encoder/sandbox", [f"train.phases={ONE}"]).train
+    assert (train.total_epochs, train.lr_batch) == (2, None), "what phases do not replace stays"
+    child = load_config(write(f"extends: encoder/es_rv_m\ntrain: {{phases: {ONE}}}\noutput: here\n"))
+    assert child.train.total_epochs == 2 and load_config(write(child.to_yaml(), "again.yaml")) == child
+    back = load_config("detection/sandbox", ["train.phases=null", "train.epochs=3"]).train
+    assert (back.phases, back.total_epochs) == (None, 3)
+
+
 def test_phases_given_anew_replace_those_of_the_parent(write) -> None:
     path = write("extends: detection/efficient_sam3\ntrain: {phases: [{name: all, epochs: 1, lr: 1e-3}]}\n")
     assert load_config(path).train.phases == (PhaseConfig(name="all", epochs=1, lr=1e-3),)
@@ -215,6 +255,12 @@ def phase(text: str) -> str:
         (phase("epochs: 1, lr: 0"), ["train.phases.1.lr", "greater than 0"]),
         (phase("epochs: 1, lr: 1, terms: [mask, giuo]"), ["phase 'two'", "'giuo'", "did you mean 'giou'?"]),
         (phase("epochs: 1, lr: 1, terms: []"), ["train.phases.1.terms"]),
+        ("train.phases=[{name: one, lr: 1e-3}]", ["train.phases.0.epochs", "Field required"]),
+        ("train.freeze=[{match: [5]}]", ["train.freeze.0.match.0", "5"]),
+        ("train.freeze=[{match: []}]", ["train.freeze.0.match"]),
+        ("train.freeze=[{match: [a], until: 0}]", ["train.freeze.0.until", "greater than 0"]),
+        ("train.rates=[{match: [a], scale: 0}]", ["train.rates.0.scale", "greater than 0"]),
+        ("train.rates=[{mach: [a], match: [a], scale: 1}]", ["'train.rates.0.mach'", "did you mean 'match'?"]),
         (phase("epochs: 1, lr: 1, warmup_step: 3"), ["'train.phases.1.warmup_step'", "did you mean 'warmup_steps'?"]),
         ("match.resolutoin=9", ["unknown key 'match.resolutoin'", "did you mean 'resolution'?"]),
         ("student.text.layer=2", ["unknown key 'student.text.layer'", "did you mean 'layers'?"]),

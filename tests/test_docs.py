@@ -14,7 +14,16 @@ import yaml
 from pydantic import BaseModel
 
 from samdistill.cli import _parse, _parser
-from samdistill.config import DetectionRunConfig, PhaseConfig, RunConfig, packaged
+from samdistill.config import (
+    DetectionRunConfig,
+    FreezeConfig,
+    PhaseConfig,
+    PromptRunConfig,
+    RateConfig,
+    RunConfig,
+    TeacherEntry,
+    packaged,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -84,15 +93,20 @@ def section(title: str) -> str:
     return found
 
 
-SHARED = "Keys of both jobs"
-KEYS = {"Keys of the encoder job": RunConfig, "Keys of the detection job": DetectionRunConfig}
+SHARED, TEACHER = "Keys of all jobs", "Keys of a teacher"
+KEYS: dict[tuple[str, ...], type[BaseModel]] = {
+    (SHARED, TEACHER, "Keys of the encoder job"): RunConfig,
+    (SHARED, TEACHER, "Keys of the detection job"): DetectionRunConfig,
+    (SHARED, "Keys of the prompt job"): PromptRunConfig,
+    ("Keys of a phase",): PhaseConfig,
+    ("Keys of a freeze",): FreezeConfig,
+    ("Keys of a rate",): RateConfig,
+    ("Keys of one of several teachers",): TeacherEntry,
+}
+"""Sections of the configuration page, and the model whose keys they list together."""
 
 
-@pytest.mark.parametrize(
-    ("titles", "model"),
-    [*(((SHARED, title), model) for title, model in KEYS.items()), (("Keys of a phase",), PhaseConfig)],
-    ids=["encoder", "detection", "phase"],
-)
+@pytest.mark.parametrize(("titles", "model"), KEYS.items(), ids=lambda item: getattr(item, "__name__", ""))
 def test_the_configuration_page_lists_exactly_the_keys_with_their_defaults(
     titles: tuple[str, ...], model: type[BaseModel]
 ) -> None:
@@ -104,7 +118,7 @@ def test_the_configuration_page_lists_exactly_the_keys_with_their_defaults(
 
 
 def test_no_table_of_keys_stands_outside_the_sections_that_are_compared() -> None:
-    compared = [key for title in (SHARED, *KEYS, "Keys of a phase") for key, _ in rows(section(title))]
+    compared = [key for title in {title for titles in KEYS for title in titles} for key, _ in rows(section(title))]
     assert [key for key, _ in rows((DOCS / "configuration.md").read_text())] != []
     assert sorted(compared) == sorted(key for key, _ in rows((DOCS / "configuration.md").read_text()))
 

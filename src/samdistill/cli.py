@@ -50,11 +50,11 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     render.add_argument("--seed", type=int, default=10)
     render.add_argument("--format", choices=["sa1b", "coco"], default="sa1b")
     teacher = actions.add_parser("train-teacher", help="train a bundled teacher on scenes rendered on the fly")
-    teacher.add_argument("name", metavar="NAME", help="tracker or detector")
+    teacher.add_argument("name", metavar="NAME", help="tracker, detector, sam or mobile")
     teacher.add_argument("--out", type=Path, default=Path("runs/teacher"))
-    teacher.add_argument("--steps", type=int, default=5000, help="optimiser steps (5000)")
-    teacher.add_argument("--batch-size", type=int, help="scenes a step (tracker 8, detector 10)")
-    teacher.add_argument("--lr", type=float, help="base rate (tracker 0.001, detector 0.0005)")
+    teacher.add_argument("--steps", type=int, help="optimiser steps (5000, 5000, 3000, 250)")
+    teacher.add_argument("--batch-size", type=int, help="scenes a step (8; detector 10)")
+    teacher.add_argument("--lr", type=float, help="base rate (0.001, 0.0005, 0.0006, 0.001)")
     teacher.add_argument("--resume", action="store_true", help="go on from --out's last checkpoint")
     teacher.add_argument("--weights", type=Path, help="start from this teacher instead of from scratch")
 
@@ -64,22 +64,25 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("model", type=Path, help="a model's folder, a run that holds one, or predictions.json")
     evaluate.add_argument("data", type=Path)
     evaluate.add_argument("--teacher", help="compare with this teacher")
-    evaluate.add_argument("--prompts", help="of box, point, refine (box,point,refine)")
+    evaluate.add_argument("--prompts", help="of box, point, refine, refine2 (box,point,refine)")
     evaluate.add_argument("--concepts", action="store_true", help="ask in words: data is an SA-Co file of concepts")
     evaluate.add_argument("--threshold", type=float, metavar="P", help="scores that count, with --concepts (0.5)")
     evaluate.add_argument("--out", type=Path, metavar="JSON", help="write the predictions, with --concepts")
     evaluate.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")
     evaluate.add_argument("--images", type=int, metavar="N", help="at most N images")
     evaluate.add_argument("--json", action="store_true")
-    predict = verbs.add_parser("predict", help="everything in one image that a phrase names or a box shows")
+    predict = verbs.add_parser("predict", help="what a phrase names, a box shows or points mark in one image")
     predict.add_argument("image", type=Path)
-    predict.add_argument("model", help="a detector's folder, a run that holds one, sam3.pt, or 'sandbox'")
-    predict.add_argument("--text", metavar="PHRASE", help="a noun phrase, such as 'red car'")
+    predict.add_argument("model", help="a detector or a promptable model: a folder, a run that holds one, an original "
+                         "file, or a sandbox name")  # fmt: skip
+    predict.add_argument("--text", metavar="PHRASE", help="a noun phrase, such as 'red car', for a detector")
     predict.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1",
                          help="around one instance, in pixels of the image; repeatable")  # fmt: skip
-    predict.add_argument("--threshold", type=float, default=0.5, metavar="P", help="least score (0.5)")
+    predict.add_argument("--point", action="append", default=[], metavar="X,Y[,LABEL]",
+                         help="on an object (label 1) or off it (0), for a promptable model; repeatable")  # fmt: skip
+    predict.add_argument("--threshold", type=float, metavar="P", help="least score, of a detector (0.5)")
     predict.add_argument("--out", type=Path, metavar="PNG", help="draw masks, boxes and scores")
-    predict.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")
+    predict.add_argument("--geometry", help="square or longest_side, as in the student's config")
     predict.add_argument("--json", action="store_true", help="print JSON, with the masks")
 
 
@@ -87,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="samdistill", description="Distil the Segment Anything family.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo = verbs.add_parser("demo", help="the whole road on rendered scenes, offline, in minutes")
-    demo.add_argument("--job", choices=["encoder", "detection"], default="encoder")
-    demo.add_argument("--out", type=Path, help="run folder (runs/demo, runs/demo-detection)")
+    demo.add_argument("--job", choices=["encoder", "detection", "prompt"], default="encoder")
+    demo.add_argument("--out", type=Path, help="run folder (runs/demo, runs/demo-detection, runs/demo-prompt)")
     run = verbs.add_parser("run", help="the whole road on your own photographs")
     run.add_argument("images", type=Path, help="a folder of photographs, an SA-1B tree or a COCO folder")
     run.add_argument("overrides", nargs="*", metavar="key=value")
@@ -100,9 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--json", action="store_true")
     _config_verb(verbs, "plan", "shapes, parameters, disk, memory and steps, before anything is spent", as_json=True)
     _config_verb(verbs, "check", "per loss term: value, weight, gradient norm at the student", as_json=True)
-    cache = _config_verb(verbs, "cache", "write the teacher's embeddings; resumes", parallel=True)
+    cache = _config_verb(verbs, "cache", "write what the teachers say about the images; resumes", parallel=True)
     cache.add_argument("--verify", action="store_true", help="check every record and recompute a sample")
-    train = _config_verb(verbs, "train", "train the student on the cache", parallel=True)
+    cache.add_argument("--layout", choices=["store", "npy"], default="store",
+                       help="npy: also a .npy file per image and feature, of the prompt job (store)")  # fmt: skip
+    train = _config_verb(verbs, "train", "train the student, with its teachers or on their cache", parallel=True)
     train.add_argument("--resume", type=Path, metavar="RUN", help="a run folder to go on with")
     merge = verbs.add_parser("merge", help="put a trained trunk into its teacher's place")
     merge.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")

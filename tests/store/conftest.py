@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samdistill.store import Codec, FeatureStoreWriter, StoreSpec, make_codec
 
-CODEC_NAMES = ("fp16", "int8", "pca3-int8")
+CODEC_NAMES = ("fp16", "fp32", "int8", "pca3-int8")
 SHAPE = (5, 3, 4)
 
 

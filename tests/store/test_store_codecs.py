@@ -15,12 +15,17 @@ SAM3 = (1024, 72, 72)
 
 
 def test_every_registered_codec_is_in_these_tests(tiny):
-    assert set(CODECS.names()) == {"fp16", "int8", "pca{K}-int8"}
+    assert set(CODECS.names()) == {"fp16", "fp32", "int8", "pca{K}-int8"}
 
 
 @pytest.mark.parametrize(
     ("codec", "size"),
-    [("fp16", 10_616_836), ("int8", 4 + 1024 * (8 + 5184)), ("pca256-int8", 4 + 256 * (8 + 5184))],
+    [
+        ("fp16", 10_616_836),
+        ("fp32", 4 + 4 * 1024 * 72 * 72),
+        ("int8", 4 + 1024 * (8 + 5184)),
+        ("pca256-int8", 4 + 256 * (8 + 5184)),
+    ],
 )
 def test_bytes_per_image_at_full_size(codec, size):
     assert record_bytes(codec, SAM3) == size
@@ -81,6 +86,16 @@ def test_constant_channels_come_back_exactly(value):
 def test_fp16_roundtrip_is_the_cast(tiny):
     codec, features = make_codec("fp16", tiny.shape), tiny.features("x")
     assert torch.equal(codec.decode(codec.encode(features)), features.half().float())
+
+
+def test_fp32_is_exact_and_reads_slices_of_any_offset(tiny):
+    features = torch.tensor([[[1.0, -2.5]], [[1e-42, 3.4e38]]])
+    codec = make_codec("fp32", (2, 1, 2))
+    payload = codec.encode(features)
+    assert payload == struct.pack("<4f", *features.flatten().tolist())
+    records = torch.tensor([list(b"seed?" + payload)] * 2, dtype=torch.uint8)  # 5 bytes in front: not aligned
+    assert torch.equal(codec.decode_batch(records[:, 5:]), features.expand(2, 2, 1, 2))
+    assert torch.equal(codec.decode_batch(records[1:, 5:]), features[None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -1,7 +1,8 @@
 """How a feature map becomes the payload of a record. Every codec has one payload size, so record i is at i x size.
 
 All numbers are little-endian. Bytes per image of the SAM 3 trunk at 1008 px (1024 x 72 x 72), seed included:
-``fp16`` 10,616,836, ``int8`` 5,316,612, ``pca256-int8`` 1,329,156 (``record_bytes`` computes it for any shape).
+``fp16`` 10,616,836, ``int8`` 5,316,612, ``pca256-int8`` 1,329,156, ``fp32`` 21,233,668 (``record_bytes`` computes it
+for any shape).
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ CODECS: Registry[Callable[[str, Shape], Codec]] = Registry("codec")
 
 
 def make_codec(name: str, shape: Shape) -> Codec:
-    """A codec by its name, ``fp16``, ``int8`` or such as ``pca256-int8``; the last kind must be fitted before use."""
+    """A codec by its name: ``fp16``, ``fp32``, ``int8``, or such as ``pca256-int8``, which is to be fitted first."""
     return CODECS.get(re.sub(r"^pca[1-9]\d*-", "pca{K}-", name))(name, shape)
 
 
@@ -146,12 +147,37 @@ class Fp16(Codec):
         if not np.isfinite([float(half.amin()), float(half.amax())]).all():
             peak = float(features.detach().abs().amax())
             if np.isfinite(peak):
-                raise FeatureError(f"features reach {peak:g}, beyond the 65504 of float16; use the codec int8")
+                raise FeatureError(f"features reach {peak:g}, beyond the 65504 of float16; use the codec int8 or fp32")
             raise FeatureError("features hold NaN or infinity")
         return half.numpy().tobytes()
 
     def decode_batch(self, payloads: UInt8[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
         return payloads.flatten().view(torch.float16).float().reshape(-1, *self.shape)
+
+
+@CODECS.register("fp32")
+class Fp32(Codec):
+    """float32, channel-major (c, h, w): what went in comes out."""
+
+    dtype = "float32"
+
+    @property
+    def payload_bytes(self) -> int:
+        return 4 * int(np.prod(self.shape))
+
+    def encode(self, features: Float[Tensor, "c h w"]) -> bytes:
+        rows = self._rows(features).float().cpu()
+        if not np.isfinite([float(rows.amin()), float(rows.amax())]).all():
+            raise FeatureError("features hold NaN, infinity or values beyond 3e38")
+        return rows.numpy().tobytes()
+
+    def decode_batch(self, payloads: UInt8[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
+        return _aligned(payloads).view(torch.float32).reshape(-1, *self.shape)
+
+
+def _aligned(payloads: UInt8[Tensor, "b n"]) -> UInt8[Tensor, " bn"]:
+    """Cloned and flattened: neither the stride nor the offset of a slice of bytes need suit a float32."""
+    return payloads.clone(memory_format=torch.contiguous_format).flatten()
 
 
 def _quantise(rows: Float[Tensor, "k n"]) -> bytes:
@@ -172,8 +198,7 @@ def _quantise(rows: Float[Tensor, "k n"]) -> bytes:
 
 
 def _dequantise(payloads: UInt8[Tensor, "b m"], rows: int) -> Float[Tensor, "b k n"]:
-    # Cloned and flattened: neither the stride nor the offset of a slice of bytes need suit a float32.
-    scales = payloads[:, : 8 * rows].clone(memory_format=torch.contiguous_format).flatten()
+    scales = _aligned(payloads[:, : 8 * rows])
     step, middle = scales.view(torch.float32).reshape(-1, 2, rows, 1).unbind(1)
     levels = payloads[:, 8 * rows :].view(torch.int8).unflatten(1, (rows, -1))
     return levels.float().mul_(step).add_(middle)

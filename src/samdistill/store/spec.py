@@ -39,7 +39,7 @@ class StoreSpec:
     """What the features of a store are. Two stores are interchangeable when their specs are equal.
 
     tap: the teacher's name of the tensor. shape: channels, height, width of one record. image_size: side of the
-    canvas in pixels. teacher, transform: fingerprints (hex). codec: ``fp16``, ``int8`` or ``pca{K}-int8``.
+    canvas in pixels. teacher, transform: fingerprints (hex). codec: ``fp16``, ``fp32``, ``int8`` or ``pca{K}-int8``.
     """
 
     tap: str

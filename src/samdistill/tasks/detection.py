@@ -22,6 +22,7 @@ from ..losses.detection import FEATURE_TERMS, TERMS, feature_terms, fpn_term, ou
 from ..ops.images import normalise
 from ..ops.matching import MatchCost, match
 from ..students import EfficientSam3Config, EfficientSam3Model, build_detector, efficient_sam3_config, inherit
+from ..students.backbones import checkpoint_stages
 from ..teachers import DetectorInfo, Sam3Detector
 from ..types import ConceptPrompts, ImageBatch, Term, Terms
 from .base import Task
@@ -80,6 +81,8 @@ class DetectionTask(Task[DetectionBatch]):
         if settings.inherit:
             inherit(student, self.teacher.model.state_dict())
         student.vision_encoder.to(memory_format=torch.channels_last)
+        if settings.checkpointing:
+            checkpoint_stages(student.vision_encoder.backbone)
         return student
 
     def dataset(self, epoch: int) -> Dataset[QuestionItem]:

@@ -101,12 +101,17 @@ class Assembly(Images[RunConfig]):
             cached = [key for key in keys if record_key(key, index) in store]
             missing += sum(record_key(key, index) not in store and key not in skipped for key in keys)
             views.append(self.view(index, cached))
-        if missing:
-            raise UserError(
-                f"{self.config.store_root}: {missing} of {len(self.train_source.keys) * len(views)} views are not "
-                "cached; run `samdistill cache` with this config again, it resumes"
-            )
+        refuse_missing(self.config.store_root, missing, len(self.train_source.keys) * len(views))
         return EncoderTask(self.config, self.teacher_info, store, views)
+
+
+def refuse_missing(root: Path, missing: int, total: int) -> None:
+    """``UserError`` where a cache lacks views that it does not list as skipped."""
+    if missing:
+        raise UserError(
+            f"{root}: {missing} of {total} views are not cached; run `samdistill cache` with this config again, it "
+            "resumes"
+        )
 
 
 def skipped_path(store_root: Path, rank: int) -> Path:

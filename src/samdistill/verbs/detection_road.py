@@ -69,7 +69,7 @@ def walk_detection(config: DetectionRunConfig) -> DetectionRoad:
     if found.steps == 0:
         raise UserError(f"{found.images} images are less than one batch: lower train.batch_size")
     checked = check(config)
-    for phase, _ in config.train.phase_starts():
+    for phase in dict.fromkeys(term.phase for term in checked.terms):
         terms = ", ".join(f"{term.name} {term.grad_norm:.3g}" for term in checked.terms if term.phase == phase)
         console.print(f"[bold]check[/]   gradient norm at the student, {phase or 'all terms'}: {terms}")
     if not checked.ok:

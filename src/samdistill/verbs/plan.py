@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from ..config import AnyRun, DetectionRunConfig, RunConfig
+from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, RunConfig
 from ..store import record_bytes
 from ..students import StudentTrunk
 from ..tasks.encoder import student_config
 from .assembly import Assembly
 from .detection import DetectionPlan, plan_detection
+from .prompt import PromptPlan, plan_prompt
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,12 @@ def _meta_student(parts: Assembly) -> StudentTrunk:
         return StudentTrunk(student_config(parts.config.student, parts.teacher_info))
 
 
-def plan(config: AnyRun, *, world: int = 1) -> Plan | DetectionPlan:
+def plan(config: AnyRun, *, world: int = 1) -> Plan | DetectionPlan | PromptPlan:
     """Everything a run will need; reads configs and lists files, loads no weights and decodes no image."""
     if isinstance(config, DetectionRunConfig):
         return plan_detection(config)
+    if isinstance(config, PromptRunConfig):
+        return plan_prompt(config)
     return plan_encoder(config, world)
 
 

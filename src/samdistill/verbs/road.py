@@ -100,6 +100,8 @@ def _fitted(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     settings = {}
     if "train.batch_size" not in given:
         settings["batch_size"] = min(config.train.batch_size, max(2, count // 4))
+    if config.train.phases is not None:  # they have rates and warm-ups of their own
+        return config.model_copy(update={"train": config.train.model_copy(update=settings)})
     if config.train.lr_batch is not None and not given & {"train.lr", "train.lr_batch"}:
         share = (settings.get("batch_size", config.train.batch_size) / config.train.lr_batch) ** 0.5
         rates = {name: getattr(config.train, name) * share for name in ("lr", "warmup_lr", "min_lr")}

@@ -19,6 +19,8 @@ from ..report import human_bytes
 from ..types import UserError
 from .detection import DetectionPlan
 from .plan import Plan
+from .predict import THRESHOLD, Prediction, parse_box, parse_point
+from .prompt import PromptPlan
 
 if TYPE_CHECKING:
     from ..evaluation.concepts import ConceptResult
@@ -63,10 +65,41 @@ def plan(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.to_dict())
         return 0
-    _facts(_detection_facts(found) if isinstance(found, DetectionPlan) else _encoder_facts(found))
+    _facts(_plan_facts(found))
     if found.steps_per_epoch == 0:
         raise UserError(f"{found.images} images are less than one batch: lower train.batch_size")
     return 0
+
+
+def _plan_facts(found: Plan | DetectionPlan | PromptPlan) -> dict[str, str]:
+    if isinstance(found, DetectionPlan):
+        return _detection_facts(found)
+    return _prompt_facts(found) if isinstance(found, PromptPlan) else _encoder_facts(found)
+
+
+def _prompt_facts(found: PromptPlan) -> dict[str, str]:
+    parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in found.parts.items() if size)
+    grid = " x ".join(map(str, found.grid))
+    rounds = f" and {found.rounds} corrective click(s) each" if found.rounds else ""
+    teachers = {
+        f"teacher {t.name}": f"{t.checkpoint}, {t.share:.0%}: {t.params / 1e6:.2f}M, {t.image_size} px, "
+        f"{' x '.join(map(str, t.grid))} cells"
+        for t in found.teachers
+    }
+    used = f"{found.views} view(s) each" if found.cached else "not used: teachers run along"
+    return {
+        "student": f"{found.student} ({found.student_params / 1e6:.2f}M): {parts}; {found.image_size} px, {grid} cells",
+        **teachers,
+        "distilled": ", ".join(found.terms) or "nothing: the task alone",
+        "images": f"{found.images} to train on, {found.held_out_images} held out; {found.objects} object(s) a step, "
+        f"prompts: {found.mode}{rounds}",
+        "cache": f"{human_bytes(found.cache_bytes)}: {found.codec}, {human_bytes(found.bytes_per_image)} a view, "
+        f"{used}",
+        "memory": f"{human_bytes(found.weights_and_optimiser_bytes)} weights and optimiser, "
+        f"{human_bytes(found.teacher_bytes)} teachers; activations are not counted",
+        "student's file": f"{human_bytes(found.student_fp16_bytes)} in fp16",
+        "steps": f"{found.steps} ({found.steps_per_epoch} an epoch)",
+    }
 
 
 def _encoder_facts(found: Plan) -> dict[str, str]:
@@ -122,7 +155,7 @@ def cache(args: argparse.Namespace) -> int:
     from .cache import cache as run
 
     rank, world = _rank_and_world()
-    report = run(_config(args), rank=rank, world=world, verify=args.verify)
+    report = run(_config(args), rank=rank, world=world, verify=args.verify, layout=args.layout)
     if rank == 0:
         console.print(
             f"{report.store}: {report.records} records ({report.written} new), {human_bytes(report.bytes)}, "
@@ -235,24 +268,29 @@ def _concepts(args: argparse.Namespace) -> ConceptResult:
 
 
 def predict(args: argparse.Namespace) -> int:
-    from .predict import parse_box
     from .predict import predict as run
 
-    boxes = [parse_box(text) for text in args.box]
-    found = run(args.image, args.model, args.text, boxes, args.threshold, args.geometry, args.out)
+    boxes, points = [parse_box(text) for text in args.box], [parse_point(text) for text in args.point]
+    found = run(args.image, args.model, args.text, boxes, args.threshold, args.geometry, args.out, points)
     if args.json:
         print_json(found.to_dict())
         return 0
-    for score, box, mask in zip(found.detected.scores, found.detected.boxes, found.detected.masks, strict=True):
+    seen = found.detected if isinstance(found, Prediction) else found.segmented
+    for score, box, mask in zip(seen.scores, seen.boxes, seen.masks, strict=True):
         corners = ",".join(f"{value:.0f}" for value in box.tolist())
         console.print(f"{score:.3f}  box {corners}  {int(mask.sum())} pixels", markup=False)
     asked = [repr(args.text)] if args.text is not None else []
+    asked += [f"{len(points)} point" + "s" * (len(points) > 1)] if points else []
     asked += [f"{len(boxes)} box" + "es" * (len(boxes) > 1)] if boxes else []
-    number = f"{len(found.detected)} instance" + "s" * (len(found.detected) != 1)
+    if isinstance(found, Prediction):
+        number = f"{len(seen)} instance" + "s" * (len(seen) != 1)
+        least = THRESHOLD if args.threshold is None else args.threshold
+        scores = f"scores from {least:g}, presence {found.detected.presence:.3f}"
+    else:
+        number, scores = f"{len(seen)} mask" + "s" * (len(seen) != 1), "scores are predicted IoU"
     drawn = f"; drawn in {args.out}" if args.out is not None else ""
     console.print(
-        f"{args.image}: {number} for {' and '.join(asked)}, scores from {args.threshold:g}, presence "
-        f"{found.detected.presence:.3f}{drawn}", markup=False, soft_wrap=True,
+        f"{args.image}: {number} for {' and '.join(asked)}, {scores}{drawn}", markup=False, soft_wrap=True,
     )  # fmt: skip
     return 0
 
@@ -290,10 +328,13 @@ def run(args: argparse.Namespace) -> int:
 
 def demo(args: argparse.Namespace) -> int:
     from .detection_road import demo_detection
+    from .prompt_road import demo_prompt
     from .road import demo as demo_encoder
 
     if args.job == "detection":
         print(demo_detection(args.out or Path("runs/demo-detection")).summary())
+    elif args.job == "prompt":
+        print(demo_prompt(args.out or Path("runs/demo-prompt")).summary())
     else:
         print(demo_encoder(args.out or Path("runs/demo")).summary())
     return 0

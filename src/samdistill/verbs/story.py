@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..checkpoints.report import MergeReport
-from ..config import DetectionRunConfig, RunConfig
+from ..config import DetectionRunConfig, PromptRunConfig, RunConfig
 from ..engine import CheckReport, FitResult, default_device, read_lines
 from ..evaluation import EvaluationResult
 from ..evaluation.concepts import ConceptResult
@@ -17,6 +17,8 @@ from .plan import Plan
 
 TEACHER, UNTRAINED, STUDENT = "teacher", "untrained", "distilled"
 """Names of the three models in every table of a run."""
+UNTUNED = "untuned"
+"""In the prompt job, the student that training started from."""
 
 
 def tell(
@@ -51,6 +53,21 @@ def tell_detection(
         title=f"EfficientSam3 on {config.student.backbone} from {Path(config.teacher.path).name}",
         student=STUDENT, untrained=UNTRAINED, evaluation=evaluated, check=checked.terms,
         history=read_lines(config.output / "metrics.jsonl"), seconds={"train": trained.seconds},
+        config=config.to_yaml(), machine=describe_machine(str(default_device())),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )  # fmt: skip
+    return write_report(config.output / "report.html", data)
+
+
+def tell_prompt(
+    config: PromptRunConfig, checked: CheckReport, trained: FitResult, evaluated: EvaluationResult
+) -> Path:  # fmt: skip
+    """The same for a prompt run."""
+    start = config.student.start or config.student.backbone
+    taught = ", ".join(teacher.name for teacher in config.teachers) if config.distilled else "masks alone"
+    data = ReportData(
+        title=f"{start} taught by {taught}", student=STUDENT, untrained=UNTUNED, evaluation=evaluated,
+        check=checked.terms, history=read_lines(config.output / "metrics.jsonl"), seconds={"train": trained.seconds},
         config=config.to_yaml(), machine=describe_machine(str(default_device())),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..config import AnyRun, DetectionRunConfig, RunConfig
+from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, RunConfig
 from ..engine import CheckReport, FitResult, check_terms, default_device, fit
 from ..tasks.base import Task
 from ..tasks.encoder import EncoderTask
@@ -15,6 +15,7 @@ from ..types import UserError
 from .assembly import Assembly
 from .cache import cache
 from .detection import DetectionAssembly, finish
+from .prompt import PromptAssembly
 
 CHECK_IMAGES = 4
 
@@ -22,7 +23,8 @@ CHECK_IMAGES = 4
 def train(config: AnyRun, *, resume: bool | Path = False) -> FitResult:
     """Train the student of ``config``; the run folder is ``config.output``.
 
-    The encoder job learns from its cached embeddings, the detection job from its teacher online. resume: True, or a run
+    The encoder job learns from its cached embeddings, the detection job from its teacher online, the prompt job from
+    its teachers online or, with ``distillation.use_precomputed_features``, from its cache. resume: True, or a run
     folder, continues where the last checkpoint stands. Raises UserError where the cache is absent, incomplete or
     foreign, where the folder already holds a run, and on a non-finite loss.
     """
@@ -34,6 +36,8 @@ def train(config: AnyRun, *, resume: bool | Path = False) -> FitResult:
             )
         detection = DetectionAssembly(config)
         task: Task[Any] = detection.task()
+    elif isinstance(config, PromptRunConfig):
+        task = PromptAssembly(config).task()
     else:
         parts = Assembly(config)
         task = parts.task(parts.proven_store())
@@ -50,10 +54,14 @@ def check(config: AnyRun, *, device: str | None = None) -> CheckReport:
     The encoder job uses the run's cache where there is one; else a temporary cache of a few images is made first.
     """
     device = device or str(default_device())
-    if isinstance(config, DetectionRunConfig):
+    if not isinstance(config, RunConfig):
         micro = min(CHECK_IMAGES, config.train.batch_size // config.train.accumulate)
-        task = DetectionAssembly(config).task()
-        return check_terms(task, device, max(1, micro), config.train.seed, config.train)
+        online: Task[Any]
+        if isinstance(config, PromptRunConfig):
+            online = PromptAssembly(config).task(device)
+        else:
+            online = DetectionAssembly(config).task()
+        return check_terms(online, device, max(1, micro), config.train.seed, config.train)
     if (config.store_root / "manifest.json").is_file():
         parts = Assembly(config)
         return check_terms(

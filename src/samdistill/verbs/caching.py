@@ -1,0 +1,102 @@
+"""What the caches of all jobs share: the order of the work, what is listed, and what is reported."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from ..data import BadInput, record_key
+from ..store import Codec, FeatureStore, Problem
+from ..types import UserError
+from .assembly import skipped_path
+
+T = TypeVar("T")
+WORST_ERROR = 0.01
+"""Largest relative difference between a record and the teacher's answer to the same image, both after the codec."""
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What a cache run did. bytes counts the values files of all ranks; skipped lists unreadable inputs.
+
+    A record is all that is kept of one view of one image. recovered: one line for each file whose torn end, left by a
+    kill or a power cut, was cut and written again.
+    """
+
+    store: str
+    records: int
+    written: int
+    bytes: int
+    bytes_per_record: int
+    seconds: float
+    skipped: list[BadInput] = field(default_factory=list)
+    recovered: list[str] = field(default_factory=list)
+    verified: int = 0
+    worst_error: float = 0.0
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self) | {"skipped": [bad._asdict() for bad in self.skipped]}
+
+
+def blocks_to_do(
+    keys: Sequence[str], views: int, size: int, done: Callable[[str, int], bool]
+) -> Iterator[tuple[int, list[str]]]:
+    """(view, keys) blocks of ``size`` keys that hold at least one record which is not ``done``.
+
+    Blocks are cut from the whole list, whatever is done already: a resumed run then puts the same images into the
+    same batch as an uninterrupted one, so its records are the same to the bit.
+    """
+    for view in range(views):
+        for start in range(0, len(keys), size):
+            block = list(keys[start : start + size])
+            if not all(done(key, view) for key in block):
+                yield view, block
+
+
+def list_skipped(root: Path, rank: int, skipped: Iterable[BadInput]) -> list[BadInput]:
+    """Write this rank's list of inputs that were left out, each once, beside the records, and return it."""
+    found = list({bad.key: bad for bad in skipped}.values())
+    skipped_path(root, rank).write_text("".join(json.dumps(bad._asdict()) + "\n" for bad in found))
+    return found
+
+
+def refuse_damage(root: Path, problems: Sequence[Problem]) -> None:
+    if problems:
+        some = "; ".join(map(str, problems[:5])) + ("; ..." if len(problems) > 5 else "")
+        raise UserError(f"{root}: {len(problems)} damaged record(s): {some}")
+
+
+def verify_files(store: FeatureStore, rank: int, world: int) -> None:
+    """Checksums of all records; with several ranks of this one's, since others may still be writing theirs."""
+    refuse_damage(store.root, [p for p in store.verify() if world == 1 or p.file.startswith(f"rank{rank}-")])
+
+
+def verify_record(store: FeatureStore, codec: Codec, name: str, feature: Tensor) -> float:
+    """Relative L2 difference between a record and the same feature computed again, both after the codec, so that its
+    own loss does not count. Raises ``UserError`` where it is above ``WORST_ERROR``."""
+    stored, again = store.read(name).features, codec.decode(codec.encode(feature))
+    error = float((stored - again).norm() / again.norm().clamp(min=1e-12))
+    if not error <= WORST_ERROR:
+        raise UserError(f"{store.root}: record {name!r} differs from the teacher's output by {error:.1%}")
+    return error
+
+
+def wait_for(found: Callable[[], T | None], root: Path, what: str, timeout: float = 7200.0) -> T:
+    """What rank 0 makes, once it is there."""
+    deadline = time.monotonic() + timeout
+    while (value := found()) is None:
+        if time.monotonic() > deadline:
+            raise UserError(f"{root}: rank 0 made no {what} within {timeout / 3600:g} hours")
+        time.sleep(0.5)
+    return value
+
+
+def is_done(done: set[str]) -> Callable[[str, int], bool]:
+    """Whether a view's record is among ``done``, for ``blocks_to_do``."""
+    return lambda key, view: record_key(key, view) in done
