@@ -69,7 +69,7 @@ def test_a_second_correction_keeps_the_first_and_follows_the_last_answer(asked):
     found = prompted_masks(None, NOTHING, targets, ("refine2", "point"))
     assert list(found) == ["refine2", "point"] and len(asked) == 3
     assert torch.equal(asked[2].points[:, :, :2], asked[1].points) and asked[2].labels[0, 0].tolist() == [1, 0, 0]
-    x, y = asked[2].points[0, 0, 2].tolist()
+    x, _y = asked[2].points[0, 0, 2].tolist()
     assert x >= 16 and (asked[2].masks > 0).all()  # the second answer, all of the canvas, errs deepest on the right
     assert found["point"].sum() == 16 * 32 and found["refine2"].sum() == 32 * 32
 
