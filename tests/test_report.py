@@ -45,7 +45,7 @@ def fake_evaluation(labelled: bool = True, pictures: int = 3) -> EvaluationResul
     teacher = ModelRow("teacher", 2_798_016, 4_249_505, 0.4785, 24.99,
                        miou={"box": 0.752, "point": 0.621, "refine": 0.699} if labelled else {})  # fmt: skip
     distilled = ModelRow(
-        "distilled", 931_000, 2_382_489, 0.1242, 8.113, 0.9312, 0.0871,
+        "distilled", 931_000, 2_382_489, 0.1242, 8.113, "trunk", 0.9312, 0.0871,
         {"box": 0.711, "point": 0.571, "refine": 0.652} if labelled else {},
         {"box": 0.861, "point": 0.802, "refine": 0.811},
         {"box": 0.711 / 0.752, "point": 0.571 / 0.621, "refine": 0.652 / 0.699} if labelled else {},
