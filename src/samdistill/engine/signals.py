@@ -46,7 +46,7 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def arrives(self, seconds: float = 5.0) -> bool:
+    def arrives(self, seconds: float = 15.0) -> bool:
         """Wait for a signal for a while; True when there was one."""
         end = time.monotonic() + seconds
         while not self.asked and time.monotonic() < end:

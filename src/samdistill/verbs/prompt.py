@@ -38,22 +38,37 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+@dataclass(frozen=True)
+class StudentInfo:
+    """name: where it starts, or its backbone. parts: parameters by module. grid: of its image embedding."""
+
+    name: str
+    parts: dict[str, int]
+    image_size: int
+    grid: tuple[int, int]
+
+    @classmethod
+    def of(cls, name: str, model: Promptable) -> StudentInfo:
+        return cls(name, _parts(model), image_size(model), embedding_grid(model))
+
+
 class PromptAssembly(Images[PromptRunConfig]):
     """Lazily built parts of one prompt run; cheap until a part that reads data or weights is asked for."""
 
     @cached_property
-    def student(self) -> Promptable:
-        """The student's outline: for its sizes, not for training."""
+    def student(self) -> StudentInfo:
+        """Sizes of the student. Without a start no weights are read; with one, they are let go of."""
         settings = self.config.student
         if settings.start is not None:
-            return load_promptable(settings.start)
+            return StudentInfo.of(str(settings.start), load_promptable(settings.start))
         with torch.device("meta"):
-            return build_promptable(settings.model_copy(update={"pretrained": False}))
+            outline = build_promptable(settings.model_copy(update={"pretrained": False}))
+        return StudentInfo.of(settings.backbone, outline)
 
     @property
     def image_size(self) -> int:
         """Of the student: its canvas is the one that prompts are counted on."""
-        return image_size(self.student)
+        return self.student.image_size
 
     def objects(self, view: int) -> ObjectDataset:
         """View ``view`` of the training images and what is asked about them."""
@@ -286,14 +301,13 @@ def plan_prompt(config: PromptRunConfig) -> PromptPlan:
     """What a run will need; decodes no image."""
     parts, train = PromptAssembly(config), config.train
     student, teachers = parts.student, tuple(_planned(parts))
-    sizes, images = _parts(student), len(parts.train_source.keys)
-    params = sum(sizes.values())
+    params, images = sum(student.parts.values()), len(parts.train_source.keys)
     per_image = sum(teacher.bytes_per_image for teacher in teachers)
     copies = 4 + (1 if train.ema else 0)  # weights, gradients, two Adam moments, weight average
-    per_epoch, settings = images // train.batch_size, config.student
+    per_epoch = images // train.batch_size
     return PromptPlan(
-        student=settings.backbone if settings.start is None else str(settings.start), student_params=params,
-        parts=sizes, image_size=parts.image_size, grid=embedding_grid(student), student_fp16_bytes=2 * params,
+        student=student.name, student_params=params, parts=student.parts, image_size=student.image_size,
+        grid=student.grid, student_fp16_bytes=2 * params,
         teachers=teachers, terms=config.distilled, images=images, held_out_images=len(parts.held_out_source().keys),
         objects=config.prompts.objects, mode=config.prompts.mode, rounds=config.prompts.rounds, cached=config.cached,
         views=config.data.views, codec=config.cache.codec, bytes_per_image=per_image,
