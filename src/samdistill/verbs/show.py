@@ -78,7 +78,7 @@ def _plan_facts(found: Plan | DetectionPlan | PromptPlan) -> dict[str, str]:
 
 
 def _prompt_facts(found: PromptPlan) -> dict[str, str]:
-    parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in found.parts.items() if size)
+    parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in found.parts.items() if size >= 5e3)
     grid = " x ".join(map(str, found.grid))
     rounds = f" and {found.rounds} corrective click(s) each" if found.rounds else ""
     teachers = {
