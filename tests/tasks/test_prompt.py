@@ -298,6 +298,13 @@ def test_decoders_of_other_widths_are_refused_before_anything_is_trained(picture
         task(pictures, Running(teachers), student=far).build_student()
 
 
+def test_the_table_of_fourier_features_stays_as_it_is(pictures):
+    student = task(pictures).build_student()
+    fixed = {name for name, p in student.named_parameters() if not p.requires_grad}
+    assert fixed == {"model.shared_image_embedding.positional_embedding"}
+    assert not student.model.prompt_encoder.shared_embedding.positional_embedding.requires_grad  # it is the same
+
+
 def test_a_collated_batch_reaches_the_task_whole(pictures):
     found = task(pictures)
     data = found.dataset(0)

@@ -38,6 +38,8 @@ class PromptStudent(nn.Module):
     def __init__(self, model: Promptable, patch_channels: int, teacher_channels: Sequence[int]) -> None:
         super().__init__()
         self.model = model
+        # a table that image and prompts share and that SAM never trains; transformers makes it a parameter
+        model.shared_image_embedding.positional_embedding.requires_grad_(False)
         self.adapters = nn.ModuleList(nn.Conv2d(patch_channels, channels, 1) for channels in teacher_channels)
 
     def forward(self, batch: ObjectBatch, prompts: PromptsConfig) -> StudentAnswers:
