@@ -118,7 +118,7 @@ def fake_data(**changes) -> ReportData:
     data = ReportData(
         title="es_ev_s distilled from the sandbox teacher",
         student="distilled",
-        untrained="untrained",
+        start="untrained",
         evaluation=fake_evaluation(),
         history=fake_history(),
         check=(TermReport("mse", 182.3, 1.0, 41.7), TermReport("cosine", 0.991, 1.0, 0.213)),

@@ -47,7 +47,7 @@ class MergeGroup:
 class ReportData:
     """All that a page shows. Whatever is empty or None is left out of it.
 
-    student, untrained: names of rows of ``evaluation``. history: lines of the run's ``metrics.jsonl``. merged: where
+    student, start: names of rows of ``evaluation``. history: lines of the run's ``metrics.jsonl``. merged: where
     the merged model was written. skipped: unreadable inputs by stage; those of ``evaluation`` are added. seconds:
     wall-clock time by stage. config: the resolved YAML. machine: from ``describe_machine``. date: of the run.
     """
@@ -55,7 +55,7 @@ class ReportData:
     title: str
     student: str
     evaluation: Evaluation[Any] | None = None
-    untrained: str | None = None
+    start: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
     check: Sequence[TermReport] = ()
     cache: CacheFacts | None = None
@@ -111,13 +111,13 @@ def describe_machine(device: str = "cpu") -> dict[str, str]:
 def headline(data: ReportData) -> str:
     """The result in a sentence or two; empty where the student was not measured."""
     found = data.evaluation
-    return found.headline(data.student, data.untrained) if found and data.student in found.names else ""
+    return found.headline(data.student, data.start) if found and data.student in found.names else ""
 
 
 def tiles(data: ReportData) -> list[Tile]:
     """A few figures for the top of the page; none where the student was not measured."""
     found = data.evaluation
-    return found.tiles(data.student, data.untrained) if found and data.student in found.names else []
+    return found.tiles(data.student, data.start) if found and data.student in found.names else []
 
 
 def _processor() -> str:

@@ -12,7 +12,7 @@ STUDENT = ConceptRow("s", 0.3, 0.5, 0.6, 0.6, 0.4, 0.25, 1_000_000, 200.0, 0.5)
 
 
 def test_concepts_with_everything_measured():
-    untrained = replace(STUDENT, cgf1=-0.03, kept=-0.05)
+    untrained = replace(STUDENT, name="untrained", cgf1=-0.03, kept=-0.05)
     assert concept_headline(STUDENT, TEACHER, untrained) == (
         "The distilled student keeps 50.0% of the teacher's cgF1 (0.300 of 0.600); untrained, it keeps 0.0%. "
         "It has 4.0 times fewer parameters and answers 2.0 times slower."
@@ -36,8 +36,8 @@ def test_concepts_without_teacher_cost_or_objects():
 def test_a_teacher_that_finds_nothing_keeps_no_share():
     blind = replace(TEACHER, cgf1=0.0, parameters=990_000, latency_ms=None)
     student = replace(STUDENT, kept=None)
-    assert concept_headline(student, blind, replace(student, cgf1=0.1)) == (
-        "The distilled student reaches a cgF1 of 0.300; untrained, 0.100. It has as many parameters as the teacher."
+    assert concept_headline(student, blind, replace(student, name="as it came", cgf1=0.1)) == (
+        "The distilled student reaches a cgF1 of 0.300; as it came, 0.100. It has as many parameters as the teacher."
     )
     assert concept_tiles(student, blind, None)[0] == ("cgF1", "0.300", "teacher 0.000")
 

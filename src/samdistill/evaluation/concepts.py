@@ -115,11 +115,11 @@ class ConceptResult(Evaluation[ConceptRow]):
     def note(self) -> str:
         return CONCEPT_NOTE
 
-    def headline(self, student: str, untrained: str | None) -> str:
-        return concept_headline(self.row(student), *self.compared(untrained))
+    def headline(self, student: str, start: str | None) -> str:
+        return concept_headline(self.row(student), *self.compared(start))
 
-    def tiles(self, student: str, untrained: str | None) -> list[Tile]:
-        return concept_tiles(self.row(student), *self.compared(untrained))
+    def tiles(self, student: str, start: str | None) -> list[Tile]:
+        return concept_tiles(self.row(student), *self.compared(start))
 
 
 def some_images(concepts: ConceptSet, images: int | None) -> ConceptSet:

@@ -91,10 +91,10 @@ class Evaluation(ABC, Generic[Row]):
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
 
-    def compared(self, untrained: str | None) -> tuple[Row | None, Row | None]:
-        """The teacher and the untrained student, as far as there are."""
+    def compared(self, start: str | None) -> tuple[Row | None, Row | None]:
+        """The teacher and the student before its training, as far as there are."""
         rows = {row.name: row for row in self.rows}
-        return rows.get(self.teacher or ""), rows.get(untrained or "")
+        return rows.get(self.teacher or ""), rows.get(start or "")
 
     @property
     @abstractmethod
@@ -110,11 +110,11 @@ class Evaluation(ABC, Generic[Row]):
         """One sentence on what the rows were measured on."""
 
     @abstractmethod
-    def headline(self, student: str, untrained: str | None) -> str:
+    def headline(self, student: str, start: str | None) -> str:
         """The result for the row named ``student`` in a sentence or two."""
 
     @abstractmethod
-    def tiles(self, student: str, untrained: str | None) -> list[Tile]:
+    def tiles(self, student: str, start: str | None) -> list[Tile]:
         """A few figures of the row named ``student``."""
 
     def table(self) -> Table:
@@ -220,11 +220,11 @@ class EvaluationResult(Evaluation[ModelRow]):
     def note(self) -> str:
         return PROMPT_NOTE if self.objects else ""
 
-    def headline(self, student: str, untrained: str | None) -> str:
-        return encoder_headline(self.prompts, self.row(student), *self.compared(untrained))
+    def headline(self, student: str, start: str | None) -> str:
+        return encoder_headline(self.prompts, self.row(student), *self.compared(start))
 
-    def tiles(self, student: str, untrained: str | None) -> list[Tile]:
-        return encoder_tiles(self.prompts, self.row(student), *self.compared(untrained))
+    def tiles(self, student: str, start: str | None) -> list[Tile]:
+        return encoder_tiles(self.prompts, self.row(student), *self.compared(start))
 
 
 def _plain(row: ModelRow) -> dict[str, dict[str, float]]:

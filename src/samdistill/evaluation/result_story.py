@@ -1,4 +1,7 @@
-"""Each kind of evaluation in words: one sentence and a few tiles on the student, for the top of a report."""
+"""Each kind of evaluation in words: one sentence and a few tiles on the student, for the top of a report.
+
+start: the student before its training, under the name that says what it was then ("untrained", "untuned").
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class Tile(NamedTuple):
 
 
 def encoder_headline(
-    prompts: Sequence[str], student: ModelRow, teacher: ModelRow | None, untrained: ModelRow | None
+    prompts: Sequence[str], student: ModelRow, teacher: ModelRow | None, start: ModelRow | None
 ) -> str:
     """The result in one sentence; what was not measured is not mentioned."""
     kind = next((k for k in prompts if k in student.kept or k in student.agreement), None)
@@ -42,14 +45,14 @@ def encoder_headline(
             f"The distilled student keeps {student.kept[kind]:.1%} of the teacher's mIoU {asked} "
             f"({student.miou[kind]:.3f} of {teacher.miou[kind]:.3f})"
         )
-        if untrained is not None and kind in untrained.kept:
-            said += f"; untrained, it keeps {untrained.kept[kind]:.1%}"
+        if start is not None and kind in start.kept:
+            said += f"; {start.name}, it keeps {start.kept[kind]:.1%}"
     elif kind is not None:
         said = (
             f"The distilled student's masks agree with the teacher's at an IoU of {student.agreement[kind]:.3f} {asked}"
         )
-        if untrained is not None and kind in untrained.agreement:
-            said += f"; untrained, at {untrained.agreement[kind]:.3f}"
+        if start is not None and kind in start.agreement:
+            said += f"; {start.name}, at {start.agreement[kind]:.3f}"
     elif student.cosine is not None:
         said = f"The distilled student's features reach a cosine of {student.cosine:.3f} with the teacher's"
     cost = []
@@ -63,18 +66,20 @@ def encoder_headline(
 
 
 def encoder_tiles(
-    prompts: Sequence[str], student: ModelRow, teacher: ModelRow | None, untrained: ModelRow | None
+    prompts: Sequence[str], student: ModelRow, teacher: ModelRow | None, start: ModelRow | None
 ) -> list[Tile]:
     """A tile per prompt kind, parameters and latency: at most five."""
     found = []
     for kind in prompts:
         if kind in student.kept:
-            before = untrained.kept.get(kind) if untrained is not None else None
-            note = f"untrained {before:.1%}" if before is not None else f"mIoU {student.miou[kind]:.3f}"
+            note = f"mIoU {student.miou[kind]:.3f}"
+            if start is not None and kind in start.kept:
+                note = f"{start.name} {start.kept[kind]:.1%}"
             found.append(Tile(f"of the teacher's mIoU, {kind}", f"{student.kept[kind]:.1%}", note))
         elif kind in student.agreement:
-            before = untrained.agreement.get(kind) if untrained is not None else None
-            note = f"untrained {before:.3f}" if before is not None else ""
+            note = ""
+            if start is not None and kind in start.agreement:
+                note = f"{start.name} {start.agreement[kind]:.3f}"
             found.append(Tile(f"IoU with the teacher, {kind}", f"{student.agreement[kind]:.3f}", note))
     found.append(_millions("trunk parameters", student.trunk_parameters, teacher and teacher.trunk_parameters))
     if student.latency_ms is not None:
@@ -82,19 +87,19 @@ def encoder_tiles(
     return found
 
 
-def concept_headline(student: ConceptRow, teacher: ConceptRow | None, untrained: ConceptRow | None) -> str:
+def concept_headline(student: ConceptRow, teacher: ConceptRow | None, start: ConceptRow | None) -> str:
     """The result in one sentence; what was not measured is not mentioned."""
     if student.kept is not None and teacher is not None:
         said = (
             f"The distilled student keeps {_share(student.kept)} of the teacher's cgF1 "
             f"({student.cgf1:.3f} of {teacher.cgf1:.3f})"
         )
-        if untrained is not None and untrained.kept is not None:
-            said += f"; untrained, it keeps {_share(untrained.kept)}"
+        if start is not None and start.kept is not None:
+            said += f"; {start.name}, it keeps {_share(start.kept)}"
     else:
         said = f"The distilled student reaches a cgF1 of {student.cgf1:.3f}"
-        if untrained is not None:
-            said += f"; untrained, {untrained.cgf1:.3f}"
+        if start is not None:
+            said += f"; {start.name}, {start.cgf1:.3f}"
     cost = []
     if teacher is not None and student.parameters and teacher.parameters:
         words = ("fewer parameters", "more parameters", "as many parameters as the teacher")
@@ -105,12 +110,13 @@ def concept_headline(student: ConceptRow, teacher: ConceptRow | None, untrained:
     return _sentences(said, f"It {' and '.join(cost)}" if cost else "")
 
 
-def concept_tiles(student: ConceptRow, teacher: ConceptRow | None, untrained: ConceptRow | None) -> list[Tile]:
+def concept_tiles(student: ConceptRow, teacher: ConceptRow | None, start: ConceptRow | None) -> list[Tile]:
     """cgF1, its factors, mask AP, parameters and latency: at most six."""
     found = []
     if student.kept is not None:
-        before = untrained.kept if untrained is not None else None
-        note = f"untrained {_share(before)}" if before is not None else f"cgF1 {student.cgf1:.3f}"
+        note = f"cgF1 {student.cgf1:.3f}"
+        if start is not None and start.kept is not None:
+            note = f"{start.name} {_share(start.kept)}"
         found.append(Tile("of the teacher's cgF1", _share(student.kept), note))
     else:
         found.append(_figure("cgF1", student.cgf1, teacher and teacher.cgf1))

@@ -29,7 +29,7 @@ def tell(
     groups = [] if merged is None else merged.totals.items()
     data = ReportData(
         title=f"{config.student.backbone} from {Path(config.teacher.path).name}",
-        student=STUDENT, untrained=UNTRAINED, evaluation=evaluated, check=checked.terms,
+        student=STUDENT, start=UNTRAINED, evaluation=evaluated, check=checked.terms,
         history=read_lines(config.output / "metrics.jsonl"),
         cache=CacheFacts(
             cached.records, config.cache.codec, cached.bytes_per_record, record_bytes("fp16", planned.embedding_shape),
@@ -51,7 +51,7 @@ def tell_detection(
     """The same for a detection run, which caches and merges nothing."""
     data = ReportData(
         title=f"EfficientSam3 on {config.student.backbone} from {Path(config.teacher.path).name}",
-        student=STUDENT, untrained=UNTRAINED, evaluation=evaluated, check=checked.terms,
+        student=STUDENT, start=UNTRAINED, evaluation=evaluated, check=checked.terms,
         history=read_lines(config.output / "metrics.jsonl"), seconds={"train": trained.seconds},
         config=config.to_yaml(), machine=describe_machine(str(default_device())),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -66,7 +66,7 @@ def tell_prompt(
     start = config.student.start or config.student.backbone
     taught = ", ".join(teacher.name for teacher in config.teachers) if config.distilled else "masks alone"
     data = ReportData(
-        title=f"{start} taught by {taught}", student=STUDENT, untrained=UNTUNED, evaluation=evaluated,
+        title=f"{start} taught by {taught}", student=STUDENT, start=UNTUNED, evaluation=evaluated,
         check=checked.terms, history=read_lines(config.output / "metrics.jsonl"), seconds={"train": trained.seconds},
         config=config.to_yaml(), machine=describe_machine(str(default_device())),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
