@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,16 @@ def recorded(module: nn.Module) -> Iterator[Recorded]:
         handle.remove()
 
 
+@contextmanager
+def rewritten(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
+    """While open, whoever calls ``module`` gets ``change`` of what it returned."""
+    handle = module.register_forward_hook(lambda _, args, output: change(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def take_images(vision: T, index: Int[Tensor, " p"]) -> T:
     """The features of image ``index[i]`` as the i-th of a batch of p, so that one encoded image serves many questions.
 
@@ -57,12 +68,14 @@ def ask(
     attention_mask: Int[Tensor, "p t"] | None,
     boxes: Float[Tensor, "p k 4"] | None = None,
     labels: Int[Tensor, "p k"] | None = None,
+    enrich: Callable[[Any, Int[Tensor, " n"]], Float[Tensor, "n k c"]] | None = None,
 ) -> DetectorOutput:
     """What a SAM 3 answers to p questions about the images of ``vision``, graph attached, in the questions' order.
 
     forward: of ``Sam3Model`` or ``Sam3LiteTextModel``; encoder: its ``detr_encoder``. image: which image each question
     is about; None where there is one question per image. text: what its ``get_text_features`` projected. boxes,
-    labels: exemplars, -10 for padding.
+    labels: exemplars, -10 for padding. enrich: from what the encoder returned for some questions, and which images
+    they are about, to the tokens that the decoders then read in place of its last hidden state.
 
     transformers gives every question of a call the box encoder's extra token as soon as one of them shows a box.
     Questions in words and questions with boxes are therefore asked apart: no answer depends on what else is asked.
@@ -73,7 +86,7 @@ def ask(
         whole = len(rows) == len(text)
         about = rows if image is None else image[rows]
         shown = boxes is not None and (labels is None or bool((labels[rows] != _PADDING).any()))
-        with recorded(encoder) as seen:
+        with rewritten(encoder, partial(_enriched, about, enrich)), recorded(encoder) as seen:
             out = forward(
                 vision_embeds=vision if image is None and whole else take_images(vision, about),
                 text_embeds=BaseModelOutputWithPooling(pooler_output=text if whole else text[rows]),
@@ -99,6 +112,12 @@ def ask(
         fpn,
         joined(lambda _, tokens: tokens).transpose(1, 2).unflatten(2, fpn[-1].shape[-2:]),
     )
+
+
+def _enriched(about: Int[Tensor, " n"], enrich: Callable[[Any, Int[Tensor, " n"]], Tensor] | None, output: Any) -> Any:
+    if enrich is not None:
+        output.last_hidden_state = enrich(output, about)
+    return output
 
 
 _PADDING = -10

@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from jaxtyping import Float, Int
-from torch import Tensor
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 from transformers import AutoModel, Sam3LiteTextModel
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
 from transformers.utils import ModelOutput
@@ -18,6 +21,7 @@ from transformers.utils import ModelOutput
 from ..ops.outputs import ask
 from ..types import DetectorOutput, UserError
 from .backbones import load_backbone
+from .memory import LATENT_STD, MemoryCrossAttention, PerceiverResampler
 from .pyramid import PyramidModel
 from .sam3_config import EfficientSam3Config
 from .trunk import StudentTrunkConfig, start_backbone
@@ -31,6 +35,8 @@ INHERITED = (
     "dot_product_scoring",
 )
 """Modules that a student may inherit from its teacher."""
+MEMORY = ("memory_resampler.", "memory_attention.")
+"""Parameters that only a student of videos has."""
 _LAYER = re.compile(r"^((?:geometry_encoder|detr_encoder|detr_decoder)\.layers)\.(\d+)\.")
 _TABLES = ("detr_decoder.query_embed.weight", "detr_decoder.reference_points.weight")
 
@@ -73,6 +79,24 @@ class EfficientSam3Model(Sam3LiteTextModel):
     config: EfficientSam3Config
     vision_encoder: PyramidModel
 
+    def __init__(self, config: EfficientSam3Config) -> None:
+        super().__init__(config)
+        self.memory_resampler = self.memory_attention = None
+        if config.memory_latents:
+            sizes = config.detr_encoder_config
+            self.memory_resampler = PerceiverResampler(
+                sizes, config.memory_latents, config.memory_layers, config.memory_windows
+            )
+            self.memory_attention = MemoryCrossAttention(sizes)
+            self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Also of a checkpoint without memory, whose new modules transformers initialises here."""
+        super()._init_weights(module)
+        if isinstance(module, PerceiverResampler):
+            init.normal_(module.latents, std=LATENT_STD)
+
     def forward(
         self,
         pixel_values: Float[Tensor, "b 3 h w"] | None = None,
@@ -93,6 +117,34 @@ class EfficientSam3Model(Sam3LiteTextModel):
         prompt asks about; None where there is one prompt per image. Raises ``ValueError`` unless images are given
         exactly once and words once at most.
         """
+        return self.forward_video(
+            pixel_values, input_ids, None, attention_mask=attention_mask, input_boxes=input_boxes,
+            input_boxes_labels=input_boxes_labels, prompt_images=prompt_images, vision_embeds=vision_embeds,
+            text_embeds=text_embeds,
+        )  # fmt: skip
+
+    def forward_video(
+        self,
+        pixel_values: Float[Tensor, "b 3 h w"] | None = None,
+        input_ids: Int[Tensor, "p t"] | None = None,
+        memory_features: Float[Tensor, "b f c mh mw"] | None = None,
+        memory_ages: Float[Tensor, "b f"] | None = None,
+        memory_valid: Bool[Tensor, "b f"] | None = None,
+        attention_mask: Int[Tensor, "p t"] | None = None,
+        input_boxes: Float[Tensor, "p k 4"] | None = None,
+        input_boxes_labels: Int[Tensor, "p k"] | None = None,
+        prompt_images: Int[Tensor, " p"] | None = None,
+        vision_embeds: Sam3LiteTextVisionEncoderOutput | None = None,
+        text_embeds: BaseModelOutputWithPooling | None = None,
+    ) -> EfficientSam3Output:
+        """``forward``, with the memory of f past frames of each image between the DETR encoder and the decoders.
+
+        memory_features: the coarsest pyramid level of the past frames, of this student (``vision_memory``) or of its
+        teacher, on any grid. memory_ages: how many annotated frames ago each was, None for consecutive ones, the
+        oldest first. memory_valid: False for frames that only pad; an image needs one at least. Without
+        memory_features the answer is that of ``forward`` bit for bit. Raises ``ValueError`` for memory that a student
+        of images is given, or of another width, and as ``forward``.
+        """
         if (pixel_values is None) == (vision_embeds is None):
             raise ValueError("give exactly one of pixel_values and vision_embeds")
         if input_ids is not None and text_embeds is not None:
@@ -103,14 +155,37 @@ class EfficientSam3Model(Sam3LiteTextModel):
         if text_embeds is None:
             return EfficientSam3Output(fpn_hidden_states=vision.fpn_hidden_states[:-1])
         boxes = None if input_boxes is None else input_boxes.to(self.dtype)
+        memory = None if memory_features is None else self.remember(memory_features, memory_ages, memory_valid)
         found = ask(
             super().forward, self.detr_encoder, vision, prompt_images, text_embeds.pooler_output, attention_mask, boxes,
-            input_boxes_labels,
+            input_boxes_labels, None if memory is None else partial(self._recall, memory),
         )  # fmt: skip
         return EfficientSam3Output(
             found.pred_masks, found.pred_boxes, found.pred_logits, found.presence_logits, found.semantic_seg, found.fpn,
             found.encoder,
         )  # fmt: skip
+
+    def remember(
+        self, features: Float[Tensor, "b f c mh mw"], ages: Float[Tensor, "b f"] | None = None,
+        valid: Bool[Tensor, "b f"] | None = None,
+    ) -> Float[Tensor, "b l c"]:  # fmt: skip
+        """The past as ``config.memory_latents`` tokens; arguments as in ``forward_video``."""
+        if self.memory_resampler is None:
+            raise ValueError("a student of images has no memory; build it with memory_latents")
+        b, frames, channels = features.shape[:3]
+        if channels != self.config.detr_encoder_config.hidden_size:
+            raise ValueError(
+                f"memory of {channels} channels for a student of {self.config.detr_encoder_config.hidden_size}"
+            )
+        if valid is not None and not bool(valid.any(1).all()):
+            raise ValueError("an image without a valid frame of memory: ask about it without memory")
+        if ages is None:
+            ages = torch.arange(frames, 0, -1, device=features.device).expand(b, -1)
+        return self.memory_resampler(features.to(self.dtype), ages.to(self.dtype), valid)
+
+    def _recall(self, memory: Float[Tensor, "b l c"], encoded: ModelOutput, image: Int[Tensor, " n"]) -> Tensor:
+        assert self.memory_attention is not None
+        return self.memory_attention(encoded.last_hidden_state, encoded.pos_embeds_flattened, memory[image])
 
 
 def build_detector(
@@ -189,6 +264,23 @@ def _trunk_weights(folder: Path, backbone: str) -> Path:
     if found.get("backbone") != backbone:
         raise UserError(f"{folder}: a trunk of {found.get('backbone')!r}, but this student is built on {backbone!r}")
     return weights
+
+
+def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: int = 0) -> EfficientSam3Model:
+    """A student of images with new memory modules, in random weights; everything else is what it was.
+
+    Raises ``UserError`` for a student that has a memory, and where anything but the memory is missing or left over.
+    """
+    config = EfficientSam3Config.from_pretrained(folder)
+    if config.memory_latents:
+        raise UserError(f"{folder}: has a memory already")
+    config.memory_latents, config.memory_layers, config.memory_windows = latents, layers, windows
+    model, report = EfficientSam3Model.from_pretrained(folder, config=config, output_loading_info=True)
+    strange = [name for name in report["missing_keys"] if not name.startswith(MEMORY)]
+    strange += [*report["unexpected_keys"], *(key[0] for key in report["mismatched_keys"])]
+    if strange:
+        raise UserError(f"{folder}: not a student of images: {', '.join(strange[:3])} do not fit")
+    return model
 
 
 AutoModel.register(EfficientSam3Config, EfficientSam3Model)

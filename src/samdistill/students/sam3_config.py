@@ -38,14 +38,23 @@ class PyramidConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
+@strict
 class EfficientSam3Config(Sam3LiteTextConfig):
     """``Sam3LiteTextConfig`` on a ``PyramidConfig``. ``efficient_sam3_config`` gives the student's sizes; a part that
-    is left out here takes transformers' (six layers, 200 queries)."""
+    is left out here takes transformers' (six layers, 200 queries).
+
+    memory_latents: tokens that a video's past is kept in; 0 for a student of images, which has no memory modules.
+    memory_layers: of the resampler. memory_windows: side of the grid of latents that look at one window each.
+    """
 
     model_type = "efficient_sam3"
     sub_configs_defaults = Sam3LiteTextConfig.sub_configs_defaults | {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type=PyramidConfig.model_type)
     }
+
+    memory_latents: int = 0
+    memory_layers: int = 2
+    memory_windows: int = 0
 
 
 def efficient_sam3_config(
