@@ -1,6 +1,8 @@
-"""Data sets, views and batches. Importing it registers every kind in ``SOURCES``."""
+"""Data sets, views and batches. Importing it registers every kind in ``SOURCES`` and ``VIDEOS``."""
 
+from .clips import ClipBatch, ClipDataset, ClipItem, ClipRules, collate_clips, draw_clip, read_clip
 from .coco import CocoSource
+from .davis import DavisSource
 from .folder import FolderSource
 from .loader import ImageDataset, ImageItem, collate_images, image_loader, record_key, worker_count
 from .masks import MaskFolderSource
@@ -9,14 +11,18 @@ from .prepare import PrepareReport, prepare_sa1b
 from .prompts import box_prompts, check_prompts, pad_masks, point_prompts, prompts_fingerprint
 from .questions import PhraseBook, Question, QuestionDataset, QuestionItem, collate_questions
 from .sa1b import Sa1bSource
+from .sav import SavSource
 from .sources import SOURCES, BadImage, BadInput, Instance, Source, open_source, read_image, split_keys, subset
 from .transforms import Geometry, View, ViewTransform, view_seed
+from .videos import VIDEOS, BadVideo, VideoRecord, VideoSource, open_videos, read_frames
 
 __all__ = [
-    "SOURCES", "BadImage", "BadInput", "CocoSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem",
-    "Instance", "MaskFolderSource", "ObjectBatch", "ObjectDataset", "ObjectItem", "PhraseBook", "PrepareReport",
-    "Question", "QuestionDataset", "QuestionItem", "Sa1bSource", "Source", "View", "ViewTransform", "box_prompts",
-    "check_prompts", "collate_images", "collate_objects", "collate_questions", "image_loader", "open_source",
-    "pad_masks", "point_prompts", "prepare_sa1b", "prompts_fingerprint", "read_image", "record_key", "split_keys",
+    "SOURCES", "VIDEOS", "BadImage", "BadInput", "BadVideo", "ClipBatch", "ClipDataset", "ClipItem", "ClipRules",
+    "CocoSource", "DavisSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem", "Instance",
+    "MaskFolderSource", "ObjectBatch", "ObjectDataset", "ObjectItem", "PhraseBook", "PrepareReport", "Question",
+    "QuestionDataset", "QuestionItem", "Sa1bSource", "SavSource", "Source", "VideoRecord", "VideoSource", "View",
+    "ViewTransform", "box_prompts", "check_prompts", "collate_clips", "collate_images", "collate_objects",
+    "collate_questions", "draw_clip", "image_loader", "open_source", "open_videos", "pad_masks", "point_prompts",
+    "prepare_sa1b", "prompts_fingerprint", "read_clip", "read_frames", "read_image", "record_key", "split_keys",
     "subset", "view_seed", "worker_count",
 ]  # fmt: skip

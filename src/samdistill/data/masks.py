@@ -117,7 +117,7 @@ class MaskFolderSource(Source):
     def _read(self, key: str, name: str, size: Size) -> UInt[np.ndarray, "h w"]:
         path = self.masks / name
         try:
-            values = _read_ids(path)
+            values = read_id_map(path)
         except DECODE_ERRORS as error:
             raise BadImage(key, f"{path} is not a readable mask: {' '.join(str(error).split())}") from error
         if values.shape != size:
@@ -143,7 +143,7 @@ def upright_size(path: Path) -> Size:
     return (width, height) if turned else (height, width)
 
 
-def _read_ids(path: Path) -> UInt[np.ndarray, "h w"]:
+def read_id_map(path: Path) -> UInt[np.ndarray, "h w"]:
     """Indices of a palette, or grey values. Grey written as colour counts; raises ``ValueError`` for real colours."""
     with Image.open(path) as file:
         if file.format != "PNG":

@@ -99,13 +99,14 @@ class Source(ABC):
         try:
             return read_image(self.path(key))
         except DECODE_ERRORS as error:
-            raise BadImage(key, f"{self.path(key)} is not a readable image: {_one_line(error)}") from error
+            raise BadImage(key, f"{self.path(key)} is not a readable image: {one_line(error)}") from error
 
 
 SOURCES: Registry[type[Source]] = Registry("data set kind")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, or its name where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -184,18 +185,19 @@ def _below(keys: Collection[str], fraction: float, salt: str) -> list[str]:
     return sorted(key for key in keys if key_share(key, salt) < fraction)
 
 
-def _read_ids(path: Path, known: Collection[str]) -> list[str]:
+def read_keys(path: Path, known: Collection[str]) -> list[str]:
+    """Sorted keys of a text file with one a line. Raises ``UserError`` for an empty file and a key not ``known``."""
     try:
         wanted = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.ids: cannot read {path}: {_one_line(error)}") from None
+        raise UserError(f"data.ids: cannot read {path}: {one_line(error)}") from None
     unknown = sorted(wanted - set(known))
     if unknown:
         some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         like = f"; keys look like {min(known)!r}" if known else ""
         raise UserError(f"{path}: {len(unknown)} of {len(wanted)} ids are not in the data set: {some}{like}")
     if not wanted:
-        raise UserError(f"{path}: holds no id; write one image key a line")
+        raise UserError(f"{path}: holds no id; write one key a line")
     return sorted(wanted)
 
 
@@ -240,7 +242,7 @@ def open_source(data: DataConfig, split: Literal["train", "held_out"]) -> Source
         return _open(data, held_out_split, names)
     source = _open(data, data.split, names)
     if data.ids is not None:
-        source.keys = _read_ids(data.ids, source.keys)
+        source.keys = read_keys(data.ids, source.keys)
     if held_out_split is None:
         train, held_out = _divide(data, source.keys)
         source.keys = train if split == "train" else held_out

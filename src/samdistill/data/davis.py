@@ -1,0 +1,238 @@
+"""Videos as folders of frames, with one PNG of ids per annotated frame (DAVIS) or a folder per object (SA-V's val)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, UInt, UInt8
+
+from ..types import UserError
+from .masks import VOID, read_id_map, upright_size
+from .sources import DECODE_ERRORS, IMAGE_SUFFIXES, BadInput, key_problem, one_line, read_image
+from .transforms import Size
+from .videos import VIDEOS, BadVideo, VideoRecord, VideoSource, check_indices, seen_objects
+
+LAYOUTS = (("JPEGImages", "Annotations"), ("JPEGImages_24fps", "Annotations_6fps"))
+"""Folders of frames and of masks: DAVIS', and that of SA-V's val and test."""
+RESOLUTIONS = ("480p", "Full-Resolution")
+"""Sub-folders that DAVIS may put between those and the videos; the first that is there counts."""
+RATE = 24.0
+"""Frames a second of both data sets; folders of frames do not say."""
+_PARSED = 256  # videos that a process keeps: which object is where, no pixels
+
+
+class _Masks(Protocol):
+    """Where the masks of a video are. rows: numbers of the annotated frames; ids: of all objects."""
+
+    rows: Sequence[int]
+    ids: Sequence[int]
+
+    def flags(self, size: Size) -> tuple[Bool[np.ndarray, "a m"], Bool[np.ndarray, "a m"]]:
+        """Whether each object is visible, and whether it is labelled, in each annotated frame."""
+
+    def masks(self, index: int, ids: Sequence[int], size: Size) -> Bool[np.ndarray, "n h w"]: ...
+
+
+class _IdFiles:
+    """One PNG per annotated frame whose values are ids."""
+
+    def __init__(self, files: Mapping[int, Path], size: Size) -> None:
+        self.files, self.rows = files, sorted(files)
+        grids = (_read(files[row], size) for row in self.rows)
+        self._found = [(set(np.flatnonzero(np.bincount(g.ravel())).tolist()) - {0}, g.dtype) for g in grids]
+        ids = set().union(*(values for values, _ in self._found))
+        # beside other ids 255 is a border that belongs to nobody; alone it is how a binary mask is written
+        if len(ids) > 1 and all(dtype == np.uint8 for _, dtype in self._found):
+            ids.discard(VOID)
+        self.ids = sorted(ids)
+
+    def flags(self, size: Size) -> tuple[Bool[np.ndarray, "a m"], Bool[np.ndarray, "a m"]]:
+        visible = [[number in values for number in self.ids] for values, _ in self._found]
+        shape = len(self.rows), len(self.ids)
+        return np.array(visible, bool).reshape(shape), np.ones(shape, bool)
+
+    def masks(self, index: int, ids: Sequence[int], size: Size) -> Bool[np.ndarray, "n h w"]:
+        grid = _read(self.files[index], size)
+        return grid == np.array(ids, np.uint16)[:, None, None]  # what a PNG can hold
+
+
+class _ObjectFolders:
+    """A folder per object with one PNG per frame in which it is annotated, where it is whatever is not zero."""
+
+    def __init__(self, folders: Mapping[int, Mapping[int, Path]]) -> None:
+        self.folders, self.ids = folders, sorted(folders)
+        self.rows = sorted({row for files in folders.values() for row in files})
+
+    def flags(self, size: Size) -> tuple[Bool[np.ndarray, "a m"], Bool[np.ndarray, "a m"]]:
+        cells = [[self.folders[number].get(row) for number in self.ids] for row in self.rows]
+        visible = [[path is not None and bool(_read(path, size).any()) for path in row] for row in cells]
+        shape = len(self.rows), len(self.ids)
+        labelled = [[path is not None for path in row] for row in cells]
+        return np.array(visible, bool).reshape(shape), np.array(labelled, bool).reshape(shape)
+
+    def masks(self, index: int, ids: Sequence[int], size: Size) -> Bool[np.ndarray, "n h w"]:
+        found = np.zeros((len(ids), *size), bool)
+        for number, mask in zip(ids, found, strict=True):
+            path = self.folders[number].get(index)
+            if path is not None:
+                mask[:] = _read(path, size) != 0
+        return found
+
+
+def _read(path: Path, size: Size) -> UInt[np.ndarray, "h w"]:
+    try:
+        values = read_id_map(path)
+    except DECODE_ERRORS as error:
+        raise UserError(f"{path} is not a readable mask: {one_line(error)}") from error
+    if values.shape != size:
+        (height, width), (h, w) = values.shape, size
+        raise UserError(f"{path} is {width} x {height} pixels, its video {w} x {h}")
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class _Parsed:
+    record: VideoRecord
+    names: tuple[str, ...]
+    masks: _Masks
+
+
+@lru_cache(_PARSED)
+def _parse(owner: object, key: str, images: Path, masks: Path) -> _Parsed:
+    """List the frames of a video and read all its masks once, to know who is where; each owner reads for itself."""
+    names = sorted(n for n in _names(images) if n.lower().endswith(IMAGE_SUFFIXES))
+    if not names:
+        raise BadVideo(key, f"{images} holds no frame")
+    frames = {Path(name).stem: number for number, name in enumerate(names)}
+    if len(frames) < len(names):
+        raise BadVideo(key, f"{images} has two frames of the same name")
+    try:
+        size = upright_size(images / names[0])
+    except DECODE_ERRORS as error:
+        raise BadVideo(key, f"{images / names[0]} is not a readable image: {one_line(error)}") from error
+    problems: list[BadInput] = []
+    try:
+        where = _masks(key, masks, frames, size, problems)
+        visible, labelled = where.flags(size)
+    except UserError as error:
+        raise BadVideo(key, str(error)) from error
+    if not where.rows:
+        first = f"; {problems[0].key}: {problems[0].reason}" if problems else ""
+        raise BadVideo(key, f"{masks} has no mask of a frame in {images}{first}")
+    kept, lost = seen_objects(key, where.ids, visible)
+    record = VideoRecord(
+        key, *size, len(names), RATE, tuple(where.rows), tuple(where.ids[k] for k in kept), visible[:, kept],
+        labelled[:, kept], (), (*problems, *lost),
+    )  # fmt: skip
+    return _Parsed(record, tuple(names), where)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name[0] != ".")
+
+
+def _masks(key: str, folder: Path, frames: Mapping[str, int], size: Size, problems: list[BadInput]) -> _Masks:
+    names = _names(folder)
+    inside = [name for name in names if (folder / name).is_dir()]
+    if not inside:
+        return _IdFiles(_files(key, folder, names, frames, problems), size)
+    if len(inside) < len(names):
+        stray = min(set(names) - set(inside))
+        raise UserError(f"{folder} has folders of objects, such as {inside[0]}, and a file beside them, {stray}")
+    numbers = {name: int(name) for name in inside if name.isdecimal()}
+    problems += [BadInput(f"{key}/{n}", "its name is no object's number") for n in inside if n not in numbers]
+    if len(set(numbers.values())) < len(numbers):
+        raise UserError(f"{folder} has two folders for the same object")
+    return _ObjectFolders({
+        number: _files(f"{key}/{name}", folder / name, _names(folder / name), frames, problems)
+        for name, number in numbers.items()
+    })  # fmt: skip
+
+
+def _files(
+    key: str, folder: Path, names: Sequence[str], frames: Mapping[str, int], problems: list[BadInput]
+) -> dict[int, Path]:
+    """Frame number to mask; a file that is no PNG or has no frame is a problem."""
+    found = {}
+    for name in names:
+        path = folder / name
+        if path.suffix.lower() != ".png":
+            problems.append(BadInput(f"{key}/{name}", "a mask has to be a PNG: other formats do not keep ids exactly"))
+        elif path.stem not in frames:
+            problems.append(BadInput(f"{key}/{name}", "mask without frame"))
+        else:
+            found[frames[path.stem]] = path
+    return found
+
+
+def _folders(root: Path) -> tuple[Path, Path]:
+    for names in LAYOUTS:
+        images, masks = (root / name for name in names)
+        if images.is_dir() and masks.is_dir():
+            inner = (r for r in RESOLUTIONS if (images / r).is_dir() and (masks / r).is_dir())
+            resolution = next(inner, "")
+            return images / resolution, masks / resolution
+    raise UserError(f"{root}: neither {' nor '.join(' beside '.join(f'{n}/' for n in names) for names in LAYOUTS)}")
+
+
+@VIDEOS.register("davis")
+class DavisSource(VideoSource):
+    """``JPEGImages/<key>/*.jpg`` beside ``Annotations/<key>/*.png``, as in DAVIS, or in SA-V's val and test.
+
+    Frames are numbered from 0 in the order of their names; the mask of a frame has its name. A PNG in
+    ``Annotations/<key>/`` holds the ids of all objects, by a palette or in grey, 0 is background, and 255 in 8 bits is
+    void wherever the video has other ids. Folders in ``Annotations/<key>/`` are one object each and called by its
+    number; its PNGs show it wherever they are not zero, so that objects may overlap, and in a frame without one the
+    object is not labelled. Rates are taken as 24 frames a second.
+    A video without masks and masks without a video are problems, not keys.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Raises ``UserError`` where the folders are not there."""
+        self.images, self.masks_root = _folders(root)
+        images, masks = ({p.name for p in f.iterdir() if p.name[0] != "." and p.is_dir()}
+                         for f in (self.images, self.masks_root))  # fmt: skip
+        self.problems = [BadInput(key, f"no masks in {self.masks_root}") for key in sorted(images - masks)]
+        self.problems += [BadInput(key, f"no frames in {self.images}") for key in sorted(masks - images)]
+        both = sorted(images & masks)
+        self.problems += [BadInput(repr(key), reason) for key in both if (reason := key_problem(key))]
+        self.keys = [key for key in both if key_problem(key) is None]
+        self._owner = object()
+
+    def path(self, key: str) -> Path:
+        return self.images / key
+
+    def _parsed(self, key: str) -> _Parsed:
+        return _parse(self._owner, key, self.images / key, self.masks_root / key)
+
+    def record(self, key: str) -> VideoRecord:
+        return self._parsed(key).record
+
+    def frames(self, key: str, indices: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
+        parsed = self._parsed(key)
+        check_indices(key, indices, parsed.record.frames)
+        found = np.zeros((len(indices), *parsed.record.size, 3), np.uint8)
+        for pixels, index in zip(found, indices, strict=True):
+            path = self.images / key / parsed.names[index]
+            try:
+                image = read_image(path)
+            except DECODE_ERRORS as error:
+                raise BadVideo(key, f"{path} is not a readable image: {one_line(error)}") from error
+            if (image.height, image.width) != parsed.record.size:
+                raise BadVideo(key, f"{path} is {image.width} x {image.height} pixels, the first frame "
+                                    f"{parsed.record.width} x {parsed.record.height}")  # fmt: skip
+            pixels[:] = np.asarray(image)
+        return found
+
+    def masks(self, key: str, index: int) -> Bool[np.ndarray, "n h w"]:
+        parsed = self._parsed(key)
+        parsed.record.row(index)
+        try:
+            return parsed.masks.masks(index, parsed.record.objects, parsed.record.size)
+        except UserError as error:
+            raise BadVideo(key, str(error)) from error
