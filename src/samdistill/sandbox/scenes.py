@@ -222,8 +222,11 @@ def _pattern(p: SceneParameters, k: int, u: Tensor, v: Tensor, reach: Tensor) ->
     return 1 - 0.38 * choices.gather(0, index)[0]
 
 
-def render(p: SceneParameters, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Draw scenes: images uint8 (B, 3, H, W) and masks bool (B, K, H, W), visible pixels of every slot in use."""
+def draw(p: SceneParameters, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Draw scenes: images uint8 (B, 3, H, W) and extents bool (B, K, H, W).
+
+    extents: pixels of every slot in use, those that nearer objects cover included.
+    """
     device, side = p.centre.device, min(height, width)
     y = ((torch.arange(height, device=device) + 0.5) / side)[:, None].expand(height, width)
     x = ((torch.arange(width, device=device) + 0.5) / side)[None].expand(height, width)
@@ -254,12 +257,23 @@ def render(p: SceneParameters, height: int, width: int) -> tuple[Tensor, Tensor]
         colour = (palette[p.colour[:, k]] + p.tint[:, k])[:, :, None, None] * shade[:, None]
         shadow = ((0.5 + (depth + 0.12) * 3).clamp(0, 1) * used * 0.3)[:, None]
         image = image * (1 - shadow * (1 - cover)) * (1 - cover) + colour * cover
-    inside = torch.stack(inside_all, 1)
-    nearer = inside.flip(1).cumsum(1).flip(1) - inside.long()
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8), inside & (nearer == 0)
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8), torch.stack(inside_all, 1)
 
 
-def _names(shape: int, colour: int, radius: float) -> tuple[str, ...]:
+def visible(extents: Tensor) -> Tensor:
+    """Of extents (B, K, H, W), back to front, the pixels that nothing nearer covers."""
+    nearer = extents.flip(1).cumsum(1).flip(1) - extents.long()
+    return extents & (nearer == 0)
+
+
+def render(p: SceneParameters, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Draw scenes: images uint8 (B, 3, H, W) and masks bool (B, K, H, W), visible pixels of every slot in use."""
+    images, extents = draw(p, height, width)
+    return images, visible(extents)
+
+
+def names_of(shape: int, colour: int, radius: float) -> tuple[str, ...]:
+    """Names of an object (numbers of shape and colour, radius as a share of the shorter side), simple ones first."""
     form, hue = SHAPES[shape], list(COLOURS)[colour]
     size = "small" if radius < SMALL else "large" if radius > LARGE else "medium"
     return form, hue, size, f"{hue} {form}", f"{size} {form}", f"{size} {hue} {form}"
@@ -278,7 +292,7 @@ def render_scenes(
     images, masks = render(p, height, width)
     valid = masks.flatten(2).float().mean(-1) >= style.min_visible
     layout = zip(p.shape.tolist(), p.colour.tolist(), p.radius.tolist(), strict=True)
-    return Scenes(images, masks, valid, [[_names(*slot) for slot in zip(*scene, strict=True)] for scene in layout])
+    return Scenes(images, masks, valid, [[names_of(*slot) for slot in zip(*scene, strict=True)] for scene in layout])
 
 
 def scene_stream(

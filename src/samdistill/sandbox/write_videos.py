@@ -1,0 +1,159 @@
+"""The sandbox's videos as files in the layout of SA-V: ``sav_<id>.mp4`` and ``sav_<id>_manual.json``.
+
+Every 4th frame is annotated, as there. Video ``index`` of world ``seed`` has the id ``seed * 1,000,000 + index``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+
+from ..data.saco import Rle, to_rle
+from ..types import UserError
+from .concepts import phrases_of
+from .videos import Video, VideoStyle, render_video
+from .write import WORLD, Progress
+
+RATE = 24
+"""Frames per second, as in SA-V."""
+EVERY = 4
+"""Of so many frames one is annotated, the first of the video first."""
+ENCODER = {
+    "crf": "13", "preset": "medium", "g": "12", "keyint_min": "12", "sc_threshold": "0", "threads": "1",
+    "x264-params": "mbtree=0:cpu-independent=1",
+}  # fmt: skip
+"""Options of libx264: a key frame every 12 frames, so that seeking has work to do. The others are for bytes that depend
+on the frames alone: how many threads there are and which instructions a CPU has changes them, and macroblock trees give
+small frames other bytes from call to call."""
+PIXELS = "yuv444p"
+"""Colour at full resolution: an object's edge is what its mask is judged by, and sides may be odd."""
+SMALL, MEDIUM = 32**2, 96**2
+"""Mean areas in pixels below which SA-V calls a masklet small, and medium."""
+
+
+def _put_json(path: Path, content: Any) -> None:
+    """Write a file that is either whole or absent, even when the process is killed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content))
+    os.replace(partial, path)
+
+
+def _claim(root: Path, split: str, count: int, size: tuple[int, int], seed: int, style: VideoStyle) -> None:
+    """Note what the split holds, so that a rerun with other settings is refused instead of mixed in."""
+    if not 0 < count <= WORLD or min(size) < 2:
+        raise UserError(f"sandbox: count {count} (1 to {WORLD}) or size {size[0]} x {size[1]} is out of range")
+    settings = {
+        "size": list(size), "seed": seed, "style": asdict(style), "rate": RATE, "pixels": PIXELS, "encoder": ENCODER
+    }  # fmt: skip
+    path = root / f"sandbox-videos-{split}.json"
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        raise UserError(f"{path}: this split was rendered with other settings; delete {root} or give another folder")
+    root.mkdir(parents=True, exist_ok=True)
+    _put_json(path, settings)
+
+
+def _write_mp4(path: Path, images: UInt8[torch.Tensor, "t 3 h w"]) -> None:
+    """The same for frames."""
+    partial = path.with_name(f".{path.name}.partial")
+    with av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=RATE, options=ENCODER)
+        stream.height, stream.width = images.shape[-2:]
+        stream.pix_fmt = PIXELS
+        for image in images.permute(0, 2, 3, 1).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    os.replace(partial, path)
+
+
+def _bucket(area: float) -> str:
+    return "small" if area < SMALL else "medium" if area < MEDIUM else "large"
+
+
+def _rles(masks: Bool[np.ndarray, "n h w"]) -> list[Rle]:
+    return [to_rle(mask) for mask in masks]
+
+
+def _record(video: Video, name: str, split: str) -> dict[str, Any]:
+    """SA-V's annotations of a video, and what those do not have: concepts, extents and visible shares."""
+    total, _, height, width = video.images.shape
+    masks = video.masks[::EVERY].numpy()
+    shows = masks.any((2, 3))
+    kept = np.flatnonzero(shows.any(0))  # objects that never show have no first appearance
+    masks, shows = masks[:, kept], shows[:, kept]
+    count, annotated = len(kept), len(masks)
+    areas = [float(a) for a in masks.sum((0, 2, 3)) / shows.sum(0)]
+    first = shows.argmax(0).tolist()
+    return {
+        "video_id": name,
+        "video_duration": total / RATE,
+        "video_frame_count": float(total),
+        "video_height": float(height),
+        "video_width": float(width),
+        "video_resolution": float(height * width),
+        "video_environment": "Indoor",  # the format knows this and "Outdoor"
+        "video_split": split,
+        "masklet": [_rles(frame) for frame in masks],
+        "masklet_id": list(range(count)),
+        "masklet_size_rel": [area / (height * width) for area in areas],
+        "masklet_size_abs": areas,
+        "masklet_size_bucket": [_bucket(area) for area in areas],
+        "masklet_visibility_changes": [
+            int((shows[start + 1 :, k] != shows[start:-1, k]).sum()) for k, start in enumerate(first)
+        ],
+        "masklet_first_appeared_frame": [float(start) for start in first],
+        "masklet_frame_count": [annotated] * count,
+        "masklet_edited_frame_count": [0] * count,
+        "masklet_type": ["manual"] * count,
+        "masklet_stability_score": [None] * count,
+        "masklet_num": count,
+        "masklet_concepts": [list(phrases_of(video.concepts[k])) for k in kept],
+        "masklet_visible_share": video.visible_share[::EVERY, kept].tolist(),
+        "masklet_extent": video.extents[::EVERY, kept].tolist(),
+    }
+
+
+def write_sav(
+    root: Path,
+    count: int,
+    size: int | tuple[int, int],
+    seed: int,
+    split: str = "train",
+    style: VideoStyle = VideoStyle(),
+    progress: Progress | None = None,
+) -> list[str]:
+    """Render videos 0 to ``count`` - 1 of world ``seed`` into ``root/<split>``; returns their names, ``sav_<id>``.
+
+    ``size``: side, or height and width in pixels, at least 2. The JSON has the keys and types of SA-V's manual
+    annotations. Frames in it count annotated frames, as there: the first appearance too. Three keys come on top:
+
+    - ``masklet_concepts``: of each object, the phrases that ask for it ("circle", "red", "red circle").
+    - ``masklet_extent``: [annotated frame][object], pixels that it would have inside the image if nothing were nearer.
+    - ``masklet_visible_share``: [annotated frame][object], its pixels by that extent, in 0..1; 0 outside the image.
+
+    Objects that show on no annotated frame are left out. Colours of a decoded frame differ from the drawn ones by less
+    than 2 of 255 in the mean. Files that are there are kept, so a killed run goes on and a larger ``count`` adds to it;
+    the bytes depend on the arguments and the encoder's version. ``progress(done, count)`` is called after each video.
+    Raises ``UserError`` if the split holds other settings.
+    """
+    height_width = (size, size) if isinstance(size, int) else size
+    _claim(Path(root), split, count, height_width, seed, style)
+    folder = Path(root) / split
+    folder.mkdir(exist_ok=True)
+    names = [f"sav_{seed * WORLD + index:06d}" for index in range(count)]
+    there = {path.name for path in folder.iterdir()}
+    missing = [i for i, name in enumerate(names) if not {f"{name}.mp4", f"{name}_manual.json"} <= there]
+    for done, index in enumerate(missing, count - len(missing) + 1):
+        name, video = names[index], render_video(index, height_width, seed, style)
+        _write_mp4(folder / f"{name}.mp4", video.images)
+        _put_json(folder / f"{name}_manual.json", _record(video, name, split))
+        if progress is not None:
+            progress(done, count)
+    return names
