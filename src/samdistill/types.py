@@ -173,6 +173,19 @@ class DetectorOutput:
 
 
 @dataclass(frozen=True)
+class ObjectTruth(_Movable):
+    """What p questions should find, from annotations: n objects each, padded.
+
+    masks: the share of each cell that the object covers, 0..1. boxes: normalised xyxy. valid: False for slots that only
+    pad; a question may have no object at all.
+    """
+
+    masks: Float[Tensor, "p n h w"]
+    boxes: Float[Tensor, "p n 4"]
+    valid: Bool[Tensor, "p n"]
+
+
+@dataclass(frozen=True)
 class Term:
     """One loss term: a scalar value and the weight it enters the total with."""
 

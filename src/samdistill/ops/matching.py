@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..registry import Registry
-from ..types import DetectorOutput
+from ..types import DetectorOutput, ObjectTruth
 
 VERY_EXPENSIVE = 1e9
 """What a pair costs whose cost is not a finite number: it is taken last, and the loss then names the fault."""
@@ -64,12 +64,12 @@ MATCHERS: Registry[Matcher] = Registry("matcher")
 
 
 def _coverage(masks: Float[Tensor, "p q h w"], side: int) -> Float[Tensor, "p q s"]:
-    """Mean probability of each cell of a ``side`` x ``side`` grid.
+    """Mean probability of each cell of a ``side`` x ``side`` grid; masks are probabilities.
 
     Probabilities are averaged, not logits: their mean is how much of the cell is covered, at any size of mask. The mean
     of logits is ruled by the most certain pixel and loses thin objects.
     """
-    return F.interpolate(masks.float().sigmoid(), (side, side), mode="area").flatten(2)
+    return F.interpolate(masks.float(), (side, side), mode="area").flatten(2)
 
 
 def _soft_iou(first: Float[Tensor, "p n s"], second: Float[Tensor, "p m s"]) -> Float[Tensor, "p n m"]:
@@ -91,11 +91,29 @@ def match_cost(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost
     if len(student.pred_logits) != len(teacher.pred_logits):
         raise ValueError(f"{len(student.pred_logits)} questions cannot be matched with {len(teacher.pred_logits)}")
     with torch.autocast(student.pred_masks.device.type, enabled=False):
-        overlap = _soft_iou(*(_coverage(x.pred_masks, cost.resolution) for x in (student, teacher)))
+        masks = (x.pred_masks.float().sigmoid() for x in (student, teacher))
+        overlap = _soft_iou(*(_coverage(x, cost.resolution) for x in masks))
         boxes = torch.cdist(student.pred_boxes.float(), teacher.pred_boxes.float(), p=1)
         first, second = (x.pred_logits.float().sigmoid() for x in (student, teacher))
         scores = (first[:, :, None] - second[:, None]).abs()
         return cost.mask * (1 - overlap) + cost.box * boxes + cost.logit * scores
+
+
+def truth_cost(student: DetectorOutput, truth: ObjectTruth, cost: MatchCost) -> Float[Tensor, "p qs n"]:
+    """``match_cost`` against annotations, whose masks are shares already: a sigmoid of them would make an empty mask
+    half full, and the mask that covers everything the best. logit: 1 - the query's probability.
+    """
+    if len(student.pred_logits) != len(truth.valid):
+        raise ValueError(f"{len(student.pred_logits)} questions cannot be matched with {len(truth.valid)}")
+    with torch.autocast(student.pred_masks.device.type, enabled=False):
+        masks = student.pred_masks.float().sigmoid(), truth.masks
+        overlap = _soft_iou(*(_coverage(x, cost.resolution) for x in masks))
+        boxes = torch.cdist(student.pred_boxes.float(), truth.boxes.float(), p=1)
+        return (
+            cost.mask * (1 - overlap)
+            + cost.box * boxes
+            + cost.logit * (1 - student.pred_logits.float().sigmoid())[..., None]
+        )
 
 
 def _assign(
@@ -151,3 +169,9 @@ def match(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost, met
     best = scores.topk(min(scores.shape[1], student.pred_logits.shape[1]), dim=1).indices
     allowed = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True) & (scores >= cost.floor)
     return MATCHERS.get(method)(match_cost(student, teacher, cost), allowed)
+
+
+@torch.no_grad()
+def match_truth(student: DetectorOutput, truth: ObjectTruth, cost: MatchCost, method: str = "greedy") -> Matches:
+    """A query for each annotated object, as far as there are queries; ``Matches.teacher`` counts the objects."""
+    return MATCHERS.get(method)(truth_cost(student, truth, cost), truth.valid)
