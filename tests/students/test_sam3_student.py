@@ -257,7 +257,6 @@ import sys, samdistill
 from transformers import Sam3LiteTextModel
 from transformers import AutoConfig, AutoModel
 import torch
-from tiny_detector import ANSWERS, TEXT, assert_same_tensors, scramble, tiny, tiny_config
 config = AutoConfig.from_pretrained(sys.argv[1])
 with torch.device("meta"):
     print(type(AutoModel.from_config(config)).__name__)
