@@ -13,7 +13,7 @@ from samdistill.data import Geometry, ObjectDataset, ViewTransform, collate_obje
 from samdistill.ops.pca import Projection
 from samdistill.store import FeatureStore, FeatureStoreWriter, StoreSpec, make_codec
 from samdistill.teachers import Ensemble, PromptTeacher
-from samdistill.teachers.cached_signals import CachedSignals, from_records, record_shapes, to_records
+from samdistill.teachers.cached_signals import CachedSignals, from_records, record_seeds, record_shapes, to_records
 from samdistill.types import GroupSignals, PromptGroup, Prompts, PromptSignals, UserError
 
 SIDE, OBJECTS, VIEWS = 48, 2, 2
@@ -21,15 +21,17 @@ TERMS = ("encoder_patch", "prompt_embed", "decoder_mask_token", "dense_mask_logi
 
 
 @pytest.fixture(scope="module")
-def views(world):
+def data(world):
     """Two views of six images, with points, boxes and both among their prompts."""
     source = open_source(DataConfig(kind="sa1b", root=world), "train")
     prompts = PromptsConfig(objects=OBJECTS, points=(1, 2))
     transform = ViewTransform(Geometry(SIDE), AugmentConfig(hue=0.3))
-    found = []
-    for view in range(VIEWS):
-        data = ObjectDataset(source, transform, prompts, source.keys[:6], seed=3, view=view)
-        found.append(collate_objects(list(data)))
+    return [ObjectDataset(source, transform, prompts, source.keys[:6], seed=3, view=view) for view in range(VIEWS)]
+
+
+@pytest.fixture(scope="module")
+def views(data):
+    found = [collate_objects(list(view)) for view in data]
     assert {group.multimask for batch in found for group in batch.groups} == {True, False}
     assert max(len(batch.groups) for batch in found) >= 3
     return found
@@ -67,9 +69,10 @@ def stores_of(root, ensemble, views, codec):
             spec = StoreSpec(feature, shape, SIDE, "aa", "bb", codec)
             with FeatureStoreWriter(root / name / feature, spec, make_codec(codec, shape)) as writer:
                 for view, batch in enumerate(views):
+                    seeds = record_seeds(batch).tolist()
                     records = to_records(ensemble.answer(batch, batch.groups)[name], batch.groups)
                     for row, key in enumerate(batch.images.keys):
-                        writer.write(record_key(key, view), int(batch.images.seeds[row]), records[feature][row])
+                        writer.write(record_key(key, view), seeds[row], records[feature][row])
             found.setdefault(name, {})[feature] = FeatureStore(root / name / feature)
     return found
 
@@ -101,24 +104,21 @@ def test_what_is_read_is_what_was_said(codec, close, stores, ensemble, views):
                 assert (one - two).norm() <= close * one.norm()
 
 
-def test_images_may_come_in_another_order_and_company(stores, ensemble, views):
+def test_images_may_come_in_another_order_and_company(stores, ensemble, views, data):
     """A training batch is none of the cache's: other images, other groups, both views."""
     signals, (first, second) = cached(stores["fp32"], ensemble), views
     whole = signals.answer(second, second.groups)["sam"]
-    rows = torch.tensor([4, 0])
-    images = replace(
-        second.images, images=second.images.images[rows], sizes=second.images.sizes[rows],
-        original_sizes=second.images.original_sizes[rows], keys=tuple(second.images.keys[i] for i in rows),
-        seeds=second.images.seeds[rows],
-    )  # fmt: skip
-    groups = tuple(
-        PromptGroup(torch.tensor([number]), Prompts(torch.ones(1, OBJECTS, dtype=torch.bool)), number == 0)
-        for number in range(2)
-    )
-    part = signals.answer(replace(second, images=images, draws=(groups,)), groups)["sam"]
+    rows = [4, 0]
+    batch = collate_objects([data[1][row] for row in rows])
+    part = signals.answer(batch, batch.groups)["sam"]
     assert torch.equal(part.encoder_patch, whole.encoder_patch[rows])
     assert not torch.equal(part.encoder_patch, signals.answer(first, first.groups)["sam"].encoder_patch[rows])
-    assert part.groups[0].low_res_masks.shape[2] == 3 and part.groups[1].low_res_masks.shape[2] == 1
+    tokens = {row: said.mask_tokens[at] for g, said in zip(second.groups, whole.groups, strict=True)
+              for at, row in enumerate(g.rows.tolist())}  # fmt: skip
+    for group, said in zip(batch.groups, part.groups, strict=True):
+        assert said.low_res_masks.shape[2] == (3 if group.multimask else 1)
+        for at, row in enumerate(group.rows.tolist()):
+            assert torch.equal(said.mask_tokens[at], tokens[rows[row]])
 
 
 def test_records_by_hand():
@@ -181,8 +181,29 @@ def test_a_record_that_is_gone_or_of_another_seed_is_named(ensemble, views, tmp_
         cached(stores, ensemble).answer(batch, batch.groups)
     shifted = replace(batch, images=replace(batch.images, seeds=batch.images.seeds + 1))
     stores = stores_of(tmp_path / "b", ensemble, [shifted], "fp32")
-    with pytest.raises(UserError, match="6 records show another augmented view"):
+    with pytest.raises(UserError, match="6 records show another view or answer other prompts"):
         cached(stores, ensemble).answer(batch, batch.groups)
+
+
+def test_a_record_of_other_prompts_is_named(stores, ensemble, views):
+    """As when the masks that a box was drawn around have changed since; less than an eighth of a pixel is rounding."""
+    batch, signals = views[0], cached(stores["fp32"], ensemble)
+    number = next(i for i, group in enumerate(batch.groups) if group.prompts.boxes is not None)
+    group = batch.groups[number]
+
+    def shifted(by: float):
+        boxes = group.prompts.boxes.clone()
+        boxes[0, 1, 2] += by
+        groups = list(batch.groups)
+        groups[number] = replace(group, prompts=replace(group.prompts, boxes=boxes))
+        return replace(batch, draws=(tuple(groups),))
+
+    key = batch.images.keys[group.rows[0]]
+    with pytest.raises(UserError, match=f"1 records .* other prompts .*'{key}.*have its masks changed"):
+        signals.answer(other := shifted(1.0), other.groups)
+    boxes = group.prompts.boxes
+    assert torch.equal(record_seeds(shifted(((boxes[0, 1, 2] * 8).round() / 8 - boxes[0, 1, 2]).item())),
+                       record_seeds(batch))  # fmt: skip
 
 
 def test_it_knows_whom_it_can_teach(stores, ensemble):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data import ObjectBatch, record_key, view_seed
@@ -42,6 +43,24 @@ def record_shapes(
         "mask_token": (objects, MASK_TOKENS, width),
     }
     return shapes | ({DENSE: (MOST_MASKS * objects, 4 * height, 4 * width_in_cells)} if dense else {})
+
+
+def record_seeds(batch: ObjectBatch) -> Int[Tensor, " b"]:
+    """What stands in the place of the augmentation seed in the records of each image: 32 bits over that seed and over
+    the first prompts about the image.
+
+    Prompts are drawn from masks. A record whose masks have changed since answers another question, and shows by this.
+    Coordinates count to an eighth of a pixel, so that rounding on another machine does not.
+    """
+    found = torch.zeros(len(batch.images), dtype=torch.int64)
+    for group in batch.groups:
+        prompts = group.prompts
+        for at, row in enumerate(group.rows.tolist()):
+            about = [int(batch.images.seeds[row]), group.multimask]
+            for value in (prompts.points, prompts.labels, prompts.boxes):
+                about.append(None if value is None else (value[at].double() * 8).round().int().tolist())
+            found[row] = zlib.crc32(repr(about).encode()) & 0x7FFF_FFFF
+    return found
 
 
 def to_records(signals: PromptSignals, groups: Sequence[PromptGroup]) -> Records:
@@ -152,9 +171,12 @@ class CachedSignals:
         """
         seeds = batch.images.seeds.tolist()
         names = [self._record(key, seed) for key, seed in zip(batch.images.keys, seeds, strict=True)]
-        found = {}
+        found, wanted = {}, record_seeds(batch)
         for teacher, stores in self.stores.items():
-            records = {feature: self._read(store, names, batch) for feature, store in stores.items()}
+            records = {}
+            for feature, store in stores.items():
+                asked, records[feature] = store.read_batch(names, batch.images.images.device)
+                _refuse_other_prompts(store, names, (asked == wanted).tolist())
             found[teacher] = from_records(records, groups)
         return found
 
@@ -164,16 +186,14 @@ class CachedSignals:
             raise UserError(f"{key}: the batch shows none of the {self.views} cached views: is data.seed as it was?")
         return record_key(key, view)
 
-    def _read(self, store: FeatureStore, names: Sequence[str], batch: ObjectBatch) -> Float[Tensor, "b _ _ _"]:
-        seeds, features = store.read_batch(names, batch.images.images.device)
-        same = (seeds == batch.images.seeds.cpu()).tolist()
-        strange = [name for name, alike in zip(names, same, strict=True) if not alike]
-        if strange:
-            raise UserError(
-                f"{store.root}: {len(strange)} records show another augmented view than the batch, such as "
-                f"{strange[0]!r}; set data.seed as it was, or cache again"
-            )
-        return features
-
     def to(self, device: torch.device | str) -> None:
         """Nothing to move: records are decoded where the images of a batch are."""
+
+
+def _refuse_other_prompts(store: FeatureStore, names: Sequence[str], same: Sequence[bool]) -> None:
+    strange = [name for name, alike in zip(names, same, strict=True) if not alike]
+    if strange:
+        raise UserError(
+            f"{store.root}: {len(strange)} records show another view or answer other prompts than the batch has, such "
+            f"as {strange[0]!r}: have its masks changed? Set data.seed as it was, or delete this cache and cache again"
+        )

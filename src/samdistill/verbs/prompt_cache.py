@@ -22,7 +22,7 @@ from ..evaluation.examples import evenly
 from ..store import FeatureStore, FeatureStoreWriter, make_codec
 from ..store.spec import MANIFEST, replace_file, writing
 from ..teachers import Ensemble
-from ..teachers.cached_signals import to_records
+from ..teachers.cached_signals import record_seeds, to_records
 from ..types import Prompts, UserError
 from .caching import CacheReport, blocks_to_do, list_skipped, refuse_damage, verify_files, verify_record
 from .progress import Progress
@@ -142,6 +142,7 @@ def _keep(
     batch: ObjectBatch, rows: Sequence[int], view: int, ensemble: Ensemble, writers: Writers, lines: PromptLines
 ) -> None:
     """The prompts and every teacher's answers of some images of a batch; what is there already is left."""
+    seeds = record_seeds(batch).tolist()
     for row in rows:
         lines.write(batch, row, view)
     for teacher, records in _answers(batch, ensemble).items():
@@ -149,7 +150,7 @@ def _keep(
             for row in rows:
                 name = record_key(batch.images.keys[row], view)
                 if name not in writer.done:
-                    writer.write(name, int(batch.images.seeds[row]), records[feature][row])
+                    writer.write(name, seeds[row], records[feature][row])
 
 
 def _answers(batch: ObjectBatch, ensemble: Ensemble) -> dict[str, dict[str, Tensor]]:
