@@ -6,15 +6,16 @@
 
 The sandbox recipe with equal steps, each variant with the same seeds, measured on held-out scenes:
 
-    task only             no teacher
-    + TERM                the task and this one term, at the recipe's weights, from one teacher
-    all four              the task and all four terms
-    recipe                the recipe's own choice of terms, where that is not all four
-    published             all four with the published weights of terms and task, where the recipe has others
-    two teachers          all four, from the tiny SAM with weight 0.7 and from the tiny MobileSAM with 0.3
-    task only in the loop no teacher; two corrective clicks after the first prompt
-    all four in the loop  all four terms, and two corrective clicks after the first prompt
-    NAME                  all four, and what ``--variant NAME key=value ...`` sets
+    task only               no teacher
+    + TERM                  the task and this one term, at the recipe's weights, from one teacher
+    all four                the task and all four terms
+    recipe                  the recipe's own choice of terms, where that is not all four
+    published               all four with the published weights of terms and task, where the recipe has others
+    two teachers            all four, from the tiny SAM with weight 0.7 and from the tiny MobileSAM with 0.3
+    task only in the loop   no teacher; two corrective clicks after the first prompt
+    all four in the loop    all four terms, and two corrective clicks after the first prompt
+    all rounds in the loop  the same, the teacher asked in every round and not in the first alone
+    NAME                    all four, and what ``--variant NAME key=value ...`` sets
 
 Teachers and student were trained on the sandbox's own scenes. Those here have more and smaller objects, as a person's
 photographs are other ones than SAM's. Every training and every measurement is a process of its own. What is finished in
@@ -41,6 +42,7 @@ from samdistill.sandbox.write import write_coco
 
 RECIPE, PUBLISHED = "prompt/sandbox", "prompt/published"
 TASK, ALL, LOOP = "task only", "all four", "in the loop"
+ROUNDS = f"all rounds {LOOP}"
 MEASURES = {
     "box": "miou.box", "centre point": "miou.point", "point + 1 click": "miou.refine",
     "point + 2 clicks": "miou.refine2",
@@ -90,6 +92,7 @@ def variants(config: PromptRunConfig, others: Sequence[Sequence[str]]) -> dict[s
         "two teachers": [*every, teachers({**SAM, "weight": 0.7}, {**MOBILE, "weight": 0.3})],
         f"{TASK} {LOOP}": [*taught(), loop],
         f"{ALL} {LOOP}": [*every, loop],
+        ROUNDS: [*every, loop, "distillation.rounds=all"],
         **{name: [*every, *overrides] for name, *overrides in others},
     }
 
@@ -101,8 +104,9 @@ def pairs(names: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield name, TASK
         elif name != TASK and ALL in names:
             yield name, ALL
-    if {f"{ALL} {LOOP}", f"{TASK} {LOOP}"} <= set(names):
-        yield f"{ALL} {LOOP}", f"{TASK} {LOOP}"
+    for name in (f"{ALL} {LOOP}", ROUNDS):
+        if {name, f"{TASK} {LOOP}"} <= set(names):
+            yield name, f"{TASK} {LOOP}"
 
 
 def prompt_study(args: argparse.Namespace, chosen: dict[str, list[str]], data: Path, base: Sequence[str]) -> Trainings:

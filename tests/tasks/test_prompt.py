@@ -230,6 +230,28 @@ def test_rounds_add_a_click_in_the_error_and_the_last_answer(pictures, click):
         assert torch.equal(first.prompts.points, second.prompts.points)  # a resumed run clicks alike
 
 
+def test_teachers_are_asked_about_the_first_answer_or_about_all(pictures, teachers):
+    """The terms of all rounds are the mean of each round's, by hand; an image is encoded once whatever is asked."""
+    prompts = {"mode": "mixed", "objects": 2, "rounds": 2}
+    first = task(pictures, Running(teachers), prompts=prompts)
+    every = task(pictures, Running(teachers), prompts=prompts, distillation={"rounds": "all"})
+    student, batch = first.build_student().eval(), batch_of(first, 4)
+    answers = student(batch, first.config.prompts)
+    told = [first.signals.answer(batch, asked)["t0"] for asked in answers.asked]
+    teacher, encoded = every.signals.ensemble.teachers["t0"], []
+    teacher.model.vision_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    values = {name: term.value for name, term in every.terms(student, batch).items()}
+    assert len(encoded) == 1
+    for name in TERMS:
+        patch = answers.patches[0]
+        by_round = [first._value(name, patch, said, say, asked, batch).item()
+                    for said, say, asked in zip(answers.rounds, told, answers.asked, strict=True)]  # fmt: skip
+        assert values[name].item() == pytest.approx(sum(by_round) / 3, rel=1e-4), name
+        assert first.terms(student, batch)[name].value.item() == pytest.approx(by_round[0], rel=1e-4), name
+        if name != "encoder_patch":  # which is of the image and not of a prompt
+            assert len({round(value, 6) for value in by_round}) == 3, name
+
+
 def test_the_hardest_draw_of_each_image_is_trained_on(pictures):
     found = task(pictures, prompts={"mode": "box", "objects": 2, "candidates": 3, "box_jitter": 0.4})
     student, batch = found.build_student().eval(), batch_of(found, 4)

@@ -174,6 +174,7 @@ BAD = {
     "a name with a slash": ("teachers=[{name: a/b, checkpoint: x}]", "'a/b' names a folder of the cache"),
     "dense not kept": ("cache.dense=false", "dense_mask_logits needs cache.dense: true"),
     "hard prompts": ("prompts.candidates=2", "cached features know none"),
+    "all rounds": ("distillation.rounds=all", "cached features know none"),
     "widths": ("student={start: null, image_size: 64, width: 32, heads: 2, backbone: efficientvit_b0}",
                "teacher 'large' has a decoder of width 16 and the student one of 32"),
     "grids": ("student={start: null, image_size: 192, width: 16, heads: 2, backbone: efficientvit_b0}",
@@ -184,7 +185,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_mistakes_are_named_in_one_line(case, prompted, detector, tmp_path, capsys) -> None:
     setting, complaint = BAD[case]
-    more = [CACHED] if case in ("dense not kept", "hard prompts") else []
+    more = [CACHED] if case in ("dense not kept", "hard prompts", "all rounds") else []
     setting = setting.replace("MISSING", str(tmp_path / "nowhere")).replace("DETECTOR", str(detector[1]))
     config = prompted(tmp_path / "run")
     assert complaint in refused(capsys, argv("check", config, tmp_path, setting, *more))

@@ -52,7 +52,7 @@ class Signals(Protocol):
 
 
 class PromptTask(Task[ObjectBatch]):
-    """Task terms against the data's masks in every round, distillation terms on the first answer.
+    """Task terms against the data's masks in every round, distillation terms on the first answer or on all.
 
     signals: the teachers, None where nothing is distilled. objects: the training items of an epoch. held_out: items
     whose task terms and mIoU are logged after every epoch, or None.
@@ -136,9 +136,14 @@ class PromptTask(Task[ObjectBatch]):
         return {name: value / len(answers.rounds) for name, value in sums.items()}
 
     def _distilled(self, answers: StudentAnswers, batch: ObjectBatch, names: Sequence[str]) -> dict[str, Term]:
-        """The terms called ``names`` of every teacher; ``name/teacher`` where there are several."""
+        """The terms called ``names`` of every teacher; ``name/teacher`` where there are several.
+
+        Every round asks about the same objects, so the mean over all their groups is the mean over the rounds.
+        """
         assert self.signals is not None
-        groups, said, found = answers.asked[0], answers.rounds[0], dict[str, Term]()
+        last, found = (None if self.config.distillation.rounds == "all" else 1), dict[str, Term]()
+        groups = tuple(group for asked in answers.asked[:last] for group in asked)
+        said = [signals for round_ in answers.rounds[:last] for signals in round_]
         told = self.signals.answer(batch, groups)
         for number, (teacher, share) in enumerate(self.signals.weights.items()):
             for name in names:

@@ -20,7 +20,7 @@ from ..types import GroupSignals, PromptGroup, Prompts
 class StudentAnswers:
     """patches: the student's patch features for each teacher, in the teachers' order, in that teacher's channels.
 
-    asked, rounds: the groups of every round and what the student said to them; the first is what teachers are asked.
+    asked, rounds: the groups of every round and what the student said to them.
     """
 
     patches: tuple[Float[Tensor, "b _ gh gw"], ...]
