@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from tiny_detector import ANSWERS, assert_same_tensors, tiny
+from tensors import assert_same_tensors
+from tiny_detector import ANSWERS, tiny
 from torch import nn
 from transformers.models.sam3_lite_text.configuration_sam3_lite_text import Sam3LiteTextDETREncoderConfig
 
@@ -81,6 +82,19 @@ def test_ages_are_told_apart_and_the_near_from_the_far() -> None:
     torch.testing.assert_close(ages[:, 0], torch.tensor([1.0, 2.0, 8.0, 400.0]).sin())
 
 
+def test_masks_say_which_of_the_things_is_meant() -> None:
+    """Two things of one look: the features are the same in both places, and only the masks tell them apart."""
+    model, (features, ages) = resampler(), past(batch=1)
+    features = features[..., :1].expand(-1, -1, -1, -1, 6).contiguous()
+    left = torch.zeros(1, 3, 12, 12)
+    left[..., :6] = 1
+    here, there = model(features, ages, None, left), model(features, ages, None, left.flip(-1))
+    assert (here - there).abs().max() > 1e-4
+    torch.testing.assert_close(model(features, ages, None, torch.zeros(1, 3, 4, 4)), model(features, ages))
+    coarse = torch.nn.functional.avg_pool2d(left, 2)
+    torch.testing.assert_close(model(features, ages, None, coarse), here, rtol=1e-5, atol=1e-6)
+
+
 def test_windows_share_the_grid_out() -> None:
     whole = window_of((6, 6), 3, torch.device("cpu"))
     assert whole.sum(0).eq(1).all() and whole.sum(1).eq(4).all()
@@ -143,6 +157,7 @@ def image_student(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def video_student(image_student) -> EfficientSam3Model:
+    torch.manual_seed(0)
     return load_with_memory(image_student[1], latents=12, layers=1, windows=2).eval()
 
 
@@ -171,7 +186,7 @@ def test_without_memory_it_is_the_image_model_bit_for_bit(image_student, video_s
 @torch.no_grad()
 def test_memory_reaches_every_answer_and_only_its_own_image(video_student) -> None:
     asked, memory, model = questions(), remembered(), copy.deepcopy(video_student)
-    model.memory_attention.attention.o_proj.weight *= 50  # random decoders hardly answer to anything
+    model.memory_attention.attention.o_proj.weight *= 1000  # random decoders hardly answer to anything
     plain, told = model(**asked), model.forward_video(**asked, memory_features=memory)
     assert all((plain[name] - told[name]).abs().max() > 1e-6 for name in (*ANSWERS, "encoder_grid"))
     other = memory.clone()
@@ -194,12 +209,29 @@ def test_many_questions_about_an_image_share_its_memory(video_student) -> None:
         torch.testing.assert_close(found.pred_masks[row], alone.pred_masks[0], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_questions_about_different_things_in_one_image_have_different_pasts(video_student) -> None:
+    asked, memory = questions(), remembered()
+    masks = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    images = {"pixel_values": asked["pixel_values"], "memory_features": memory,
+              "memory_valid": torch.tensor([[False, True, True], [True] * 3])}  # fmt: skip
+    words = {name: asked[name][[0, 0, 1]] for name in ("input_ids", "attention_mask")}
+    about = torch.tensor([0, 0, 1])
+    found = video_student.forward_video(**images, **words, memory_masks=masks, prompt_images=about)
+    assert not torch.equal(found.pred_masks[0], found.pred_masks[1])
+    for row, image in enumerate(about.tolist()):
+        one = {name: value[image : image + 1] for name, value in images.items()}
+        own = {name: value[row : row + 1] for name, value in words.items()}
+        alone = video_student.forward_video(**one, **own, memory_masks=masks[row : row + 1])
+        torch.testing.assert_close(found.pred_masks[row], alone.pred_masks[0], rtol=1e-4, atol=1e-4)
+
+
 def test_with_everything_else_frozen_gradients_reach_the_memory_and_nothing_else(video_student) -> None:
     model = copy.deepcopy(video_student)
     new = {n for n, _ in model.named_parameters() if n.startswith(("memory_resampler.", "memory_attention."))}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in new)
-    out = model.forward_video(**questions(), memory_features=remembered())
+    out = model.forward_video(**questions(), memory_features=remembered(), memory_masks=torch.ones(2, 3, 4, 4) / 2)
     sum(out[name].square().mean() for name in ANSWERS).backward()
     reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     blind = {n for n in new if n.endswith("k_proj.bias")}  # softmax does not see a shift of all its keys

@@ -4,31 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from tensors import assert_same_tensors, scramble
 from transformers import AutoConfig, AutoModel
 
 from samdistill.students import PyramidConfig, PyramidModel, StudentTrunk, StudentTrunkConfig
 from samdistill.types import UserError
 
 KINDS = ["es_ev_s", "es_rv_s", "es_tv_s"]
-
-
-def scramble(model: nn.Module) -> None:
-    """Give every saved tensor a value of its own, so that a tensor left at its initial value shows."""
-    generator = torch.Generator().manual_seed(3)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            noise = torch.rand(tensor.shape, generator=generator)
-            tensor.copy_(0.5 + noise if name.endswith("running_var") else tensor + 0.05 * (noise - 0.5))
-        else:
-            tensor.fill_(7)
-
-
-def assert_same_tensors(first: nn.Module, second: nn.Module) -> None:
-    """Everything a forward pass may read, saved or not."""
-    one, other = ({**dict(m.named_parameters()), **dict(m.named_buffers())} for m in (first, second))
-    assert set(one) == set(other)
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 def tiny(backbone: str = "es_ev_s", image_size: int = 126) -> PyramidModel:

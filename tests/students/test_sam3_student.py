@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from tiny_detector import ANSWERS, assert_same_tensors, scramble, tiny, tiny_config
+from tensors import assert_same_tensors, scramble
+from tiny_detector import ANSWERS, tiny, tiny_config
 from torch import nn
 from transformers import AutoConfig, AutoModel, Sam3Config, Sam3Model
 

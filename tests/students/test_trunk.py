@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from tensors import assert_same_tensors, scramble, tensors
 from torchvision.transforms.functional import normalize
 from transformers import AutoConfig, AutoModel, Sam3Config, Sam3Model, Sam3TrackerConfig, Sam3TrackerModel
 
@@ -20,28 +20,6 @@ def tiny(backbone: str = SMALLEST, head: str = "fused", image_size: int = 70, hi
     torch.manual_seed(0)
     config = StudentTrunkConfig(backbone=backbone, head=head, hidden_size=hidden_size, image_size=image_size)
     return build_trunk(config)
-
-
-def scramble(model: nn.Module) -> None:
-    """Give every saved tensor a value of its own, so that a tensor left at its initial value shows."""
-    generator = torch.Generator().manual_seed(3)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            noise = torch.rand(tensor.shape, generator=generator)
-            tensor.copy_(0.5 + noise if name.endswith("running_var") else tensor + 0.05 * (noise - 0.5))
-        else:
-            tensor.fill_(7)
-
-
-def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Everything a forward pass may read, saved or not."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def assert_same_tensors(first: nn.Module, second: nn.Module) -> None:
-    one, other = tensors(first), tensors(second)
-    assert set(one) == set(other)
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 @pytest.mark.parametrize("head", HEADS)

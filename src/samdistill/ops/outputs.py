@@ -74,8 +74,8 @@ def ask(
 
     forward: of ``Sam3Model`` or ``Sam3LiteTextModel``; encoder: its ``detr_encoder``. image: which image each question
     is about; None where there is one question per image. text: what its ``get_text_features`` projected. boxes,
-    labels: exemplars, -10 for padding. enrich: from what the encoder returned for some questions, and which images
-    they are about, to the tokens that the decoders then read in place of its last hidden state.
+    labels: exemplars, -10 for padding. enrich: from what the encoder returned for some questions, and which these are,
+    to the tokens that the decoders then read in place of its last hidden state.
 
     transformers gives every question of a call the box encoder's extra token as soon as one of them shows a box.
     Questions in words and questions with boxes are therefore asked apart: no answer depends on what else is asked.
@@ -86,7 +86,7 @@ def ask(
         whole = len(rows) == len(text)
         about = rows if image is None else image[rows]
         shown = boxes is not None and (labels is None or bool((labels[rows] != _PADDING).any()))
-        with rewritten(encoder, partial(_enriched, about, enrich)), recorded(encoder) as seen:
+        with rewritten(encoder, partial(_enriched, rows, enrich)), recorded(encoder) as seen:
             out = forward(
                 vision_embeds=vision if image is None and whole else take_images(vision, about),
                 text_embeds=BaseModelOutputWithPooling(pooler_output=text if whole else text[rows]),

@@ -12,6 +12,7 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.models.sam3_lite_text.configuration_sam3_lite_text import Sam3LiteTextDETREncoderConfig
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
     Sam3LiteTextAttention,
@@ -75,19 +76,26 @@ class PerceiverResampler(nn.Module):
             raise ValueError(f"{windows} x {windows} windows leave none of {latents} latents to look everywhere")
         self.windows = windows
         self.latents = nn.Parameter(torch.randn(latents, config.hidden_size) * LATENT_STD)
+        self.target = nn.Parameter(torch.randn(config.hidden_size) * LATENT_STD)
         self.positions = Sam3LiteTextSinePositionEmbedding(config.hidden_size // 2, normalize=True)
         self.input_norm, self.output_norm = nn.LayerNorm(config.hidden_size), nn.LayerNorm(config.hidden_size)
         self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(layers))
 
     def forward(
-        self, features: Float[Tensor, "b t c h w"], ages: Float[Tensor, "b t"], valid: Bool[Tensor, "b t"] | None = None
-    ) -> Float[Tensor, "b l c"]:
+        self, features: Float[Tensor, "b t c h w"], ages: Float[Tensor, "b t"],
+        valid: Bool[Tensor, "b t"] | None = None, masks: Float[Tensor, "b t mh mw"] | None = None,
+    ) -> Float[Tensor, "b l c"]:  # fmt: skip
         """features: of the past frames; ages: how long ago each was; valid: False for frames that only pad the batch.
+        masks: where the thing that is asked about was in each, as shares of cells of any grid.
 
-        A clip without any valid frame has no memory to speak of: leave it out.
+        The features of a frame do not say which of the things in it is meant: to tell a thing from its look-alikes a
+        memory needs the masks. A clip without any valid frame has no memory to speak of: leave it out.
         """
         b, t, _, h, w = features.shape
         seen = self.input_norm(features.permute(0, 1, 3, 4, 2))
+        if masks is not None:
+            share = F.interpolate(masks.to(features.dtype), (h, w), mode="area")
+            seen = seen + share[..., None] * self.target
         place = self._sines((h, w), features).permute(1, 2, 0)
         when = age_embedding(ages, features.shape[2]).to(features.dtype)[:, :, None, None]
         memory = (seen + place + when).flatten(1, 3)

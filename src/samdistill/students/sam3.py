@@ -96,6 +96,7 @@ class EfficientSam3Model(Sam3LiteTextModel):
         super()._init_weights(module)
         if isinstance(module, PerceiverResampler):
             init.normal_(module.latents, std=LATENT_STD)
+            init.normal_(module.target, std=LATENT_STD)
 
     def forward(
         self,
@@ -130,6 +131,7 @@ class EfficientSam3Model(Sam3LiteTextModel):
         memory_features: Float[Tensor, "b f c mh mw"] | None = None,
         memory_ages: Float[Tensor, "b f"] | None = None,
         memory_valid: Bool[Tensor, "b f"] | None = None,
+        memory_masks: Float[Tensor, "p f _ _"] | None = None,
         attention_mask: Int[Tensor, "p t"] | None = None,
         input_boxes: Float[Tensor, "p k 4"] | None = None,
         input_boxes_labels: Int[Tensor, "p k"] | None = None,
@@ -139,11 +141,12 @@ class EfficientSam3Model(Sam3LiteTextModel):
     ) -> EfficientSam3Output:
         """``forward``, with the memory of f past frames of each image between the DETR encoder and the decoders.
 
-        memory_features: the coarsest pyramid level of the past frames, of this student (``vision_memory``) or of its
-        teacher, on any grid. memory_ages: how many annotated frames ago each was, None for consecutive ones, the
-        oldest first. memory_valid: False for frames that only pad; an image needs one at least. Without
-        memory_features the answer is that of ``forward`` bit for bit. Raises ``ValueError`` for memory that a student
-        of images is given, or of another width, and as ``forward``.
+        memory_features: the coarsest pyramid level of the past frames, of this student or of its teacher, on any
+        grid. memory_ages: how many annotated frames ago each was, None for consecutive ones, the
+        oldest first. memory_valid: False for frames that only pad; an image needs one at least. memory_masks: where
+        the one thing that each prompt asks about was in those frames, as shares of cells; None asks about whatever fits
+        the words. Without memory_features the answer is that of ``forward`` bit for bit. Raises ``ValueError`` for
+        memory that a student of images is given, or of another width, and as ``forward``.
         """
         if (pixel_values is None) == (vision_embeds is None):
             raise ValueError("give exactly one of pixel_values and vision_embeds")
@@ -155,10 +158,19 @@ class EfficientSam3Model(Sam3LiteTextModel):
         if text_embeds is None:
             return EfficientSam3Output(fpn_hidden_states=vision.fpn_hidden_states[:-1])
         boxes = None if input_boxes is None else input_boxes.to(self.dtype)
-        memory = None if memory_features is None else self.remember(memory_features, memory_ages, memory_valid)
+        recall = None
+        if memory_features is not None:
+            prompts = torch.arange(len(text_embeds.pooler_output), device=memory_features.device)
+            image = prompts if prompt_images is None else prompt_images
+            if memory_masks is None:
+                memory = self.remember(memory_features, memory_ages, memory_valid)[image]
+            else:  # a past of its own for every prompt
+                ages, valid = (x if x is None else x[image] for x in (memory_ages, memory_valid))
+                memory = self.remember(memory_features[image], ages, valid, memory_masks)
+            recall = partial(self._recall, memory)
         found = ask(
             super().forward, self.detr_encoder, vision, prompt_images, text_embeds.pooler_output, attention_mask, boxes,
-            input_boxes_labels, None if memory is None else partial(self._recall, memory),
+            input_boxes_labels, recall,
         )  # fmt: skip
         return EfficientSam3Output(
             found.pred_masks, found.pred_boxes, found.pred_logits, found.presence_logits, found.semantic_seg, found.fpn,
@@ -167,9 +179,9 @@ class EfficientSam3Model(Sam3LiteTextModel):
 
     def remember(
         self, features: Float[Tensor, "b f c mh mw"], ages: Float[Tensor, "b f"] | None = None,
-        valid: Bool[Tensor, "b f"] | None = None,
+        valid: Bool[Tensor, "b f"] | None = None, masks: Float[Tensor, "b f _ _"] | None = None,
     ) -> Float[Tensor, "b l c"]:  # fmt: skip
-        """The past as ``config.memory_latents`` tokens; arguments as in ``forward_video``."""
+        """The past as ``config.memory_latents`` tokens; arguments as in ``forward_video``, for one prompt an image."""
         if self.memory_resampler is None:
             raise ValueError("a student of images has no memory; build it with memory_latents")
         b, frames, channels = features.shape[:3]
@@ -181,11 +193,11 @@ class EfficientSam3Model(Sam3LiteTextModel):
             raise ValueError("an image without a valid frame of memory: ask about it without memory")
         if ages is None:
             ages = torch.arange(frames, 0, -1, device=features.device).expand(b, -1)
-        return self.memory_resampler(features.to(self.dtype), ages.to(self.dtype), valid)
+        return self.memory_resampler(features.to(self.dtype), ages.to(self.dtype), valid, masks)
 
-    def _recall(self, memory: Float[Tensor, "b l c"], encoded: ModelOutput, image: Int[Tensor, " n"]) -> Tensor:
+    def _recall(self, memory: Float[Tensor, "p l c"], encoded: ModelOutput, rows: Int[Tensor, " n"]) -> Tensor:
         assert self.memory_attention is not None
-        return self.memory_attention(encoded.last_hidden_state, encoded.pos_embeds_flattened, memory[image])
+        return self.memory_attention(encoded.last_hidden_state, encoded.pos_embeds_flattened, memory[rows])
 
 
 def build_detector(
