@@ -164,7 +164,7 @@ def train_once(recipe: str, settings: Sequence[str], log: Path, threads: int, la
     goes on. ``SystemExit`` for a folder that was trained with other settings."""
     config = load_config(recipe, settings)
     run, kept = config.output, config.output / "config.yaml"
-    if kept.is_file() and kept.read_text() != config.to_yaml():
+    if kept.is_file() and load_config(kept) != config:
         raise SystemExit(f"{run}: trained with other settings; remove it, or give another --work")
     if not (run / last).exists():
         note(f"training {run.name}")
