@@ -13,8 +13,8 @@ The sandbox recipe with equal steps, each variant with the same seeds, measured 
     published               all four with the published weights of terms and task, where the recipe has others
     two teachers            all four, from the tiny SAM with weight 0.7 and from the tiny MobileSAM with 0.3
     task only in the loop   no teacher; two corrective clicks after the first prompt
-    all four in the loop    all four terms, and two corrective clicks after the first prompt
-    all rounds in the loop  the same, the teacher asked in every round and not in the first alone
+    all four in the loop    all four terms on the first answer, and two corrective clicks after it
+    all rounds in the loop  all four terms in every round
     NAME                    all four, and what ``--variant NAME key=value ...`` sets
 
 Teachers and student were trained on the sandbox's own scenes. Those here have more and smaller objects, as a person's
@@ -91,8 +91,8 @@ def variants(config: PromptRunConfig, others: Sequence[Sequence[str]]) -> dict[s
     return found | {
         "two teachers": [*every, teachers({**SAM, "weight": 0.7}, {**MOBILE, "weight": 0.3})],
         f"{TASK} {LOOP}": [*taught(), loop],
-        f"{ALL} {LOOP}": [*every, loop],
-        ROUNDS: [*every, loop, "distillation.rounds=all"],
+        f"{ALL} {LOOP}": [*every, loop, "distillation.rounds=first"],
+        ROUNDS: [*every, loop],
         **{name: [*every, *overrides] for name, *overrides in others},
     }
 

@@ -233,8 +233,8 @@ def test_rounds_add_a_click_in_the_error_and_the_last_answer(pictures, click):
 def test_teachers_are_asked_about_the_first_answer_or_about_all(pictures, teachers):
     """The terms of all rounds are the mean of each round's, by hand; an image is encoded once whatever is asked."""
     prompts = {"mode": "mixed", "objects": 2, "rounds": 2}
-    first = task(pictures, Running(teachers), prompts=prompts)
-    every = task(pictures, Running(teachers), prompts=prompts, distillation={"rounds": "all"})
+    first = task(pictures, Running(teachers), prompts=prompts, distillation={"rounds": "first"})
+    every = task(pictures, Running(teachers), prompts=prompts)
     student, batch = first.build_student().eval(), batch_of(first, 4)
     answers = student(batch, first.config.prompts)
     told = [first.signals.answer(batch, asked)["t0"] for asked in answers.asked]

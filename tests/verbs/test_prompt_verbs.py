@@ -39,7 +39,8 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 
 def test_the_plan_says_what_the_run_then_needs(prompted, sams, tmp_path, capsys) -> None:
-    config = prompted(tmp_path, CACHED, "data.views=2", "train.ema=0.9", "prompts.rounds=1")
+    rounds = "prompts.rounds=1", "distillation.rounds=first"
+    config = prompted(tmp_path, CACHED, "data.views=2", "train.ema=0.9", *rounds)
     found = plan(config)
     assert isinstance(found, PromptPlan)
     models = {name: load_promptable(folder) for name, folder in sams.items()}
@@ -174,7 +175,7 @@ BAD = {
     "a name with a slash": ("teachers=[{name: a/b, checkpoint: x}]", "'a/b' names a folder of the cache"),
     "dense not kept": ("cache.dense=false", "dense_mask_logits needs cache.dense: true"),
     "hard prompts": ("prompts.candidates=2", "cached features know none"),
-    "all rounds": ("distillation.rounds=all", "cached features know none"),
+    "all rounds": ("prompts.rounds=1", "set distillation.rounds: first, or prompts.rounds: 0"),
     "widths": ("student={start: null, image_size: 64, width: 32, heads: 2, backbone: efficientvit_b0}",
                "teacher 'large' has a decoder of width 16 and the student one of 32"),
     "grids": ("student={start: null, image_size: 192, width: 16, heads: 2, backbone: efficientvit_b0}",

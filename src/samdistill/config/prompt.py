@@ -140,9 +140,9 @@ class DistillationConfig(Strict):
     """Divide each teacher's patch features by their standard deviation; None does with several teachers."""
     sample: Positive = 64
     """Training images that the projection of a teacher's patch features is fitted on."""
-    rounds: Literal["first", "all"] = "first"
-    """Prompts that the teachers are asked: the first, or with ``prompts.rounds`` the student's corrective ones too, of
-    which no cache can know."""
+    rounds: Literal["first", "all"] = "all"
+    """Prompts that the teachers are asked where there are ``prompts.rounds``: the first, or the student's corrective
+    ones too, of which no cache can know."""
 
 
 class PromptCacheConfig(Strict):
@@ -199,8 +199,11 @@ class PromptRunConfig(Run):
             raise ValueError("distillation is on without a teacher: list teachers, or set distillation.enable: false")
         if self.cached and self.prompts.candidates > 1:
             raise ValueError("prompts.candidates: hard prompts are chosen while training, cached features know none")
-        if self.cached and self.distillation.rounds == "all":
-            raise ValueError("distillation.rounds: all asks about the student's own errors, cached features know none")
+        if self.cached and self.prompts.rounds and self.distillation.rounds == "all":
+            raise ValueError(
+                "prompts.rounds: corrective clicks follow the student's own errors, cached features know none: "
+                "set distillation.rounds: first, or prompts.rounds: 0"
+            )
         if self.cached and not self.cache.dense and "dense_mask_logits" in self.distilled:
             raise ValueError("distillation.dense_mask_logits needs cache.dense: true, or enable: false")
         return self
