@@ -153,7 +153,7 @@ def test_unknown_keys_of_a_file_name_the_file_each_on_a_line(write) -> None:
         ("- a\n- b\n", "a config is a mapping"),
         ("student: {backbone: x}\ndata: {root: y}\n", "teacher: Field required"),
         ("extends: nowhere\n", "no config 'nowhere'"),
-        (MINIMAL.replace("images", "images, ids: a.txt, fraction: 0.5"), "give 'ids' or 'fraction', not both"),
+        (MINIMAL.replace("images", "images, ids: a.txt, fraction: 0.5"), "data: give 'ids' or 'fraction', not both"),
     ],
 )
 def test_files_that_are_no_config_are_explained(text: str, words: str, write) -> None:

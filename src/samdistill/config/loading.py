@@ -140,7 +140,7 @@ def validate(raw: dict[str, Any], origin: str) -> AnyRun:
                 lines.append(f"{origin}: train.phases is empty: give each phase its epochs, or leave the key out")
             else:
                 given = f" (given: {problem['input']!r})" if problem["type"] not in ("missing", "value_error") else ""
-                lines.append(f"{origin}: {where or 'config'}: {problem['msg']}{given}")
+                lines.append(f"{origin}: {where or 'config'}: {problem['msg'].removeprefix('Value error, ')}{given}")
         raise UserError("\n".join(lines)) from None
 
 
