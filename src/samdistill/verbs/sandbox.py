@@ -12,6 +12,7 @@ from ..sandbox.detector_training import train_detector
 from ..sandbox.sam_training import train_mobile, train_sam
 from ..sandbox.training import TrainedTeacher, train_tracker
 from ..sandbox.write import write_coco, write_concept_set, write_sa1b
+from ..sandbox.write_videos import write_sav
 from ..types import UserError
 from .progress import Progress
 
@@ -34,23 +35,42 @@ TEACHERS = {
 }
 
 
-def render_sandbox(
-    target: Path, *, train: int = 2000, val: int = 128, size: int = 168, seed: int = 10,
-    format: Literal["sa1b", "coco"] = "sa1b", progress: bool = True,
-) -> dict[str, int]:  # fmt: skip
-    """Render scenes of ``size`` pixels as an SA-1B tree or as COCO: world ``seed`` to train on, the next held out.
+@dataclass(frozen=True)
+class Layout:
+    """How a split is written, what it consists of, and how many of these there are unless somebody says so."""
 
-    COCO comes with questions about the held-out scenes and their ground truth, ``concepts_val.json`` in SA-Co's layout.
-    Returns the number of scenes per split. A killed call goes on where it died.
+    write: Callable[..., list[str]]
+    things: str
+    train: int
+    val: int
+
+
+LAYOUTS = {
+    "sa1b": Layout(write_sa1b, "scenes", 2000, 128),
+    "coco": Layout(write_coco, "scenes", 2000, 128),
+    "sav": Layout(write_sav, "videos", 64, 16),
+}
+
+
+def render_sandbox(
+    target: Path, *, train: int | None = None, val: int | None = None, size: int = 168, seed: int = 10,
+    format: Literal["sa1b", "coco", "sav"] = "sa1b", progress: bool = True,
+) -> dict[str, int]:  # fmt: skip
+    """Render scenes of ``size`` pixels as an SA-1B tree or as COCO, or videos as SA-V: world ``seed`` to train on, the
+    next held out.
+
+    train, val: how many; None takes 2000 and 128 scenes, 64 and 16 videos. COCO comes with questions about the held-out
+    scenes and their ground truth, ``concepts_val.json`` in SA-Co's layout. Returns the number per split. A killed call
+    goes on where it died.
     """
-    write = write_sa1b if format == "sa1b" else write_coco
-    counts = {"train": train, "val": val}
+    layout = LAYOUTS[format]
+    counts = {"train": layout.train if train is None else train, "val": layout.val if val is None else val}
     for world, (split, count) in enumerate(counts.items(), seed):
-        with Progress(f"rendering {split}", count, "scenes", progress) as bar:
-            write(target, count, size, seed=world, split=split, progress=lambda done, _, bar=bar: bar.at(done))
+        with Progress(f"rendering {split}", count, layout.things, progress) as bar:
+            layout.write(target, count, size, seed=world, split=split, progress=lambda done, _, bar=bar: bar.at(done))
     if format == "coco":
-        with Progress("asking about val", val, "scenes", progress) as bar:
-            write_concept_set(target, val, size, seed=seed + 1, split="val", progress=lambda done, _: bar.at(done))
+        with Progress("asking about val", counts["val"], layout.things, progress) as bar:
+            write_concept_set(target, counts["val"], size, seed + 1, "val", progress=lambda done, _: bar.at(done))
     return counts
 
 

@@ -302,13 +302,14 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def sandbox(args: argparse.Namespace) -> int:
-    from .sandbox import render_sandbox, train_teacher
+    from .sandbox import LAYOUTS, render_sandbox, train_teacher
 
     if args.action == "render":
         counts = render_sandbox(
             args.target, train=args.train, val=args.val, size=args.size, seed=args.seed, format=args.format
         )
-        console.print(f"{args.target}: {counts['train']} training and {counts['val']} held-out scenes, {args.format}")
+        made = f"{counts['train']} training and {counts['val']} held-out {LAYOUTS[args.format].things}"
+        console.print(f"{args.target}: {made}, {args.format}")
         return 0
     found = train_teacher(
         args.name, args.out, steps=args.steps, batch_size=args.batch_size, lr=args.lr, resume=args.resume,
