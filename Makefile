@@ -10,8 +10,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/samdistill demo --out $(OUT)
 
+# a thread per process: small tensors gain nothing from more, and two processes share two cores
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=10
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
