@@ -76,7 +76,8 @@ class PerceiverResampler(nn.Module):
             raise ValueError(f"{windows} x {windows} windows leave none of {latents} latents to look everywhere")
         self.windows = windows
         self.latents = nn.Parameter(torch.randn(latents, config.hidden_size) * LATENT_STD)
-        self.target = nn.Parameter(torch.randn(config.hidden_size) * LATENT_STD)
+        # as large as what it is added to, normalised features: a smaller one is lost among them
+        self.target = nn.Parameter(torch.randn(config.hidden_size))
         self.positions = Sam3LiteTextSinePositionEmbedding(config.hidden_size // 2, normalize=True)
         self.input_norm, self.output_norm = nn.LayerNorm(config.hidden_size), nn.LayerNorm(config.hidden_size)
         self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(layers))

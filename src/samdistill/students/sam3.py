@@ -96,7 +96,7 @@ class EfficientSam3Model(Sam3LiteTextModel):
         super()._init_weights(module)
         if isinstance(module, PerceiverResampler):
             init.normal_(module.latents, std=LATENT_STD)
-            init.normal_(module.target, std=LATENT_STD)
+            init.normal_(module.target)
 
     def forward(
         self,
