@@ -62,7 +62,7 @@ def _draw(indices: list[int], size: tuple[int, int], seed: int, style: SceneStyl
             yield _Drawn(index, image, scenes.masks[row, slots], [names[s] for s in slots], [names[s] for s in hidden])
 
 
-def _put(path: Path, content: bytes) -> None:
+def put_file(path: Path, content: bytes) -> None:
     """Write a file that is either whole or absent, even when the process is killed."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
@@ -84,12 +84,18 @@ def _claim(
     if not 0 < count <= WORLD or height < 1 or width < 1:
         raise UserError(f"sandbox: count {count} (1 to {WORLD}) or size {height} x {width} is out of range")
     settings = {"size": [height, width], "seed": seed, "style": asdict(style), "quality": QUALITY}
-    path = root / f"sandbox-{split}.json"
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        raise UserError(f"{path}: this split was rendered with other settings; delete {root} or give another folder")
-    root.mkdir(parents=True, exist_ok=True)
-    _put(path, json.dumps(settings).encode())
+    claim(root / f"sandbox-{split}.json", settings)
     return height, width
+
+
+def claim(path: Path, settings: dict[str, Any]) -> None:
+    """Write down what a split is rendered with. Raises ``UserError`` where it was something else."""
+    if path.is_file() and json.loads(path.read_text()) != settings:
+        raise UserError(
+            f"{path}: this split was rendered with other settings; delete {path.parent} or give another folder"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    put_file(path, json.dumps(settings).encode())
 
 
 def _objects(drawn: _Drawn) -> Iterator[tuple[dict[str, Any], int, list[float]]]:
@@ -151,8 +157,8 @@ def write_sa1b(
     missing = [index for index, key in enumerate(keys) if key not in there]
     for done, drawn in enumerate(_draw(missing, height_width, seed, style), count - len(missing) + 1):
         record = _sa1b_record(drawn, seed * WORLD + drawn.index)
-        _put(annotations / f"{keys[drawn.index]}.json", json.dumps(record).encode())
-        _put(images / f"{keys[drawn.index]}.jpg", _jpeg(drawn.image))
+        put_file(annotations / f"{keys[drawn.index]}.json", json.dumps(record).encode())
+        put_file(images / f"{keys[drawn.index]}.jpg", _jpeg(drawn.image))
         if progress is not None:
             progress(done, count)
     return keys
@@ -192,7 +198,7 @@ def write_coco(
             })  # fmt: skip
         path = images / f"{keys[drawn.index]}.jpg"
         if not path.is_file():
-            _put(path, _jpeg(drawn.image))
+            put_file(path, _jpeg(drawn.image))
         if progress is not None:
             progress(done, count)
     record = {
@@ -203,7 +209,7 @@ def write_coco(
         "annotations": annotations,
         "categories": [{"id": n, "name": name, "supercategory": name.split()[1]} for name, n in numbers.items()],
     }  # fmt: skip
-    _put(target, json.dumps(record).encode())
+    put_file(target, json.dumps(record).encode())
     return keys
 
 

@@ -20,7 +20,7 @@ from ..data.saco import Rle, to_rle
 from ..types import UserError
 from .concepts import phrases_of
 from .videos import Video, VideoStyle, render_video
-from .write import WORLD, Progress
+from .write import WORLD, Progress, claim, put_file
 
 RATE = 24
 """Frames per second, as in SA-V."""
@@ -39,13 +39,6 @@ SMALL, MEDIUM = 32**2, 96**2
 """Mean areas in pixels below which SA-V calls a masklet small, and medium."""
 
 
-def _put_json(path: Path, content: Any) -> None:
-    """Write a file that is either whole or absent, even when the process is killed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content))
-    os.replace(partial, path)
-
-
 def _claim(root: Path, split: str, count: int, size: tuple[int, int], seed: int, style: VideoStyle) -> None:
     """Note what the split holds, so that a rerun with other settings is refused instead of mixed in."""
     if not 0 < count <= WORLD or min(size) < 2:
@@ -53,15 +46,11 @@ def _claim(root: Path, split: str, count: int, size: tuple[int, int], seed: int,
     settings = {
         "size": list(size), "seed": seed, "style": asdict(style), "rate": RATE, "pixels": PIXELS, "encoder": ENCODER
     }  # fmt: skip
-    path = root / f"sandbox-videos-{split}.json"
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        raise UserError(f"{path}: this split was rendered with other settings; delete {root} or give another folder")
-    root.mkdir(parents=True, exist_ok=True)
-    _put_json(path, settings)
+    claim(root / f"sandbox-videos-{split}.json", settings)
 
 
 def _write_mp4(path: Path, images: UInt8[torch.Tensor, "t 3 h w"]) -> None:
-    """The same for frames."""
+    """A file that is either whole or absent, as ``put_file`` leaves it."""
     partial = path.with_name(f".{path.name}.partial")
     with av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=RATE, options=ENCODER)
@@ -153,7 +142,7 @@ def write_sav(
     for done, index in enumerate(missing, count - len(missing) + 1):
         name, video = names[index], render_video(index, height_width, seed, style)
         _write_mp4(folder / f"{name}.mp4", video.images)
-        _put_json(folder / f"{name}_manual.json", _record(video, name, split))
+        put_file(folder / f"{name}_manual.json", json.dumps(_record(video, name, split)).encode())
         if progress is not None:
             progress(done, count)
     return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -52,15 +53,18 @@ def record_seeds(batch: ObjectBatch) -> Int[Tensor, " b"]:
     Prompts are drawn from masks. A record whose masks have changed since answers another question, and shows by this.
     Coordinates count to an eighth of a pixel, so that rounding on another machine does not.
     """
-    found = torch.zeros(len(batch.images), dtype=torch.int64)
+    found, seeds = torch.zeros(len(batch.images), dtype=torch.int64), batch.images.seeds.tolist()
     for group in batch.groups:
         prompts = group.prompts
-        for at, row in enumerate(group.rows.tolist()):
-            about = [int(batch.images.seeds[row]), group.multimask]
-            for value in (prompts.points, prompts.labels, prompts.boxes):
-                about.append(None if value is None else (value[at].double() * 8).round().int().tolist())
-            found[row] = zlib.crc32(repr(about).encode()) & 0x7FFF_FFFF
+        columns = [_eighths(value, len(group.rows)) for value in (prompts.points, prompts.labels, prompts.boxes)]
+        for row, *about in zip(group.rows.tolist(), *columns, strict=True):
+            found[row] = zlib.crc32(repr([seeds[row], group.multimask, *about]).encode()) & 0x7FFF_FFFF
     return found
+
+
+def _eighths(value: Tensor | None, rows: int) -> list[Any]:
+    """In whole eighths, row by row; brought to the CPU in one copy, since every step asks."""
+    return [None] * rows if value is None else (value.cpu().double() * 8).round().int().tolist()
 
 
 def to_records(signals: PromptSignals, groups: Sequence[PromptGroup]) -> Records:
