@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -290,3 +293,22 @@ def test_errors_survive_a_process(tmp_path: Path) -> None:
     error = pickle.loads(pickle.dumps(BadVideo("v", "spoilt")))
     assert isinstance(error, BadVideo) and isinstance(error, UserError) and str(error) == "v: spoilt"
     assert error.bad == BadInput("v", "spoilt") and {"sav"} <= set(VIDEOS)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads where the system lists them")
+def test_reading_leaves_no_thread_behind(tmp_path: Path, write_video: Callable) -> None:
+    """A loader worker is forked from whoever read a video before, and waits for ever for threads it did not inherit."""
+    script = """
+import os, sys
+from pathlib import Path
+from samdistill.data.videos import read_frames, scan_video
+found = scan_video(Path(sys.argv[1]))
+frames = [pixels for _, pixels in read_frames(found, range(len(found)))]
+print(len(frames), len(os.listdir("/proc/self/task")))
+"""
+    path = tmp_path / "a.mp4"
+    write_video(path, count=6)
+    run = subprocess.run(
+        [sys.executable, "-c", script, path], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert run.stdout.split() == ["6", "1"], run.stderr

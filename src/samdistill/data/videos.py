@@ -288,7 +288,8 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 def _pixels(frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
     """RGB, turned and mirrored as the file's display matrix asks. Raises ``ValueError`` for one that does more."""
-    pixels, (a, b, c, d) = frame.to_ndarray(format="rgb24"), _matrix(frame)
+    # one thread: the converter's own outlive it, and a loader worker that is forked then waits for them for ever
+    pixels, (a, b, c, d) = frame.to_ndarray(format="rgb24", threads=1), _matrix(frame)
     # the column and row where a pixel is shown are a * column + c * row and b * column + d * row, up to a shift
     if a and d and not b and not c:
         across, down = a, d

@@ -57,7 +57,9 @@ def _write_mp4(path: Path, images: UInt8[torch.Tensor, "t 3 h w"]) -> None:
         stream.height, stream.width = images.shape[-2:]
         stream.pix_fmt = PIXELS
         for image in images.permute(0, 2, 3, 1).contiguous().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            # in one thread: the encoder's own conversion leaves some behind, for which a forked loader worker waits
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=PIXELS, threads=1)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     os.replace(partial, path)
 
