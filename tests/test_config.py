@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from samdistill.config import (
     PromptRunConfig,
     RunConfig,
     TrainConfig,
+    VideoRunConfig,
     load_config,
     packaged,
 )
@@ -27,7 +29,8 @@ BACKBONES = {f"encoder/{name}": name for name in STUDENTS} | {"encoder/sandbox":
 BACKBONES |= {f"detection/{name}": backbone for name, backbone in DETECTORS.items()}
 PROMPTED = ("everything", "mobile_sam", "published", "sam3_tracker", "sandbox")
 BACKBONES |= {f"prompt/{name}": "tiny_vit_5m_224" for name in PROMPTED}  # all of them start from a checkpoint
-KINDS = {"encoder": RunConfig, "detection": DetectionRunConfig, "prompt": PromptRunConfig}
+VIDEOS = ("described", "efficient_sam3", "sandbox")
+KINDS = {"encoder": RunConfig, "detection": DetectionRunConfig, "prompt": PromptRunConfig, "video": VideoRunConfig}
 
 
 @pytest.fixture
@@ -41,13 +44,14 @@ def write(tmp_path: Path):
 
 
 def test_what_is_packaged() -> None:
-    assert packaged() == sorted(BACKBONES)
+    assert packaged() == sorted([*BACKBONES, *(f"video/{name}" for name in VIDEOS)])
 
 
 @pytest.mark.parametrize("name", packaged())
 def test_every_packaged_recipe_loads_and_its_resolved_form_is_the_same_run(name: str, write) -> None:
     config = load_config(name)
-    assert config.student.backbone == BACKBONES[name]
+    if not isinstance(config, VideoRunConfig):  # its student is one that was distilled before
+        assert config.student.backbone == BACKBONES[name]
     assert isinstance(config, KINDS[name.partition("/")[0]])
     assert load_config(write(config.to_yaml())) == config
 
@@ -284,3 +288,31 @@ def test_a_config_cannot_be_changed_once_it_is_checked() -> None:
     config = load_config("encoder/sandbox")
     with pytest.raises(ValueError, match="frozen"):
         config.train.epochs = 3
+
+
+def test_the_described_video_recipe_is_the_described_one() -> None:
+    config = load_config("video/described")
+    assert isinstance(config, VideoRunConfig)
+    memory, clips, loss, train = config.student.memory, config.clips, config.loss, config.train
+    assert (memory.latents, memory.layers, memory.windows, memory.level, memory.marks) == (64, 2, 0, 3, False)
+    assert (clips.context, clips.objects, clips.own) == (8, 20, (0.0, 0.0)) and config.teacher.image_size == 504
+    assert (loss.mask, loss.box_l1, loss.giou, loss.iou, loss.presence) == (5, 5, 2, 2, 1)
+    (phase,) = train.phases
+    assert (phase.epochs, phase.lr, phase.warmup_steps, train.batch_size, train.accumulate) == (5, 1e-4, 200, 4, 4)
+    assert phase.terms == ("mask", "box_l1", "giou", "iou", "presence")
+    assert (config.cache.codec, config.cache.batch_size) == ("fp16", 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("data: {root: v, views: 2}", "data.views: a video is cached once"),
+        ("data: {root: v}\nclips: {context: 2, shortest: 3}", "shortest=3 is more than context=2"),
+        ("data: {root: v}\nstudent: {memory: {level: 1}}", "student.memory.level"),
+        ("data: {root: v}\nstudent: {memory: {latent: 64}}", "did you mean 'latents'"),
+        ("data: {root: v}\nclips: {own: [0, 2]}", "clips.own.1"),
+    ],
+)
+def test_mistakes_in_a_video_config_are_named(given: str, message: str, write) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(write(f"job: video\nteacher: {{path: sandbox}}\n{given}\n"))

@@ -32,11 +32,20 @@ from .prompt import (
     TeacherEntry,
     at_epoch,
 )
+from .video import (
+    ClipsConfig,
+    MemoryConfig,
+    VideoEvaluateConfig,
+    VideoLossConfig,
+    VideoRunConfig,
+    VideoStudentConfig,
+)
 
 __all__ = [
-    "JOBS", "AnyRun", "AugmentConfig", "CacheConfig", "ConceptEvaluateConfig", "DataConfig", "DetectionLossConfig",
-    "DetectionRunConfig", "DetectorConfig", "DistillationConfig", "EncoderLossConfig", "EvaluateConfig",
-    "FreezeConfig", "MatchConfig", "PhaseConfig", "PromptLossConfig", "PromptRunConfig", "PromptableConfig",
-    "PromptsConfig", "QuestionsConfig", "RateConfig", "Run", "RunConfig", "StudentConfig", "TeacherConfig",
-    "TeacherEntry", "TextConfig", "TrainConfig", "at_epoch", "load_config", "packaged", "validate",
+    "JOBS", "AnyRun", "AugmentConfig", "CacheConfig", "ClipsConfig", "ConceptEvaluateConfig", "DataConfig",
+    "DetectionLossConfig", "DetectionRunConfig", "DetectorConfig", "DistillationConfig", "EncoderLossConfig",
+    "EvaluateConfig", "FreezeConfig", "MatchConfig", "MemoryConfig", "PhaseConfig", "PromptLossConfig",
+    "PromptRunConfig", "PromptableConfig", "PromptsConfig", "QuestionsConfig", "RateConfig", "Run", "RunConfig",
+    "StudentConfig", "TeacherConfig", "TeacherEntry", "TextConfig", "TrainConfig", "VideoEvaluateConfig",
+    "VideoLossConfig", "VideoRunConfig", "VideoStudentConfig", "at_epoch", "load_config", "packaged", "validate",
 ]  # fmt: skip

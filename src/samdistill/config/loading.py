@@ -17,10 +17,11 @@ from .detection import DetectionRunConfig
 from .encoder import RunConfig
 from .parts import ONE_SCHEDULE
 from .prompt import PromptRunConfig
+from .video import VideoRunConfig
 
-AnyRun = RunConfig | DetectionRunConfig | PromptRunConfig
-JOBS: dict[str, type[RunConfig] | type[DetectionRunConfig] | type[PromptRunConfig]] = {
-    "encoder": RunConfig, "detection": DetectionRunConfig, "prompt": PromptRunConfig,
+AnyRun = RunConfig | DetectionRunConfig | PromptRunConfig | VideoRunConfig
+JOBS: dict[str, type[AnyRun]] = {
+    "encoder": RunConfig, "detection": DetectionRunConfig, "prompt": PromptRunConfig, "video": VideoRunConfig,
 }  # fmt: skip
 """The configuration of each job by its name; a config without ``job`` is the encoder's."""
 
