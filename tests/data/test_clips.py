@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +311,89 @@ def test_one_bad_video_of_many_is_skipped_and_never_shown(
     shown = [*item.context, item.canvas]  # stretched from 64 to 96 rows
     found = [number_of(canvas.permute(1, 2, 0).numpy()[:24]) for canvas in shown]
     assert found == [*item.context_frames.tolist(), item.query_frame] == list(range(found[0], found[0] + 36, 4))
+
+
+class Placed(Listed):
+    """Objects of 8 x 8 pixels: 0 is there in rows 0 to 2, 1 in all, 2 from row 3 on, 3 is a dot but in row 1."""
+
+    def masks(self, key: str, index: int) -> np.ndarray:
+        record = self.record(key)
+        row, found = record.row(index), np.zeros((4, *SIZE), bool)
+        for number, there in enumerate((row < 3, True, row >= 3, row == 1)):
+            if there:
+                found[number, 8:16, 8 + 8 * number : 16 + 8 * number] = True
+        if row != 1:
+            found[3, 8, 40] = True
+        return found
+
+
+MARKED = ClipRules(context=4, marks=12)
+STRETCHED = ViewTransform(Geometry(64))  # frames of 32 x 64: one pixel of the file is two rows of the canvas
+
+
+def placed(annotated: int = 6) -> tuple[Placed, VideoRecord]:
+    record = record_of("a", annotated, 4)
+    return Placed({"a": record}), record
+
+
+def test_marked_objects_are_those_that_the_past_shows_whether_or_not_the_query_does() -> None:
+    source, record = placed()
+    rng = np.random.default_rng(0)
+    item = read_clip(source, record, 4, range(0, 4), STRETCHED, MARKED, rng)
+    # 3 shows a dot of two pixels in the query: neither there nor gone
+    assert item.objects.tolist() == [10, 11, 12]
+    assert item.masks.flatten(1).any(1).tolist() == [False, True, True]
+    early = read_clip(source, record, 1, range(0, 1), STRETCHED, MARKED, rng)
+    assert early.objects.tolist() == [10, 11]  # 2 was never seen; of 3 a dot was
+    unlabelled = record.labelled.copy()
+    unlabelled[4, 0] = False  # nobody knows whether object 0 is there
+    asked = read_clip(source, replace(record, labelled=unlabelled), 4, range(0, 4), STRETCHED, MARKED, rng)
+    assert asked.objects.tolist() == [11, 12]
+    plain = read_clip(source, record, 4, range(0, 4), STRETCHED, replace(MARKED, marks=0), rng)
+    assert plain.marks is None and plain.objects.tolist() == [11, 12]
+
+
+def test_a_mark_is_the_share_of_each_cell_that_the_object_covers() -> None:
+    source, record = placed()
+    rules = replace(MARKED, marks=16)  # cells of 4 x 4 on the canvas, 2 x 4 in the file
+    item = read_clip(source, record, 4, range(0, 4), STRETCHED, rules, np.random.default_rng(0))
+    wanted = np.stack([source.masks("a", 4 * row)[:3] for row in range(4)], 1)
+    wanted = wanted.reshape(3, 4, 16, 2, 16, 4).mean((3, 5))
+    np.testing.assert_allclose(item.marks.numpy(), wanted, atol=1e-6)
+    assert item.marks.max() == 1 and item.marks[2, :3].sum() == 0 and item.marks[0, 3].sum() == 0
+
+
+def test_lost_marks_are_left_out_but_never_all() -> None:
+    source, record = placed(12)
+    rules = ClipRules(context=8, marks=12, lost=0.5)
+    kept = []
+    for seed in range(40):
+        item = read_clip(source, record, 9, range(1, 9), STRETCHED, rules, np.random.default_rng(seed))
+        there = item.marks.flatten(2).any(-1)
+        assert there.any(1).all()
+        kept.append(there[item.objects.tolist().index(11)])
+    assert 0.4 < torch.stack(kept).float().mean() < 0.6
+    gone = read_clip(source, record, 9, range(1, 9), STRETCHED, replace(rules, lost=1.0), np.random.default_rng(0))
+    assert gone.marks.flatten(2).any(-1)[1].tolist() == [False] * 7 + [True]  # the latest is what is left
+
+
+def test_own_frames_are_a_share_and_need_pixels() -> None:
+    source, record = placed(12)
+    rules = ClipRules(context=8, images=True, own=0.3)
+    flags = [
+        read_clip(source, record, 9, range(1, 9), PLAIN, rules, np.random.default_rng(seed)).own for seed in range(60)
+    ]
+    assert 0.22 < torch.stack(flags).float().mean() < 0.38
+    with pytest.raises(ValueError, match="images=True"):
+        ClipRules(own=0.5)
+
+
+def test_marks_of_a_batch_are_padded_with_nothing() -> None:
+    source, record = placed()
+    rng = np.random.default_rng(0)
+    items = [read_clip(source, record, q, range(0, q), STRETCHED, MARKED, rng) for q in (1, 4)]
+    batch = collate_clips(items)
+    assert batch.marks.shape == (2, 3, 4, 12, 12)
+    assert torch.equal(batch.marks[0, :2, :1], items[0].marks) and batch.marks[0, 2].sum() == 0
+    assert batch.marks[0, :, 1:].sum() == 0 and torch.equal(batch.marks[1], items[1].marks)
+    assert batch.own.tolist() == [[False] * 4] * 2
