@@ -65,6 +65,20 @@ def test_values_by_hand():
     assert found["box_l1"].item() == 0 and found["giou"].item() == pytest.approx(0, abs=1e-6)
     assert found["iou"].item() == pytest.approx(((0.5 - 0.5) ** 2 + (0.5 - 0) ** 2) / 2)
     assert found["presence"].item() == pytest.approx(math.log(2))
+    assert found["select"].item() == pytest.approx(math.log(2))  # two queries with the same logit
+
+
+def test_select_is_the_cross_entropy_of_partners_against_the_queries_without_one():
+    logits = [0.3, 2.0, -1.0, 1.5]
+    student = said([LEFT, RIGHT, LEFT, RIGHT], [BOX_LEFT, BOX_RIGHT, BOX_RIGHT, BOX_LEFT], logits)
+    found = terms(student, truth((LEFT, BOX_LEFT), (RIGHT, BOX_RIGHT)))["select"]  # partners are queries 0 and 1
+    shares = [math.exp(x) / (math.exp(x) + math.exp(-1.0) + math.exp(1.5)) for x in (0.3, 2.0)]
+    assert found.item() == pytest.approx(-sum(map(math.log, shares)) / 2, rel=1e-5)
+    (grad,) = torch.autograd.grad(found, student.pred_logits)
+    assert (grad[0, :2] < 0).all() and (grad[0, 2:] > 0).all()
+    alone = said([LEFT], [BOX_LEFT], [0.0])
+    lone = terms(alone, truth((LEFT, BOX_LEFT)))["select"]
+    assert lone.item() == 0 and torch.autograd.grad(lone, alone.pred_logits)[0].item() == 0  # nobody to beat
 
 
 def test_a_frame_without_objects_teaches_that_nothing_is_there():

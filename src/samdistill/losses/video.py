@@ -17,7 +17,7 @@ from .box import box_giou, box_l1
 from .mask import soft_mask_loss
 from .pairs import mean, over_pairs, pick
 
-TERMS = ("mask", "box_l1", "giou", "iou", "presence")
+TERMS = ("mask", "box_l1", "giou", "iou", "presence", "select")
 
 
 def video_terms(student: DetectorOutput, truth: ObjectTruth, matches: Matches) -> dict[str, Float[Tensor, ""]]:
@@ -25,8 +25,10 @@ def video_terms(student: DetectorOutput, truth: ObjectTruth, matches: Matches) -
 
     mask: Dice + cross-entropy of the pairs, at the student's size. box_l1, giou: of the pairs. iou: squared error of
     every query's probability: against the IoU its mask has with its partner's, both cut at one half, and against 0
-    where it has none. presence: cross-entropy of "any object here". Raises ``ValueError`` where the three answer
-    different numbers of questions.
+    where it has none. presence: cross-entropy of "any object here". select: cross-entropy of each partner against the
+    queries that have none. The description lacks it; its ``iou`` is a mean over a hundred queries of which one has an
+    object, and hardly says which one to prefer. Raises ``ValueError`` where the three answer different numbers of
+    questions.
     """
     if not len(student.pred_logits) == len(truth.valid) == len(matches.valid):
         counts = len(student.pred_logits), len(truth.valid), len(matches.valid)
@@ -46,7 +48,15 @@ def video_terms(student: DetectorOutput, truth: ObjectTruth, matches: Matches) -
         "giou": over_pairs(box_giou(boxes, wanted), matches),
         "iou": mean(error),
         "presence": mean(presence),
+        "select": over_pairs(_select(student.pred_logits.float(), matches), matches),
     }
+
+
+def _select(logits: Float[Tensor, "p q"], matches: Matches) -> Float[Tensor, " m"]:
+    """How surely each pair's query beats the queries without a pair; those with one do not compete."""
+    question, ours, _ = matches.pairs
+    rivals = logits.masked_fill(matches.matched(logits.shape[1]), torch.finfo(logits.dtype).min)
+    return F.softplus(rivals.logsumexp(1)[question] - logits[question, ours])
 
 
 def _resized(target: Float[Tensor, "m th tw"], like: Float[Tensor, "m h w"]) -> Float[Tensor, "m h w"]:
