@@ -118,6 +118,48 @@ def test_a_windowed_latent_reads_its_window_and_a_global_one_all() -> None:
     assert (features.grad.abs().sum((0, 1, 2)) > 0).all()
 
 
+def test_some_latents_look_at_marked_cells_alone_and_the_others_at_all() -> None:
+    model = resampler(windows=2)  # 12 latents: four for windows, four of the global ones follow the marks
+    features, ages = past(batch=1)
+    masks = torch.zeros(1, 3, 6, 6)
+    masks[0, 1, 2, 4] = 0.5
+
+    def seen(latent: int, marks: torch.Tensor | None) -> torch.Tensor:
+        given = features.clone().requires_grad_()
+        model(given, ages, None, marks)[0, latent].square().sum().backward()
+        return given.grad[0].abs().sum(1) > 0
+
+    for latent in range(4):
+        assert seen(latent, masks).nonzero().tolist() == [[1, 2, 4]]
+    assert seen(4, masks).all() and seen(0, None).all()
+    assert seen(0, torch.zeros(1, 3, 6, 6)).all()  # nothing is marked: nothing to follow
+
+
+def test_the_first_head_looks_at_the_latest_frames_and_the_last_at_all() -> None:
+    """With equal logits the weights of ages 1 and 3 are as exp(-slope) and exp(-3 slope): slopes 1 and 1/2."""
+    model = resampler()
+    bias = model._bias((1, 2, 1, 1), torch.tensor([[3.0, 1.0]]), None, None, torch.zeros(1))
+    assert bias.shape == (1, 2, 12, 2)
+    torch.testing.assert_close(bias[0, :, 0].softmax(-1)[:, 1], torch.tensor([2.0, 1.0]).sigmoid())
+
+
+def test_a_warm_start_hands_on_what_is_there(image_student) -> None:
+    """A latent begins as the mean of what it sees, weighted by age; reading prefers what is alike."""
+    model = load_with_memory(image_student[1], latents=5, layers=2, windows=2)
+    made = model.memory_resampler
+    width = model.config.vision_config.fpn_hidden_size
+    features = torch.randn(1, 1, width, 4, 4)
+    with torch.no_grad():
+        tokens = made(features, torch.ones(1, 1))[0, 1:]  # of the four windows
+        place = made._sines((4, 4), features).permute(1, 2, 0)
+        cells = made.input_norm(features[0, 0].permute(1, 2, 0)) + place + age_embedding(torch.ones(1, 1), width)[0]
+        cells = made.layers[0].memory_norm(cells).view(2, 2, 2, 2, width).mean((1, 3)).flatten(0, 1)
+        wanted = nn.functional.layer_norm(cells + made._sines((2, 2), features).flatten(1).T, (width,))
+    assert nn.functional.cosine_similarity(tokens, wanted, dim=-1).min() > 0.9
+    for linear in (model.memory_attention.attention.q_proj, model.memory_attention.attention.k_proj):
+        assert (linear.weight.diagonal() - 1).abs().mean() < 0.05
+
+
 def test_windows_have_to_leave_a_global_latent() -> None:
     with pytest.raises(ValueError, match="3 x 3 windows leave none of 9"):
         resampler(windows=3, latents=9)

@@ -3,6 +3,9 @@
 Both modules are transformers' SAM 3 attention and MLP in the arrangement of Perceiver (Jaegle et al., 2021) and of
 Flamingo's resampler (Alayrac et al., 2022). Where and when a token of the past was seen is added to it as sines;
 without them a memory holds what there was, and cannot say where.
+
+Both begin as something that works, by ``warm_start``: a latent as the mean of what it looks at, and reading as a look
+at what was in the same place. With random weights the detector learns to ignore its memory before it learns to use it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
 )
 
 LATENT_STD = 0.02
+_SMALL = 0.1
 _LONGEST = 10_000.0  # as the positions of a transformer (Vaswani et al., 2017)
 
 
@@ -54,10 +58,10 @@ class ResamplerLayer(nn.Module):
         self.attention, self.mlp = Sam3LiteTextAttention(config), Sam3LiteTextMLP(config)
 
     def forward(
-        self, latents: Float[Tensor, "b l c"], memory: Float[Tensor, "b n c"], mask: Float[Tensor, "b 1 l n"] | None
+        self, latents: Float[Tensor, "b l c"], memory: Float[Tensor, "b n c"], bias: Float[Tensor, "b heads l n"]
     ) -> Float[Tensor, "b l c"]:
         past = self.memory_norm(memory)
-        latents = latents + self.attention(self.latent_norm(latents), past, past, mask)[0]
+        latents = latents + self.attention(self.latent_norm(latents), past, past, bias)[0]
         return latents + self.mlp(self.mlp_norm(latents))
 
 
@@ -90,20 +94,22 @@ class PerceiverResampler(nn.Module):
         masks: where the thing that is asked about was in each, as shares of cells of any grid.
 
         The features of a frame do not say which of the things in it is meant: to tell a thing from its look-alikes a
-        memory needs the masks. A clip without any valid frame has no memory to speak of: leave it out.
+        memory needs the masks. The cells they cover are marked, and some latents look at those alone (as the object
+        memory of Cutie does, Cheng et al., 2024). A clip without any valid frame has no memory to speak of: leave it
+        out.
         """
         b, t, _, h, w = features.shape
-        seen = self.input_norm(features.permute(0, 1, 3, 4, 2))
+        seen, share = self.input_norm(features.permute(0, 1, 3, 4, 2)), None
         if masks is not None:
             share = F.interpolate(masks.to(features.dtype), (h, w), mode="area")
             seen = seen + share[..., None] * self.target
         place = self._sines((h, w), features).permute(1, 2, 0)
         when = age_embedding(ages, features.shape[2]).to(features.dtype)[:, :, None, None]
         memory = (seen + place + when).flatten(1, 3)
-        mask = self._mask((b, t, h, w), valid, features)
+        bias = self._bias((b, t, h, w), ages, valid, share, features)
         latents = (self.latents + self._latent_places(features)).expand(b, -1, -1)
         for layer in self.layers:
-            latents = layer(latents, memory, mask)
+            latents = layer(latents, memory, bias)
         return self.output_norm(latents)
 
     def _sines(self, grid: tuple[int, int], like: Tensor) -> Float[Tensor, "c h w"]:
@@ -117,23 +123,38 @@ class PerceiverResampler(nn.Module):
             places = torch.cat([places[: -(self.windows**2)], own])
         return places
 
-    def _mask(
-        self, shape: tuple[int, int, int, int], valid: Bool[Tensor, "b t"] | None, like: Tensor
-    ) -> Float[Tensor, "b 1 l n"] | None:
-        """0 where a latent may look, -inf or nearly so elsewhere; None where all may look everywhere.
+    def _bias(
+        self, shape: tuple[int, int, int, int], ages: Float[Tensor, "b t"], valid: Bool[Tensor, "b t"] | None,
+        share: Float[Tensor, "b t h w"] | None, like: Tensor,
+    ) -> Float[Tensor, "b heads l n"]:  # fmt: skip
+        """What is added to the logits of attention: nearly -inf where a latent may not look, and less the older a frame
+        is, by a slope of each head's own (ALiBi, Press et al., 2022): the first sees the last frames, the last all.
 
         Not a bool mask: transformers' eager attention adds whatever mask it gets.
         """
-        if valid is None and not self.windows:
-            return None
         (b, t, h, w), device = shape, like.device
-        count = len(self.latents)
+        count, special = len(self.latents), self.windows**2
         own = torch.ones(count, h * w, dtype=torch.bool, device=device)
-        if self.windows:
-            own = torch.cat([own[: -(self.windows**2)], window_of((h, w), self.windows, device)])
-        frames = torch.ones(b, t, dtype=torch.bool, device=device) if valid is None else valid
-        seen = (own[None, :, None] & frames[:, None, :, None]).flatten(2)[:, None]
-        return torch.zeros(seen.shape, dtype=like.dtype, device=device).masked_fill(~seen, torch.finfo(like.dtype).min)
+        if special:
+            own = torch.cat([own[:-special], window_of((h, w), self.windows, device)])
+        seen = own[None, :, None].expand(b, -1, t, -1)
+        if valid is not None:
+            seen = seen & valid[:, None, :, None]
+        if share is not None:
+            seen = seen & self._followed(share, valid)
+        slopes = 0.5 ** torch.arange(self.layers[0].attention.num_attention_heads, device=device)
+        older = (slopes[:, None, None, None] * ages[:, None, None, :, None]).to(like.dtype)
+        recency = -older.expand(b, -1, 1, t, h * w)
+        return recency.masked_fill(~seen[:, None], torch.finfo(like.dtype).min).flatten(3)
+
+    def _followed(self, share: Float[Tensor, "b t h w"], valid: Bool[Tensor, "b t"] | None) -> Bool[Tensor, "b l t n"]:
+        """The first half of the global latents looks at the marked cells alone, where there are any."""
+        marked = share.flatten(2) > 0
+        if valid is not None:
+            marked = marked & valid[..., None]
+        marked = marked | ~marked.flatten(1).any(1)[:, None, None]
+        follows = torch.arange(len(self.latents), device=share.device) < (len(self.latents) - self.windows**2 + 1) // 2
+        return marked[:, None] | ~follows[None, :, None, None]
 
 
 class MemoryCrossAttention(nn.Module):
@@ -150,3 +171,18 @@ class MemoryCrossAttention(nn.Module):
         """positions: where each token is, added to the query alone."""
         past = self.memory_norm(memory)
         return tokens + self.attention(self.query_norm(tokens) + positions, past, past)[0]
+
+
+@torch.no_grad()
+def warm_start(resampler: PerceiverResampler, attention: MemoryCrossAttention) -> None:
+    """Let modules with small random weights begin as something that works.
+
+    Queries and keys that are what they are compare places and looks; values that are what they are hand them on. The
+    random weights stay on top. What later layers add is small at first.
+    """
+    first, *later = resampler.layers
+    same = [first.attention.v_proj, first.attention.o_proj, attention.attention.q_proj, attention.attention.k_proj]
+    for linear in same:
+        linear.weight += torch.eye(len(linear.weight), device=linear.weight.device)
+    for linear in (*(layer.mlp.fc2 for layer in resampler.layers), *(layer.attention.o_proj for layer in later)):
+        linear.weight *= _SMALL

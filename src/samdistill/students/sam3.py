@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from ..ops.outputs import ask
 from ..types import DetectorOutput, UserError
 from .backbones import load_backbone
-from .memory import LATENT_STD, MemoryCrossAttention, PerceiverResampler
+from .memory import LATENT_STD, MemoryCrossAttention, PerceiverResampler, warm_start
 from .pyramid import PyramidModel
 from .sam3_config import EfficientSam3Config
 from .trunk import StudentTrunkConfig, start_backbone
@@ -279,7 +279,7 @@ def _trunk_weights(folder: Path, backbone: str) -> Path:
 
 
 def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: int = 0) -> EfficientSam3Model:
-    """A student of images with new memory modules, in random weights; everything else is what it was.
+    """A student of images with new memory modules, as ``warm_start`` has them; everything else is what it was.
 
     Raises ``UserError`` for a student that has a memory, and where anything but the memory is missing or left over.
     """
@@ -292,6 +292,8 @@ def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: 
     strange += [*report["unexpected_keys"], *(key[0] for key in report["mismatched_keys"])]
     if strange:
         raise UserError(f"{folder}: not a student of images: {', '.join(strange[:3])} do not fit")
+    assert model.memory_resampler is not None and model.memory_attention is not None
+    warm_start(model.memory_resampler, model.memory_attention)
     return model
 
 

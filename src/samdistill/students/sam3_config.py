@@ -45,6 +45,9 @@ class EfficientSam3Config(Sam3LiteTextConfig):
 
     memory_latents: tokens that a video's past is kept in; 0 for a student of images, which has no memory modules.
     memory_layers: of the resampler. memory_windows: side of the grid of latents that look at one window each.
+    memory_level: of the pyramid, 0 the finest. memory_marks: whether the memory was trained with masks of the object
+    that is asked about. memory_context: the most frames it was trained with. memory_stride: frames of the video from
+    one of them to the next. memory_phrase: what an object without a name is called.
     """
 
     model_type = "efficient_sam3"
@@ -55,6 +58,11 @@ class EfficientSam3Config(Sam3LiteTextConfig):
     memory_latents: int = 0
     memory_layers: int = 2
     memory_windows: int = 0
+    memory_level: int = 3
+    memory_marks: bool = True
+    memory_context: int = 8
+    memory_stride: int = 4
+    memory_phrase: str = "object"
 
 
 def efficient_sam3_config(
