@@ -60,9 +60,9 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
 
 
 def _model_verbs(verbs: argparse._SubParsersAction) -> None:
-    evaluate = verbs.add_parser("evaluate", help="mIoU, agreement, features, size and speed of a model; or cgF1")
+    evaluate = verbs.add_parser("evaluate", help="mIoU, agreement, features, size and speed of a model; cgF1; or J&F")
     evaluate.add_argument("model", type=Path, help="a model's folder, a run that holds one, or predictions.json")
-    evaluate.add_argument("data", type=Path)
+    evaluate.add_argument("data", type=Path, help="a folder of images or of videos, or a file of concepts")
     evaluate.add_argument("--teacher", help="compare with this teacher")
     evaluate.add_argument("--prompts", help="of box, point, refine, refine2 (box,point,refine)")
     evaluate.add_argument("--concepts", action="store_true", help="ask in words: data is an SA-Co file of concepts")
@@ -70,9 +70,13 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--out", type=Path, metavar="JSON", help="write the predictions, with --concepts")
     evaluate.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")
     evaluate.add_argument("--images", type=int, metavar="N", help="at most N images")
+    evaluate.add_argument("--videos", type=int, metavar="N", help="at most N videos")
+    evaluate.add_argument("--convention", help="which frames of videos count: davis2017 or sav (that of the layout)")
+    evaluate.add_argument("--every-frame", action="store_true", help="push frames of videos that have no masks too")
+    evaluate.add_argument("--workers", type=int, default=1, metavar="N", help="processes that score videos (1)")
     evaluate.add_argument("--json", action="store_true")
-    predict = verbs.add_parser("predict", help="what a phrase names, a box shows or points mark in one image")
-    predict.add_argument("image", type=Path)
+    predict = verbs.add_parser("predict", help="what a phrase names, a box shows or points mark in an image or a video")
+    predict.add_argument("image", type=Path, help="an image, a video, or a folder of a video's frames")
     predict.add_argument("model", help="a detector or a promptable model: a folder, a run that holds one, an original "
                          "file, or a sandbox name")  # fmt: skip
     predict.add_argument("--text", metavar="PHRASE", help="a noun phrase, such as 'red car', for a detector")
@@ -81,7 +85,8 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     predict.add_argument("--point", action="append", default=[], metavar="X,Y[,LABEL]",
                          help="on an object (label 1) or off it (0), for a promptable model; repeatable")  # fmt: skip
     predict.add_argument("--threshold", type=float, metavar="P", help="least score, of a detector (0.5)")
-    predict.add_argument("--out", type=Path, metavar="PNG", help="draw masks, boxes and scores")
+    predict.add_argument("--out", type=Path, metavar="PNG", help="draw masks, boxes and scores; an MP4 of a video")
+    predict.add_argument("--frames", type=int, metavar="N", help="at most the first N frames of a video")
     predict.add_argument("--geometry", help="square or longest_side, as in the student's config")
     predict.add_argument("--json", action="store_true", help="print JSON, with the masks")
 
@@ -90,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="samdistill", description="Distil the Segment Anything family.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo = verbs.add_parser("demo", help="the whole road on rendered scenes, offline, in minutes")
-    demo.add_argument("--job", choices=["encoder", "detection", "prompt"], default="encoder")
-    demo.add_argument("--out", type=Path, help="run folder (runs/demo, runs/demo-detection, runs/demo-prompt)")
+    demo.add_argument("--job", choices=["encoder", "detection", "prompt", "video"], default="encoder")
+    demo.add_argument("--out", type=Path, help="run folder (runs/demo, runs/demo-detection, ...)")
     run = verbs.add_parser("run", help="the whole road on your own photographs")
     run.add_argument("images", type=Path, help="a folder of photographs, an SA-1B tree or a COCO folder")
     run.add_argument("overrides", nargs="*", metavar="key=value")

@@ -169,9 +169,22 @@ def test_the_features_are_those_the_heads_read(teacher, detector):
         assert torch.equal(answer.encoder[:, :, row, column], tokens[:, 9 * row + column])
 
 
+def test_the_pyramid_is_the_whole_of_the_models(teacher, detector):
+    with torch.no_grad():
+        vision = detector[0].get_vision_features((batch().images / 255 - 0.5) / 0.5)
+    levels = teacher.pyramid(batch())
+    assert [tuple(level.shape) for level in levels] == [(2, 32, side, side) for side in (36, 18, 9, 4)]
+    for level, theirs in zip(levels, vision.fpn_hidden_states, strict=True):
+        assert torch.equal(level, theirs)
+    features = teacher.features(batch())
+    assert len(features) == 3 and all(torch.equal(*pair) for pair in zip(features, levels[:3], strict=True))
+    with pytest.raises(UserError, match="reads 126 x 126 pixels, but the images are 28 x 28"):
+        teacher.pyramid(batch(28))
+
+
 def test_answers_can_be_the_target_of_a_loss(teacher):
     answer = teacher.answer(batch(), WORDS)
-    targets = [*(getattr(answer, name) for name in OUTPUTS), *answer.fpn, answer.encoder]
+    targets = [*(getattr(answer, name) for name in OUTPUTS), *answer.fpn, answer.encoder, *teacher.pyramid(batch())]
     for target in targets:
         assert target.dtype == torch.float32 and target.is_contiguous()
         assert not target.requires_grad and not target.is_inference()
@@ -209,7 +222,8 @@ def test_half_precision_is_close_and_comes_in_float32(places, place, precision):
             one, other = getattr(first, name), getattr(second, name)
             assert other.dtype == torch.float32 and other.isfinite().all() and not torch.equal(one, other)
             assert (one - other).norm() / one.norm() < (0.1 if precision == "bf16" else 0.02), name
-        assert all(level.dtype == torch.float32 and level.isfinite().all() for level in (*second.fpn, second.encoder))
+        levels = (*second.fpn, second.encoder, *half.pyramid(batch()))
+        assert all(level.dtype == torch.float32 and level.isfinite().all() for level in levels)
 
 
 @pytest.mark.parametrize("place", ["folder", "video", "original"])

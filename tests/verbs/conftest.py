@@ -6,3 +6,4 @@ sys.path.insert(0, str(Path(__file__).parent))  # for tiny_prompt
 
 from tiny_detection import detection, detector, scenes, tracker  # noqa: F401
 from tiny_prompt import prompted, sams  # noqa: F401
+from tiny_video import films, image_student, video  # noqa: F401

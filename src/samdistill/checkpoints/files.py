@@ -23,7 +23,7 @@ from torch import Tensor
 from ..types import UserError
 
 SANDBOX = "sandbox"
-PACKAGED = {"sandbox-sam": "sam", "sandbox-mobile": "mobile"}
+PACKAGED = {"sandbox-sam": "sam", "sandbox-mobile": "mobile", "sandbox-student": "student"}
 """Names beside ``sandbox``, which is the tracker or the detector, and the packaged folders they stand for."""
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -196,9 +196,8 @@ def locate(
         name = PACKAGED.get(text, packaged)
         folder = Path(str(files("samdistill") / "sandbox" / "weights" / name))
         if not folder.is_dir():
-            raise UserError(
-                f"this installation lacks the sandbox's {name}; run: samdistill sandbox train-teacher {name}"
-            )
+            way = "install it again" if name == "student" else f"run: samdistill sandbox train-teacher {name}"
+            raise UserError(f"this installation lacks the sandbox's {name}; {way}")
         return folder
     local = Path(path).expanduser()
     if local.exists():

@@ -82,7 +82,7 @@ class DataConfig(Strict):
 
 
 class CacheConfig(Strict):
-    """The feature store. ``root`` None puts it into the run folder under ``embeddings/``."""
+    """The feature store. ``root`` None puts it into the run folder (``embeddings/``; ``features/`` of videos)."""
 
     root: Path | None = None
     codec: Annotated[str, Field(pattern=r"^(fp16|int8|pca[1-9]\d*-int8)$")] = "fp16"

@@ -28,7 +28,8 @@ class MemoryConfig(Strict):
 
 class VideoStudentConfig(Strict):
     start: Path | None = None
-    """A finished run of the detection job, or its ``student/``; None takes the newest one below ``runs``."""
+    """A finished run of the detection job, or its ``student/``, or ``sandbox-student``; None takes the newest one below
+    ``runs``."""
     runs: Path = Path("runs")
     memory: MemoryConfig = MemoryConfig()
 

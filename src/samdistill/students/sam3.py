@@ -287,7 +287,9 @@ def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: 
     if config.memory_latents:
         raise UserError(f"{folder}: has a memory already")
     config.memory_latents, config.memory_layers, config.memory_windows = latents, layers, windows
-    model, report = EfficientSam3Model.from_pretrained(folder, config=config, output_loading_info=True)
+    model, report = EfficientSam3Model.from_pretrained(
+        folder, config=config, dtype=torch.float32, output_loading_info=True
+    )
     strange = [name for name in report["missing_keys"] if not name.startswith(MEMORY)]
     strange += [*report["unexpected_keys"], *(key[0] for key in report["mismatched_keys"])]
     if strange:

@@ -6,13 +6,16 @@ student merged in as its trunk. Online only: the answer to one question is as la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import Sam3Config, Sam3Model
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from ..checkpoints.files import locate, open_weights
 from ..checkpoints.loading import parameter_count, pretrained, quiet_transformers
@@ -113,9 +116,11 @@ class Sam3Detector:
 
     def features(self, images: ImageBatch) -> tuple[Float[Tensor, "b c _ _"], ...]:
         """The three FPN levels that the heads read, finest first, as in ``answer`` and without asking anything."""
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            vision = self._vision(images)
-        return tuple(map(_free, vision.fpn_hidden_states[:-1]))
+        return tuple(map(_free, self._levels(images)[:-1]))
+
+    def pyramid(self, images: ImageBatch) -> tuple[Float[Tensor, "b c _ _"], ...]:
+        """All four FPN levels, finest first: those of ``features``, and the coarsest, which no head reads."""
+        return tuple(map(_free, self._levels(images)))
 
     def to(self, device: torch.device | str) -> Sam3Detector:
         """Move the model; a step whose teacher is there already costs nothing."""
@@ -123,6 +128,11 @@ class Sam3Detector:
             self.device = torch.device(device)
             self.model.to(self.device)
         return self
+
+    def _levels(self, images: ImageBatch) -> Sequence[Tensor]:
+        """As the model gives them."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            return self._vision(images).fpn_hidden_states
 
     def _vision(self, images: ImageBatch) -> Sam3VisionEncoderOutput:
         side = self.info.image_size

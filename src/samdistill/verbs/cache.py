@@ -1,4 +1,4 @@
-"""``samdistill cache``: what the teacher says to every view, written once, resumable, verifiable."""
+"""``samdistill cache``: what the teacher says to every view or frame, written once, resumable, verifiable."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import AnyRun, PromptRunConfig, RunConfig
+from ..config import AnyRun, PromptRunConfig, RunConfig, VideoRunConfig
 from ..data import BadInput, image_loader, record_key
 from ..engine import default_device
 from ..evaluation.examples import evenly
 from ..registry import did_you_mean
-from ..store import Codec, FeatureStore, FeatureStoreWriter, StoreSpec, make_codec, stored_codec
+from ..store import Codec, FeatureStore, FeatureStoreWriter
 from ..teachers.base import IMAGE_EMBEDDING, OnlineTeacher
 from ..types import UserError
 from .assembly import Assembly
 from .caching import (
+    FIT_IMAGES,
     CacheReport,
     blocks_to_do,
     is_done,
     list_skipped,
-    refuse_damage,
+    settled_codec,
     verify_files,
     verify_record,
-    wait_for,
 )
 from .progress import Progress
 from .prompt_cache import cache_prompt
+from .video_cache import cache_videos
 
-FIT_IMAGES = 256
-"""Images a PCA basis is fitted on, spread evenly over the data set."""
 LAYOUTS = ("store", "npy")
 
 
@@ -55,24 +54,11 @@ def _extract(parts: Assembly, teacher: OnlineTeacher, keys: list[str], view: int
         yield _Block([record_key(key, view) for key in batch.keys], batch.seeds.tolist(), features.cpu(), bad)
 
 
-def _codec(parts: Assembly, teacher: OnlineTeacher, spec: StoreSpec, rank: int, verify: bool) -> Codec:
-    """The store's codec. One that learns from data is fitted by rank 0; the others wait until it made the store."""
-    root = parts.config.store_root
-    stored = stored_codec(root)
-    if stored is not None:
-        store = FeatureStore(root, spec)  # refuses another teacher, transform, size or codec before any work is done
-        if verify:  # before the writer cuts and mends the youngest records, as it does after a power cut
-            refuse_damage(root, [problem for problem in store.verify() if problem.key is not None])
-        return stored
-    codec = make_codec(spec.codec, spec.shape)
-    if codec.fitted:
-        return codec
-    if rank == 0:
-        keys = parts.train_source.keys
-        sample = keys[:: max(1, len(keys) // FIT_IMAGES)][:FIT_IMAGES]
-        codec.fit(feature for block in _extract(parts, teacher, sample, 0) for feature in block.features)
-        return codec
-    return wait_for(lambda: stored_codec(root), root, "store")
+def _sample(parts: Assembly, teacher: OnlineTeacher) -> Iterator[Tensor]:
+    """Features that a codec is fitted on."""
+    keys = parts.train_source.keys
+    some = keys[:: max(1, len(keys) // FIT_IMAGES)][:FIT_IMAGES]
+    return (feature for block in _extract(parts, teacher, some, 0) for feature in block.features)
 
 
 def cache(
@@ -81,8 +67,8 @@ def cache(
 ) -> CacheReport:  # fmt: skip
     """Write what is missing from the cache of ``config``; with ``verify`` also check it against the teacher.
 
-    rank, world: this process's share of the images (every rank writes files of its own). layout: ``store``, or of the
-    prompt job ``npy``, which writes a file per image and feature beside the stores.
+    rank, world: this process's share of the images or videos (every rank writes files of its own). layout: ``store``,
+    or of the prompt job ``npy``, which writes a file per image and feature beside the stores.
     Raises UserError where the cache was made with another teacher, transform, size or codec, or for other prompts.
     """
     if layout not in LAYOUTS:
@@ -92,6 +78,8 @@ def cache(
         return cache_prompt(config, rank, world, verify, device, progress, npy=layout == "npy")
     if layout != "store":
         raise UserError(f"--layout {layout} goes with the prompt job; the {config.job} job has the store alone")
+    if isinstance(config, VideoRunConfig):
+        return cache_videos(config, rank, world, verify, device, progress)
     if not isinstance(config, RunConfig):
         raise UserError(f"the {config.job} job has nothing to cache: its teacher answers while the student trains")
     return cache_encoder(config, rank, world, verify, device, progress)
@@ -106,7 +94,7 @@ def cache_encoder(
     source, root = parts.train_source, config.store_root
     teacher = parts.build_teacher(device)
     spec = parts.store_spec(teacher)
-    codec = _codec(parts, teacher, spec, rank, verify)
+    codec = settled_codec(root, spec, rank, verify, lambda: _sample(parts, teacher))
     with FeatureStoreWriter(root, spec, codec, rank, world) as writer:
         bad, written = _write(parts, teacher, writer, world, progress and rank == 0)
     skipped = list_skipped(root, rank, [*(source.problems if rank == 0 else ()), *bad])

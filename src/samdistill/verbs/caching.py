@@ -12,21 +12,23 @@ from typing import TypeVar
 from torch import Tensor
 
 from ..data import BadInput, record_key
-from ..store import Codec, FeatureStore, Problem
+from ..store import Codec, FeatureStore, Problem, StoreSpec, make_codec, stored_codec
 from ..types import UserError
 from .assembly import skipped_path
 
 T = TypeVar("T")
 WORST_ERROR = 0.01
 """Largest relative difference between a record and the teacher's answer to the same image, both after the codec."""
+FIT_IMAGES = 256
+"""Images, or frames of videos, a PCA basis is fitted on, spread evenly over the data set."""
 
 
 @dataclass(frozen=True)
 class CacheReport:
     """What a cache run did. bytes counts the values files of all ranks; skipped lists unreadable inputs.
 
-    A record is all that is kept of one view of one image. recovered: one line for each file whose torn end, left by a
-    kill or a power cut, was cut and written again.
+    A record is all that is kept of one view of one image, or of one frame of a video. recovered: one line for each
+    file whose torn end, left by a kill or a power cut, was cut and written again.
     """
 
     store: str
@@ -70,6 +72,26 @@ def refuse_damage(root: Path, problems: Sequence[Problem]) -> None:
     if problems:
         some = "; ".join(map(str, problems[:5])) + ("; ..." if len(problems) > 5 else "")
         raise UserError(f"{root}: {len(problems)} damaged record(s): {some}")
+
+
+def settled_codec(
+    root: Path, spec: StoreSpec, rank: int, verify: bool, sample: Callable[[], Iterable[Tensor]]
+) -> Codec:  # fmt: skip
+    """The codec of a store that may be there already. One that learns from data is fitted by rank 0, on the maps that
+    ``sample`` gives; the others wait until it made the store."""
+    stored = stored_codec(root)
+    if stored is not None:
+        store = FeatureStore(root, spec)  # refuses another teacher, transform, size or codec before any work is done
+        if verify:  # before the writer cuts and mends the youngest records, as it does after a power cut
+            refuse_damage(root, [problem for problem in store.verify() if problem.key is not None])
+        return stored
+    codec = make_codec(spec.codec, spec.shape)
+    if codec.fitted:
+        return codec
+    if rank == 0:
+        codec.fit(sample())
+        return codec
+    return wait_for(lambda: stored_codec(root), root, "store")
 
 
 def verify_files(store: FeatureStore, rank: int, world: int) -> None:

@@ -17,7 +17,6 @@ from ..teachers import DetectorInfo, Sam3Detector, describe_detector
 from ..types import UserError
 from .assembly import Images
 
-STUDENT = "student"
 logger = logging.getLogger("samdistill")
 
 
@@ -98,6 +97,10 @@ class DetectionPlan:
     steps_per_epoch: int
     steps: int
 
+    @property
+    def trained_on(self) -> str:
+        return f"{self.images} images"
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
@@ -126,10 +129,3 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
         weights_and_optimiser_bytes=params * 4 * copies, teacher_bytes=half * info.params,
         steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip
-
-
-def finish(config: DetectionRunConfig, words: Words) -> None:
-    """The tokenizer beside the finished student: a folder that answers to words needs both."""
-    folder = config.output / STUDENT
-    if folder.is_dir():
-        words.save(folder)

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, RunConfig
+from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, RunConfig, VideoRunConfig
 from ..store import record_bytes
 from ..students import StudentTrunk
 from ..tasks.encoder import student_config
 from .assembly import Assembly
 from .detection import DetectionPlan, plan_detection
 from .prompt import PromptPlan, plan_prompt
+from .video import VideoAssembly
+from .video_task import VideoPlan, plan_video
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,15 @@ class Plan:
     steps_per_epoch: int
     steps: int
 
+    @property
+    def trained_on(self) -> str:
+        return f"{self.images} images"
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
+
+
+AnyPlan = Plan | DetectionPlan | PromptPlan | VideoPlan
 
 
 def saved_activation_bytes(student: nn.Module, batch: int, image_size: int) -> int:
@@ -66,12 +75,14 @@ def _meta_student(parts: Assembly) -> StudentTrunk:
         return StudentTrunk(student_config(parts.config.student, parts.teacher_info))
 
 
-def plan(config: AnyRun, *, world: int = 1) -> Plan | DetectionPlan | PromptPlan:
+def plan(config: AnyRun, *, world: int = 1) -> AnyPlan:
     """Everything a run will need; reads configs and lists files, loads no weights and decodes no image."""
     if isinstance(config, DetectionRunConfig):
         return plan_detection(config)
     if isinstance(config, PromptRunConfig):
         return plan_prompt(config)
+    if isinstance(config, VideoRunConfig):
+        return plan_video(VideoAssembly(config))
     return plan_encoder(config, world)
 
 

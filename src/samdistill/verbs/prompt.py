@@ -293,6 +293,10 @@ class PromptPlan:
     steps_per_epoch: int
     steps: int
 
+    @property
+    def trained_on(self) -> str:
+        return f"{self.images} images"
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 

@@ -17,14 +17,13 @@ from ..config import RunConfig, load_config
 from ..data import prepare_sa1b
 from ..report import human_bytes
 from ..types import UserError
-from .detection import DetectionPlan
-from .plan import Plan
 from .predict import THRESHOLD, Prediction, parse_box, parse_point
-from .prompt import PromptPlan
+from .show_plan import plan_facts
 
 if TYPE_CHECKING:
     from ..evaluation.concepts import ConceptResult
     from ..evaluation.result import EvaluationResult
+    from ..evaluation.video_result import VideoResult
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -65,72 +64,10 @@ def plan(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.to_dict())
         return 0
-    _facts(_plan_facts(found))
+    _facts(plan_facts(found))
     if found.steps_per_epoch == 0:
-        raise UserError(f"{found.images} images are less than one batch: lower train.batch_size")
+        raise UserError(f"{found.trained_on} are less than one batch: lower train.batch_size")
     return 0
-
-
-def _plan_facts(found: Plan | DetectionPlan | PromptPlan) -> dict[str, str]:
-    if isinstance(found, DetectionPlan):
-        return _detection_facts(found)
-    return _prompt_facts(found) if isinstance(found, PromptPlan) else _encoder_facts(found)
-
-
-def _prompt_facts(found: PromptPlan) -> dict[str, str]:
-    parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in found.parts.items() if size >= 5e3)
-    grid = " x ".join(map(str, found.grid))
-    rounds = f" and {found.rounds} corrective click(s) each" if found.rounds else ""
-    teachers = {
-        f"teacher {t.name}": f"{t.checkpoint}, {t.share:.0%}: {t.params / 1e6:.2f}M, {t.image_size} px, "
-        f"{' x '.join(map(str, t.grid))} cells"
-        for t in found.teachers
-    }
-    used = f"{found.views} view(s) each" if found.cached else "not used: teachers run along"
-    return {
-        "student": f"{found.student} ({found.student_params / 1e6:.2f}M): {parts}; {found.image_size} px, {grid} cells",
-        **teachers,
-        "distilled": ", ".join(found.terms) or "nothing: the task alone",
-        "images": f"{found.images} to train on, {found.held_out_images} held out; {found.objects} object(s) a step, "
-        f"prompts: {found.mode}{rounds}",
-        "cache": f"{human_bytes(found.cache_bytes)}: {found.codec}, {human_bytes(found.bytes_per_image)} a view, "
-        f"{used}",
-        "memory": f"{human_bytes(found.weights_and_optimiser_bytes)} weights and optimiser, "
-        f"{human_bytes(found.teacher_bytes)} teachers; activations are not counted",
-        "student's file": f"{human_bytes(found.student_fp16_bytes)} in fp16",
-        "steps": f"{found.steps} ({found.steps_per_epoch} an epoch)",
-    }
-
-
-def _encoder_facts(found: Plan) -> dict[str, str]:
-    shape = " x ".join(map(str, found.embedding_shape))
-    return {
-        "teacher": f"{found.teacher} ({found.teacher_trunk_params / 1e6:.2f}M in its image encoder)",
-        "student": f"{found.student} ({found.trunk_params / 1e6:.3f}M trunk + {found.head_params / 1e6:.3f}M head)",
-        "embedding": f"{shape} from {found.image_size} px",
-        "images": f"{found.images} to train on, {found.held_out_images} held out, {found.views} view(s) each",
-        "cache": f"{human_bytes(found.cache_bytes)}: {found.codec}, {human_bytes(found.bytes_per_record)} a record",
-        "memory": f"{human_bytes(found.weights_and_optimiser_bytes)} weights and optimiser, "
-        f"{human_bytes(found.activation_bytes)} activations of {found.micro_batch} images",
-        "steps": f"{found.steps} ({found.steps_per_epoch} an epoch)",
-    }
-
-
-def _detection_facts(found: DetectionPlan) -> dict[str, str]:
-    levels = ", ".join(map(str, found.teacher_levels))
-    parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in found.parts.items())
-    phases = "; ".join(f"{name} {steps}" for name, steps in found.phases)
-    return {
-        "teacher": f"{found.teacher} ({found.teacher_params / 1e6:.2f}M, {found.teacher_queries} queries), "
-        f"{found.image_size} px, maps of {levels}",
-        "student": f"{found.student} ({found.student_params / 1e6:.2f}M, {found.queries} queries): {parts}",
-        "images": f"{found.images} to train on, {found.held_out_images} held out, "
-        f"{found.questions_per_image} question(s) each",
-        "memory": f"{human_bytes(found.weights_and_optimiser_bytes)} weights and optimiser, "
-        f"{human_bytes(found.teacher_bytes)} teacher; activations are not counted",
-        "student's file": f"{human_bytes(found.student_fp16_bytes)} in fp16",
-        "steps": f"{found.steps} ({found.steps_per_epoch} an epoch)" + (f": {phases}" if phases else ""),
-    }
 
 
 def check(args: argparse.Namespace) -> int:
@@ -234,13 +171,30 @@ def models(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    result = _concepts(args) if args.concepts else _prompts(args)
+    from .evaluate_videos import video_kind
+
+    result: ConceptResult | EvaluationResult | VideoResult
+    if args.concepts:
+        result = _concepts(args)
+    else:
+        result = _prompts(args) if video_kind(args.data) is None else _videos(args)
     if args.json:
         print_json(result.to_dict())
     else:
         console.print(result.table())
         _skipped(list(result.skipped))
     return 0
+
+
+def _videos(args: argparse.Namespace) -> VideoResult:
+    from .evaluate_videos import evaluate_videos as run
+
+    if args.threshold is not None or args.out is not None or args.prompts is not None or args.images is not None:
+        raise UserError("--prompts, --images, --threshold and --out do not go with videos; --videos takes some of them")
+    return run(
+        args.model, args.data, teacher=args.teacher, convention=args.convention, videos=args.videos,
+        every_frame=args.every_frame, geometry=args.geometry, workers=args.workers, progress=not args.json,
+    )  # fmt: skip
 
 
 def _prompts(args: argparse.Namespace) -> EvaluationResult:
@@ -269,7 +223,12 @@ def _concepts(args: argparse.Namespace) -> ConceptResult:
 
 def predict(args: argparse.Namespace) -> int:
     from .predict import predict as run
+    from .predict_video import is_video
 
+    if is_video(args.image):
+        return _predict_video(args)
+    if args.frames is not None:
+        raise UserError(f"--frames goes with a video, and {args.image} is none")
     boxes, points = [parse_box(text) for text in args.box], [parse_point(text) for text in args.point]
     found = run(args.image, args.model, args.text, boxes, args.threshold, args.geometry, args.out, points)
     if args.json:
@@ -292,6 +251,36 @@ def predict(args: argparse.Namespace) -> int:
     console.print(
         f"{args.image}: {number} for {' and '.join(asked)}, {scores}{drawn}", markup=False, soft_wrap=True,
     )  # fmt: skip
+    return 0
+
+
+def _predict_video(args: argparse.Namespace) -> int:
+    from .predict_video import predict_video as run
+
+    if args.point:
+        raise UserError("--point goes with an image; a video is followed from --text or --box")
+    found = run(
+        args.image, args.model, args.text, [parse_box(text) for text in args.box],
+        threshold=THRESHOLD if args.threshold is None else args.threshold, geometry=args.geometry or "square",
+        out=args.out, frames=args.frames, progress=not args.json,
+    )  # fmt: skip
+    if args.json:
+        print_json(found.to_dict())
+        return 0
+    for one in found.objects:
+        name = "" if one.phrase is None else f"  {one.phrase}"
+        console.print(
+            f"object {one.object_id}{name}  in {one.frames} frames, from {one.first} to {one.last}", markup=False
+        )
+    per_frame = ", ".join(f"{part} {1000 * s / max(found.frames, 1):.1f} ms" for part, s in found.seconds.items())
+    drawn = f"; drawn in {found.out}" if found.out is not None else ""
+    count = f"{len(found.objects)} object" + "s" * (len(found.objects) != 1)
+    console.print(
+        f"{found.video}: {count} in {found.frames} frames, memory of {found.context}; a frame: {per_frame}{drawn}",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if found.crowded:
+        console.print("more instances were seen than a session follows; the later ones were left out")
     return 0
 
 
@@ -332,7 +321,11 @@ def demo(args: argparse.Namespace) -> int:
     from .prompt_road import demo_prompt
     from .road import demo as demo_encoder
 
-    if args.job == "detection":
+    if args.job == "video":
+        from .video_road import demo_video
+
+        print(demo_video(args.out or Path("runs/demo-video")).summary())
+    elif args.job == "detection":
         print(demo_detection(args.out or Path("runs/demo-detection")).summary())
     elif args.job == "prompt":
         print(demo_prompt(args.out or Path("runs/demo-prompt")).summary())

@@ -7,27 +7,34 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, RunConfig
+from ..checkpoints.words import Words
+from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, Run, RunConfig, VideoRunConfig
 from ..engine import CheckReport, FitResult, check_terms, default_device, fit
+from ..store.spec import MANIFEST
 from ..tasks.base import Task
 from ..tasks.encoder import EncoderTask
 from ..types import UserError
 from .assembly import Assembly
 from .cache import cache
-from .detection import DetectionAssembly, finish
+from .detection import DetectionAssembly
 from .prompt import PromptAssembly
+from .video import VideoAssembly
+from .video_task import video_task
 
-CHECK_IMAGES = 4
+CHECK_IMAGES, CHECK_VIDEOS = 4, 2
+STUDENT = "student"
 
 
 def train(config: AnyRun, *, resume: bool | Path = False) -> FitResult:
     """Train the student of ``config``; the run folder is ``config.output``.
 
     The encoder job learns from its cached embeddings, the detection job from its teacher online, the prompt job from
-    its teachers online or, with ``distillation.use_precomputed_features``, from its cache. resume: True, or a run
+    its teachers online or, with ``distillation.use_precomputed_features``, from its cache, the video job from masks and
+    its teacher's cached maps. resume: True, or a run
     folder, continues where the last checkpoint stands. Raises UserError where the cache is absent, incomplete or
     foreign, where the folder already holds a run, and on a non-finite loss.
     """
+    words: Words | None = None
     if isinstance(config, DetectionRunConfig):
         if default_device().type == "cpu" and config.train.precision != "fp32" and config.questions.boxes:
             raise UserError(
@@ -36,6 +43,10 @@ def train(config: AnyRun, *, resume: bool | Path = False) -> FitResult:
             )
         detection = DetectionAssembly(config)
         task: Task[Any] = detection.task()
+        words = detection.words
+    elif isinstance(config, VideoRunConfig):
+        video = VideoAssembly(config)
+        task, words, config = video_task(video), video.words, video.resolved
     elif isinstance(config, PromptRunConfig):
         task = PromptAssembly(config).task()
     else:
@@ -43,17 +54,27 @@ def train(config: AnyRun, *, resume: bool | Path = False) -> FitResult:
         task = parts.task(parts.proven_store())
     workers, resolved = config.data.workers, config.to_yaml()
     result = fit(task, config.train, config.output, resume=resume, workers=workers, resolved=resolved)
-    if isinstance(config, DetectionRunConfig) and int(os.environ.get("RANK", 0)) == 0:
-        finish(config, detection.words)
+    if words is not None and int(os.environ.get("RANK", 0)) == 0:
+        finish(config, words)
     return result
+
+
+def finish(config: Run, words: Words) -> None:
+    """The tokenizer beside the finished student: a folder that answers to words needs both."""
+    folder = config.output / STUDENT
+    if folder.is_dir():
+        words.save(folder)
 
 
 def check(config: AnyRun, *, device: str | None = None) -> CheckReport:
     """Each term's value, weight and gradient norm at the student on one real batch of every phase.
 
-    The encoder job uses the run's cache where there is one; else a temporary cache of a few images is made first.
+    The encoder and the video job use the run's cache where there is one; else a temporary cache of a few images, or of
+    two videos, is made first.
     """
     device = device or str(default_device())
+    if isinstance(config, VideoRunConfig):
+        return _check_video(config, device)
     if not isinstance(config, RunConfig):
         micro = min(CHECK_IMAGES, config.train.batch_size // config.train.accumulate)
         online: Task[Any]
@@ -62,7 +83,7 @@ def check(config: AnyRun, *, device: str | None = None) -> CheckReport:
         else:
             online = DetectionAssembly(config).task()
         return check_terms(online, device, max(1, micro), config.train.seed, config.train)
-    if (config.store_root / "manifest.json").is_file():
+    if (config.store_root / MANIFEST).is_file():
         parts = Assembly(config)
         return check_terms(
             _small(parts.task(parts.proven_store()), config), device, seed=config.train.seed, train=config.train
@@ -78,6 +99,21 @@ def check(config: AnyRun, *, device: str | None = None) -> CheckReport:
         parts = Assembly(trial)
         task = _small(parts.task(parts.open_store()), trial)
         return check_terms(task, device, seed=config.train.seed, train=config.train)
+
+
+def _check_video(config: VideoRunConfig, device: str) -> CheckReport:
+    parts, micro = VideoAssembly(config), max(1, config.train.batch_size // config.train.accumulate)
+    micro = min(CHECK_IMAGES, micro)
+    if not parts.reads_teacher or (config.store_root / MANIFEST).is_file():
+        return check_terms(video_task(parts), device, micro, config.train.seed, config.train)
+    with tempfile.TemporaryDirectory() as folder:
+        listing = Path(folder) / "ids.txt"
+        listing.write_text("\n".join(parts.train_source.keys[:CHECK_VIDEOS]))
+        data = config.data.model_copy(update={"ids": listing, "fraction": 1.0, "workers": 0})
+        store = config.cache.model_copy(update={"root": Path(folder) / "store", "codec": "fp16"})
+        trial = VideoAssembly(config.model_copy(update={"data": data, "cache": store}))
+        cache(trial.config, device=device, progress=False)
+        return check_terms(video_task(trial, False), device, micro, config.train.seed, config.train)
 
 
 def _small(task: EncoderTask, config: RunConfig) -> EncoderTask:

@@ -1,0 +1,282 @@
+"""One answer at a time: J&F of objects in single frames, with the true masks of the frames before to remember.
+
+Unlike a video that is followed, no answer rests on another one: the figure says what a memory is worth, and is cheap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
+
+from ..data.objects import LEAST_PIXELS
+from ..data.sources import BadInput
+from ..data.transforms import Geometry, Size
+from ..data.videos import BadVideo, VideoRecord, VideoSource
+from ..inference.concepts import StudentDetector
+from ..metrics.video import boundary_f, region_similarity
+from ..ops.images import normalise
+from ..ops.outputs import take_images
+from ..tasks.video import Levels
+from ..tasks.video_student import to_grid
+from ..types import ConceptPrompts, UserError
+from .examples import evenly
+from .videos import evaluating, frames_of, phrase_of, visible_shares
+
+ALL, LOOKALIKES, UNIQUE, OCCLUDED, REAPPEARED = GROUPS = ("all", "lookalikes", "unique", "occluded", "reappeared")
+"""Every question. Objects that share all their names with another one in the frame, and those that do not; objects
+without names are neither. Objects less than half visible, which only rendered videos tell. Objects that the frame
+before did not show, but one before that in the context did."""
+HIDDEN_BELOW = 0.5
+_QUESTIONS = 32  # in one call: a question's masks are some 70 MB at 1008 px
+
+Kind = Literal["none", "own", "teacher"]
+
+
+@dataclass(frozen=True)
+class ClipAnswer:
+    """One question about an object in one frame, and how good the answer is. groups: of ``GROUPS``, without ``ALL``."""
+
+    key: str
+    frame: int
+    object_id: int
+    phrase: str
+    j: float
+    f: float
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """All answers, in the order of keys, frames and objects. skipped: videos that could not be used."""
+
+    memory: Kind
+    answers: tuple[ClipAnswer, ...]
+    skipped: tuple[BadInput, ...]
+
+    def summary(self, group: str = ALL) -> dict[str, float]:
+        """``j``, ``f``: means over the group's questions. ``jf``: of both. ``count``: of questions. {} without any."""
+        own = [answer for answer in self.answers if group == ALL or group in answer.groups]
+        if not own:
+            return {}
+        j, f = float(np.mean([answer.j for answer in own])), float(np.mean([answer.f for answer in own]))
+        return {"jf": (j + f) / 2, "j": j, "f": f, "count": float(len(own))}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures of each group that has a question, and what was skipped; single answers stay in the fields."""
+        return {
+            "memory": self.memory,
+            "groups": {group: figures for group in GROUPS if (figures := self.summary(group))},
+            "skipped": [{"key": bad.key, "reason": bad.reason} for bad in self.skipped],
+        }
+
+
+def evaluate_clips(
+    model: StudentDetector,
+    source: VideoSource,
+    keys: Sequence[str],
+    *,
+    context: int,
+    queries_per_video: int = 4,
+    memory: Kind = "own",
+    levels: Levels | None = None,
+    batch_size: int = 4,
+    marks: bool | None = None,
+    geometry: str = "square",
+    progress: Callable[[int], object] | None = None,
+) -> ClipScores:
+    """Ask about every object in some frames of each video, with at most ``context`` annotated frames before as memory.
+
+    They are spread over the annotated frames but the first. An object is asked about, by the last of its names, where
+    its frame and one of the context show ``LEAST_PIXELS`` of it on the canvas: the same questions for any memory. The
+    answer is the mask of the best score.
+
+    memory: "own" remembers the student's maps of the context, "teacher" those of ``levels``, "none" nothing. marks:
+    tell the memory where the object was, by its true masks; None as in training. batch_size: frames encoded at once;
+    each is encoded once. progress: called with 1 after each video.
+
+    A video that cannot be used is skipped and listed. Raises ``UserError`` where no question is left.
+    """
+    if context < 1 or queries_per_video < 1 or batch_size < 1:
+        raise ValueError("a clip has one context frame, a video one query and a batch one frame at least")
+    if (memory == "teacher") != (levels is not None):
+        raise ValueError("levels are what a teacher's memory holds, and no other")
+    place = Geometry(model.image_size, geometry)  # type: ignore[arg-type]
+    marked = memory != "none" and (model.model.config.memory_marks if marks is None else marks)
+    run = _Clips(model, source, place, context, queries_per_video, memory, levels, batch_size, marked)
+    answers, skipped = list[ClipAnswer](), list(source.problems)
+    with evaluating(model.model), torch.no_grad():
+        for key in keys:
+            try:
+                answers += run.video(key)
+            except BadVideo as error:
+                skipped.append(error.bad)
+            if progress is not None:
+                progress(1)
+    if not answers:
+        first = f", first {': '.join(skipped[0])}" if skipped else ""
+        raise UserError(f"no object to ask about in {len(keys)} videos, {len(skipped)} skipped{first}")
+    return ClipScores(memory, tuple(answers), tuple(skipped))
+
+
+def context_of(query: int, context: int) -> range:
+    """Rows of the memory for row ``query``."""
+    return range(max(0, query - context), query)
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """What all videos have in common."""
+
+    model: StudentDetector
+    source: VideoSource
+    place: Geometry
+    context: int
+    queries: int
+    memory: Kind
+    levels: Levels | None
+    batch_size: int
+    marked: bool
+
+    def video(self, key: str) -> list[ClipAnswer]:
+        """Encode a video's frames in their order; when a query is reached, all of its context has been."""
+        record = self.source.record(key)
+        if len(record.annotated) < 2:
+            raise BadVideo(key, "one annotated frame; a query needs one before it")
+        queries = evenly(range(1, len(record.annotated)), self.queries)
+        rows = set(queries)
+        if self.memory == "own":
+            rows.update(*(context_of(query, self.context) for query in queries))
+        order, answers = sorted(rows), list[ClipAnswer]()
+        past = _Past(self, record)
+        frames = frames_of(self.source, key, [record.annotated[row] for row in order])
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            vision = self._encoded([next(frames) for _ in batch])
+            level = vision.fpn_hidden_states[self.model.model.config.memory_level]
+            past.grid = tuple(level.shape[-2:])
+            if self.memory == "own":
+                past.maps.update(zip(batch, level, strict=True))
+            for place, row in enumerate(batch):
+                if row in queries:
+                    image = take_images(vision, torch.tensor([place], device=level.device))
+                    answers += past.ask(row, image)
+        return answers
+
+    def _encoded(self, frames: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Sam3LiteTextVisionEncoderOutput:
+        canvases = torch.stack([self.place.canvas(Image.fromarray(frame))[0] for frame in frames])
+        vision, model = self.model.model.config.vision_config, self.model.model
+        pixels = normalise(canvases.to(model.device), tuple(vision.image_mean), tuple(vision.image_std))
+        return model.get_vision_features(pixels)
+
+
+class _Past:
+    """One video: what its frames show, and what is remembered of them. All by row. grid: of the student's own level."""
+
+    def __init__(self, run: _Clips, record: VideoRecord) -> None:
+        self.run, self.record = run, record
+        self.maps: dict[int, Float[Tensor, "c h w"]] = {}
+        self.grid: tuple[int, int] = (0, 0)
+        self._seen: dict[int, Bool[np.ndarray, " n"]] = {}
+        self._marks: dict[int, Float[Tensor, "n h w"]] = {}
+        self._shares = visible_shares(run.source, record)
+
+    def ask(self, query: int, image: Sam3LiteTextVisionEncoderOutput) -> list[ClipAnswer]:
+        """All questions about the frame of row ``query``, whose features are ``image``."""
+        rows = context_of(query, self.run.context)
+        for row in (*rows, query):
+            self._look(row)
+        before = np.stack([self._seen[row] for row in rows])
+        asked = np.flatnonzero(self._seen[query] & before.any(0)).tolist()
+        if not asked:
+            return []
+        truth = self.run.source.masks(self.record.key, self.record.annotated[query])
+        answers = []
+        for start in range(0, len(asked), _QUESTIONS):
+            columns = asked[start : start + _QUESTIONS]
+            phrases = [self._phrase(column) for column in columns]
+            found = self._answers(image, columns, phrases, query, rows)
+            for column, phrase, mask in zip(columns, phrases, found, strict=True):
+                scores = [float(figure(mask, truth[column])) for figure in (region_similarity, boundary_f)]
+                answers.append(
+                    ClipAnswer(
+                        self.record.key, self.record.annotated[query], self.record.objects[column], phrase, *scores,
+                        self._groups(column, query, before[:, column]),
+                    )
+                )  # fmt: skip
+        return answers
+
+    def _look(self, row: int) -> None:
+        """Read the masks of a row, once: which objects it shows, and where."""
+        if row in self._seen:
+            return
+        masks = self.run.source.masks(self.record.key, self.record.annotated[row])
+        placed = self.run.place.mask(masks)
+        self._seen[row] = placed.flatten(1).sum(1).numpy() >= LEAST_PIXELS
+        if self.run.marked:  # one by one: as floats, the canvases of a crowded frame would fill the memory
+            cells = [F.adaptive_avg_pool2d(one[None].float(), self.grid) for one in placed]
+            self._marks[row] = torch.cat(cells) if cells else torch.zeros(0, *self.grid)
+
+    def _phrase(self, column: int) -> str:
+        named = phrase_of(self.record, column, self.run.model.words)
+        return self.run.model.model.config.memory_phrase if named is None else named
+
+    def _groups(self, column: int, query: int, before: Bool[np.ndarray, " t"]) -> tuple[str, ...]:
+        record, groups = self.record, []
+        names = record.concepts[column] if record.concepts else ()
+        if names:
+            others = [other for other in np.flatnonzero(self._seen[query]).tolist() if other != column]
+            alike = any(set(record.concepts[other]) == set(names) for other in others)
+            groups.append(LOOKALIKES if alike else UNIQUE)
+        share = self._shares.get(record.objects[column])
+        if share is not None and share[query] < HIDDEN_BELOW:
+            groups.append(OCCLUDED)
+        if record.labelled[query - 1, column] and not before[-1]:  # it was seen before, or nobody would ask
+            groups.append(REAPPEARED)
+        return tuple(groups)
+
+    @torch.no_grad()
+    def _answers(
+        self,
+        image: Sam3LiteTextVisionEncoderOutput,
+        columns: Sequence[int],
+        phrases: Sequence[str],
+        query: int,
+        rows: range,
+    ) -> list[Bool[np.ndarray, "h w"]]:
+        """The mask of each question in pixels of the frame."""
+        model, device = self.run.model.model, self.run.model.model.device
+        asked = self.run.model.words.inputs(ConceptPrompts.words(phrases, [0] * len(phrases)), device)
+        memory: dict[str, Tensor] = {}
+        if self.run.memory != "none":
+            memory["memory_features"] = self._remembered(rows).to(device)[None]
+            memory["memory_ages"] = torch.tensor([[float(query - row) for row in rows]], device=device)
+        if self.run.marked:
+            memory["memory_masks"] = torch.stack([self._marks[row][columns] for row in rows], 1).to(device)
+        about = torch.zeros(len(phrases), dtype=torch.int64, device=device)
+        answer = model.forward_video(vision_embeds=image, prompt_images=about, **asked, **memory).answer()
+        best = answer.pred_logits.argmax(1)
+        masks = answer.pred_masks[torch.arange(len(best), device=device), best]
+        return [_on_frame(mask, self.run.place, self.record.size) for mask in masks]
+
+    def _remembered(self, rows: range) -> Float[Tensor, "t c h w"]:
+        """One map per frame, on the student's grid, as in training."""
+        if self.run.levels is not None and (missing := [row for row in rows if row not in self.maps]):
+            theirs = self.run.levels.read(self.record.key, [self.record.annotated[row] for row in missing])
+            self.maps.update(zip(missing, to_grid(theirs.float(), self.grid), strict=True))
+        return torch.stack([self.maps[row] for row in rows])
+
+
+def _on_frame(logits: Float[Tensor, "a b"], place: Geometry, size: Size) -> Bool[np.ndarray, "h w"]:
+    """As ``detections`` brings a mask to the image."""
+    side = (place.image_size, place.image_size)
+    canvas = F.interpolate(logits[None, None].float(), side, mode="bilinear", align_corners=False)
+    return (place.masks_back(canvas[0, 0], size) > 0).cpu().numpy()

@@ -1,0 +1,142 @@
+"""What following objects through videos came to: one row per memory, as data, for the terminal and for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..data.sources import BadInput
+from ..metrics.video import VideoSetScores
+from .result import DASH, Conditions, Evaluation, Measure, Picture, count
+from .result_story import Tile
+
+WITHOUT, STUDENT, TEACHER = "without memory", "student", "teacher memory"
+"""The student with the given masks alone, with its own memory, and remembering its teacher's maps."""
+VIDEO_NOTE = (
+    "Every object is given once, by its true mask. J: overlap of the masks that follow, F: agreement of outlines, J&F: "
+    "the mean of both; means over objects. Reappeared: visible again since half a second at most. Occluded: less than "
+    "three quarters visible."
+)
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """One memory. Figures in 0..1, means over objects of means over their frames.
+
+    objects, frames: how many objects count, and how many frames of them. reappeared, occluded: J&F on the frames just
+    after an object came back, and where something covers part of it; None where no frame is known to be of that kind.
+    latency_ms: of a frame with all its objects, None where no video was long enough. kept: ``jf`` as a share of that
+    with the teacher's memory.
+    """
+
+    name: str
+    jf: float
+    j: float
+    f: float
+    objects: int
+    frames: int
+    reappeared: float | None = None
+    occluded: float | None = None
+    latency_ms: float | None = None
+    kept: float | None = None
+
+
+@dataclass(frozen=True)
+class VideoResult(Evaluation[VideoRow]):
+    """A student with each memory, and what it was measured on.
+
+    convention: name of the rules that say which frames count. videos: how many were followed. parameters: of the whole
+    student. skipped: videos that could not be used, with the reason. scores: by row, per video, object and frame.
+    """
+
+    rows: tuple[VideoRow, ...]
+    teacher: str | None
+    convention: str
+    videos: int
+    parameters: int
+    conditions: Conditions | None
+    skipped: tuple[BadInput, ...]
+    scores: Mapping[str, VideoSetScores]
+    pictures: tuple[Picture, ...] = ()
+    pictures_note = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and mappings; of frames only means."""
+        return {
+            "teacher": self.teacher,
+            "convention": self.convention,
+            "videos": self.videos,
+            "parameters": self.parameters,
+            "models": [asdict(row) for row in self.rows],
+            "timing": None if self.conditions is None else asdict(self.conditions),
+            "skipped": [{"key": bad.key, "reason": bad.reason} for bad in self.skipped],
+            "scores": {name: scores.to_dict() for name, scores in self.scores.items()},
+        }
+
+    def measures(self) -> list[Measure]:
+        """What was measured, in reading order; each with one text per row. What nobody has is left out."""
+
+        def line(group: str, name: str, field: str, form: str, scale: float = 1.0, unit: str = "") -> Measure:
+            values = [getattr(row, field) for row in self.rows]
+            return Measure(group, name, [DASH if v is None else format(v * scale, form) + unit for v in values])
+
+        found = [
+            line("objects followed", "J&F", "jf", ".3f"),
+            line("objects followed", "J", "j", ".3f"),
+            line("objects followed", "F", "f", ".3f"),
+            line("objects followed", "J&F, reappeared", "reappeared", ".3f"),
+            line("objects followed", "J&F, occluded", "occluded", ".3f"),
+            line("objects followed", "kept of teacher memory", "kept", ".1f", 100.0, " %"),
+            line("that count", "objects", "objects", "d", 1),
+            line("that count", "frames of them", "frames", "d", 1),
+            line("cost", "time per frame", "latency_ms", ".3g", 1.0, " ms"),
+        ]
+        return [measure for measure in found if any(cell != DASH for cell in measure.cells)]
+
+    def caption(self) -> str:
+        """One sentence on what the rows were measured on."""
+        text = f"{count(self.videos, 'video')}, rules of {self.convention}; {self.parameters / 1e6:.2f} M parameters"
+        if self.skipped:
+            text += f"; {count(len(self.skipped), 'input')} skipped"
+        if self.conditions is not None:
+            on = self.conditions
+            text += (
+                f"; time: all objects of a frame, {on.device}, {count(on.threads, 'thread')}, "
+                f"median of {count(on.repeats, 'frame')}"
+            )
+        return text + "."
+
+    @property
+    def note(self) -> str:
+        return VIDEO_NOTE
+
+    def headline(self, student: str, start: str | None) -> str:
+        """Also what the memory is worth, which is what the job trains."""
+        own, others = self.row(student), {row.name: row for row in self.rows if row.name != student}
+        said = f"The student follows objects with a J&F of {own.jf:.3f}"
+        if WITHOUT in others:
+            said += f"; without its memory, {others[WITHOUT].jf:.3f}"
+        if TEACHER in others:
+            said += f"; with the teacher's maps to remember, {others[TEACHER].jf:.3f}"
+        cost = "" if own.latency_ms is None else f" A frame takes {own.latency_ms:.3g} ms."
+        return f"{said}.{cost}"
+
+    def tiles(self, student: str, start: str | None) -> list[Tile]:
+        """J&F, the share kept, the hard frames, parameters and time: at most six."""
+        own, others = self.row(student), {row.name: row for row in self.rows if row.name != student}
+        without = others.get(WITHOUT)
+
+        def figure(label: str, field: str) -> list[Tile]:
+            value, before = getattr(own, field), without and getattr(without, field)
+            said = "" if before is None else f"{WITHOUT} {before:.3f}"
+            return [] if value is None else [Tile(label, f"{value:.3f}", said)]
+
+        found = figure("J&F", "jf")
+        if own.kept is not None:
+            found.append(Tile("of the J&F with the teacher's memory", f"{own.kept:.1%}", f"J&F {own.jf:.3f}"))
+        found += figure("J&F, reappeared", "reappeared") + figure("J&F, occluded", "occluded")
+        found.append(Tile("parameters", f"{self.parameters / 1e6:.2f} M", ""))
+        if own.latency_ms is not None:
+            found.append(Tile("time per frame", f"{own.latency_ms:.3g} ms", ""))
+        return found

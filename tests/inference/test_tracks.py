@@ -1,0 +1,65 @@
+"""Overlaps, pairs and the ring, by brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from samdistill.inference.tracks import Memory, Ring, Sight, Track, apart, assign, overlap
+
+
+def test_overlap_is_the_iou_of_the_whole_masks() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        masks = []
+        for _ in range(2):
+            mask, (top, left) = np.zeros((12, 15), bool), rng.integers(0, 8, 2)
+            mask[top : top + 5, left : left + 6] = rng.random((5, 6))[: 12 - top, : 15 - left] > 0.4
+            masks.append(mask)
+        first, second = (Sight.of(1.0, mask) for mask in masks)
+        assert first is not None and second is not None
+        assert overlap(first, second) == pytest.approx((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
+    assert Sight.of(1.0, np.zeros((3, 3), bool)) is None
+    assert apart(Sight.filled((0, 0, 2, 2), (9, 9)), Sight.filled((3, 4, 5, 6), (9, 9))) == 5  # type: ignore[arg-type]
+    filled = Sight.filled((0.5, 1, 2.1, 3), (9, 9))
+    assert filled.box == (0, 1, 3, 3) and filled.area == filled.mask.sum() == 6
+
+
+def test_objects_and_instances_are_paired_for_the_greatest_sum() -> None:
+    rng = np.random.default_rng(1)
+    for count in (1, 3, 4):
+
+        def drawn() -> Sight:
+            left, top = rng.random(2) * 12
+            return Sight.filled((left, top, left + 6, top + 6), (24, 24))
+
+        tracks = [Track(number, None, "thing", drawn()) for number in range(count)]
+        found = [drawn() for _ in range(4)]
+        pairs = assign(tracks, found)
+        total = sum(overlap(tracks[number].last, sight) for number, sight in pairs.items())
+        orders = itertools.permutations(found, count)
+        assert total == pytest.approx(
+            max(sum(overlap(t.last, s) for t, s in zip(tracks, order, strict=True)) for order in orders)
+        )
+        assert len(set(map(id, pairs.values()))) == len(pairs)
+        assert all(overlap(tracks[number].last, sight) > 0 for number, sight in pairs.items())
+    assert assign([], found) == {} == assign(tracks, [])
+
+
+def test_the_ring_keeps_the_latest_frames() -> None:
+    ring, mark = Ring(2), torch.rand(4, 4)
+    assert ring.recall(5, 4) == Memory(None, None, None, None) and ring.marked == set()
+    maps = torch.rand(3, 8, 4, 4)
+    for number, marks in ((0, {1: mark}), (4, {2: mark / 2}), (8, {1: mark / 3, 2: mark / 4})):
+        ring.add(number, maps[number // 4], marks)
+    features, ages, valid, masks = ring.recall(10, 4, [2, 1])
+    assert len(ring) == 2 and torch.equal(features, maps[None, 1:]) and ring.marked == {1, 2}
+    assert ages.tolist() == [[1.5, 0.5]] and valid.tolist() == [[True, True]]
+    assert torch.equal(masks, torch.stack([mark / 2, mark / 4, torch.zeros(4, 4), mark / 3]).view(2, 2, 4, 4))
+    assert ring.recall(10, 4).masks is None
+    ring.add(12, maps[0], {})
+    ring.add(16, maps[0], {})
+    assert ring.marked == set()
