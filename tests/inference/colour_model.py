@@ -70,14 +70,16 @@ class ColourModel:
         questions, pixels = len(asked["text_embeds"].pooler_output), asked["vision_embeds"].fpn_hidden_states[0][0]
         masks = torch.full((questions, QUERIES, SIDE, SIDE), -5.0)
         logits, boxes = torch.full((questions, QUERIES), -9.0), torch.zeros(questions, QUERIES, 4)
+        presence = torch.full((questions, 1), -20.0)
         for row in range(questions):
             for query, mask in enumerate(self.claimed(pixels, row), 2):
+                presence[row] = 20.0
                 rows, columns = (mask > 0).nonzero().T
                 edges = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
                 masks[row, query], logits[row, query] = mask, 4 - query / 10
                 boxes[row, query] = torch.stack(edges) / SIDE
         empty = torch.zeros(questions, 1, 1, 1)
-        output = DetectorOutput(masks, boxes, logits, torch.full((questions, 1), 20.0), empty, (empty,), empty)
+        output = DetectorOutput(masks, boxes, logits, presence, empty, (empty,), empty)
         return SimpleNamespace(answer=lambda: output)
 
 

@@ -60,6 +60,10 @@ def test_the_ring_keeps_the_latest_frames() -> None:
     assert ages.tolist() == [[1.5, 0.5]] and valid.tolist() == [[True, True]]
     assert torch.equal(masks, torch.stack([mark / 2, mark / 4, torch.zeros(4, 4), mark / 3]).view(2, 2, 4, 4))
     assert ring.recall(10, 4).masks is None
-    ring.add(12, maps[0], {})
+    ring.add(12, maps[0], {})  # frame 8 shows both last, and is the one that may wait
     ring.add(16, maps[0], {})
-    assert ring.marked == set()
+    assert ring.marked == {1, 2} and ring.recall(20, 4).ages.tolist() == [[2.0, 1.0]]  # not 3: as old as they get
+    ring.add(20, maps[0], {1: mark})
+    assert ring.marked == {1, 2}
+    ring.add(24, maps[0], {2: mark})  # now nobody needs frame 8
+    assert ring.recall(28, 4).ages.tolist() == [[2.0, 1.0]] and ring.marked == {1, 2}

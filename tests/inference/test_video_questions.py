@@ -68,7 +68,7 @@ def test_a_pixel_belongs_to_the_surer_object() -> None:
 
         def forward_video(self, **asked):
             output = super().forward_video(**asked).answer()
-            output.pred_logits[2:] -= 6
+            output.presence_logits[2:] = -6
             return SimpleNamespace(answer=lambda: output)
 
     watched, _ = session(Greedy())

@@ -69,20 +69,35 @@ def test_an_object_that_left_comes_back_under_its_id() -> None:
     assert all(call["memory_masks"] is not None for call in model.calls)
 
 
-def test_what_no_remembered_frame_shows_is_not_asked_about() -> None:
+def test_the_frame_that_shows_an_object_last_stays_and_finds_it_again() -> None:
     """Three frames are kept, each second one; the object was there in the first only."""
     watched, model = session()
     watched.add_mask(square(10, 10))
     watched.push(picture(red=(10, 10)))
-    for _ in range(6):  # frames 2, 4 and 6 push the first one out
+    for _ in range(20):
         watched.push(picture())
-    asked = len(model.calls)
-    assert where(watched.push(picture(red=(10, 10)))) == {1: None}
-    assert asked == len(model.calls) == 6
+    assert where(watched.push(picture(red=(14, 10)))) == {1: (14, 10)}
+    asked = model.calls[-1]
+    assert asked["memory_ages"].tolist() == [[3.0, 1.5, 0.5]]  # frame 0 counts as the oldest there is; 18 and 20
+    assert asked["memory_masks"][0].flatten(1).any(1).tolist() == [True, False, False]
+
+
+def test_what_no_remembered_frame_shows_is_not_asked_about() -> None:
+    """One of three frames may wait for what it shows; of two that are needed the older one leaves."""
+    watched, model = session()
+    watched.add_mask(square(10, 10))
+    watched.push(picture(red=(10, 10)))
+    watched.push(picture())
+    watched.add_mask(square(40, 40))
+    watched.push(picture(green=(40, 40)))
+    for _ in range(6):
+        watched.push(picture())
+    found = where(watched.push(picture(red=(10, 10), green=(40, 40))))
+    assert found == {1: None, 2: (40, 40)} and len(model.calls[-1]["memory_masks"]) == 1
 
 
 def test_what_was_lost_is_found_again_by_its_phrase_under_the_nearest_id() -> None:
-    watched, _ = session()
+    watched, _ = session(ColourModel(context=1))  # a single frame waits for nobody
     watched.add_text("thing")
     assert where(watched.push(picture(red=(4, 4), green=(50, 50)))) == {1: (4, 4), 2: (50, 50)}
     for _ in range(8):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -121,17 +120,32 @@ class _Remembered:
 
 
 class Ring:
-    """The last ``length`` remembered frames: their features, and the share of each cell that an object covered."""
+    """The last ``length`` remembered frames: their features, and the share of each cell that an object covered.
+
+    An object that hides longer than that would be forgotten, and never found again. So the frame that shows it last
+    stays while the ones after it leave, in at most half of the places.
+    """
 
     def __init__(self, length: int) -> None:
-        self._frames: deque[_Remembered] = deque(maxlen=length)
+        self.length = length
+        self._frames: list[_Remembered] = []
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def add(self, number: int, features: Float[Tensor, "c h w"], marks: Mapping[int, Float[Tensor, "h w"]]) -> None:
-        """marks: of the objects that frame ``number`` shows, by id. The oldest frame makes room."""
+        """marks: of the objects that frame ``number`` shows, by id."""
         self._frames.append(_Remembered(number, features, marks))
+        if len(self._frames) > self.length:
+            del self._frames[self._leaves()]
+
+    def _leaves(self) -> int:
+        """The oldest frame that no object needs; where too many are needed, the oldest of those."""
+        for place, frame in enumerate(self._frames[: self.length // 2 + 1]):
+            later = set().union(*(other.marks for other in self._frames[place + 1 :]))
+            if frame.marks.keys() <= later:
+                return place
+        return 0
 
     @property
     def marked(self) -> set[int]:
@@ -141,12 +155,14 @@ class Ring:
     def recall(self, number: int, stride: int, objects: Sequence[int] = ()) -> Memory:
         """The past as frame ``number`` sees it, oldest first; ages in units of ``stride`` frames.
 
+        No age is beyond what the memory was trained with: a frame that was kept for long counts as the oldest of those.
+
         objects: whose marks are told, a row for each; () tells none. With nothing remembered it tells nothing.
         """
         if not self._frames:
             return Memory()
         features = torch.stack([frame.features for frame in self._frames])[None]
-        ages = [(number - frame.number) / stride for frame in self._frames]
+        ages = [min((number - frame.number) / stride, self.length) for frame in self._frames]
         told = torch.tensor([ages], device=features.device)
         nowhere = features.new_zeros(features.shape[-2:])
         rows = [torch.stack([frame.marks.get(one, nowhere) for frame in self._frames]) for one in objects]

@@ -27,7 +27,7 @@ MOST_OBJECTS = 20
 SAME = 0.5
 """Overlap (IoU) from which on two instances, or an instance and a box that was drawn, are one object."""
 LEAST_SCORE = 0.05
-"""Below this an instance is not even taken for what a drawn box shows."""
+"""Below this an instance is not even taken for what a drawn box shows, or for an object that was seen in its place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,10 @@ class VideoSession:
     other frame in which an object appears, which would else be unknown until the next one. ``context`` frames are kept.
 
     With a memory that was trained with marks every object is asked about on its own, by where it was in those frames;
-    where two of them claim a pixel, the surer one has it. An object that none of those frames shows is not asked about
-    any more: only ``add_text`` can find it again. Otherwise one question is asked per phrase, with the memory or, of a
-    student without one, as about a still image, and an object is the instance that overlaps it where it was last seen.
+    it is visible where the presence of what is asked for is likely, and where two objects claim a pixel, the surer one
+    has it. An object that none of those frames shows is not asked about any more: only ``add_text`` can find it again.
+    Otherwise one question is asked per phrase, with the memory or, of a student without one, as about a still image,
+    and an object is the instance that overlaps it where it was last seen, however low its score.
 
     At most ``MOST_OBJECTS`` objects; ``crowded`` tells whether instances of a phrase had to be left out for that.
     """
@@ -74,7 +75,8 @@ class VideoSession:
         threshold: float = 0.5, geometry: str = "square",
     ) -> None:  # fmt: skip
         """context: remembered frames, None for as many as in training, 0 to go without memory, as a student of images
-        does anyway. stride: None for the training's. threshold: least score of what is visible. geometry: as in the
+        does anyway. stride: None for the training's. threshold: least score of what is new,
+        and least presence of what is remembered. geometry: as in the
         student's config. Raises ``UserError`` for values out of range."""
         config = student.model.config
         self.context = config.memory_context if context is None else context
@@ -229,9 +231,9 @@ class VideoSession:
         return found.answer()
 
     def _instances(self, now: _Frame, answer: DetectorOutput, row: int) -> list[Sight]:
-        """What question ``row`` found, best first."""
+        """What question ``row`` found from ``LEAST_SCORE`` on, best first."""
         side = (self._place.image_size, self._place.image_size)
-        found = detections(answer, row, self.threshold, now.placed, side, self._size)
+        found = detections(answer, row, LEAST_SCORE, now.placed, side, self._size)
         sights = map(Sight.of, found.scores.tolist(), found.masks.cpu().numpy())
         return [sight for sight in sights if sight is not None]
 
@@ -251,7 +253,8 @@ class VideoSession:
         memory = self._ring.recall(self._number, self.stride, [track.object_id for track in tracks])
         answer = self._ask(now, [track.asked for track in tracks], memory=memory)
         queries = answer.pred_logits.argmax(1, keepdim=True)
-        scores = answer.scores.gather(1, queries)[:, 0].tolist()
+        # the question is about one object: which query is it, and is it there; how good its mask is decides neither
+        scores = answer.presence_logits[:, 0].float().sigmoid().tolist()
         # object by object: the logits of twenty at the size of a film would not fit
         best = torch.zeros(self._size, device=queries.device)
         owner = torch.full(self._size, -1, dtype=torch.int64, device=queries.device)
@@ -322,7 +325,7 @@ class VideoSession:
             return
         for phrase, sights in self._plain(now, due).items():
             self._phrases[phrase] = True
-            for sight in sights:
+            for sight in (sight for sight in sights if sight.score >= self.threshold):
                 own = [track for track in self._tracks.values() if track.asked == phrase]
                 seen = (now.sights[t.object_id] for t in own if t.object_id in now.sights)
                 if any(overlap(sight, other) >= SAME for other in seen):

@@ -31,10 +31,17 @@ from .progress import Progress
 
 FRAMES = (".jpg", ".jpeg", ".png")
 """Files of a folder that are frames."""
+FILES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".ts")
+"""Endings of videos; any other file is taken for an image."""
 ENCODER = {"crf": "18", "preset": "medium"}
 """Options of libx264: close to what cannot be told from the original by eye."""
 
 Frame = UInt8[np.ndarray, "h w 3"]
+
+
+def is_video(path: Path) -> bool:
+    """Whether ``path`` is to be read as a video: a folder of frames, or a file that is called like one."""
+    return path.is_dir() or path.suffix.lower() in FILES
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,9 @@ def _film(path: Path, size: Size, rate: float) -> Iterator[Callable[[Frame], Non
 
             def add(picture: Frame) -> None:
                 even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+                # in one thread, for the sake of whoever forks loader workers after this; see data/videos.py
+                shown = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p", threads=1)
+                container.mux(stream.encode(shown))
 
             yield add
             container.mux(stream.encode(None))
