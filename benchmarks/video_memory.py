@@ -199,8 +199,8 @@ def say(sheet: Sheet, study: Trainings, args: argparse.Namespace) -> None:
     sheet.say()
     sheet.say(
         f"{args.videos} rendered videos, {args.per_video} clips each an epoch, {args.epochs} epochs, {steps} steps of "
-        f"{config.train.batch_size} clips; seeds {', '.join(map(str, study.seeds))}; 1 thread per training, {study.jobs} "
-        f"at a time"
+        f"{config.train.batch_size} clips; seeds {', '.join(map(str, study.seeds))}; 1 thread per training, "
+        f"{study.jobs} at a time"
     )
     sheet.say(f"held out: {args.val} videos, J&F of the query frame; questions: {counts}")
     for kind in KINDS:
@@ -249,8 +249,8 @@ def main() -> None:
     say(sheet, study, args)
     sheet.say()
     sheet.say(
-        "Not measured: real videos and the published SAM 3, longer trainings, full size. The spread covers the memory's "
-        "random part, order and clips; the image student, the teacher and the videos stay the same."
+        "Not measured: real videos and the published SAM 3, longer trainings, full size. The spread covers the "
+        "memory's random part, order and clips; the image student, the teacher and the videos stay the same."
     )
     sheet.save(args.out, {"part": args.part, "videos": args.videos, "held_out": args.val, **study.to_dict()})
 

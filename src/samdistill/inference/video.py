@@ -231,9 +231,9 @@ class VideoSession:
         return found.answer()
 
     def _instances(self, now: _Frame, answer: DetectorOutput, row: int) -> list[Sight]:
-        """What question ``row`` found from ``LEAST_SCORE`` on, best first."""
+        """What question ``row`` found from ``LEAST_SCORE`` on, best first, at most what a session can follow."""
         side = (self._place.image_size, self._place.image_size)
-        found = detections(answer, row, LEAST_SCORE, now.placed, side, self._size)
+        found = detections(answer, row, LEAST_SCORE, now.placed, side, self._size, MOST_OBJECTS)
         sights = map(Sight.of, found.scores.tolist(), found.masks.cpu().numpy())
         return [sight for sight in sights if sight is not None]
 
