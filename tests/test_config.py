@@ -311,6 +311,8 @@ def test_the_described_video_recipe_is_the_described_one() -> None:
         ("data: {root: v}\nstudent: {memory: {level: 1}}", "student.memory.level"),
         ("data: {root: v}\nstudent: {memory: {latent: 64}}", "did you mean 'latents'"),
         ("data: {root: v}\nclips: {own: [0, 2]}", "clips.own.1"),
+        ("data: {root: v, held_out_last: 3}", "data.held_out_last: videos are divided by folder"),
+        ("data: {root: v}\nstudent: {memory: {latents: 16, windows: 4}}", "16 windows leave none of 16 latents"),
     ],
 )
 def test_mistakes_in_a_video_config_are_named(given: str, message: str, write) -> None:

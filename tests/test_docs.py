@@ -22,6 +22,7 @@ from samdistill.config import (
     RateConfig,
     RunConfig,
     TeacherEntry,
+    VideoRunConfig,
     packaged,
 )
 
@@ -98,6 +99,7 @@ KEYS: dict[tuple[str, ...], type[BaseModel]] = {
     (SHARED, TEACHER, "Keys of the encoder job"): RunConfig,
     (SHARED, TEACHER, "Keys of the detection job"): DetectionRunConfig,
     (SHARED, "Keys of the prompt job"): PromptRunConfig,
+    (SHARED, TEACHER, "Keys of the video job"): VideoRunConfig,
     ("Keys of a phase",): PhaseConfig,
     ("Keys of a freeze",): FreezeConfig,
     ("Keys of a rate",): RateConfig,
@@ -187,9 +189,32 @@ detector.save_pretrained("runs/words/run/student")
 sandbox_words().save("runs/words/run/student")
 Image.new("RGB", (64, 48), "red").save("photo.jpg")
 """
+FILMED = """
+from pathlib import Path
+from samdistill.checkpoints.files import locate
+from samdistill.checkpoints.words import Words
+from samdistill.sandbox.videos import VideoStyle
+from samdistill.sandbox.write_videos import write_sav
+from samdistill.students import load_with_memory
+image = locate("sandbox-student")
+remembering = load_with_memory(image, latents=12, layers=1, windows=2)
+remembering.config.memory_level = 2
+for run in ("runs/video/efficient_sam3", "runs/films/run"):
+    remembering.save_pretrained(f"{run}/student")
+    Words.load(image, remembering.config.text_config.vocab_size).save(Path(run, "student"))
+(name,) = write_sav(Path("videos"), 1, 126, 3, "val", VideoStyle(frames=12))
+Path("videos/val", f"{name}.mp4").rename("film.mp4")
+from samdistill.data.videos import read_frames, scan_video
+frames = [pixels for _, pixels in read_frames(scan_video(Path("film.mp4")), range(12))]
+"""
+FILM_HOLDS = """
+assert session.context == 8 and session.stride == 4 and number == 11
+assert dog in [one.object_id for one in session.push(frame)]
+"""
 README_HOLDS = """
 assert masks.shape[:2] == (1, 1) and masks.isfinite().all()
 assert len(found.detected) == 5 and found.detected.masks.shape[1:] == (48, 64) and Path("seen.png").is_file()
+assert session.context == 8 and len(frames) == 12
 """
 
 
@@ -198,7 +223,8 @@ assert len(found.detected) == 5 and found.detected.masks.shape[1:] == (48, 64) a
     [
         ("docs/extending.md", "", ""),
         ("docs/store.md", "", ""),
-        ("README.md", MERGED + ASKED, README_HOLDS),
+        ("docs/video.md", FILMED, FILM_HOLDS),
+        ("README.md", MERGED + ASKED + FILMED, README_HOLDS),
     ],
 )
 def test_code_on_a_page_runs(page: str, before: str, after: str, tmp_path: Path) -> None:

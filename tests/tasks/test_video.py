@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -323,3 +324,19 @@ def test_the_newest_image_student_is_found_and_strangers_are_refused(
     refused(runs / "old", "holds a 'sam3' model, no student of the detection job")
     with pytest.raises(UserError, match="no student of the detection job below"):
         VideoAssembly(video(tmp_path / "out", "student.start=null", f"student.runs={tmp_path / 'none'}")).start  # noqa: B018
+
+
+def test_more_windows_than_cells_are_refused_and_the_stride_is_that_of_the_videos(
+    video: VideoRecipe, task: VideoTask, tmp_path: Path
+) -> None:
+    config = video(tmp_path, "student.memory={level: 3, latents: 32, windows: 5}")
+    with pytest.raises(UserError, match=r"windows=5: level 3 of .* has 4 x 4 cells; give 4 at most"):
+        VideoAssembly(config).student_config  # noqa: B018
+    assert task.build_student().model.config.memory_stride == 4
+
+    class EachFrame:
+        def record(self, key: str):
+            return SimpleNamespace(annotated=(3, 5, 7))
+
+    task.source = EachFrame()
+    assert task.build_student().model.config.memory_stride == 2

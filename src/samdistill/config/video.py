@@ -25,6 +25,13 @@ class MemoryConfig(Strict):
     """Remember where the object that is asked about was, and ask about one object at a time. False: remember the
     features alone, and ask about all objects of a phrase together, as described."""
 
+    @model_validator(mode="after")
+    def _some_look_everywhere(self) -> MemoryConfig:
+        if self.windows**2 >= self.latents:
+            count = f"{self.windows**2} windows leave none of {self.latents} latents to look everywhere"
+            raise ValueError(f"windows={self.windows}: {count}")
+        return self
+
 
 class VideoStudentConfig(Strict):
     start: Path | None = None
@@ -77,7 +84,7 @@ class VideoEvaluateConfig(Strict):
     convention: Literal["davis2017", "sav"] = "sav"
     """Which frames count."""
     videos: Positive | None = None
-    """At most this many held-out videos; None takes all."""
+    """At most this many held-out videos are followed from end to end; None takes all."""
 
 
 class VideoRunConfig(Run):
@@ -96,9 +103,11 @@ class VideoRunConfig(Run):
     evaluate: VideoEvaluateConfig = VideoEvaluateConfig()
 
     @model_validator(mode="after")
-    def _cached_frames_are_as_they_are(self) -> VideoRunConfig:
+    def _data_fits_videos(self) -> VideoRunConfig:
         if self.data.views != 1:
             raise ValueError("data.views: a video is cached once, as it is; leave it at 1")
+        if self.data.held_out_last is not None:
+            raise ValueError("data.held_out_last: videos are divided by folder or by data.held_out_fraction")
         return self
 
     @property

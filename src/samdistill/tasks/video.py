@@ -23,13 +23,13 @@ from ..config import VideoRunConfig
 from ..data import BadInput
 from ..data.clips import ClipBatch, ClipDataset, ClipItem, ClipRules, collate_clips
 from ..data.transforms import ViewTransform
-from ..data.videos import VideoSource
+from ..data.videos import BadVideo, VideoSource
 from ..losses.detection import fpn_term
 from ..losses.video import video_terms
 from ..ops.masks import masks_to_boxes
 from ..ops.matching import MatchCost, match_truth
 from ..students import load_with_memory
-from ..types import ConceptPrompts, ImageBatch, ObjectTruth, Term, Terms
+from ..types import ConceptPrompts, ImageBatch, ObjectTruth, Term, Terms, UserError
 from .base import Task, stages_at
 from .video_student import Past, VideoStudent, to_grid
 
@@ -82,7 +82,18 @@ class VideoTask(Task[VideoBatch]):
             model = load_with_memory(self.start, memory.latents, memory.layers, memory.windows)
         model.config.memory_level, model.config.memory_marks = memory.level, memory.marks
         model.config.memory_context, model.config.memory_phrase = clips.context, clips.phrase
+        model.config.memory_stride = self._stride()
         return VideoStudent(model, str(self.start))
+
+    def _stride(self) -> int:
+        """Frames of a video from one annotated frame to the next, of the first video that can be used."""
+        for key in self.keys:
+            try:
+                first, second, *_ = self.source.record(key).annotated
+            except (BadVideo, ValueError):
+                continue
+            return second - first
+        raise UserError(f"none of {len(self.keys)} videos has two annotated frames that can be read")
 
     def export(self, student: nn.Module) -> nn.Module:
         """The whole model: an image student with its memory, to be used without anything else."""

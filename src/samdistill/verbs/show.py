@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,11 @@ def check(args: argparse.Namespace) -> int:
             name = f"{term.phase}: {term.name}" if term.phase else term.name
             table.add_row(name, f"{term.value:.6g}", f"{term.weight:g}", f"{term.grad_norm:.6g}")
         console.print(table)
-        console.print(f"{len(report.trainable)} trainable tensors, {len(report.dead)} without gradient in this batch")
+        modules = Counter(name.partition(".")[0] for name in report.trainable)
+        told = ", ".join(f"{name} {count}" for name, count in modules.items())
+        console.print(
+            f"{len(report.trainable)} trainable tensors: {told}; {len(report.dead)} without gradient in this batch"
+        )
     for problem in report.problems:
         print(f"samdistill check: {problem}", file=sys.stderr)
     return 0 if report.ok else 1
@@ -176,8 +181,10 @@ def evaluate(args: argparse.Namespace) -> int:
     result: ConceptResult | EvaluationResult | VideoResult
     if args.concepts:
         result = _concepts(args)
+    elif video_kind(args.data) is not None:
+        result = _videos(args)
     else:
-        result = _prompts(args) if video_kind(args.data) is None else _videos(args)
+        result = _prompts(args)
     if args.json:
         print_json(result.to_dict())
     else:
@@ -197,10 +204,19 @@ def _videos(args: argparse.Namespace) -> VideoResult:
     )  # fmt: skip
 
 
+def _no_videos(args: argparse.Namespace) -> None:
+    """Refuse what only videos have a use for."""
+    if args.videos is not None or args.convention is not None or args.every_frame or args.workers != 1:
+        raise UserError(
+            f"--videos, --convention, --every-frame and --workers go with a folder of videos, and {args.data} is none"
+        )
+
+
 def _prompts(args: argparse.Namespace) -> EvaluationResult:
     from ..inference.prompting import PROMPTS
     from .evaluate import evaluate as run
 
+    _no_videos(args)
     if args.threshold is not None or args.out is not None:
         raise UserError("--threshold and --out go with --concepts")
     names = PROMPTS if args.prompts is None else [n.strip() for n in args.prompts.split(",") if n.strip()]
@@ -213,6 +229,7 @@ def _prompts(args: argparse.Namespace) -> EvaluationResult:
 def _concepts(args: argparse.Namespace) -> ConceptResult:
     from .evaluate import evaluate_concepts as run
 
+    _no_videos(args)
     if args.prompts is not None:
         raise UserError("--prompts does not go with --concepts, which asks in words alone")
     return run(

@@ -18,6 +18,7 @@ from ..data import Geometry, ViewTransform
 from ..data.videos import VideoSource, open_videos
 from ..store import StoreSpec
 from ..students import EfficientSam3Config
+from ..students.pyramid import STRIDES
 from ..tasks.video import ALIGN
 from ..tasks.video_student import COARSEST
 from ..teachers import DetectorInfo, Sam3Detector, describe_detector
@@ -99,7 +100,7 @@ class VideoAssembly:
                 "one first"
             )
         newest = max(found, key=lambda folder: (folder / "config.json").stat().st_mtime)
-        logger.info("student.start: %s, the newest below %s", newest, runs)
+        logger.warning("no student.start is given: taking %s, the newest below %s", newest, runs)
         return newest
 
     @cached_property
@@ -119,7 +120,14 @@ class VideoAssembly:
                 f"{self.start}: a student of {width} channels cannot remember maps of {theirs}, which "
                 f"{self.teacher_info.path} has; give the student that this teacher distilled"
             )
-        if self._aligns and self.level != COARSEST:
+        side = -(-found.vision_config.image_size // STRIDES[self.level])
+        windows = self.config.student.memory.windows
+        if windows > side:
+            raise UserError(
+                f"student.memory.windows={windows}: level {self.level} of {self.start} has {side} x {side} cells; give "
+                f"{side} at most"
+            )
+        if self.aligns and self.level != COARSEST:
             raise UserError(
                 f"train.phases: level {self.level} feeds the heads and stays as the detection job left it, so there is "
                 f"nothing to align; leave that phase out, or set student.memory.level={COARSEST}"
@@ -140,10 +148,11 @@ class VideoAssembly:
     @property
     def reads_teacher(self) -> bool:
         """Whether any phase reads the teacher's maps; a run on the student's own memory alone needs no cache."""
-        return self._aligns or min(self.config.clips.own) < 1
+        return self.aligns or min(self.config.clips.own) < 1
 
     @property
-    def _aligns(self) -> bool:
+    def aligns(self) -> bool:
+        """Whether a phase brings the student's level to the teacher's."""
         return any(phase.terms is not None and ALIGN in phase.terms for phase in self.config.train.phases or ())
 
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
+from ..data import BadInput
+from ..data.videos import BadVideo, VideoSource
 from ..evaluation.examples import evenly
 from ..store import record_bytes
 from ..students import EfficientSam3Model
 from ..students.sam3 import MEMORY
 from ..tasks.video import VideoTask
+from ..tasks.video_student import COARSEST
 from ..teachers import CachedLevels
+from ..types import UserError
 from .video import VideoAssembly
 from .video_cache import complete_videos, open_levels, prove
 
@@ -90,8 +95,10 @@ def plan_video(parts: VideoAssembly) -> VideoPlan:
     with torch.device("meta"):
         student = EfficientSam3Model(outline)
     sizes = {name: _count(getattr(student, name.rstrip("."))) for name in MEMORY}
+    if parts.aligns:
+        sizes["memory_level"] = _count(student.vision_encoder.adapters[COARSEST].smooth)
     keys = parts.train_source.keys
-    counts = [len(parts.train_source.record(key).annotated) for key in evenly(keys, COUNTED)]
+    counts = _annotated(parts.train_source, evenly(keys, COUNTED))
     frames = round(sum(counts) / len(counts) * len(keys))
     clips = len(keys) * config.clips.per_video
     per_epoch, per_frame = clips // train.batch_size, record_bytes(config.cache.codec, parts.shape)
@@ -106,6 +113,20 @@ def plan_video(parts: VideoAssembly) -> VideoPlan:
         weights_and_optimiser_bytes=16 * trained, frozen_bytes=4 * (whole - trained), steps_per_epoch=per_epoch,
         steps=per_epoch * train.total_epochs,
     )  # fmt: skip
+
+
+def _annotated(source: VideoSource, keys: Sequence[str]) -> list[int]:
+    """Annotated frames of each video that can be read. Raises ``UserError`` where none can."""
+    counts, bad = list[int](), list[BadInput]()
+    for key in keys:
+        try:
+            counts.append(len(source.record(key).annotated))
+        except BadVideo as error:
+            bad.append(error.bad)
+            logger.warning("%s is left out: %s", *error.bad)
+    if not counts:
+        raise UserError(f"none of {len(keys)} videos can be used, first {bad[0].key}: {bad[0].reason}")
+    return counts
 
 
 def _count(module: torch.nn.Module) -> int:
