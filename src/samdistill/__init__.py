@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from .config import RunConfig, load_config
     from .data import prepare_sa1b
     from .errors import UserError
+    from .inference.video import VideoSession
     from .students import StudentTrunk, StudentTrunkConfig
     from .verbs.cache import cache
     from .verbs.evaluate import evaluate, evaluate_concepts
+    from .verbs.evaluate_videos import evaluate_videos
     from .verbs.models import models
     from .verbs.plan import plan
     from .verbs.predict import predict
+    from .verbs.predict_video import predict_video
     from .verbs.road import demo, run
     from .verbs.sandbox import render_sandbox, train_teacher
     from .verbs.train import check, train
@@ -31,17 +34,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "RunConfig", "StudentTrunk", "StudentTrunkConfig", "UserError", "__version__", "cache", "check", "demo", "evaluate",
-    "evaluate_concepts", "inspect", "load_config", "merge", "models", "plan", "predict", "prepare_sa1b",
-    "render_sandbox", "run", "train", "train_teacher",
+    "RunConfig", "StudentTrunk", "StudentTrunkConfig", "UserError", "VideoSession", "__version__", "cache", "check",
+    "demo", "evaluate", "evaluate_concepts", "evaluate_videos", "inspect", "load_config", "merge", "models", "plan",
+    "predict", "predict_video", "prepare_sa1b", "render_sandbox", "run", "train", "train_teacher",
 ]  # fmt: skip
 
 _HOMES = {
     "UserError": "errors", "RunConfig": "config", "load_config": "config",
     "StudentTrunk": "students", "StudentTrunkConfig": "students", "prepare_sa1b": "data",
+    "VideoSession": "inference.video",
     "merge": "checkpoints.merge", "inspect": "checkpoints.inspect",
     "plan": "verbs.plan", "check": "verbs.train", "cache": "verbs.cache", "train": "verbs.train",
-    "evaluate": "verbs.evaluate", "evaluate_concepts": "verbs.evaluate", "predict": "verbs.predict",
+    "evaluate": "verbs.evaluate", "evaluate_concepts": "verbs.evaluate", "evaluate_videos": "verbs.evaluate_videos",
+    "predict": "verbs.predict", "predict_video": "verbs.predict_video",
     "models": "verbs.models", "run": "verbs.road", "demo": "verbs.road",
     "render_sandbox": "verbs.sandbox", "train_teacher": "verbs.sandbox",
 }  # fmt: skip

@@ -25,13 +25,16 @@ PACKAGES = ("samdistill", "torch", "torchvision", "transformers", "timm", "accel
 
 @dataclass(frozen=True)
 class CacheFacts:
-    """The feature store of a run. fp16_bytes: what one record would take uncompressed (published layout)."""
+    """The feature store of a run. fp16_bytes: what one record would take uncompressed (published layout). what: is
+    cached. per: what one record is of."""
 
     records: int
     codec: str
     bytes_per_record: int
     fp16_bytes: int
     seconds: float | None = None
+    what: str = "embeddings"
+    per: str = "image"
 
 
 @dataclass(frozen=True)

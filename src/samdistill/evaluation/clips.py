@@ -91,6 +91,7 @@ def evaluate_clips(
     batch_size: int = 4,
     marks: bool | None = None,
     geometry: str = "square",
+    seen: Callable[[ClipAnswer, Bool[np.ndarray, "h w"]], object] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ClipScores:
     """Ask about every object in some frames of each video, with at most ``context`` annotated frames before as memory.
@@ -101,7 +102,8 @@ def evaluate_clips(
 
     memory: "own" remembers the student's maps of the context, "teacher" those of ``levels``, "none" nothing. marks:
     tell the memory where the object was, by its true masks; None as in training. batch_size: frames encoded at once;
-    each is encoded once. progress: called with 1 after each video.
+    each is encoded once. seen: called with each answer and its mask in pixels of the frame. progress: called with 1
+    after each video.
 
     A video that cannot be used is skipped and listed. Raises ``UserError`` where no question is left.
     """
@@ -111,7 +113,7 @@ def evaluate_clips(
         raise ValueError("levels are what a teacher's memory holds, and no other")
     place = Geometry(model.image_size, geometry)  # type: ignore[arg-type]
     marked = memory != "none" and (model.model.config.memory_marks if marks is None else marks)
-    run = _Clips(model, source, place, context, queries_per_video, memory, levels, batch_size, marked)
+    run = _Clips(model, source, place, context, queries_per_video, memory, levels, batch_size, marked, seen)
     answers, skipped = list[ClipAnswer](), list(source.problems)
     with evaluating(model.model), torch.no_grad():
         for key in keys:
@@ -145,6 +147,7 @@ class _Clips:
     levels: Levels | None
     batch_size: int
     marked: bool
+    seen: Callable[[ClipAnswer, Bool[np.ndarray, "h w"]], object] | None = None
 
     def video(self, key: str) -> list[ClipAnswer]:
         """Encode a video's frames in their order; when a query is reached, all of its context has been."""
@@ -206,12 +209,13 @@ class _Past:
             found = self._answers(image, columns, phrases, query, rows)
             for column, phrase, mask in zip(columns, phrases, found, strict=True):
                 scores = [float(figure(mask, truth[column])) for figure in (region_similarity, boundary_f)]
-                answers.append(
-                    ClipAnswer(
-                        self.record.key, self.record.annotated[query], self.record.objects[column], phrase, *scores,
-                        self._groups(column, query, before[:, column]),
-                    )
+                answer = ClipAnswer(
+                    self.record.key, self.record.annotated[query], self.record.objects[column], phrase, *scores,
+                    self._groups(column, query, before[:, column]),
                 )  # fmt: skip
+                answers.append(answer)
+                if self.run.seen is not None:
+                    self.run.seen(answer, mask)
         return answers
 
     def _look(self, row: int) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ..data.sources import BadInput
 from ..metrics.video import VideoSetScores
 from .result import DASH, Conditions, Evaluation, Measure, Picture, count
 from .result_story import Tile
+
+if TYPE_CHECKING:
+    from .clips import ClipScores
 
 WITHOUT, STUDENT, TEACHER = "without memory", "student", "teacher memory"
 """The student with the given masks alone, with its own memory, and remembering its teacher's maps."""
@@ -18,6 +21,15 @@ VIDEO_NOTE = (
     "the mean of both; means over objects. Reappeared: visible again since half a second at most. Occluded: less than "
     "three quarters visible."
 )
+CLIP_NOTE = (
+    "Single frames: nothing is followed, the past is remembered with its true masks. There, look-alikes: another "
+    "object of the frame has all the same names; occluded: less than half visible; reappeared: not in the frame before."
+)
+SINGLE = {
+    "J&F": "all", "J&F, look-alikes": "lookalikes", "J&F, unlike all others": "unique", "J&F, occluded": "occluded",
+    "J&F, reappeared": "reappeared",
+}  # fmt: skip
+"""Lines of the table on single frames, and the groups of ``ClipScores`` that they are of."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class VideoResult(Evaluation[VideoRow]):
 
     convention: name of the rules that say which frames count. videos: how many were followed. parameters: of the whole
     student. skipped: videos that could not be used, with the reason. scores: by row, per video, object and frame.
+    clips: by row, single frames that were asked about with their true past; may be empty.
     """
 
     rows: tuple[VideoRow, ...]
@@ -59,7 +72,12 @@ class VideoResult(Evaluation[VideoRow]):
     skipped: tuple[BadInput, ...]
     scores: Mapping[str, VideoSetScores]
     pictures: tuple[Picture, ...] = ()
-    pictures_note = ""
+    clips: Mapping[str, ClipScores] = field(default_factory=dict)
+    pictures_note = (
+        "Single frames, one of a video and the first ones, not a selection: videos with objects that look alike come "
+        "first, and of these only those objects are drawn. Each keeps its colour. At the end, a whole video followed "
+        "from a phrase alone."
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and mappings; of frames only means."""
@@ -72,6 +90,7 @@ class VideoResult(Evaluation[VideoRow]):
             "timing": None if self.conditions is None else asdict(self.conditions),
             "skipped": [{"key": bad.key, "reason": bad.reason} for bad in self.skipped],
             "scores": {name: scores.to_dict() for name, scores in self.scores.items()},
+            "clips": {name: scores.to_dict() for name, scores in self.clips.items()},
         }
 
     def measures(self) -> list[Measure]:
@@ -90,13 +109,23 @@ class VideoResult(Evaluation[VideoRow]):
             line("objects followed", "kept of teacher memory", "kept", ".1f", 100.0, " %"),
             line("that count", "objects", "objects", "d", 1),
             line("that count", "frames of them", "frames", "d", 1),
+            *(Measure("single frames", name, self._single(group)) for name, group in SINGLE.items()),
             line("cost", "time per frame", "latency_ms", ".3g", 1.0, " ms"),
         ]
         return [measure for measure in found if any(cell != DASH for cell in measure.cells)]
 
+    def _single(self, group: str) -> list[str]:
+        """J&F of each row's answers about single frames."""
+        figures = [self.clips[name].summary(group) if name in self.clips else {} for name in self.names]
+        return [format(figure["jf"], ".3f") if figure else DASH for figure in figures]
+
     def caption(self) -> str:
         """One sentence on what the rows were measured on."""
         text = f"{count(self.videos, 'video')}, rules of {self.convention}; {self.parameters / 1e6:.2f} M parameters"
+        if self.clips:
+            answers = next(iter(self.clips.values())).answers
+            asked = len({answer.key for answer in answers})
+            text += f"; single frames: {count(len(answers), 'question')} about {count(asked, 'video')}"
         if self.skipped:
             text += f"; {count(len(self.skipped), 'input')} skipped"
         if self.conditions is not None:
@@ -109,7 +138,7 @@ class VideoResult(Evaluation[VideoRow]):
 
     @property
     def note(self) -> str:
-        return VIDEO_NOTE
+        return f"{VIDEO_NOTE} {CLIP_NOTE}" if self.clips else VIDEO_NOTE
 
     def headline(self, student: str, start: str | None) -> str:
         """Also what the memory is worth, which is what the job trains."""
@@ -119,11 +148,20 @@ class VideoResult(Evaluation[VideoRow]):
             said += f"; without its memory, {others[WITHOUT].jf:.3f}"
         if TEACHER in others:
             said += f"; with the teacher's maps to remember, {others[TEACHER].jf:.3f}"
+        alike = self._alike(student)
+        if alike is not None:
+            before = self._alike(WITHOUT)
+            said += f". Asked about one of several look-alikes in a single frame, it answers with {alike:.3f}"
+            said += "" if before is None or student == WITHOUT else f"; without its memory, {before:.3f}"
         cost = "" if own.latency_ms is None else f" A frame takes {own.latency_ms:.3g} ms."
         return f"{said}.{cost}"
 
+    def _alike(self, name: str) -> float | None:
+        """J&F of a row on look-alikes in single frames."""
+        return self.clips[name].summary("lookalikes").get("jf") if name in self.clips else None
+
     def tiles(self, student: str, start: str | None) -> list[Tile]:
-        """J&F, the share kept, the hard frames, parameters and time: at most six."""
+        """J&F, the share kept, look-alikes, the hard frames, parameters and time: at most six."""
         own, others = self.row(student), {row.name: row for row in self.rows if row.name != student}
         without = others.get(WITHOUT)
 
@@ -134,8 +172,15 @@ class VideoResult(Evaluation[VideoRow]):
 
         found = figure("J&F", "jf")
         if own.kept is not None:
-            found.append(Tile("of the J&F with the teacher's memory", f"{own.kept:.1%}", f"J&F {own.jf:.3f}"))
-        found += figure("J&F, reappeared", "reappeared") + figure("J&F, occluded", "occluded")
+            said = f"{TEACHER} {others[TEACHER].jf:.3f}" if TEACHER in others else ""
+            found.append(Tile("of the J&F with the teacher's memory", f"{own.kept:.1%}", said))
+        alike, plain = self._alike(student), self._alike(WITHOUT)
+        if alike is not None:
+            said = "" if plain is None else f"{WITHOUT} {plain:.3f}"
+            found.append(Tile("J&F of look-alikes, single frames", f"{alike:.3f}", said))
+        found += figure("J&F, reappeared", "reappeared")
+        if alike is None:  # six are enough
+            found += figure("J&F, occluded", "occluded")
         found.append(Tile("parameters", f"{self.parameters / 1e6:.2f} M", ""))
         if own.latency_ms is not None:
             found.append(Tile("time per frame", f"{own.latency_ms:.3g} ms", ""))
