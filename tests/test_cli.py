@@ -96,7 +96,7 @@ for verb in ("plan", "check", "train", "cache"):
         f"{verb}: phases": ([verb, "encoder/sandbox", "train.phases=[]"], "train.phases is empty"),
     }
 ERRORS["cache: detection"] = (["cache", "detection/sandbox", "output=OUT"], "the detection job has nothing to cache")
-ERRORS["demo: job"] = (["demo", "--job", "video"], "'video'")
+ERRORS["demo: job"] = (["demo", "--job", "videos"], "'videos'")
 ERRORS["train: no cache"] = (["train", "encoder/sandbox", "data.root=WORLD", "output=OUT"], "run `samdistill cache`")
 
 

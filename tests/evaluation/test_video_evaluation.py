@@ -322,7 +322,7 @@ def test_a_teacher_is_remembered_in_a_row_of_its_own(stub: Callable[[Answer], li
     ]  # fmt: skip
     assert theirs[0].shape == (2, 4, 4) and result.names == [WITHOUT, STUDENT, TEACHER] and result.teacher == TEACHER
     without, student, best = result.rows
-    assert best.jf == 1 and best.kept is None and student.kept == without.kept == student.jf < 1
+    assert best.jf == 1 and best.kept is None is without.kept and student.kept == student.jf < 1
 
 
 def test_it_is_said_in_a_table_and_as_plain_data(source: SavSource, stub: Callable[[Answer], list[Session]]) -> None:

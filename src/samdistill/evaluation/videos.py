@@ -283,7 +283,7 @@ def _rows(
             reappeared=scores[name].summary("reappeared").get("jf"),
             occluded=scores[name].summary("occluded").get("jf"),
             latency_ms=1e3 * statistics.median(seconds[name]) if name in seconds else None,
-            kept=figure["jf"] / best if best > 0 and name != TEACHER else None,
+            kept=figure["jf"] / best if best > 0 and name == STUDENT else None,
         )
         for name, figure in figures.items()
     )
