@@ -211,10 +211,9 @@ def say(sheet: Sheet, study: Trainings, args: argparse.Namespace) -> None:
     rows = []
     for name in study.variants:
         plain, theirs, own = (study.values(name, f"{kind}.all.jf") for kind in KINDS)
-        gains = [b - a for a, b in zip(plain, own, strict=True)]
-        kept = [g / (t - a) if t > a else float("nan") for g, a, t in zip(gains, plain, theirs, strict=True)]
-        rows.append([name, spread(gains, "+.3f"), spread([t - a for a, t in zip(plain, theirs, strict=True)], "+.3f"),
-                     spread(kept, ".1%")])  # fmt: skip
+        gains, lent = ([b - a for a, b in zip(plain, other, strict=True)] for other in (own, theirs))
+        kept = spread([g / t for g, t in zip(gains, lent, strict=True)], ".1%") if min(lent) > 0 else "-"
+        rows.append([name, spread(gains, "+.3f"), spread(lent, "+.3f"), kept])
     sheet.table("gain over no memory", ["", "own memory", "teacher's memory", "own, share of the teacher's"], rows)
     rows = []
     for name in study.variants:
