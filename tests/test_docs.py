@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import subprocess
@@ -154,6 +155,14 @@ def test_commands_are_found_and_wrong_ones_are_refused() -> None:
 def test_links_resolve(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     assert [link for link in links if not link.startswith("http") and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_results_are_whole_and_name_no_place_on_a_machine(path: Path) -> None:
+    found = json.loads(path.read_text())
+    assert {"command", "date", "figures"} <= found.keys()
+    for text in (path.read_text(), path.with_suffix(".txt").read_text()):
+        assert not re.search(r"(?<![\w.])/(tmp|work|home|root|Users)/", text)
 
 
 def test_the_table_of_students_is_what_the_program_counts() -> None:
