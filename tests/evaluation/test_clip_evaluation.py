@@ -17,7 +17,8 @@ from samdistill.data.objects import LEAST_PIXELS
 from samdistill.data.sav import SavSource
 from samdistill.data.transforms import Geometry
 from samdistill.data.videos import BadVideo, VideoSource
-from samdistill.evaluation.clips import ClipScores, evaluate_clips
+from samdistill.evaluation.clip_scores import ClipScores
+from samdistill.evaluation.clips import evaluate_clips
 from samdistill.inference.concepts import StudentDetector, detections
 from samdistill.metrics.video import boundary_f, region_similarity
 from samdistill.sandbox.concepts import VOCABULARY

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from drawn_videos import SIZE, Drawn, boxes
 
-from samdistill.evaluation.clips import ClipAnswer, ClipScores
+from samdistill.evaluation.clip_scores import ClipAnswer, ClipScores
 from samdistill.evaluation.pictures import COLOURS, GROUND_TRUTH, SIDE
 from samdistill.evaluation.video_pictures import PAST, Answers, film_picture, frame_pictures, shown_frames
 from samdistill.evaluation.video_result import STUDENT, WITHOUT, VideoResult, VideoRow

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
 
 from ..data.objects import LEAST_PIXELS
-from ..data.sources import BadInput
 from ..data.transforms import Geometry, Size
 from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
@@ -28,55 +26,12 @@ from ..ops.outputs import take_images
 from ..tasks.video import Levels
 from ..tasks.video_student import to_grid
 from ..types import ConceptPrompts, UserError
+from .clip_scores import LOOKALIKES, OCCLUDED, REAPPEARED, UNIQUE, ClipAnswer, ClipScores, Kind
 from .examples import evenly
 from .videos import evaluating, frames_of, phrase_of, visible_shares
 
-ALL, LOOKALIKES, UNIQUE, OCCLUDED, REAPPEARED = GROUPS = ("all", "lookalikes", "unique", "occluded", "reappeared")
-"""Every question. Objects that share all their names with another one in the frame, and those that do not; objects
-without names are neither. Objects less than half visible, which only rendered videos tell. Objects that the frame
-before did not show, but one before that in the context did."""
 HIDDEN_BELOW = 0.5
 _QUESTIONS = 32  # in one call: a question's masks are some 70 MB at 1008 px
-
-Kind = Literal["none", "own", "teacher"]
-
-
-@dataclass(frozen=True)
-class ClipAnswer:
-    """One question about an object in one frame, and how good the answer is. groups: of ``GROUPS``, without ``ALL``."""
-
-    key: str
-    frame: int
-    object_id: int
-    phrase: str
-    j: float
-    f: float
-    groups: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ClipScores:
-    """All answers, in the order of keys, frames and objects. skipped: videos that could not be used."""
-
-    memory: Kind
-    answers: tuple[ClipAnswer, ...]
-    skipped: tuple[BadInput, ...]
-
-    def summary(self, group: str = ALL) -> dict[str, float]:
-        """``j``, ``f``: means over the group's questions. ``jf``: of both. ``count``: of questions. {} without any."""
-        own = [answer for answer in self.answers if group == ALL or group in answer.groups]
-        if not own:
-            return {}
-        j, f = float(np.mean([answer.j for answer in own])), float(np.mean([answer.f for answer in own]))
-        return {"jf": (j + f) / 2, "j": j, "f": f, "count": float(len(own))}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Figures of each group that has a question, and what was skipped; single answers stay in the fields."""
-        return {
-            "memory": self.memory,
-            "groups": {group: figures for group in GROUPS if (figures := self.summary(group))},
-            "skipped": [{"key": bad.key, "reason": bad.reason} for bad in self.skipped],
-        }
 
 
 def evaluate_clips(

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from ..data.saco import Rle, to_rle
 from ..data.videos import VideoSource, read_frames, scan_video
-from .clips import LOOKALIKES, ClipAnswer, ClipScores
+from .clip_scores import LOOKALIKES, ClipAnswer, ClipScores
 from .examples import evenly
 from .pictures import GROUND_TRUTH, MOST, SIDE, overlay
 from .result import Panel, Picture

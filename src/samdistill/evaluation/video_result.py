@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..data.sources import BadInput
 from ..metrics.video import VideoSetScores
+from .clip_scores import ClipScores
 from .result import DASH, Conditions, Evaluation, Measure, Picture, count
 from .result_story import Tile
-
-if TYPE_CHECKING:
-    from .clips import ClipScores
 
 WITHOUT, STUDENT, TEACHER = "without memory", "student", "teacher memory"
 """The student with the given masks alone, with its own memory, and remembering its teacher's maps."""

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from ..config import VideoRunConfig, load_config
 from ..engine import CheckReport, FitResult, default_device
-from ..evaluation.clips import LOOKALIKES, ClipScores, Kind, evaluate_clips
+from ..evaluation.clip_scores import LOOKALIKES, ClipScores, Kind
+from ..evaluation.clips import evaluate_clips
 from ..evaluation.examples import evenly
 from ..evaluation.video_pictures import Answers, film_picture, frame_pictures
 from ..evaluation.video_result import STUDENT, TEACHER, WITHOUT, VideoResult
