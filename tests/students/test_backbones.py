@@ -1,14 +1,28 @@
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import timm
+import timm.models._registry as registry
 import torch
 from safetensors.torch import save_file
+from timm.models import register_model
 
-from samdistill.students import STUDENTS, StudentTrunkConfig, build_trunk
-from samdistill.students.backbones import build_backbone, checkpoint_stages, feature_maps, levels, resolve_backbone
+from samdistill.students import STUDENTS, StudentTrunk, StudentTrunkConfig, build_trunk
+from samdistill.students.backbones import (
+    build_backbone,
+    checkpoint_stages,
+    feature_maps,
+    levels,
+    resolve_backbone,
+    statistics,
+)
+from samdistill.students.timm_models import find_timm
 from samdistill.types import UserError
 
 
@@ -145,3 +159,70 @@ def test_checkpointed_stages_keep_less_and_give_the_same_gradients(name):
     assert gradients[0].keys() == gradients[1].keys()
     for parameter, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][parameter], gradient, rtol=1e-4, atol=1e-6)
+
+
+# other people's code in timm's registry
+
+SAVED = ("efficientvit_b0", "repvit_m0_9", "tiny_vit_5m_224")
+TAKEN = [*(row.backbone for row in STUDENTS.values()), "resnet10t"]
+
+
+@pytest.fixture
+def overwritten_registry() -> Iterator[None]:
+    """As after ``import mobile_sam`` or EfficientSAM3's code: functions of theirs under timm's names, no settings."""
+    foreign = ModuleType("foreign_models")
+    sys.modules[foreign.__name__] = foreign
+    kept = {name: vars(registry)[name].copy() for name in vars(registry) if name.startswith("_model_")}
+    kept["_module_to_models"] = {name: set(models) for name, models in registry._module_to_models.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm says that it is being overwritten
+        for name in [*TAKEN, "not_in_timm"]:
+
+            def build(pretrained: bool = False, **kwargs: object) -> torch.nn.Module:
+                return torch.nn.Linear(1, 1)
+
+            build.__name__, build.__module__ = name, foreign.__name__
+            register_model(build)
+    yield
+    del sys.modules[foreign.__name__]
+    for name, content in kept.items():
+        vars(registry)[name].clear()
+        vars(registry)[name].update(content)
+    assert timm.get_pretrained_cfg("tiny_vit_5m_224") is not None
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_a_name_of_timm_is_timms_own_whatever_is_registered_under_it(name, overwritten_registry, tmp_path) -> None:
+    assert isinstance(timm.create_model(name), torch.nn.Linear)  # what everybody else gets now
+    net = build_backbone(name, 70)
+    own = getattr(timm.models, name)(features_only=True)
+    assert type(net) is type(own)
+    assert {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in own.state_dict().items()}
+    mean, std = statistics(name)
+    assert (mean, std) == (own.pretrained_cfg["mean"], own.pretrained_cfg["std"])
+    if name in SAVED:
+        earlier = build_trunk(StudentTrunkConfig(backbone=name, hidden_size=16, image_size=70))
+        earlier.save_pretrained(tmp_path)
+        again = StudentTrunk.from_pretrained(tmp_path)
+        assert all(torch.equal(value, again.state_dict()[key]) for key, value in earlier.state_dict().items())
+
+
+def test_a_model_that_is_not_timms_is_the_registered_one_and_needs_settings(overwritten_registry) -> None:
+    with pytest.raises(UserError, match=r"'not_in_timm' is registered with timm without settings .*default_cfgs"):
+        resolve_backbone("not_in_timm")
+    sys.modules["foreign_models"].default_cfgs = {"not_in_timm": {"mean": (0.1, 0.2, 0.3)}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        register_model(timm.model_entrypoint("not_in_timm"))
+    assert statistics("not_in_timm")[0] == (0.1, 0.2, 0.3)
+    assert isinstance(build_backbone("not_in_timm", 70), torch.nn.Linear)
+
+
+def test_settings_and_functions_are_those_of_an_untouched_registry() -> None:
+    for name in ["resnet18", "resnet18.fb_swsl_ig1b_ft_in1k", "repvit_m1_1", "vit_base_patch14_dinov2", *TAKEN]:
+        found = find_timm(name)
+        assert found is not None and found.settings == timm.get_pretrained_cfg(name)
+        assert found.build is timm.model_entrypoint(name)
+    assert resolve_backbone("convnext_tiny_in22ft1k") == "convnext_tiny.fb_in22k_ft_in1k"  # timm's name today
+    with pytest.raises(UserError, match="timm has no weights 'a1_in2k' of 'resnet18'; there is 'a1_in1k'"):
+        resolve_backbone("resnet18.a1_in2k")

@@ -20,6 +20,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..types import UserError
+from .timm_models import TimmArchitecture, current_name, find_timm
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def resolve_backbone(name: str) -> str:
     """
     if name in STUDENTS:
         return STUDENTS[name].backbone
-    if ":" not in name and timm.is_model(name):
+    name = current_name(name)
+    if find_timm(name) is not None:
         return name
     close = difflib.get_close_matches(name, [*STUDENTS, *timm.list_models()], n=3)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there is: {', '.join(STUDENTS)}"
@@ -72,8 +74,14 @@ def resolve_backbone(name: str) -> str:
 
 def statistics(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation, in the 0..1 range, of the images the backbone was trained on."""
-    config = timm.get_pretrained_cfg(resolve_backbone(backbone), allow_unregistered=False)
-    return tuple(config.mean), tuple(config.std)
+    settings = _found(backbone).settings
+    return tuple(settings.mean), tuple(settings.std)
+
+
+def _found(backbone: str) -> TimmArchitecture:
+    found = find_timm(resolve_backbone(backbone))
+    assert found is not None  # or the name had not been resolved
+    return found
 
 
 def build_backbone(backbone: str, image_size: int, pretrained: bool = False) -> nn.Module:
@@ -84,13 +92,13 @@ def build_backbone(backbone: str, image_size: int, pretrained: bool = False) -> 
     ``image_size``. Raises ``UserError`` for an unknown model, one without feature maps, and weights that cannot be
     reached.
     """
-    name = resolve_backbone(backbone)
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    found = _found(backbone)
+    name, config = found.name, found.settings
     sized = {"img_size": image_size} if config.fixed_input_size else {}
     if pretrained:
         _require_reachable(name, config.hf_hub_id, config.hf_hub_filename)
     try:
-        net = timm.create_model(name, pretrained=pretrained, features_only=True, **sized)
+        net = found.build(pretrained=pretrained, pretrained_cfg=config, features_only=True, **sized)
     except OSError as error:
         raise _unreachable(name, config.hf_hub_id, error) from None
     except (RuntimeError, NotImplementedError, AssertionError, AttributeError, TypeError, ValueError) as error:
