@@ -245,3 +245,16 @@ def test_an_error_of_a_loaders_worker_is_told_in_its_own_words() -> None:
     assert "Traceback" in str(error.value)
     assert message(error.value) == "record 'a' is damaged"
     assert message(UserError("plain")) == "plain"
+
+
+def test_the_home_folder_is_expanded_on_the_command_line(failed, places, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for argv, name in (
+        (["inspect", "~/run"], "run"), (["plan", "~/c.yaml"], "c.yaml"),
+        (["evaluate", "~/model", places["WORLD"]], "model"),
+        (["merge", "~/student", "--into", "sandbox", "--out=~/merged"], "student"),
+        (["predict", "~/photo.jpg", "~/model", "--text", "star"], "photo.jpg"),
+        (["prepare", "sa1b", "~/shards", "~/out"], "shards"),
+    ):  # fmt: skip
+        assert str(tmp_path / name) in failed(argv)

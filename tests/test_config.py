@@ -102,6 +102,41 @@ def test_exponents_are_numbers(text: str, write) -> None:
     assert load_config("encoder/sandbox", [f"train.lr={text}"]).train.lr == pytest.approx(1e-4, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (MINIMAL + "train: {epochs: 3}\ntrain: {lr: 1}\n", "key 'train' is given twice, in line 4 and in line 5"),
+        (MINIMAL + "train:\n  lr: 1e-4\n  epochs: 3\n  lr: 1e-3\n", "key 'lr' is given twice, in line 5 and in line 7"),
+        (MINIMAL + 'train: {lr: 1e-4, "lr": 1e-3}\n', "key 'lr' is given twice, in line 4 and in line 4"),
+    ],
+)
+def test_a_key_given_twice_is_named_with_its_lines(text: str, words: str, write) -> None:
+    path = write(text)
+    with pytest.raises(UserError, match=re.escape(f"{path}: not readable as YAML: {words}")):
+        load_config(path)
+
+
+def test_a_merged_mapping_may_be_overridden(write) -> None:
+    """YAML's own ``<<``: what it brings is a default, as in every other reader."""
+    text = "teacher: &one {path: sandbox, precision: bf16}\nstudent: {backbone: es_ev_s}\ndata: {root: images}\n"
+    with pytest.raises(UserError, match="unknown key 'again'"):
+        load_config(write(text + "again: {<<: *one, precision: fp32}\n"))
+
+
+def test_the_home_folder_is_expanded_in_every_path(write, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write(MINIMAL, "base.yaml")
+    mine = write("extends: ~/base\nteacher: {path: ~/sam3.pt, tokenizer: ~/words}\noutput: ~/run\n", "mine.yaml")
+    assert mine.parent == tmp_path
+    config = load_config("~/mine.yaml", ["data.root=~/images", "student.pretrained=~/trunk.pt", "cache.root=~"])
+    assert (config.teacher.path, config.output) == (str(tmp_path / "sam3.pt"), tmp_path / "run")
+    assert (config.teacher.tokenizer, config.data.root) == (tmp_path / "words", tmp_path / "images")
+    assert config.student.pretrained == tmp_path / "trunk.pt" and config.cache.root is None  # a bare ~ is YAML's null
+    several = load_config("prompt/sandbox", ["teachers=[{name: a, checkpoint: ~/a, weight: 1}]"])
+    assert several.teachers[0].checkpoint == str(tmp_path / "a")
+
+
 def test_overrides_reach_any_depth_and_the_last_one_counts() -> None:
     given = ["data.augment.flip=0.25", "data.augment.crop_scale=[0.5, 1]", "train.epochs=3", "train.epochs=4",
              "data.root=/some where/1e5 images", "train.lr_batch=null", "train.clip_norm=null"]  # fmt: skip

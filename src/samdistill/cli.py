@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import NoReturn
 from .errors import UserError
 
 INTERRUPTED = 130
+_NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,10 +24,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
+def _name(text: str) -> str:
+    """What may be a path, with ``~`` for the home folder."""
+    return os.path.expanduser(text)
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
+
+
 def _config_verb(verbs: argparse._SubParsersAction, name: str, text: str, *, as_json: bool = False,
                  parallel: bool = False) -> argparse.ArgumentParser:  # fmt: skip
     verb = verbs.add_parser(name, help=text, description=text)
-    verb.add_argument("config", help="a YAML file, or a packaged recipe such as encoder/es_rv_m")
+    verb.add_argument("config", type=_name, help="a YAML file, or a packaged recipe such as encoder/es_rv_m")
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
     if as_json:
         verb.add_argument("--json", action="store_true", help="print JSON")
@@ -37,13 +48,13 @@ def _config_verb(verbs: argparse._SubParsersAction, name: str, text: str, *, as_
 def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     prepare = verbs.add_parser("prepare", help="build a data set's tree from what was downloaded")
     prepare.add_argument("dataset", choices=["sa1b"])
-    prepare.add_argument("source", type=Path, metavar="SRC", help="a folder of extracted files or .tar shards")
-    prepare.add_argument("target", type=Path, metavar="DST")
+    prepare.add_argument("source", type=_path, metavar="SRC", help="a folder of extracted files or .tar shards")
+    prepare.add_argument("target", type=_path, metavar="DST")
     prepare.add_argument("--val-fraction", type=float, default=0.01)
     sandbox = verbs.add_parser("sandbox", help="the rendered world and its teachers")
     actions = sandbox.add_subparsers(dest="action", required=True, metavar="ACTION")
     render = actions.add_parser("render", help="write a rendered data set as SA-1B, COCO or SA-V")
-    render.add_argument("target", type=Path, metavar="DIR")
+    render.add_argument("target", type=_path, metavar="DIR")
     render.add_argument("--train", type=int, metavar="N", help="to train on (2000 scenes; 64 videos)")
     render.add_argument("--val", type=int, metavar="N", help="held out (128 scenes; 16 videos)")
     render.add_argument("--size", type=int, default=168, metavar="PX", help="side of a scene or a frame (168)")
@@ -51,23 +62,23 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     render.add_argument("--format", choices=["sa1b", "coco", "sav"], default="sa1b")
     teacher = actions.add_parser("train-teacher", help="train a bundled teacher on scenes rendered on the fly")
     teacher.add_argument("name", metavar="NAME", help="tracker, detector, sam or mobile")
-    teacher.add_argument("--out", type=Path, default=Path("runs/teacher"))
+    teacher.add_argument("--out", type=_path, default=Path("runs/teacher"))
     teacher.add_argument("--steps", type=int, help="optimiser steps (5000, 5000, 3000, 250)")
     teacher.add_argument("--batch-size", type=int, help="scenes a step (8; detector 10)")
     teacher.add_argument("--lr", type=float, help="base rate (0.001, 0.0005, 0.0006, 0.001)")
     teacher.add_argument("--resume", action="store_true", help="go on from --out's last checkpoint")
-    teacher.add_argument("--weights", type=Path, help="start from this teacher instead of from scratch")
+    teacher.add_argument("--weights", type=_path, help="start from this teacher instead of from scratch")
 
 
 def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluate = verbs.add_parser("evaluate", help="mIoU, agreement, features, size and speed of a model; cgF1; or J&F")
-    evaluate.add_argument("model", type=Path, help="a model's folder, a run that holds one, or predictions.json")
-    evaluate.add_argument("data", type=Path, help="a folder of images or of videos, or a file of concepts")
-    evaluate.add_argument("--teacher", help="compare with this teacher")
+    evaluate.add_argument("model", type=_path, help="a model's folder, a run that holds one, or predictions.json")
+    evaluate.add_argument("data", type=_path, help="a folder of images or of videos, or a file of concepts")
+    evaluate.add_argument("--teacher", type=_name, help="compare with this teacher")
     evaluate.add_argument("--prompts", help="of box, point, refine, refine2 (box,point,refine)")
     evaluate.add_argument("--concepts", action="store_true", help="ask in words: data is an SA-Co file of concepts")
     evaluate.add_argument("--threshold", type=float, metavar="P", help="scores that count, with --concepts (0.5)")
-    evaluate.add_argument("--out", type=Path, metavar="JSON", help="write the predictions, with --concepts")
+    evaluate.add_argument("--out", type=_path, metavar="JSON", help="write the predictions, with --concepts")
     evaluate.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")
     evaluate.add_argument("--images", type=int, metavar="N", help="at most N images")
     evaluate.add_argument("--videos", type=int, metavar="N", help="at most N videos")
@@ -76,16 +87,16 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--workers", type=int, default=1, metavar="N", help="processes that score videos (1)")
     evaluate.add_argument("--json", action="store_true")
     predict = verbs.add_parser("predict", help="what a phrase names, a box shows or points mark in an image or a video")
-    predict.add_argument("image", type=Path, help="an image, a video, or a folder of a video's frames")
-    predict.add_argument("model", help="a detector or a promptable model: a folder, a run that holds one, an original "
-                         "file, or a sandbox name")  # fmt: skip
+    predict.add_argument("image", type=_path, help="an image, a video, or a folder of a video's frames")
+    predict.add_argument("model", type=_name, help="a detector or a promptable model: a folder, a run that holds one, "
+                         "an original file, or a sandbox name")  # fmt: skip
     predict.add_argument("--text", metavar="PHRASE", help="a noun phrase, such as 'red car', for a detector")
     predict.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1",
                          help="around one instance, in pixels of the image; repeatable")  # fmt: skip
     predict.add_argument("--point", action="append", default=[], metavar="X,Y[,LABEL]",
                          help="on an object (label 1) or off it (0), for a promptable model; repeatable")  # fmt: skip
     predict.add_argument("--threshold", type=float, metavar="P", help="least score, of a detector (0.5)")
-    predict.add_argument("--out", type=Path, metavar="PNG", help="draw masks, boxes and scores; an MP4 of a video")
+    predict.add_argument("--out", type=_path, metavar="PNG", help="draw masks, boxes and scores; an MP4 of a video")
     predict.add_argument("--frames", type=int, metavar="N", help="at most the first N frames of a video")
     predict.add_argument("--geometry", help="square or longest_side, as in the student's config")
     predict.add_argument("--json", action="store_true", help="print JSON, with the masks")
@@ -96,13 +107,13 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo = verbs.add_parser("demo", help="the whole road on rendered scenes, offline, in minutes")
     demo.add_argument("--job", choices=["encoder", "detection", "prompt", "video"], default="encoder")
-    demo.add_argument("--out", type=Path, help="run folder (runs/demo, runs/demo-detection, ...)")
+    demo.add_argument("--out", type=_path, help="run folder (runs/demo, runs/demo-detection, ...)")
     run = verbs.add_parser("run", help="the whole road on your own photographs")
-    run.add_argument("images", type=Path, help="a folder of photographs, an SA-1B tree or a COCO folder")
+    run.add_argument("images", type=_path, help="a folder of photographs, an SA-1B tree or a COCO folder")
     run.add_argument("overrides", nargs="*", metavar="key=value")
-    run.add_argument("--teacher", required=True, help="a SAM 3 folder, hub id or sam3.pt; or 'sandbox'")
+    run.add_argument("--teacher", required=True, type=_name, help="a SAM 3 folder, hub id or sam3.pt; or 'sandbox'")
     run.add_argument("--student", required=True, help="es_rv_m, or any timm model")
-    run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--out", type=_path, required=True)
     models = verbs.add_parser("models", help="the students beside their teacher")
     models.add_argument("name", nargs="?")
     models.add_argument("--json", action="store_true")
@@ -113,15 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--layout", choices=["store", "npy"], default="store",
                        help="npy: also a .npy file per image and feature, of the prompt job (store)")  # fmt: skip
     train = _config_verb(verbs, "train", "train the student, with its teachers or on their cache", parallel=True)
-    train.add_argument("--resume", type=Path, metavar="RUN", help="a run folder to go on with")
+    train.add_argument("--resume", type=_path, metavar="RUN", help="a run folder to go on with")
     merge = verbs.add_parser("merge", help="put a trained trunk into its teacher's place")
-    merge.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT")
-    merge.add_argument("--into", required=True, metavar="TEACHER")
-    merge.add_argument("--out", type=Path, required=True, metavar="PATH")
+    merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT")
+    merge.add_argument("--into", required=True, type=_name, metavar="TEACHER")
+    merge.add_argument("--out", type=_path, required=True, metavar="PATH")
     merge.add_argument("--target-prefix", metavar="P", help="where student keys go")
     merge.add_argument("--replace-prefix", metavar="P", help="teacher keys to drop")
     inspect = verbs.add_parser("inspect", help="what a checkpoint, run or store holds")
-    inspect.add_argument("path", type=Path)
+    inspect.add_argument("path", type=_path)
     inspect.add_argument("--json", action="store_true")
     _model_verbs(verbs)
     _data_verbs(verbs)
@@ -129,15 +140,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """argparse, with key=value overrides allowed anywhere after the config."""
+    """argparse, with key=value overrides allowed anywhere after the config, and negative values of options."""
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(_joined(argv))
     stray = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "overrides")]
     if stray:
         parser.error(f"unrecognised: {' '.join(stray)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """``--point -1,5`` as ``--point=-1,5``: argparse takes a value that begins with a minus for an option."""
+    found: list[str] = []
+    for text in argv:
+        option = found and found[-1].startswith("--") and len(found[-1]) > 2 and "=" not in found[-1]
+        if option and _NEGATIVE.match(text):
+            found[-1] += f"={text}"
+        else:
+            found.append(text)
+    return found
 
 
 def _dispatch(args: argparse.Namespace) -> int:

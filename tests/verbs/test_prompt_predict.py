@@ -110,7 +110,10 @@ def test_an_opened_model_is_taken_too_and_a_tracker_is_asked_with_points(sams, p
 
 ERRORS = {
     "outside": (["--point", "128,20"], "point (128, 20) is outside the image of 128 x 96 pixels"),
-    "negative": (["--point=-1,20"], "outside the image of 128 x 96 pixels"),
+    "negative": (["--point", "-1,20"], "point (-1, 20) is outside the image of 128 x 96 pixels"),
+    "negative fraction": (["--point", "-.5,20"], "point (-0.5, 20) is outside the image"),
+    "negative box": (["--box", "-1,20,90,80"], "box (-1, 20, 90, 80) reaches outside the image"),
+    "negative threshold": (["--text", "star", "--threshold", "-1e-3"], "--threshold: -0.001 is not between 0 and 1"),
     "second point": (["--point", "1,2", "--point", "5,96,0"], "point (5, 96) is outside"),
     "box": (["--box", "10,20,90,97"], "reaches outside the image of 128 x 96 pixels"),
     "no area": (["--box", "10,20,10,90"], "has no area"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -27,7 +28,18 @@ JOBS: dict[str, type[AnyRun]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML reads ``1e-4`` as a string (it wants ``1.0e-4``)."""
+    """YAML 1.2 floats: PyYAML reads ``1e-4`` as a string (it wants ``1.0e-4``). A key that is given twice is an error:
+    PyYAML would drop the first one's value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:  # `<<` is still unfolded here, and what it brings may be overridden
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                twice = f"key {key.value!r} is given twice, in line {lines[key.value]} and in line {line}; keep one"
+                raise yaml.constructor.ConstructorError(None, None, twice)
+            lines[str(key.value)] = line
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -45,7 +57,8 @@ def packaged() -> list[str]:
 
 
 def _find(name: str, beside: Path | None = None) -> Path:
-    candidates = [Path(name)] if beside is None else [beside / name, beside / f"{name}.yaml"]
+    home = os.path.expanduser(name)
+    candidates = [Path(home)] if beside is None else [beside / home, beside / f"{home}.yaml"]
     candidates.append(Path(str(files("samdistill") / "configs")) / f"{name}.yaml")
     for path in candidates:
         if path.is_file():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..registry import did_you_mean
 
@@ -15,7 +16,16 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class Strict(BaseModel):
+    """A block without unknown keys. In every path, and in every text that begins with it, ``~`` is the home folder."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        if isinstance(value, Path | str) and str(value).startswith("~"):
+            return type(value)(os.path.expanduser(value))
+        return value
 
 
 class TeacherConfig(Strict):
