@@ -1,27 +1,51 @@
-# Two commands: `make demo` and `make test`. Both create .venv and install on first use.
+# `make demo` and `make test` create .venv and install on first use, at the versions of constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/demo
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NEWEST := .venv-newest
+LOWEST := .venv-lowest
+INSTALL := -m pip install --quiet --disable-pip-version-check
+# a thread per process: small tensors gain nothing from more, and two processes share two cores
+SUITE := -m pytest -n 2 --dist loadfile -m "not slow" --durations=10
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-lowest constraints lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/samdistill demo --out $(OUT)
 
-# a thread per process: small tensors gain nothing from more, and two processes share two cores
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
+
+# the suite on the lowest versions that pyproject.toml declares
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(SUITE)
+
+# the newest versions that the ranges of pyproject.toml allow become those that everyone installs
+constraints:
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python $(INSTALL) -e '.[dev]'
+	$(NEWEST)/bin/python tools/versions.py installed > $(NEWEST)/constraints.txt
+	mv $(NEWEST)/constraints.txt constraints.txt
+	rm -rf $(NEWEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $(INSTALLED)
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(LOWEST)/.installed: pyproject.toml
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) tools/versions.py lowest > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python $(INSTALL) -c $(LOWEST)/lowest.txt -e '.[dev]'
+	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(NEWEST) $(LOWEST) runs

@@ -106,7 +106,7 @@ def test_every_room_has_a_level_and_edges_are_seen() -> None:
     assert ("_registration", "students") in edges  # imported by name
 
 
-@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks"])
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "tools"])
 def test_nothing_is_too_long(folder: str) -> None:
     assert lengths(ROOT / folder) == []
 
