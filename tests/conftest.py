@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ import pytest
 from samdistill.config import RunConfig, load_config
 
 Recipe = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sigint_is_heeded() -> Iterator[None]:
+    """Tests and the processes they start get SIGINT, also where the suite itself was started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

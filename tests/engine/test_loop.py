@@ -146,6 +146,23 @@ def test_interrupt_finishes_the_step_saves_and_resumes_in_the_same_bits(tmp_path
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored(tmp_path, number):
+    """As a shell script starts what it runs in the background."""
+
+    class Ignoring(StopAt):
+        def on_batch(self):
+            if self.seen == 7:
+                os.kill(os.getpid(), number)
+
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert train(tmp_path, Ignoring()).steps == 15
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_stopping_in_the_last_step_just_ends_the_run(tmp_path):
     assert train(tmp_path, StopAt(at=15)).steps == 15
 

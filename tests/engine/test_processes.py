@@ -110,8 +110,15 @@ def test_two_gloo_ranks_give_the_losses_of_one_process(tmp_path, two_ranks):
 
 
 def test_ctrl_c_on_the_launcher_saves_on_all_ranks_and_resumes_in_the_same_bits(tmp_path, two_ranks):
+    """Started as ``nohup`` starts it, it outlives the end of its terminal before."""
     run = tmp_path / "run"
-    process = start(run, "--nproc", "2", "dropout=0", "delay=0.03")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(run, "--nproc", "2", "dropout=0", "delay=0.03")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for_step(process, run, 3)
+    process.send_signal(signal.SIGHUP)
     wait_for_step(process, run, 7)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import uuid
@@ -16,7 +17,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ..types import UserError
+from .signals import heeded
 
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _GRACE = 120
 """Seconds the ranks have to finish their step and save after a signal, before they are killed."""
 
@@ -31,8 +34,9 @@ def launch(nproc: int, argv: Sequence[str], program: Sequence[str] = ("-m", "sam
 
     One node by default, on a free port of the loopback. Several: start the same command on each with ``NNODES`` and
     either ``MASTER_ADDR``, ``MASTER_PORT`` and ``NODE_RANK``, or ``RDZV_ENDPOINT`` (``RDZV_BACKEND`` then is ``c10d``
-    unless set). Only local rank 0 speaks on the console; when another one fails its message is shown. SIGINT and
-    SIGTERM are passed on, and the ranks have two minutes to save. Raises ``UserError`` for settings that contradict.
+    unless set). Only local rank 0 speaks on the console; when another one fails its message is shown. SIGINT, SIGTERM,
+    SIGHUP and SIGQUIT are passed on unless this process ignores them (``nohup``), and the ranks have two minutes to
+    save. Raises ``UserError`` for settings that contradict.
     """
     if nproc < 1:
         raise UserError(f"--nproc {nproc}: give the number of processes, 1 or more")
@@ -91,6 +95,7 @@ def _config(nproc: int, logs: str) -> LaunchConfig:
         local_addr="127.0.0.1" if nodes == 1 else None,
         logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=alone),
         shutdown_timeout=_GRACE,
+        signals_to_handle=",".join(number.name for number in heeded(_PASSED_ON)),  # nohup stays nohup
     )
 
 

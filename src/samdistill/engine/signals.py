@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -28,7 +29,8 @@ class Interrupted(SystemExit):
 class StopSignal:
     """Inside, the first SIGINT or SIGTERM sets ``asked``; a later one raises ``KeyboardInterrupt``.
 
-    Off the main thread Python delivers no signals: ``asked`` then stays False.
+    A signal that the process was started to ignore stays ignored: a shell script does that to SIGINT of what it runs
+    in the background. Off the main thread Python delivers no signals: ``asked`` then stays False.
     """
 
     def __init__(self) -> None:
@@ -36,8 +38,8 @@ class StopSignal:
         self._first = 0.0
 
     def __enter__(self) -> StopSignal:
-        main = threading.current_thread() is threading.main_thread()
-        self._before: dict[signal.Signals, Any] = {s: signal.signal(s, self._on) for s in _SIGNALS if main}
+        wanted = heeded(_SIGNALS) if threading.current_thread() is threading.main_thread() else []
+        self._before: dict[signal.Signals, Any] = {s: signal.signal(s, self._on) for s in wanted}
         return self
 
     def __exit__(
@@ -59,6 +61,11 @@ class StopSignal:
             raise KeyboardInterrupt
         if not self.asked:
             self.asked, self._first = True, now
+
+
+def heeded(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Those of ``signals`` that this process does not ignore."""
+    return [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def outlive_signals(worker: int) -> None:
