@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import SamConfig, SamModel
 
 from samdistill.data import Geometry, Sa1bSource
 from samdistill.evaluation import evaluate_models
 from samdistill.evaluation.examples import load_example, to_batch
 from samdistill.evaluation.latency import trunk_gflops
+from samdistill.ops.flops import count_flops
 from samdistill.ops.promptable import embed
 from samdistill.sandbox.write import write_sa1b
 from samdistill.students import MobileSamConfig, MobileSamModel
@@ -92,6 +92,16 @@ def test_the_table_says_which_features(result, models, source):
     assert not [measure for measure in alone.measures() if measure.group == "features"]
 
 
+def flops_of_the_tiny_sam() -> int:
+    """Of its ViT by hand, two per multiply-add: 4x4 tokens of 24 channels, windows of 2x2 in layer 0 and none in 1."""
+    tokens, d, mlp = (SIZE // 16) ** 2, 24, 48
+    patches = tokens * (3 * 16 * 16) * d
+    layers = 2 * tokens * (3 * d * d + d * d + 2 * d * mlp)
+    attention = sum(2 * tokens * side**2 * d for side in (2, 4))  # the scores, and the values they weigh
+    positions = sum(tokens * (side + side) * d for side in (2, 4))  # relative ones, of rows and of columns
+    return 2 * (patches + layers + attention + positions)
+
+
 def test_cost_is_counted_without_the_neck(result, models):
     for name in ("teacher", "mobile"):
         model, row = models[name], result.row(name)
@@ -99,11 +109,12 @@ def test_cost_is_counted_without_the_neck(result, models):
         neck = trunk_channels * WIDTH + WIDTH * WIDTH * 9 + 4 * WIDTH
         assert row.trunk_parameters == sum(p.numel() for p in encoder.parameters()) - neck
         assert row.parameters == sum(p.numel() for p in model.parameters())  # the shared table once
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with count_flops() as counter:
             encoder(torch.zeros(1, 3, SIZE, SIZE))
         cells = (SIZE // 16) ** 2
         work = counter.get_total_flops() - 2 * cells * (trunk_channels * WIDTH + WIDTH * WIDTH * 9)
         assert trunk_gflops(model) == pytest.approx(work / 1e9, rel=1e-9) and row.trunk_gflops == trunk_gflops(model)
+    assert trunk_gflops(models["teacher"]) == flops_of_the_tiny_sam() / 1e9
 
 
 def test_the_verb_takes_folders_and_runs(models, root, tmp_path):

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from ..ops.flops import count_flops
 from ..ops.promptable import image_size
 from .result import Conditions
 
@@ -30,9 +30,9 @@ def trunk_gflops(model: PreTrainedModel) -> float:
     with torch.device("meta"):
         encoder = type(model)(copy.deepcopy(model.config)).eval().vision_encoder
         pixels = torch.empty(1, 3, size, size)
-    counter, counted = FlopCounterMode(display=False), list[int]()
-    encoder.neck.register_forward_pre_hook(lambda *_: counted.append(counter.get_total_flops()))
-    with counter, torch.no_grad():
+    counted = list[int]()
+    with count_flops() as counter:
+        encoder.neck.register_forward_pre_hook(lambda *_: counted.append(counter.get_total_flops()))
         encoder(pixels)
     return counted[0] / 1e9
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..ops.flops import count_flops
 from .backbones import STUDENTS, resolve_backbone
 from .heads import HEADS
 from .trunk import StudentTrunk, StudentTrunkConfig
@@ -70,14 +70,14 @@ def list_students(head: str = "fused", hidden_size: int = 1024) -> list[StudentI
 def breakdown(name: str, head: str = "fused", hidden_size: int = 1024, image_size: int = 1008) -> Breakdown:
     """One student (or any timm backbone) by module, with the work of each for one image of ``image_size`` pixels.
 
-    FLOPs are counted by ``torch.utils.flop_counter`` on the meta device: convolutions, matrix products and attention,
-    two per multiply-add. Raises ``UserError`` for an unknown name or head.
+    FLOPs are counted on the meta device: convolutions, matrix products and attention, two per multiply-add. Raises
+    ``UserError`` for an unknown name or head.
     """
     trunk = _on_meta(name, head, hidden_size, image_size).eval()
     images = torch.empty(1, 3, image_size, image_size, device="meta")
     sizes: dict[int, int] = {}
     hook = trunk.head.register_forward_pre_hook(lambda _, args: sizes.update(enumerate(m.shape[-2] for m in args[0])))
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with count_flops() as counter:
         trunk(images)
     hook.remove()
     by_path = {path: sum(ops.values()) / 1e9 for path, ops in counter.get_flop_counts().items()}

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..ops.flops import count_flops
 from ..registry import Registry
 from .backbones import build_backbone, feature_maps, levels
 
@@ -136,7 +136,7 @@ def compare_heads(
             seconds[name].extend(b - a for a, b in pairwise(stamps))
     costs = []
     for name, head in heads.items():
-        with FlopCounterMode(display=False) as counter:
+        with count_flops() as counter:
             head(maps, grid)
         params = sum(p.numel() for p in head.parameters())
         costs.append(HeadCost(name, params, counter.get_total_flops() / 1e9, 1e3 * median(seconds[name][1:])))
