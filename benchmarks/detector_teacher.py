@@ -22,7 +22,8 @@ from typing import Any
 
 from common import Sheet, arguments, use_device
 
-from samdistill.data.saco import ConceptPair, ConceptSet, Prediction, to_rle, write_concepts
+from samdistill.data.saco import ConceptPair, ConceptSet, to_rle, write_concepts
+from samdistill.data.saco_predictions import Prediction
 from samdistill.evaluation.concept_files import mask_ap, score_predictions
 from samdistill.evaluation.concepts import evaluate_concepts
 from samdistill.inference.concepts import ConceptModel, ask_image, load_concept_model

@@ -73,10 +73,12 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
 def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluate = verbs.add_parser("evaluate", help="mIoU, agreement, features, size and speed of a model; cgF1; or J&F")
     evaluate.add_argument("model", type=_path, help="a model's folder, a run that holds one, or predictions.json")
-    evaluate.add_argument("data", type=_path, help="a folder of images or of videos, or a file of concepts")
+    evaluate.add_argument("data", type=_path, nargs="+", help="a folder of images or of videos, or files of concepts")
     evaluate.add_argument("--teacher", type=_name, help="compare with this teacher")
     evaluate.add_argument("--prompts", help="of box, point, refine, refine2 (box,point,refine)")
     evaluate.add_argument("--concepts", action="store_true", help="ask in words: data is an SA-Co file of concepts")
+    evaluate.add_argument("--iou", choices=["masks", "boxes"],
+                          help="what of predictions.json is compared, with --concepts (masks)")  # fmt: skip
     evaluate.add_argument("--threshold", type=float, metavar="P", help="scores that count, with --concepts (0.5)")
     evaluate.add_argument("--out", type=_path, metavar="JSON", help="write the predictions, with --concepts")
     evaluate.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from samdistill.data.saco import (
-    ConceptPair,
-    ConceptSet,
+from samdistill.data.saco import ConceptPair, ConceptSet, find_concepts, to_rle, write_concepts
+from samdistill.data.saco_predictions import (
     Prediction,
-    find_concepts,
+    box_of,
+    boxes_of,
+    check_predictions,
     load_predictions,
-    to_rle,
-    write_concepts,
+    unused_predictions,
     write_predictions,
 )
 from samdistill.types import UserError
@@ -109,21 +110,19 @@ def test_what_cannot_be_scored_is_left_out_and_listed(tmp_path: Path) -> None:
         {"id": 11, "file_name": "gone.png", **extra},
         {"id": 12, "file_name": "b.png", **extra},
         {"id": 13, "file_name": "b.png", **extra, "is_instance_exhaustive": 0},
-        {"id": 14, "file_name": "b.png", **extra},
     ]
     wrong = {"size": [9, 10], "counts": to_rle(np.ones((9, 10), bool))["counts"]}
-    content["annotations"] += [{"image_id": 12, "segmentation": wrong}, group | {"image_id": 14}]
+    content["annotations"] += [{"image_id": 12, "segmentation": wrong}]
     truth = ConceptSet.load(make(tmp_path, content))
     assert [pair.id for pair in truth.pairs] == [10000000, 10000001, 10000002]
-    assert len(truth.pairs[2].rles) == 1  # the group beside it is no object
-    assert {11, 12, 13, 14} < truth.ids
+    assert len(truth.pairs[2].rles) == len(truth.pairs[2].groups) == 1  # the group beside it is no object
+    assert {11, 12, 13} < truth.ids
     reasons = {problem.key: problem.reason for problem in truth.problems}
     assert reasons["annotations entry 4"] == "its image_id 5 is not listed"
     assert "missing" in reasons["gone.png 'a cat' (11)"]
     assert "[9, 10]" in reasons["b.png 'a cat' (12)"]
     assert reasons["b.png 'a cat' (13)"] == "not exhaustively annotated"
-    assert reasons["b.png 'a cat' (14)"] == "annotated as a group alone"
-    assert len(reasons) == 5
+    assert len(reasons) == 4
 
 
 def changed(place: str, number: int, name: str, value: Any) -> dict[str, Any]:
@@ -143,6 +142,9 @@ def changed(place: str, number: int, name: str, value: Any) -> dict[str, Any]:
     (changed("images", 0, "height", "8"), "'height' is '8', not int"),
     (changed("images", 0, "id", True), "'id' is True, not int"),
     (changed("annotations", 2, "image_id", None), "annotations entry 2: 'image_id' is None"),
+    (changed("annotations", 2, "id", 1), "annotations entry 2: id 1 is taken"),
+    (changed("annotations", 2, "category_id", "1"), "annotations entry 2: 'category_id' is '1', not int"),
+    (changed("categories", 0, "id", None), "categories entry 0: 'id' is None"),
 ])  # fmt: skip
 def test_foreign_and_torn_files(tmp_path: Path, content: Any, said: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -154,12 +156,13 @@ def test_written_concepts_come_back_and_are_coco(tmp_path: Path) -> None:
     masks = random_masks(3)
     pairs = [
         ConceptPair(4, "1/a.png", "très grand poisson", HEIGHT, WIDTH, tuple(to_rle(mask) for mask in masks)),
-        ConceptPair(2, "b.png", "a fish", HEIGHT, WIDTH, ()),
+        ConceptPair(2, "b.png", "a fish", HEIGHT, WIDTH, (), groups=(to_rle(masks[0]),)),
     ]
     path = make(tmp_path, record())
     write_concepts(path, pairs)
     truth = ConceptSet.load(path)
-    assert list(truth.pairs) == pairs and np.array_equal(truth.masks(truth.pairs[0]), masks)
+    assert [replace(pair, boxes=()) for pair in truth.pairs] == pairs and boxes_of(truth.pairs[0]) == boxes_of(pairs[0])
+    assert np.array_equal(truth.masks(truth.pairs[0]), masks)
     assert not list(tmp_path.glob(".*"))
     coco = COCO(str(path))  # the reference reader sees the same masks, boxes and areas
     found = coco.loadAnns(coco.getAnnIds(imgIds=[4]))
@@ -174,7 +177,9 @@ def test_written_predictions_come_back(tmp_path: Path) -> None:
     masks = [to_rle(mask) for mask in random_masks(3)]
     predictions = {7: [Prediction(0.9, masks[0]), Prediction(0.25, masks[1])], 3: [Prediction(1.0, masks[2])]}
     write_predictions(tmp_path / "p.json", predictions)
-    assert load_predictions(tmp_path / "p.json") == predictions
+    loaded = load_predictions(tmp_path / "p.json")
+    assert {k: [replace(p, box=None) for p in found] for k, found in loaded.items()} == predictions
+    assert [box_of(p) for p in loaded[7]] == [box_of(p) for p in predictions[7]]
     first = json.loads((tmp_path / "p.json").read_text())[0]
     assert (first["image_id"], first["category_id"], first["score"]) == (7, 1, 0.9) and len(first["bbox"]) == 4
     write_predictions(tmp_path / "p.json", {})
@@ -233,15 +238,29 @@ def test_predictions_with_listed_runs_are_read(tmp_path: Path) -> None:
     assert load_predictions(tmp_path / "p.json") == {1: [Prediction(0.5, to_rle(mask))]}
 
 
+def test_boxes_and_categories_are_read(tmp_path: Path) -> None:
+    entries = [entry(bbox=[0.1, 0, 0.5, 1], category_id=3), entry(bbox=[1, 2, -3, 4]), entry(bbox="none")]
+    entries.append({"image_id": 1, "score": 1, "bbox": [1, 2, 3, 4]})
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    read = load_predictions(tmp_path / "p.json")[1]
+    assert [(p.category, p.box) for p in read] == [(3, (0.1, 0, 0.5, 1)), (1, None), (1, None), (1, (1, 2, 3, 4))]
+    assert [p.rle is None for p in read] == [False, False, False, True]
+    assert box_of(read[1]) == (2, 1, 4, 4) and box_of(read[3]) == (1, 2, 3, 4)  # tightly around the square
+
+
 def test_predictions_of_another_ground_truth(tmp_path: Path) -> None:
     content = changed("images", 1, "is_instance_exhaustive", 0)
     truth = ConceptSet.load(make(tmp_path, content))
     fits = Prediction(0.5, to_rle(square()))
-    truth.check({10000000: [fits], 10000001: [fits]})  # a pair that is not scored is known all the same
-    with pytest.raises(UserError, match="1 of 2 image_ids are not in the ground truth, such as 7"):
-        truth.check({7: [fits], 10000000: [fits]})
+    check_predictions(truth, {10000000: [fits], 10000001: [fits]})  # a pair that is not scored is known all the same
+    assert unused_predictions(truth, {10000000: [fits], 10000001: [fits]}) == []
+    with pytest.raises(UserError, match="no image_id is in the ground truth, not 7 either"):
+        check_predictions(truth, {7: [fits]})
+    (unused,) = unused_predictions(truth, {7: [fits], 10000000: [fits]})
+    assert unused.reason == "1 ignored: image_ids that are not in the ground truth, such as 7"
+    check_predictions(truth, {7: [fits], 10000000: [fits]})
     with pytest.raises(UserError, match=r"image_id 10000002 has a mask of \[10, 8\], its image is \[8, 10\]"):
-        truth.check({10000002: [Prediction(0.5, to_rle(square().T))]})
+        check_predictions(truth, {10000002: [Prediction(0.5, to_rle(square().T))]})
 
 
 def test_where_ground_truth_is_found(tmp_path: Path) -> None:

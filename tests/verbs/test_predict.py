@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 
 import samdistill
 from samdistill.cli import main
-from samdistill.data.saco import ConceptSet, load_predictions
+from samdistill.data.saco import ConceptSet
+from samdistill.data.saco_predictions import load_predictions
 from samdistill.inference.concepts import load_concept_model
 from samdistill.sandbox.concepts import VOCABULARY, save_tokenizer
 from samdistill.sandbox.write import write_coco, write_concept_set
@@ -165,6 +166,27 @@ def test_a_file_without_predictions_scores_nothing(
     assert [row[field] for field in ("cgf1", "pmf1", "il_mcc", "f1_50", "f1_75", "mask_ap")] == [0] * 6
 
 
+def test_files_of_several_annotators_and_of_boxes(
+    capsys: pytest.CaptureFixture[str], world: Path, tmp_path: Path
+) -> None:
+    """Predictions that are the objects of one file, which is given second; the first has none."""
+    record = json.loads((world / "concepts_val.json").read_text())
+    answers = [{**a, "score": 0.9} for a in record["annotations"]]
+    (tmp_path / "found.json").write_text(json.dumps(answers))
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps(record | {"annotations": []}))
+    common = ("evaluate", tmp_path / "found.json", "--concepts", "--json")
+    alone = json.loads(ask(capsys, *common, empty))["models"][0]
+    assert alone["cgf1"] == 0 and alone["mask_ap"] is None
+    several = json.loads(ask(capsys, *common, empty, world / "concepts_val.json"))
+    assert several["annotators"] == 2 and several["models"][0]["cgf1"] == pytest.approx(1, abs=1e-3)
+    assert several["models"][0]["mask_ap"] is None  # of which annotator would it be?
+    boxes = json.loads(ask(capsys, *common, world / "concepts_val.json", "--iou", "boxes"))
+    assert boxes["iou"] == "boxes" and boxes["figures"]["student"]["cgf1"] == pytest.approx(1, abs=1e-3)
+    result = samdistill.evaluate_concepts(tmp_path / "found.json", [empty, world], progress=False)
+    assert result.to_dict()["figures"] == several["figures"] and "best of 2 annotators" in result.caption()
+
+
 def test_evaluate_refuses_what_does_not_go_together(
     capsys: pytest.CaptureFixture[str], run: Path, world: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +195,7 @@ def test_evaluate_refuses_what_does_not_go_together(
     words = ("evaluate", run, world, "--concepts")
     assert "go with --concepts" in refused(capsys, *words[:3], "--out", predictions)
     assert "go with --concepts" in refused(capsys, *words[:3], "--threshold", "0.4")
+    assert "go with --concepts" in refused(capsys, *words[:3], "--iou", "masks")
     assert "--prompts does not go" in refused(capsys, *words, "--prompts", "box")
     assert "no concepts here" in refused(capsys, "evaluate", run, tmp_path, "--concepts")
     assert "--threshold: 2" in refused(capsys, *words, "--threshold", "2")
@@ -182,4 +205,7 @@ def test_evaluate_refuses_what_does_not_go_together(
         capsys, "evaluate", predictions, world, "--concepts", "--out", predictions
     )
     assert "--images: 0" in refused(capsys, *words, "--images", "0")
+    assert "--iou boxes: a model answers with masks" in refused(capsys, *words, "--iou", "boxes")
+    assert "given twice; give one file per annotator" in refused(capsys, *words[:3], world, "--concepts")
+    assert "several files of data go with --concepts" in refused(capsys, *words[:3], world)
     assert "no geometry" in refused(capsys, *words, "--geometry", "round")

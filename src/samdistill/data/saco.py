@@ -1,38 +1,45 @@
 """Concepts in the layout of SA-Co (Carion et al., SAM 3, 2025): (image, noun phrase) pairs, and predictions for them.
 
 Ground truth is a COCO file whose ``images`` are pairs, each with a ``text_input``; several pairs share a ``file_name``.
-Predictions are a COCO results list. ``bbox`` and ``area`` are never read: SA-Co gives shares of the image, COCO pixels.
+Predictions are a COCO results list. What counts is what the official evaluation counts (facebookresearch/sam3,
+``sam3/eval/cgf1_eval.py``): ``iscrowd`` is no object, and a ``category_id`` that is not listed does not exist.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import reprlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 
+from ..io import write_json
 from ..types import UserError
 from .coco import decode_segmentation, run_lengths
 from .sources import BadInput
 
 Rle = dict[str, Any]
 """COCO's compressed run lengths: ``size`` [height, width] and ``counts``, a string."""
+Box = tuple[float, float, float, float]
+"""COCO's ``bbox``: x, y, width, height. SA-Co gives shares of the image, COCO pixels."""
+CATEGORY = 1
+"""SA-Co's only category, that of an annotation or a prediction that names none."""
 
 
 @dataclass(frozen=True)
 class ConceptPair:
     """A phrase asked of an image, and every object it names there; no ``rles`` make the pair a negative one.
 
-    height, width: of the image file, in pixels, and of each of ``rles``.
+    height, width: of the image file, in pixels, and of each of ``rles``. boxes: of these, as the file gives them; None
+    where it gives none. groups: masks of several objects in one (``iscrowd``), which are no objects. others: the same
+    question as further annotators answered it.
     """
 
     id: int
@@ -41,14 +48,9 @@ class ConceptPair:
     height: int
     width: int
     rles: tuple[Rle, ...]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One mask a model found for a pair, in the pixels of the image file. score: 0..1, higher is surer."""
-
-    score: float
-    rle: Rle
+    boxes: tuple[Box | None, ...] = ()
+    groups: tuple[Rle, ...] = ()
+    others: tuple[ConceptPair, ...] = ()
 
 
 def to_rle(mask: Bool[np.ndarray, "h w"]) -> Rle:
@@ -57,7 +59,7 @@ def to_rle(mask: Bool[np.ndarray, "h w"]) -> Rle:
     return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
 
 
-def _runs(segmentation: Any, height: int, width: int) -> Rle:
+def runs_of(segmentation: Any, height: int, width: int) -> Rle:
     """Any of COCO's spellings as compressed run lengths. Raises ``ValueError`` where it does not fit the image."""
     counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
     if isinstance(counts, str) and segmentation.get("size") == [height, width]:
@@ -70,7 +72,8 @@ def _runs(segmentation: Any, height: int, width: int) -> Rle:
         raise ValueError(f"segmentation cannot be read: {error!r}") from error
 
 
-def _field(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+def field_of(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """``entry[name]``. Raises ``ValueError`` where there is none of that ``kind``; a bool is no number."""
     value = entry.get(name) if isinstance(entry, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
@@ -78,20 +81,17 @@ def _field(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> 
     return value
 
 
-def _read_json(path: Path) -> Any:
+def category_of(entry: Mapping[str, Any], where: str) -> int:
+    """Of an annotation or a prediction. Raises ``ValueError`` for one that is no number."""
+    return field_of({"category_id": CATEGORY} | entry, "category_id", int, where)
+
+
+def read_json(path: Path) -> Any:
+    """What the file holds. Raises ``UserError`` where it cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable JSON file: {error}") from None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from None
 
 
 def _read_pairs(entries: Any) -> dict[int, ConceptPair]:
@@ -99,10 +99,10 @@ def _read_pairs(entries: Any) -> dict[int, ConceptPair]:
     pairs: dict[int, ConceptPair] = {}
     for number, entry in enumerate(entries):
         where = f"images entry {number}"
-        identity = _field(entry, "id", int, where)
-        text = _field(entry, "text_input", str, where)
-        name = _field(entry, "file_name", str, where)
-        height, width = (_field(entry, side, int, where) for side in ("height", "width"))
+        identity = field_of(entry, "id", int, where)
+        text = field_of(entry, "text_input", str, where)
+        name = field_of(entry, "file_name", str, where)
+        height, width = (field_of(entry, side, int, where) for side in ("height", "width"))
         if identity in pairs:
             raise ValueError(f"{where}: id {identity} is taken by an earlier entry")
         if not text.strip() or not name or height < 1 or width < 1:
@@ -115,13 +115,15 @@ def _read_pairs(entries: Any) -> dict[int, ConceptPair]:
 class ConceptSet:
     """Pairs that can be scored, in the file's order.
 
-    problems: pairs left out, and annotations of no pair. ids: of all pairs in the file, those left out too.
+    problems: pairs left out, and annotations of no pair or category. ids: of all pairs in the file, those left out too.
+    categories: by annotator, the ids that count; None where the file lists none, and all do.
     """
 
     pairs: tuple[ConceptPair, ...]
     problems: tuple[BadInput, ...]
     ids: frozenset[int]
     _paths: Mapping[str, Path]
+    categories: tuple[frozenset[int] | None, ...] = (None,)
 
     @classmethod
     def load(cls, json_path: Path, images_root: Path | None = None, check_images: bool = True) -> ConceptSet:
@@ -130,17 +132,18 @@ class ConceptSet:
         Images lie under ``images_root``, or without one beside the JSON, in its parent folder, or in ``images/`` of
         either. check_images: with False files need not be there, which is enough to score a file of predictions.
 
-        Left out, and listed: a pair whose image is missing, one with an annotation that cannot be drawn, one that is
-        not exhaustively annotated (``is_instance_exhaustive`` 0), and one annotated as a group alone
-        (``iscrowd`` 1), for its objects are there but not known one by one. Elsewhere a group is no object, and what
-        is predicted inside it is a false positive, as in SA-Co's own evaluation.
+        Left out, and listed: a pair whose image is missing, one with an annotation that cannot be drawn, and one that
+        is not exhaustively annotated (``is_instance_exhaustive`` 0). A group (``iscrowd`` 1) is no object: what is
+        predicted inside it is a false positive, and a pair with nothing else is a negative one. An annotation whose
+        ``category_id`` is not among the file's ``categories`` is listed and no object either.
         Raises ``UserError`` for a torn or foreign file, an id given twice, and where no pair is left.
         """
-        record = _read_json(json_path)
+        record = read_json(json_path)
         try:
-            entries = _field(record, "images", list, "file")
+            entries = field_of(record, "images", list, "file")
             pairs = _read_pairs(entries)
-            rles, bad, problems = _read_annotations(_field(record, "annotations", list, "file"), pairs)
+            categories = _read_categories(record)
+            drawn, bad, problems = _read_annotations(field_of(record, "annotations", list, "file"), pairs, categories)
         except ValueError as error:
             raise UserError(f"{json_path}: not an SA-Co file of concepts: {error}") from None
         beside = json_path.parent
@@ -160,12 +163,51 @@ class ConceptSet:
             if reason:
                 problems.append(BadInput(f"{pair.file_name} {pair.text!r} ({pair.id})", reason))
             else:
-                whole = (pair.id, pair.file_name, pair.text, pair.height, pair.width, tuple(rles[pair.id]))
-                kept.append(ConceptPair(*whole))
+                kept.append(_with_objects(pair, drawn[pair.id]))
         if not kept:
             first = f"; {len(problems)} problems, first {problems[0].key}: {problems[0].reason}" if problems else ""
             raise UserError(f"{json_path}: no pair of image and phrase to score{first}")
-        return cls(tuple(kept), tuple(problems), frozenset(pairs), paths)
+        return cls(tuple(kept), tuple(problems), frozenset(pairs), paths, (categories,))
+
+    @classmethod
+    def load_annotators(
+        cls, json_paths: Sequence[Path], images_root: Path | None = None, check_images: bool = True
+    ) -> ConceptSet:
+        """The same pairs as several annotators marked them, a file each; the first file's order, images and ``rles``.
+
+        A pair that one of the files leaves out is left out; problems of the other files have the file's name in front.
+        Raises ``UserError`` as ``load`` does, and for a file without one of the pairs or with another phrase or size.
+        """
+        first = cls.load(json_paths[0], images_root, check_images)
+        for path in json_paths[1:]:
+            first = first._joined(cls.load(path, check_images=False), path)
+        return first
+
+    def _joined(self, other: ConceptSet, path: Path) -> ConceptSet:
+        theirs, kept = {pair.id: pair for pair in other.pairs}, []
+        for pair in self.pairs:
+            same = theirs.get(pair.id)
+            if pair.id not in other.ids:
+                raise UserError(f"{path}: has no pair {pair.id}, {pair.text!r}; give files of the same pairs")
+            if same is None:
+                continue
+            if (same.text, same.height, same.width) != (pair.text, pair.height, pair.width):
+                raise UserError(
+                    f"{path}: pair {pair.id} is {same.text!r}, {same.width} x {same.height} pixels, in the first file "
+                    f"{pair.text!r}, {pair.width} x {pair.height}; give files of the same pairs"
+                )
+            kept.append(replace(pair, others=(*pair.others, same)))
+        if not kept:
+            raise UserError(f"{path}: no pair to score is left; every one is left out of it or of the first file")
+        problems = tuple(BadInput(f"{path.name}: {bad.key}", bad.reason) for bad in other.problems)
+        return replace(
+            self, pairs=tuple(kept), problems=self.problems + problems, categories=self.categories + other.categories
+        )
+
+    @property
+    def category(self) -> int:
+        """A ``category_id`` for predictions that counts with the first annotator."""
+        return min(self.categories[0]) if self.categories[0] else CATEGORY
 
     def path(self, pair: ConceptPair) -> Path:
         """The image file."""
@@ -184,76 +226,81 @@ class ConceptSet:
             return np.zeros((0, pair.height, pair.width), bool)
         return np.ascontiguousarray(coco_mask.decode(list(pair.rles)).transpose(2, 0, 1)).astype(bool)
 
-    def check(self, predictions: Mapping[int, Sequence[Prediction]]) -> None:
-        """Raises ``UserError`` for predictions of a pair that the file does not have, and for masks of another size."""
-        unknown = sorted(set(predictions) - self.ids)
-        if unknown:
-            raise UserError(f"predictions: {len(unknown)} of {len(predictions)} image_ids are not in the ground truth, "
-                            f"such as {unknown[0]}; give the predictions that were made for this file")  # fmt: skip
-        for pair in self.pairs:
-            for prediction in predictions.get(pair.id, ()):
-                if prediction.rle["size"] != [pair.height, pair.width]:
-                    raise UserError(f"predictions: image_id {pair.id} has a mask of {prediction.rle['size']}, its "
-                                    f"image is {[pair.height, pair.width]}; write masks at full size")  # fmt: skip
+
+def tight_box(rle: Rle) -> Box:
+    x, y, width, height = (float(value) for value in coco_mask.toBbox(rle))
+    return x, y, width, height
+
+
+class _Drawn(NamedTuple):
+    category: int
+    rle: Rle
+    box: Box | None
+    group: bool
+
+
+def _with_objects(pair: ConceptPair, drawn: Iterable[_Drawn]) -> ConceptPair:
+    """Objects by category, then in the file's order: so does the official evaluation, and ties go by order."""
+    ordered = sorted(drawn, key=lambda one: one.category)
+    objects = [one for one in ordered if not one.group]
+    return replace(
+        pair,
+        rles=tuple(one.rle for one in objects),
+        boxes=tuple(one.box for one in objects),
+        groups=tuple(one.rle for one in ordered if one.group),
+    )
+
+
+def _read_categories(record: Any) -> frozenset[int] | None:
+    if "categories" not in record:
+        return None
+    entries = enumerate(field_of(record, "categories", list, "file"))
+    return frozenset(field_of(entry, "id", int, f"categories entry {number}") for number, entry in entries)
+
+
+def read_box(entry: Mapping[str, Any]) -> Box | None:
+    """Of an annotation or a prediction; None where it has none that can be used."""
+    values = entry.get("bbox")
+    if not isinstance(values, list) or len(values) != 4 or not all(type(value) in (int, float) for value in values):
+        return None
+    x, y, width, height = (float(value) for value in values)
+    usable = all(math.isfinite(value) for value in (x, y, width, height)) and width >= 0 and height >= 0
+    return (x, y, width, height) if usable else None
 
 
 def _read_annotations(
-    entries: Any, pairs: Mapping[int, ConceptPair]
-) -> tuple[dict[int, list[Rle]], dict[int, str], list[BadInput]]:
-    """The objects of each pair, why a pair cannot be scored, and annotations that belong to none."""
-    rles: dict[int, list[Rle]] = defaultdict(list)
+    entries: Any, pairs: Mapping[int, ConceptPair], categories: frozenset[int] | None
+) -> tuple[Mapping[int, list[_Drawn]], dict[int, str], list[BadInput]]:
+    """What is drawn for each pair, why a pair cannot be scored, and annotations that belong to no pair or category."""
+    drawn: dict[int, list[_Drawn]] = defaultdict(list)
     bad: dict[int, str] = {}
-    groups: set[int] = set()
+    taken: set[int | str] = set()
     problems = []
     for number, entry in enumerate(entries):
         where = f"annotations entry {number}"
-        identity = _field(entry, "image_id", int, where)
-        pair = pairs.get(identity)
+        identity = field_of(entry, "image_id", int, where)
+        pair, category = pairs.get(identity), category_of(entry, where)
+        own = field_of({"id": where} | entry, "id", (int, str), where)
+        if own in taken:
+            raise ValueError(f"{where}: id {own} is taken by an earlier entry")
+        taken.add(own)
         if pair is None:
             problems.append(BadInput(where, f"its image_id {identity} is not listed"))
-        elif entry.get("iscrowd"):
-            groups.add(identity)
+        elif categories is not None and category not in categories:
+            problems.append(BadInput(where, f"its category_id {category} is not listed, so that it is no object"))
         else:
             try:
-                rles[identity].append(_runs(entry.get("segmentation"), pair.height, pair.width))
+                rle = runs_of(entry.get("segmentation"), pair.height, pair.width)
             except ValueError as error:
                 bad[identity] = f"{where}: {error}"
-    for identity in groups - set(rles):
-        bad[identity] = "annotated as a group alone"
-    return rles, bad, problems
+            else:
+                drawn[identity].append(_Drawn(category, rle, read_box(entry), bool(entry.get("iscrowd"))))
+    return drawn, bad, problems
 
 
-def load_predictions(json_path: Path) -> dict[int, list[Prediction]]:
-    """Read a COCO results list: ``image_id`` (a pair's id), ``score``, ``segmentation`` as run lengths.
-
-    ``ConceptSet.check`` says whether they fit a ground truth. Raises ``UserError`` for a torn or foreign file, a score
-    that is no finite number, and run lengths that do not fill their size.
-    """
-    record = _read_json(json_path)
-    if not isinstance(record, list):
-        raise UserError(f"{json_path}: holds {type(record).__name__}, not a COCO results list")
-    predictions: dict[int, list[Prediction]] = defaultdict(list)
-    for number, entry in enumerate(record):
-        where = f"entry {number}"
-        try:
-            identity = _field(entry, "image_id", int, where)
-            score = float(_field(entry, "score", (int, float), where))
-            if not math.isfinite(score):
-                raise ValueError(f"{where}: score is {score}")
-            segmentation = _field(entry, "segmentation", dict, where)
-            size = _field(segmentation, "size", list, where)
-            if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-                raise ValueError(f"{where}: size is {reprlib.repr(size)}, not [height, width]")
-            predictions[identity].append(Prediction(score, _runs(segmentation, *size)))
-        except ValueError as error:
-            reason = str(error) if str(error).startswith(where) else f"{where}: {error}"
-            raise UserError(f"{json_path}: not a COCO results list: {reason}") from None
-    return dict(predictions)
-
-
-def _outline(rle: Rle) -> dict[str, Any]:
-    """What a mask looks like in both kinds of file; the box is x, y, width, height in pixels, as in COCO."""
-    return {"category_id": 1, "segmentation": rle, "bbox": [float(v) for v in coco_mask.toBbox(rle)]}
+def outline(rle: Rle, category: int = CATEGORY) -> dict[str, Any]:
+    """What a mask looks like in both kinds of file; the box is in pixels, as in COCO."""
+    return {"category_id": category, "segmentation": rle, "bbox": list(tight_box(rle))}
 
 
 def write_concepts(path: Path, pairs: Iterable[ConceptPair]) -> None:
@@ -262,20 +309,11 @@ def write_concepts(path: Path, pairs: Iterable[ConceptPair]) -> None:
     for pair in pairs:
         images.append({"id": pair.id, "file_name": pair.file_name, "height": pair.height, "width": pair.width,
                        "text_input": pair.text, "is_instance_exhaustive": 1})  # fmt: skip
-        for rle in pair.rles:
-            annotations.append({"id": len(annotations) + 1, "image_id": pair.id, **_outline(rle),
-                                "area": int(coco_mask.area(rle)), "iscrowd": 0})  # fmt: skip
+        for crowd, rle in [*((0, rle) for rle in pair.rles), *((1, rle) for rle in pair.groups)]:
+            annotations.append({"id": len(annotations) + 1, "image_id": pair.id, **outline(rle),
+                                "area": int(coco_mask.area(rle)), "iscrowd": crowd})  # fmt: skip
     categories = [{"id": 1, "name": "object"}]
-    _write_json(path, {"images": images, "annotations": annotations, "categories": categories})
-
-
-def write_predictions(path: Path, predictions: Mapping[int, Sequence[Prediction]]) -> None:
-    """Write a COCO results list that ``load_predictions`` reads back, by pair id; the file is whole or absent."""
-    _write_json(path, [
-        {"image_id": identity, **_outline(found.rle), "score": found.score}
-        for identity, all_found in predictions.items()
-        for found in all_found
-    ])  # fmt: skip
+    write_json(path, {"images": images, "annotations": annotations, "categories": categories})
 
 
 def find_concepts(root: Path) -> Path | None:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..data.saco import ConceptPair, ConceptSet, Prediction, Rle, to_rle
+from ..data.saco import ConceptPair, ConceptSet, Rle, to_rle
+from ..data.saco_predictions import IouKind, Prediction, unused_predictions
 from ..data.sources import DECODE_ERRORS, BadInput, read_image
 from ..data.transforms import Geometry
 from ..inference.concepts import ConceptModel, detections
@@ -32,7 +33,7 @@ from .result_story import CONCEPT_NOTE, Tile, concept_headline, concept_tiles
 from .rows import ConceptRow
 
 MOST = 100
-"""Predictions kept of a question, as COCO's average precision counts them."""
+"""Predictions kept of a question beside those that count, as COCO's average precision ranks them."""
 AT_ONCE = 32
 """Questions in one call: a question's masks are some 70 MB at 1008 px."""
 
@@ -46,7 +47,8 @@ class ConceptResult(Evaluation[ConceptRow]):
 
     positives: how many of the ``questions`` ask for something that is there. threshold: of the score, for all but
     ``mask_ap``. skipped: inputs that could not be used, with the reason. predictions: by model, for
-    ``data.saco.write_predictions``.
+    ``data.saco_predictions.write_predictions``. figures: by model, all of ``ConceptScores.summary``. annotators: how
+    many files of ground truth; the best counts, pair by pair. iou: what was compared.
     """
 
     rows: tuple[ConceptRow, ...]
@@ -59,6 +61,9 @@ class ConceptResult(Evaluation[ConceptRow]):
     skipped: tuple[BadInput, ...]
     pictures: tuple[Picture, ...]
     predictions: Mapping[str, Found]
+    figures: Mapping[str, Mapping[str, float]]
+    annotators: int = 1
+    iou: IouKind = "masks"
 
     pictures_note = (
         "Questions spread over the file, the last for something that is not there. Boxes are drawn around the masks; "
@@ -73,6 +78,9 @@ class ConceptResult(Evaluation[ConceptRow]):
             "images": self.images,
             "questions": self.questions,
             "positives": self.positives,
+            "annotators": self.annotators,
+            "iou": self.iou,
+            "figures": {name: dict(each) for name, each in self.figures.items()},
             "models": [asdict(row) for row in self.rows],
             "timing": None if self.conditions is None else asdict(self.conditions),
             "skipped": [{"key": bad.key, "reason": bad.reason} for bad in self.skipped],
@@ -104,6 +112,10 @@ class ConceptResult(Evaluation[ConceptRow]):
             f"{count(self.questions, 'question')} about {count(self.images, 'image')}, {self.positives} for something "
             f"that is there; scores from {self.threshold:g}"
         )
+        if self.annotators > 1:
+            text += f"; the best of {self.annotators} annotators counts"
+        if self.iou == "boxes":
+            text += "; boxes compared, not masks"
         if self.skipped:
             text += f"; {count(len(self.skipped), 'input')} skipped"
         if self.conditions is not None:
@@ -163,7 +175,7 @@ def evaluate_concepts(
             asked = [(picture, pairs) for path, pairs in batch if (picture := _read(path, pairs, skipped)) is not None]
             for name, model in models.items():
                 if asked:
-                    found[name].update(_ask(model, asked, geometry))
+                    found[name].update(_ask(model, asked, geometry, threshold, concepts.category))
             if progress is not None:
                 progress(sum(len(pairs) for _, pairs in batch))
         done = next(iter(found.values()))
@@ -183,23 +195,32 @@ def score_files(
     teacher: str | None = None,
     threshold: float = SCORE_THRESHOLD,
     pictures: int = 0,
+    iou: IouKind = "masks",
 ) -> ConceptResult:
-    """Compare predictions that were made before, such as ``data.saco.load_predictions`` reads; no model is needed.
+    """Compare predictions that were made before, as ``data.saco_predictions.load_predictions`` reads; without a model.
 
-    Raises ``UserError`` where they belong to another file of concepts.
+    Average precision is that of masks by a single annotator. Raises ``UserError`` for predictions that
+    ``check_predictions`` refuses.
     """
-    figures = {name: score_predictions(concepts, each, threshold).summary() for name, each in found.items()}
+    annotators = len(concepts.categories)
+    ranked = annotators == 1 and iou == "masks"
+    figures = {name: score_predictions(concepts, each, threshold, iou).summary() for name, each in found.items()}
     best = figures[teacher]["cgf1"] if teacher is not None else 0.0
     rows = [
         ConceptRow(
             name,
             *(figures[name][field] for field in ("cgf1", "pmf1", "il_mcc", "f1_50", "f1_75")),
-            mask_ap=mask_ap(concepts, each).get("ap"),
+            mask_ap=mask_ap(concepts, each).get("ap") if ranked else None,
             kept=figures[name]["cgf1"] / best if name != teacher and best > 0 else None,
         )
         for name, each in found.items()
     ]
     chosen = _shown(concepts, pictures)
+    unused = (
+        BadInput(f"{name}: {bad.key}", bad.reason)
+        for name, each in found.items()
+        for bad in unused_predictions(concepts, each)
+    )
     return ConceptResult(
         rows=tuple(rows),
         teacher=teacher,
@@ -208,9 +229,12 @@ def score_files(
         questions=len(concepts.pairs),
         positives=sum(bool(pair.rles) for pair in concepts.pairs),
         conditions=None,
-        skipped=concepts.problems,
+        skipped=(*concepts.problems, *unused),
         pictures=tuple(_picture(concepts, pair, found, threshold) for pair in chosen),
         predictions=found,
+        figures=figures,
+        annotators=annotators,
+        iou=iou,
     )
 
 
@@ -269,8 +293,14 @@ def _read(path: Path, pairs: Sequence[ConceptPair], skipped: dict[BadInput, None
     return picture
 
 
-def _ask(model: ConceptModel, asked: Sequence[tuple[Image.Image, list[ConceptPair]]], geometry: str) -> Found:
-    """What the model finds for every question about a few images, as run lengths at each image's own size."""
+def _ask(
+    model: ConceptModel, asked: Sequence[tuple[Image.Image, list[ConceptPair]]], geometry: str, threshold: float,
+    category: int,
+) -> Found:  # fmt: skip
+    """What the model finds for every question about a few images, as run lengths at each image's own size.
+
+    All that scores ``threshold`` or more, and the best ``MOST`` whatever they score.
+    """
     place = Geometry(model.image_size, geometry)  # type: ignore[arg-type]
     laid = [place.canvas(picture) for picture, _ in asked]
     originals = [(picture.height, picture.width) for picture, _ in asked]
@@ -285,9 +315,10 @@ def _ask(model: ConceptModel, asked: Sequence[tuple[Image.Image, list[ConceptPai
     output = model.answer(batch, ConceptPrompts.words([p.text for _, p in questions], [n for n, _ in questions]))
     side, found = (model.image_size, model.image_size), Found()
     for row, (number, pair) in enumerate(questions):
-        answer = detections(output, row, 0.0, laid[number][1], side, originals[number], most=MOST)
-        rles = [to_rle(mask.cpu().numpy()) for mask in answer.masks]
-        found[pair.id] = [Prediction(score, rle) for score, rle in zip(answer.scores.tolist(), rles, strict=True)]
+        most = max(MOST, int((output.scores[row] >= threshold).sum()))
+        answer = detections(output, row, 0.0, laid[number][1], side, originals[number], most=most)
+        scored = zip(answer.scores.tolist(), answer.masks, strict=True)
+        found[pair.id] = [Prediction(score, to_rle(mask.cpu().numpy()), category) for score, mask in scored]
     return found
 
 

@@ -9,7 +9,8 @@ from ..checkpoints.promptable import load_model
 from ..config import DataConfig
 from ..data import Geometry, Source, open_source
 from ..data.masks import find_mask_folders
-from ..data.saco import ConceptSet, find_concepts, load_predictions, write_predictions
+from ..data.saco import ConceptSet, find_concepts
+from ..data.saco_predictions import IouKind, load_predictions, write_predictions
 from ..engine import default_device
 from ..evaluation import EvaluationResult, evaluate_models
 from ..evaluation import concepts as detectors
@@ -74,34 +75,38 @@ def evaluate(
 
 
 def evaluate_concepts(
-    model: Path, data: Path, *, teacher: str | None = None, threshold: float = 0.5, images: int | None = None,
-    batch_size: int = 4, geometry: str = "square", out: Path | None = None, progress: bool = True,
+    model: Path, data: Path | Sequence[Path], *, teacher: str | None = None, threshold: float = 0.5,
+    images: int | None = None, batch_size: int = 4, geometry: str = "square", out: Path | None = None,
+    iou: IouKind = "masks", progress: bool = True,
 ) -> detectors.ConceptResult:  # fmt: skip
     """cgF1 and its factors, mask AP, parameters and time per question of a detector, beside its ``teacher``.
 
     model: what ``load_concept_model`` takes, or a ``.json`` of predictions; then ``teacher`` is one too, and only files
-    are compared. data: a file of concepts in the SA-Co layout, or a folder that holds one. threshold: scores from here
-    on count. out: write the model's predictions there. Raises ``UserError`` for what cannot be measured.
+    are compared. data: a file of concepts in the SA-Co layout, or a folder that holds one; several are the same pairs
+    as several annotators marked them, of which the best counts. threshold: scores from here on count. out: write the
+    model's predictions there. iou: compare ``masks`` or, of files of predictions, ``boxes``. Raises ``UserError`` for
+    what cannot be measured.
     """
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
     if images is not None and images < 1:
         raise UserError(f"--images: {images} leaves nothing to measure")
+    if iou not in ("masks", "boxes"):
+        raise UserError(f"--iou: {iou!r} is neither masks nor boxes")
     names = {"student": str(model)} if teacher is None else {"teacher": teacher, "student": str(model)}
     files = {name: path for name, path in names.items() if path.endswith(".json")}
     if files and (len(files) < len(names) or out is not None):
         raise UserError("a file of predictions is compared with files alone, and there is nothing new to write: give "
                         "--teacher as a file too, and no --out")  # fmt: skip
+    if iou == "boxes" and not files:
+        raise UserError("--iou boxes: a model answers with masks; give a file of predictions, or leave --iou out")
     if out is not None and (out.suffix != ".json" or not out.parent.is_dir()):
         raise UserError(f"--out: {out} is not a .json file in a folder that exists")
-    place = find_concepts(data)
-    if place is None:
-        raise UserError(f"{data}: no concepts here; give an SA-Co .json, or a folder that holds concepts_val.json")
-    truth = detectors.some_images(ConceptSet.load(place, check_images=not files), images)
+    truth = detectors.some_images(_ground_truth([data] if isinstance(data, (str, Path)) else data, not files), images)
     by = "teacher" if teacher is not None else None
     if files:
         found = {name: load_predictions(Path(path)) for name, path in files.items()}
-        return detectors.score_files(found, truth, teacher=by, threshold=threshold)
+        return detectors.score_files(found, truth, teacher=by, threshold=threshold, iou=iou)
     if geometry not in ("square", "longest_side"):
         raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
     loaded = {name: load_concept_model(path, device=default_device()) for name, path in names.items()}
@@ -113,3 +118,16 @@ def evaluate_concepts(
     if out is not None:
         write_predictions(out, result.predictions["student"])
     return result
+
+
+def _ground_truth(data: Sequence[str | Path], check_images: bool) -> ConceptSet:
+    """One file per annotator."""
+    places = []
+    for path in map(Path, data):
+        place = find_concepts(path)
+        if place is None:
+            raise UserError(f"{path}: no concepts here; give an SA-Co .json, or a folder that holds concepts_val.json")
+        if place in places:
+            raise UserError(f"{place}: given twice; give one file per annotator")
+        places.append(place)
+    return ConceptSet.load_annotators(places, check_images=check_images)

@@ -181,10 +181,11 @@ def evaluate(args: argparse.Namespace) -> int:
     result: ConceptResult | EvaluationResult | VideoResult
     if args.concepts:
         result = _concepts(args)
-    elif video_kind(args.data) is not None:
-        result = _videos(args)
     else:
-        result = _prompts(args)
+        if len(args.data) > 1:
+            raise UserError("several files of data go with --concepts, one per annotator")
+        (args.data,) = args.data
+        result = _prompts(args) if video_kind(args.data) is None else _videos(args)
     if args.json:
         print_json(result.to_dict())
     else:
@@ -196,8 +197,11 @@ def evaluate(args: argparse.Namespace) -> int:
 def _videos(args: argparse.Namespace) -> VideoResult:
     from .evaluate_videos import evaluate_videos as run
 
-    if args.threshold is not None or args.out is not None or args.prompts is not None or args.images is not None:
-        raise UserError("--prompts, --images, --threshold and --out do not go with videos; --videos takes some of them")
+    others = (args.threshold, args.out, args.iou, args.prompts, args.images)
+    if any(option is not None for option in others):
+        raise UserError(
+            "--prompts, --images, --threshold, --iou and --out do not go with videos; --videos takes some of them"
+        )
     return run(
         args.model, args.data, teacher=args.teacher, convention=args.convention, videos=args.videos,
         every_frame=args.every_frame, geometry=args.geometry, workers=args.workers, progress=not args.json,
@@ -217,8 +221,8 @@ def _prompts(args: argparse.Namespace) -> EvaluationResult:
     from .evaluate import evaluate as run
 
     _no_videos(args)
-    if args.threshold is not None or args.out is not None:
-        raise UserError("--threshold and --out go with --concepts")
+    if args.threshold is not None or args.out is not None or args.iou is not None:
+        raise UserError("--threshold, --out and --iou go with --concepts")
     names = PROMPTS if args.prompts is None else [n.strip() for n in args.prompts.split(",") if n.strip()]
     return run(
         args.model, args.data, teacher=args.teacher, prompts=names, images=args.images, geometry=args.geometry,
@@ -234,7 +238,7 @@ def _concepts(args: argparse.Namespace) -> ConceptResult:
         raise UserError("--prompts does not go with --concepts, which asks in words alone")
     return run(
         args.model, args.data, teacher=args.teacher, threshold=0.5 if args.threshold is None else args.threshold,
-        images=args.images, geometry=args.geometry, out=args.out, progress=not args.json,
+        images=args.images, geometry=args.geometry, out=args.out, iou=args.iou or "masks", progress=not args.json,
     )  # fmt: skip
 
 

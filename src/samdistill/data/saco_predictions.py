@@ -1,0 +1,146 @@
+"""Predictions for pairs of image and phrase, as a COCO results list: reading, writing, and whether they fit."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..io import write_json
+from ..types import UserError
+from .saco import (
+    CATEGORY,
+    Box,
+    ConceptPair,
+    ConceptSet,
+    Rle,
+    category_of,
+    field_of,
+    outline,
+    read_box,
+    read_json,
+    runs_of,
+    tight_box,
+)
+from .sources import BadInput
+
+IouKind = Literal["masks", "boxes"]
+_SHARES_END = 1.5  # boxes that end before are shares of an image: no set of boxes in pixels is that small
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One mask a model found for a pair, in the pixels of the image file.
+
+    score: 0..1, higher is surer. rle: None in a file of boxes. category: its ``category_id``; it counts where the
+    ground truth lists that. box: as the file gives it, or None.
+    """
+
+    score: float
+    rle: Rle | None
+    category: int = CATEGORY
+    box: Box | None = None
+
+
+def load_predictions(json_path: Path) -> dict[int, list[Prediction]]:
+    """Read a COCO results list: ``image_id`` (a pair's id), ``score``, ``segmentation`` as run lengths or ``bbox``.
+
+    ``check_predictions`` says whether they fit a ground truth. Raises ``UserError`` for a torn or foreign file, a score
+    that is no finite number, and run lengths that do not fill their size.
+    """
+    record = read_json(json_path)
+    if not isinstance(record, list):
+        raise UserError(f"{json_path}: holds {type(record).__name__}, not a COCO results list")
+    predictions: dict[int, list[Prediction]] = defaultdict(list)
+    for number, entry in enumerate(record):
+        where = f"entry {number}"
+        try:
+            identity = field_of(entry, "image_id", int, where)
+            score = float(field_of(entry, "score", (int, float), where))
+            if not math.isfinite(score):
+                raise ValueError(f"{where}: score is {score}")
+            category, box = category_of(entry, where), read_box(entry)
+            rle = None if box is not None and "segmentation" not in entry else _predicted(entry, where)
+            predictions[identity].append(Prediction(score, rle, category, box))
+        except ValueError as error:
+            reason = str(error) if str(error).startswith(where) else f"{where}: {error}"
+            raise UserError(f"{json_path}: not a COCO results list: {reason}") from None
+    return dict(predictions)
+
+
+def _predicted(entry: Mapping[str, Any], where: str) -> Rle:
+    segmentation = field_of(entry, "segmentation", dict, where)
+    size = field_of(segmentation, "size", list, where)
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ValueError(f"{where}: size is {reprlib.repr(size)}, not [height, width]")
+    return runs_of(segmentation, *size)
+
+
+def write_predictions(path: Path, predictions: Mapping[int, Sequence[Prediction]]) -> None:
+    """Write a COCO results list that ``load_predictions`` reads back, by pair id; the file is whole or absent."""
+    write_json(path, [
+        {"image_id": identity, **outline(found.rle, found.category), "score": found.score}
+        for identity, all_found in predictions.items()
+        for found in all_found
+    ])  # fmt: skip
+
+
+def check_predictions(
+    truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]], iou: IouKind = "masks"
+) -> None:
+    """Raises ``UserError`` for predictions that can not be compared with the pairs.
+
+    That is where none is of a pair that the file has, for masks of another size or missing ones, and for boxes in
+    pixels beside boxes as shares of the image.
+    """
+    if predictions and not truth.ids & predictions.keys():
+        raise UserError(f"predictions: no image_id is in the ground truth, not {min(predictions)} either; give the "
+                        "predictions that were made for this file")  # fmt: skip
+    if iou == "boxes":
+        drawn = [box for pair in truth.pairs for each in (pair, *pair.others) for box in boxes_of(each)]
+        found = [box_of(p) for pair in truth.pairs for p in predictions.get(pair.id, ())]
+        if drawn and found and _in_shares(drawn) != _in_shares(found):
+            kinds = ["shares of the image" if _in_shares(boxes) else "pixels" for boxes in (drawn, found)]
+            raise UserError(f"predictions: the boxes of the ground truth are {kinds[0]}, those of the predictions "
+                            f"{kinds[1]}; write both alike")  # fmt: skip
+        return
+    for pair in truth.pairs:
+        for prediction in predictions.get(pair.id, ()):
+            if prediction.rle is None:
+                raise UserError(f"predictions: image_id {pair.id} has a box and no segmentation; write masks, or "
+                                "compare boxes with --iou boxes")  # fmt: skip
+            if prediction.rle["size"] != [pair.height, pair.width]:
+                raise UserError(f"predictions: image_id {pair.id} has a mask of {prediction.rle['size']}, its "
+                                f"image is {[pair.height, pair.width]}; write masks at full size")  # fmt: skip
+
+
+def unused_predictions(truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]]) -> list[BadInput]:
+    """Predictions that count for nothing, as in the official evaluation: of no pair, or of no listed category."""
+    foreign = sorted(predictions.keys() - truth.ids)
+    listed = None if None in truth.categories else frozenset().union(*truth.categories)
+    own = (p.category for found in predictions.values() for p in found)
+    odd = [] if listed is None else sorted(category for category in own if category not in listed)
+    reasons = [
+        (foreign, "{} ignored: image_ids that are not in the ground truth, such as {}"),
+        (odd, "{} ignored: a category_id that the ground truth does not list, such as {}"),
+    ]
+    return [BadInput("predictions", text.format(len(ids), ids[0])) for ids, text in reasons if ids]
+
+
+def boxes_of(pair: ConceptPair) -> list[Box]:
+    """Of the pair's objects; those that the file does not give are drawn tightly around the mask, in pixels."""
+    given = pair.boxes or (None,) * len(pair.rles)
+    return [tight_box(rle) if box is None else box for box, rle in zip(given, pair.rles, strict=True)]
+
+
+def box_of(prediction: Prediction) -> Box:
+    """As ``boxes_of``."""
+    return prediction.box if prediction.box is not None or prediction.rle is None else tight_box(prediction.rle)
+
+
+def _in_shares(boxes: Iterable[Box]) -> bool:
+    return all(x + width <= _SHARES_END and y + height <= _SHARES_END for x, y, width, height in boxes)
