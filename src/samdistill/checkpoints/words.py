@@ -18,7 +18,6 @@ from ..types import VISUAL, ConceptPrompts, UserError
 from .files import locate
 from .loading import quiet_transformers
 
-_PADDING = -10  # label of a box that only fills the batch
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _PATTERNS = ("tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json", "config.json")
 
@@ -77,15 +76,15 @@ class Words:
         return bool(text.strip()) and len(self._tokens([text])[0]) <= self.context
 
     def inputs(self, prompts: ConceptPrompts, device: torch.device | str) -> dict[str, Tensor]:
-        """What a ``Sam3Model`` is asked with: ``input_ids`` and ``attention_mask``, and boxes if there are any.
+        """What an ``EfficientSam3Model`` or ``ops.outputs.ask`` is given, on ``device``.
 
-        ``input_boxes`` and ``input_boxes_labels`` are left out where all are padding: with them, the model adds a token
-        to every question of the batch.
+        ``input_ids`` and ``attention_mask`` (p x t), ``input_boxes`` (p x k x 4, normalised cxcywh) and
+        ``input_boxes_labels`` (p x k; -10 is padding).
         """
         ids, mask = self.encode(prompts.texts)
-        found = {"input_ids": ids, "attention_mask": mask}
-        if bool((prompts.labels != _PADDING).any()):
-            found |= {"input_boxes": prompts.boxes, "input_boxes_labels": prompts.labels}
+        found = {
+            "input_ids": ids, "attention_mask": mask, "input_boxes": prompts.boxes, "input_boxes_labels": prompts.labels
+        }  # fmt: skip
         return {name: tensor.to(device) for name, tensor in found.items()}
 
     def save(self, folder: str | Path) -> None:

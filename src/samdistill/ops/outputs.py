@@ -1,4 +1,4 @@
-"""Asking transformers' SAM 3: one encoded image for many questions, each answered as if it were asked alone."""
+"""Asking transformers' SAM 3: one encoded image for many questions, each answered as the original SAM 3 answers it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..types import DetectorOutput
 
 T = TypeVar("T")
+PADDING = -10
+"""Label of a box that only fills the batch (transformers' convention)."""
 
 
 @dataclass
@@ -68,67 +70,45 @@ def ask(
     attention_mask: Int[Tensor, "p t"] | None,
     boxes: Float[Tensor, "p k 4"] | None = None,
     labels: Int[Tensor, "p k"] | None = None,
-    enrich: Callable[[Any, Int[Tensor, " n"]], Float[Tensor, "n k c"]] | None = None,
+    enrich: Callable[[Any], Float[Tensor, "p n c"]] | None = None,
 ) -> DetectorOutput:
-    """What a SAM 3 answers to p questions about the images of ``vision``, graph attached, in the questions' order.
+    """What a SAM 3 answers to p questions about the images of ``vision``, graph attached, as the original does.
 
-    forward: of ``Sam3Model`` or ``Sam3LiteTextModel``; encoder: its ``detr_encoder``. image: which image each question
-    is about; None where there is one question per image. text: what its ``get_text_features`` projected. boxes,
-    labels: exemplars, -10 for padding. enrich: from what the encoder returned for some questions, and which these are,
-    to the tokens that the decoders then read in place of its last hidden state.
+    The original runs the geometry encoder for every question: one without a box still carries its CLS token.
+    transformers skips that encoder when no box is given, which changes every output (docs/models.md has the figures).
+    Hence a question without a box is given one padding box, which attention never sees.
 
-    transformers gives every question of a call the box encoder's extra token as soon as one of them shows a box.
-    Questions in words and questions with boxes are therefore asked apart: no answer depends on what else is asked.
+    Args:
+        forward: of ``Sam3Model`` or ``Sam3LiteTextModel``.
+        encoder: its ``detr_encoder``.
+        vision: what its vision encoder returned for b images.
+        image: the image each question is about, 0..b-1; None where there is one question per image.
+        text: what its ``get_text_features`` projected.
+        attention_mask: 1 for tokens, 0 for padding.
+        boxes: exemplars, normalised cxcywh. None or k = 0: questions in words alone.
+        labels: 1 like this, 0 not like this, -10 padding; None where every box is a positive example.
+        enrich: maps what the encoder returned to the tokens that the decoders read in place of its last hidden state.
     """
-    groups = _groups(len(text), labels, boxes, text.device)
-    parts = []
-    for rows in groups:
-        whole = len(rows) == len(text)
-        about = rows if image is None else image[rows]
-        shown = boxes is not None and (labels is None or bool((labels[rows] != _PADDING).any()))
-        with rewritten(encoder, partial(_enriched, rows, enrich)), recorded(encoder) as seen:
-            out = forward(
-                vision_embeds=vision if image is None and whole else take_images(vision, about),
-                text_embeds=BaseModelOutputWithPooling(pooler_output=text if whole else text[rows]),
-                attention_mask=None if attention_mask is None else attention_mask[rows],
-                input_boxes=boxes[rows] if shown else None,
-                input_boxes_labels=labels[rows] if shown and labels is not None else None,
-                return_dict=True,
-            )  # fmt: skip
-        parts.append((out, seen.output.last_hidden_state))
-    order = torch.cat(groups).argsort()
-
-    def joined(pick: Callable[[Any, Tensor], Tensor]) -> Tensor:
-        found = [pick(out, tokens) for out, tokens in parts]
-        return found[0] if len(found) == 1 else torch.cat(found)[order]
-
+    if boxes is None or not boxes.shape[1]:
+        boxes = text.new_zeros(len(text), 1, 4)
+        labels = torch.full(boxes.shape[:2], PADDING, device=boxes.device)
+    with rewritten(encoder, partial(_enriched, enrich)), recorded(encoder) as seen:
+        out = forward(
+            vision_embeds=vision if image is None else take_images(vision, image),
+            text_embeds=BaseModelOutputWithPooling(pooler_output=text),
+            attention_mask=attention_mask,
+            input_boxes=boxes,
+            input_boxes_labels=labels,
+            return_dict=True,
+        )
     fpn = tuple(vision.fpn_hidden_states[:-1])
+    grid = seen.output.last_hidden_state.transpose(1, 2).unflatten(2, fpn[-1].shape[-2:])
     return DetectorOutput(
-        joined(lambda out, _: out.pred_masks),
-        joined(lambda out, _: out.pred_boxes),
-        joined(lambda out, _: out.pred_logits),
-        joined(lambda out, _: out.presence_logits),
-        joined(lambda out, _: out.semantic_seg),
-        fpn,
-        joined(lambda _, tokens: tokens).transpose(1, 2).unflatten(2, fpn[-1].shape[-2:]),
+        out.pred_masks, out.pred_boxes, out.pred_logits, out.presence_logits, out.semantic_seg, fpn, grid
     )
 
 
-def _enriched(about: Int[Tensor, " n"], enrich: Callable[[Any, Int[Tensor, " n"]], Tensor] | None, output: Any) -> Any:
+def _enriched(enrich: Callable[[Any], Tensor] | None, output: Any) -> Any:
     if enrich is not None:
-        output.last_hidden_state = enrich(output, about)
+        output.last_hidden_state = enrich(output)
     return output
-
-
-_PADDING = -10
-
-
-def _groups(
-    count: int, labels: Int[Tensor, "p k"] | None, boxes: Tensor | None, device: torch.device
-) -> list[Int[Tensor, " n"]]:
-    """Rows in words alone and rows that show a box; one group where all are alike."""
-    every = torch.arange(count, device=device)
-    if boxes is None or labels is None:
-        return [every]
-    shown = (labels != _PADDING).any(1)
-    return [rows for rows in (every[~shown], every[shown]) if len(rows)] or [every]

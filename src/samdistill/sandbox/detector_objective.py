@@ -20,7 +20,7 @@ from ..ops.boxes import cxcywh_to_xyxy, pairwise_giou
 from ..ops.images import normalise
 from ..ops.masks import masks_to_boxes
 from ..ops.matching import Matches, hungarian
-from ..ops.outputs import recorded, take_images
+from ..ops.outputs import ask, recorded
 from ..types import ConceptPrompts, Term, Terms
 from .detector import HIDDEN
 from .detector_questions import Questions
@@ -94,10 +94,13 @@ def _coarse(vision: Sam3VisionEncoderOutput) -> Sam3VisionEncoderOutput:
 
 def answer(model: Sam3Model, vision: Sam3VisionEncoderOutput, words: Words, prompts: ConceptPrompts) -> Answer:
     """All decoder layers' answers: transformers returns the last one's, the others are read as they pass by."""
+    asked = words.inputs(prompts, model.device)
+    text = model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True).pooler_output
     with recorded(model.detr_decoder) as decoder, recorded(model.dot_product_scoring) as scoring:
-        out = model(
-            vision_embeds=take_images(vision, prompts.image.to(model.device)), **words.inputs(prompts, model.device)
-        )
+        out = ask(
+            model, model.detr_encoder, vision, prompts.image.to(model.device), text, asked["attention_mask"],
+            asked["input_boxes"], asked["input_boxes_labels"],
+        )  # fmt: skip
     layers = decoder.output
     offsets = model.detr_decoder.box_head(layers.intermediate_hidden_states)
     boxes = torch.logit(layers.reference_boxes, eps=1e-3) + offsets

@@ -35,8 +35,7 @@ PER_SCENE = 5
 NAMING_EPOCHS = 4
 """Epochs in which cells are named and nothing is asked yet."""
 BOXED = 0.15
-"""Share of the steps whose questions are exemplar boxes. Never both in one call: a box anywhere in it gives every
-question the box encoder's extra token, which words alone do not have when they are asked later."""
+"""Share of the steps whose questions are exemplar boxes."""
 MASKED = 0.4
 """Share of the steps that draw masks: outlines are learnt long before words are."""
 FIRST_SCENE = 10_000_000

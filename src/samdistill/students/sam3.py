@@ -114,7 +114,8 @@ class EfficientSam3Model(Sam3LiteTextModel):
         pixel_values: normalised with ``config.vision_config``'s image_mean and image_std; or vision_embeds, what
         ``get_vision_features`` returned for the images. input_ids, attention_mask: tokens, 1 where they are not
         padding; or text_embeds, what ``get_text_features`` returned (the mask is needed with it too). input_boxes:
-        exemplars, normalised cxcywh; labels: 1 like this, 0 not like this, -10 padding. prompt_images: the image each
+        exemplars, normalised cxcywh; labels: 1 like this, 0 not like this, -10 padding. Words alone carry the geometry
+        encoder's CLS token as in the original SAM 3; nothing has to be passed for it. prompt_images: the image each
         prompt asks about; None where there is one prompt per image. Raises ``ValueError`` unless images are given
         exactly once and words once at most.
         """
@@ -195,9 +196,9 @@ class EfficientSam3Model(Sam3LiteTextModel):
             ages = torch.arange(frames, 0, -1, device=features.device).expand(b, -1)
         return self.memory_resampler(features.to(self.dtype), ages.to(self.dtype), valid, masks)
 
-    def _recall(self, memory: Float[Tensor, "p l c"], encoded: ModelOutput, rows: Int[Tensor, " n"]) -> Tensor:
+    def _recall(self, memory: Float[Tensor, "p l c"], encoded: ModelOutput) -> Tensor:
         assert self.memory_attention is not None
-        return self.memory_attention(encoded.last_hidden_state, encoded.pos_embeds_flattened, memory[rows])
+        return self.memory_attention(encoded.last_hidden_state, encoded.pos_embeds_flattened, memory)
 
 
 def build_detector(

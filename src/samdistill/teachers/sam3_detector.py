@@ -103,11 +103,9 @@ class Sam3Detector:
             vision = self._vision(images)
             asked = self.words.inputs(prompts, self.device)
             text = self.model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True)
-            boxes = asked.get("input_boxes")
             found = ask(
                 self.model, self.model.detr_encoder, vision, prompts.image.to(self.device), text.pooler_output,
-                asked["attention_mask"], None if boxes is None else boxes.to(self.model.dtype),
-                asked.get("input_boxes_labels"),
+                asked["attention_mask"], asked["input_boxes"].to(self.model.dtype), asked["input_boxes_labels"],
             )  # fmt: skip
         return DetectorOutput(
             _free(found.pred_masks), _free(found.pred_boxes), _free(found.pred_logits), _free(found.presence_logits),
