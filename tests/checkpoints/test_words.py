@@ -73,18 +73,16 @@ def test_the_word_for_boxes_alone_is_the_processors():
     assert VISUAL in VOCABULARY
 
 
-def test_boxes_are_given_only_where_there_are_any(words):
+def test_the_inputs_of_a_model_are_tokens_and_boxes_on_its_device(words):
     plain = ConceptPrompts.words(["circle", "square"], [0, 0])
     ids, mask = words.encode(["circle", "square"])
-    padded = ConceptPrompts(plain.texts, plain.image, torch.zeros(2, 1, 4), torch.full((2, 1), -10))
-    for prompts in (plain, padded):
-        asked = words.inputs(prompts, "cpu")
-        assert set(asked) == {"input_ids", "attention_mask"}
-        assert torch.equal(asked["input_ids"], ids) and torch.equal(asked["attention_mask"], mask)
-    labels = torch.tensor([[-10], [0]])  # a box of what is not meant is a box
-    asked = words.inputs(ConceptPrompts(plain.texts, plain.image, torch.rand(2, 1, 4), labels), "meta")
-    assert set(asked) == {"input_ids", "attention_mask", "input_boxes", "input_boxes_labels"}
-    assert all(tensor.is_meta for tensor in asked.values()) and asked["input_boxes"].shape == (2, 1, 4)
+    asked = words.inputs(plain, "cpu")
+    assert torch.equal(asked["input_ids"], ids) and torch.equal(asked["attention_mask"], mask)
+    assert asked["input_boxes"].shape == (2, 0, 4) and asked["input_boxes_labels"].shape == (2, 0)
+    boxes, labels = torch.rand(2, 1, 4), torch.tensor([[-10], [0]])
+    asked = words.inputs(ConceptPrompts(plain.texts, plain.image, boxes, labels), "cpu")
+    assert torch.equal(asked["input_boxes"], boxes) and torch.equal(asked["input_boxes_labels"], labels)
+    assert all(tensor.is_meta for tensor in words.inputs(plain, "meta").values())
 
 
 def test_what_is_saved_reads_the_same(words, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import Sam3Config, Sam3Model
 
-from samdistill.ops.outputs import recorded, take_images
+from samdistill.ops.outputs import PADDING, ask, recorded, take_images
 
 
 def tiny_sam3() -> Sam3Model:
@@ -81,3 +81,34 @@ def test_sam3_answers_several_questions_about_an_image_encoded_once() -> None:
     torch.testing.assert_close(kept, wanted, rtol=1e-4, atol=1e-5)
     for name in ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg"):
         torch.testing.assert_close(getattr(once, name), getattr(each, name), rtol=1e-4, atol=1e-5)
+
+
+def test_words_beside_boxes_are_answered_as_they_are_alone() -> None:
+    """Words alone: however the missing box is given. Up to rounding: attention sums over one more masked token."""
+    model, text = tiny_sam3(), torch.randn(3, 5, 32)
+    boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.2]], [[0.0] * 4], [[0.0] * 4]])
+    labels, image = torch.tensor([[1], [PADDING], [PADDING]]), torch.tensor([0, 0, 1])
+    with torch.no_grad():
+        vision = model.get_vision_features(torch.randn(2, 3, 126, 126))
+        mixed = ask(model, vision, image, text, None, boxes, labels)
+        alone = ask(model, vision, image[1:], text[1:], None)
+        empty = ask(model, vision, image[1:], text[1:], None, boxes[1:, :0], labels[1:, :0])
+        more = ask(model, vision, image[1:], text[1:], None, boxes[1:].repeat(1, 3, 1), labels[1:].repeat(1, 3))
+    for name in ("pred_masks", "pred_boxes", "pred_logits", "presence_logits", "semantic_seg", "encoder"):
+        for other in (getattr(alone, name), getattr(empty, name), getattr(more, name)):
+            torch.testing.assert_close(getattr(mixed, name)[1:], other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_boxes_are_encoded_under_autocast_in_the_precision_of_the_weights(weights: torch.dtype) -> None:
+    """transformers alone fails there: it pools boxes in float16, which bfloat16 autocast cannot concatenate."""
+    model = tiny_sam3().to(weights)
+    seen: list[torch.dtype] = []
+    model.geometry_encoder.final_proj.register_forward_hook(lambda _, args, out: seen.append(out.dtype))
+    boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.2]]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        vision = model.get_vision_features(torch.randn(1, 3, 126, 126))
+        found = ask(model, vision, None, torch.randn(1, 5, 32, dtype=weights), None, boxes.to(weights))
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [weights] and found.pred_masks.isfinite().all()
+    assert not model.geometry_encoder._forward_hooks and not model.geometry_encoder._forward_pre_hooks

@@ -242,15 +242,18 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(detection: Recipe, tmp_pat
         DetectionAssembly(config).task()
 
 
-def test_a_box_that_is_shown_reaches_the_box_encoder(variant, task: DetectionTask, student) -> None:
+def test_every_question_teaches_the_cls_token_and_a_box_the_box_encoder_too(variant, task, student) -> None:
     shown = variant("questions.boxes=1.0")
-    parameters = list(student.geometry_encoder.parameters())
+    encoder = student.geometry_encoder
+    parts = {"cls": [encoder.cls_embed.weight], "boxes": list(encoder.boxes_direct_project.parameters())}
     for each, boxes in ((task, 0), (shown, 1)):
         batch = batch_of(each, OUTPUT)
         assert batch.prompts.boxes.shape == (4, boxes, 4)
         terms = each.terms(student, batch)
-        grads = torch.autograd.grad(terms.total, parameters, allow_unused=True)
-        assert any(grad is not None and bool(grad.any()) for grad in grads) is bool(boxes)
+        for part, parameters in parts.items():
+            grads = torch.autograd.grad(terms.total, parameters, allow_unused=True, retain_graph=True)
+            reached = any(grad is not None and bool(grad.any()) for grad in grads)
+            assert reached is (part == "cls" or bool(boxes)), part
         assert not terms.nonfinite()
 
 

@@ -62,38 +62,42 @@ def take_images(vision: T, index: Int[Tensor, " p"]) -> T:
 
 
 def ask(
-    forward: Callable[..., Any],
-    encoder: nn.Module,
+    model: Any,
     vision: Any,
     image: Int[Tensor, " p"] | None,
     text: Float[Tensor, "p t c"],
     attention_mask: Int[Tensor, "p t"] | None,
     boxes: Float[Tensor, "p k 4"] | None = None,
     labels: Int[Tensor, "p k"] | None = None,
+    forward: Callable[..., Any] | None = None,
     enrich: Callable[[Any], Float[Tensor, "p n c"]] | None = None,
 ) -> DetectorOutput:
     """What a SAM 3 answers to p questions about the images of ``vision``, graph attached, as the original does.
 
     The original runs the geometry encoder for every question: one without a box still carries its CLS token.
-    transformers skips that encoder when no box is given, which changes every output (docs/models.md has the figures).
+    transformers skips it when no box is given, which changes every output (docs/detection.md has the figures).
     Hence a question without a box is given one padding box, which attention never sees.
 
     Args:
-        forward: of ``Sam3Model`` or ``Sam3LiteTextModel``.
-        encoder: its ``detr_encoder``.
+        model: a ``Sam3Model`` or ``Sam3LiteTextModel``.
         vision: what its vision encoder returned for b images.
         image: the image each question is about, 0..b-1; None where there is one question per image.
         text: what its ``get_text_features`` projected.
         attention_mask: 1 for tokens, 0 for padding.
         boxes: exemplars, normalised cxcywh. None or k = 0: questions in words alone.
         labels: 1 like this, 0 not like this, -10 padding; None where every box is a positive example.
-        enrich: maps what the encoder returned to the tokens that the decoders read in place of its last hidden state.
+        forward: what is called in place of ``model``; for a subclass whose own ``forward`` calls this function.
+        enrich: maps what the DETR encoder returned to the tokens that the decoders read instead of its last state.
     """
     if boxes is None or not boxes.shape[1]:
         boxes = text.new_zeros(len(text), 1, 4)
         labels = torch.full(boxes.shape[:2], PADDING, device=boxes.device)
-    with rewritten(encoder, partial(_enriched, enrich)), recorded(encoder) as seen:
-        out = forward(
+    encoder = model.detr_encoder
+    with (
+        rewritten(encoder, partial(_enriched, enrich)), recorded(encoder) as seen,
+        _own_precision(model.geometry_encoder, text.device.type),
+    ):  # fmt: skip
+        out = (forward or model)(
             vision_embeds=vision if image is None else take_images(vision, image),
             text_embeds=BaseModelOutputWithPooling(pooler_output=text),
             attention_mask=attention_mask,
@@ -112,3 +116,38 @@ def _enriched(enrich: Callable[[Any], Tensor] | None, output: Any) -> Any:
     if enrich is not None:
         output.last_hidden_state = enrich(output)
     return output
+
+
+@contextmanager
+def _own_precision(module: nn.Module, device: str) -> Iterator[None]:
+    """While open, ``module`` computes in the precision of its weights, whatever autocast says.
+
+    transformers pools the features of boxes in float16 where they are bfloat16, since ``roi_align`` knows no bfloat16;
+    autocast to bfloat16 refuses to concatenate float16.
+    """
+    if not torch.is_autocast_enabled(device):
+        yield
+        return
+    dtype, off = next(module.parameters()).dtype, torch.autocast(device, enabled=False)
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(cast, value))
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def enter(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        off.__enter__()
+        return cast(args), {name: cast(value) for name, value in given.items()}
+
+    def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        off.__exit__(None, None, None)
+
+    handles = (
+        module.register_forward_pre_hook(enter, with_kwargs=True),
+        module.register_forward_hook(leave, always_call=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

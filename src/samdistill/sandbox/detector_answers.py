@@ -18,6 +18,6 @@ def ask_scenes(model: Sam3Model, scenes: Scenes, questions: Questions) -> Detect
     asked = sandbox_words().inputs(questions.prompts, model.device)
     text = model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True).pooler_output
     return ask(
-        model, model.detr_encoder, vision, questions.prompts.image.to(model.device), text, asked["attention_mask"],
-        asked["input_boxes"], asked["input_boxes_labels"],
+        model, vision, questions.prompts.image.to(model.device), text, asked["attention_mask"], asked["input_boxes"],
+        asked["input_boxes_labels"],
     )  # fmt: skip

@@ -98,8 +98,8 @@ def answer(model: Sam3Model, vision: Sam3VisionEncoderOutput, words: Words, prom
     text = model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True).pooler_output
     with recorded(model.detr_decoder) as decoder, recorded(model.dot_product_scoring) as scoring:
         out = ask(
-            model, model.detr_encoder, vision, prompts.image.to(model.device), text, asked["attention_mask"],
-            asked["input_boxes"], asked["input_boxes_labels"],
+            model, vision, prompts.image.to(model.device), text, asked["attention_mask"], asked["input_boxes"],
+            asked["input_boxes_labels"],
         )  # fmt: skip
     layers = decoder.output
     offsets = model.detr_decoder.box_head(layers.intermediate_hidden_states)

@@ -14,6 +14,7 @@ from transformers import Sam3Model
 
 from ..checkpoints.loading import quiet_transformers
 from ..config import TeacherConfig, TrainConfig
+from ..config.parts import FreezeConfig
 from ..engine import default_device, fit
 from ..engine.state import Checkpoint
 from ..inference.concepts import detections
@@ -124,6 +125,8 @@ def train_detector(
 ) -> TrainedTeacher:
     """Train in ``out`` and write ``out/weights``, tokenizer included; ``steps`` is rounded up to whole epochs of 250.
 
+    With ``weights`` the vision encoder stays frozen: students that were aligned to its features stay aligned.
+
     The packaged weights came about while the recipe was still changing (docs/sandbox.md tells how): this is its last
     state, and its result differs from them.
     """
@@ -131,6 +134,7 @@ def train_detector(
     train = TrainConfig(
         epochs=epochs, batch_size=batch_size, lr=lr, warmup_lr=min(1e-5, lr), min_lr=lr / 250, lr_batch=None,
         warmup_epochs=min(0.6, epochs / 10), betas=(0.9, 0.98), clip_norm=1.0, ema=0.998, keep=1,
+        freeze=() if weights is None else (FreezeConfig(match=("model.vision_encoder.*", "naming.*")),),
     )  # fmt: skip
     resolved = yaml.safe_dump({"teacher": "detector", "weights": str(weights), "train": train.model_dump(mode="json")})
     result = fit(DetectorTask(batch_size, weights), train, out, resume=resume, workers=0, resolved=resolved)

@@ -170,8 +170,8 @@ class EfficientSam3Model(Sam3LiteTextModel):
                 memory = self.remember(memory_features[image], ages, valid, memory_masks)
             recall = partial(self._recall, memory)
         found = ask(
-            super().forward, self.detr_encoder, vision, prompt_images, text_embeds.pooler_output, attention_mask, boxes,
-            input_boxes_labels, recall,
+            self, vision, prompt_images, text_embeds.pooler_output, attention_mask, boxes, input_boxes_labels,
+            super().forward, recall,
         )  # fmt: skip
         return EfficientSam3Output(
             found.pred_masks, found.pred_boxes, found.pred_logits, found.presence_logits, found.semantic_seg, found.fpn,

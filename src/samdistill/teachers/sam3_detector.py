@@ -104,9 +104,14 @@ class Sam3Detector:
             asked = self.words.inputs(prompts, self.device)
             text = self.model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True)
             found = ask(
-                self.model, self.model.detr_encoder, vision, prompts.image.to(self.device), text.pooler_output,
-                asked["attention_mask"], asked["input_boxes"].to(self.model.dtype), asked["input_boxes_labels"],
-            )  # fmt: skip
+                self.model,
+                vision,
+                prompts.image.to(self.device),
+                text.pooler_output,
+                asked["attention_mask"],
+                asked["input_boxes"].to(self.model.dtype),
+                asked["input_boxes_labels"],
+            )
         return DetectorOutput(
             _free(found.pred_masks), _free(found.pred_boxes), _free(found.pred_logits), _free(found.presence_logits),
             _free(found.semantic_seg), tuple(map(_free, found.fpn)), _free(found.encoder),
