@@ -142,15 +142,16 @@ class Stages:
     def predict(self) -> str:
         """Load, prove that the trunk is the trained student to the bit, segment one photograph for a random prompt."""
         import torch
+        from transformers import Sam3Model
 
-        from samdistill.checkpoints.merged import load_merged
+        from samdistill.checkpoints.original import load_original
         from samdistill.data import FolderSource, Geometry
         from samdistill.engine import default_device
         from samdistill.ops.images import normalise
         from samdistill.students import StudentTrunk
 
         start = time.monotonic()
-        model = load_merged(self._merged(), self._host() if self.tiny else None)
+        model = load_original(self._merged(), Sam3Model, self._host() if self.tiny else None)
         loaded = time.monotonic() - start
         trunk = model.vision_encoder.backbone
         student = StudentTrunk.from_pretrained(self.work / self.student / "student").state_dict()

@@ -7,10 +7,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers import Sam3Model
 
 from samdistill.checkpoints.files import open_weights
 from samdistill.checkpoints.merge import merge
-from samdistill.checkpoints.merged import load_merged, to_hf_state
+from samdistill.checkpoints.original import load_original, merged_state
 from samdistill.checkpoints.student import original_student_name, student_name
 from samdistill.students import StudentTrunk, StudentTrunkConfig
 from samdistill.types import UserError
@@ -151,7 +152,7 @@ def test_a_merged_sam3_pt_predicts_as_the_merged_folder_does(hosts, student, ori
     merge(student[1], folder, tmp_path / "folder")
     merge(student[1], original, tmp_path / "merged.pt")
     by_folder, _ = load(tmp_path / "folder", "Sam3Model")
-    by_file = load_merged(tmp_path / "merged.pt", host.config)
+    by_file = load_original(tmp_path / "merged.pt", Sam3Model, host.config)
     assert not by_file.training and isinstance(by_file.vision_encoder.backbone, StudentTrunk)
     assert type(host.config.vision_config.backbone_config).__name__ == "Sam3ViTConfig"  # the caller's is left alone
     inputs = {"pixel_values": PIXELS, "input_ids": torch.tensor([[5, 6, 2]]), "attention_mask": torch.ones(1, 3)}
@@ -160,7 +161,7 @@ def test_a_merged_sam3_pt_predicts_as_the_merged_folder_does(hosts, student, ori
     for name in ("pred_masks", "pred_logits", "pred_boxes"):  # memory-mapped weights may be aligned otherwise
         torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
     weights = open_weights(tmp_path / "merged.pt")
-    translated = to_hf_state(weights, student[0].config)
+    translated = merged_state(weights, student[0].config)
     state = by_folder.state_dict()
     assert translated.keys() == state.keys() and all(torch.equal(translated[n], state[n]) for n in state)
 
@@ -367,11 +368,11 @@ def test_loading_a_merged_file_without_its_record_or_with_residue(hosts, student
     config = hosts["sam3"][0].config
     state = torch.load(tmp_path / "m.pt", weights_only=True)["model"]
     with pytest.raises(UserError, match=r"teacher's ViT remain, such as .*blocks"):
-        to_hf_state(state | {f"{TRUNK}blocks.0.norm1.weight": torch.ones(64)}, student[0].config)
+        merged_state(state | {f"{TRUNK}blocks.0.norm1.weight": torch.ones(64)}, student[0].config)
     state.pop(f"{TRUNK}model.head.3.bias")
     with pytest.raises(UserError, match=r"lacks 1 tensors.*head\.3\.bias"):
-        to_hf_state(state, student[0].config)
+        merged_state(state, student[0].config)
     (tmp_path / "m.pt.merge.json").unlink()
     with pytest.raises(UserError, match=r"m\.pt\.merge\.json: missing"):
-        load_merged(tmp_path / "m.pt", config)
-    assert load_merged(tmp_path / "m.pt", config, student[0].config) is not None
+        load_original(tmp_path / "m.pt", Sam3Model, config)
+    assert load_original(tmp_path / "m.pt", Sam3Model, config, student[0].config) is not None

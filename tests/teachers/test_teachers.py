@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, SamImageProcessor
+from transformers import AutoModel, Sam3Config, SamImageProcessor
 
+from samdistill.checkpoints.original import original_config
 from samdistill.config import TeacherConfig
 from samdistill.teachers import TEACHERS, build_teacher, describe_teacher
 from samdistill.teachers.base import DTYPES
@@ -166,19 +167,26 @@ def test_only_the_trunk_is_built_and_read(sam3, monkeypatch):
     assert read and all(name.startswith("vision_encoder.backbone.") for name in read)
 
 
-def test_the_original_file_is_the_same_teacher_as_the_folder(sam3, original):
+def test_the_original_file_is_the_same_teacher_as_a_folder_with_its_layer_norms(sam3, original, tmp_path):
     _, folder = sam3
-    first, second = build_teacher(config(folder)), build_teacher(config(original))
+    same = shutil.copytree(folder, tmp_path / "same")
+    raw = json.loads((folder / "config.json").read_text())
+    assert raw["vision_config"]["backbone_config"]["layer_norm_eps"] == 1e-6  # and so it is beside the original file
+    raw["vision_config"]["backbone_config"]["layer_norm_eps"] = 1e-5
+    (same / "config.json").write_text(json.dumps(raw))
+    plain, first, second = (build_teacher(config(place)) for place in (folder, same, original))
+    assert {m.eps for m in second._trunk.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-5}
     batch = ImageBatch.full(images(1, 126))
-    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint == second.fingerprint != plain.fingerprint  # so that no cache of the one serves the other
     assert torch.equal(first.extract(batch)["image_embedding"], second.extract(batch)["image_embedding"])
 
 
 def test_without_a_configuration_sam3_pt_is_the_published_architecture(tmp_path):
-    (tmp_path / "sam3.pt").write_bytes(b"never read")
+    torch.save({"detector.transformer.decoder.norm.bias": torch.zeros(256)}, tmp_path / "sam3.pt")
     info = describe_teacher(config(tmp_path / "sam3.pt"))
     assert (info.image_size, info.embedding_shape) == (1008, (1024, 72, 72))
     assert info.params == pytest.approx(446.237e6, rel=1e-5)  # measured on transformers' Sam3Model
+    assert original_config(tmp_path / "sam3.pt", Sam3Config).vision_config.backbone_config.layer_norm_eps == 1e-5
 
 
 def test_the_fingerprint_sees_weights_size_and_heads(sam3, tmp_path):

@@ -10,7 +10,7 @@ from .files import TensorInfo
 
 VIT = "sam3_vit_model"
 STUDENT = "samdistill_student_trunk"
-DETECTOR = "detector."
+DETECTOR, TRACKER = "detector.", "tracker."
 ORIGINAL_TRUNK = "detector.backbone.vision_backbone.trunk."
 ORIGINAL_STUDENT = "detector.backbone.vision_backbone.trunk.model."
 HF_TRUNK = "vision_encoder.backbone."

@@ -7,22 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, Sam3Model, Sam3TrackerModel, SamConfig, SamModel
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    Sam3Model,
+    Sam3TrackerConfig,
+    Sam3TrackerModel,
+    SamConfig,
+    SamModel,
+)
 
 from ..ops.promptable import Promptable
+from ..students import MobileSamConfig, MobileSamModel
 from ..types import UserError
 from .files import Weights, locate, open_weights, read_json
 from .layout import STUDENT
 from .loading import pretrained
+from .original import as_tracker, load_original, original_config, original_parts, set_image_size
 from .rename_sam import MOBILE_SAM, SAM, layout, sam_settings, to_ours
 
 # the published repository of SAM 3 is a sam3_video, which holds the tracker
 _KINDS: dict[str, type[PreTrainedModel]] = {
     "sam3_tracker": Sam3TrackerModel, "sam3_video": Sam3TrackerModel, "sam3": Sam3Model, "sam": SamModel,
+    MobileSamConfig.model_type: MobileSamModel,
 }  # fmt: skip
 _SOURCES = (
     "a Hugging Face folder of a SAM 3 tracker, a SAM or a MobileSAM, a run with one in student/ or merged/, or an "
-    "original sam_vit_*.pth or mobile_sam.pt"
+    "original sam3.pt, sam_vit_*.pth or mobile_sam.pt"
 )
 
 
@@ -30,10 +41,11 @@ def load_promptable(path: str | Path, image_size: int | None = None) -> Promptab
     """A model that answers points and boxes, in float32 and eval mode on the CPU.
 
     path: a Hugging Face folder or a hub id of a SAM 3 tracker (with its own trunk or a distilled one), a SAM or a
-    MobileSAM; a run with such a folder in ``student/`` or ``merged/``; an original ``sam_vit_*.pth`` or
-    ``mobile_sam.pt``; or ``sandbox``, ``sandbox-sam``, ``sandbox-mobile``, the packaged ones. Folders are read from
-    safetensors alone, torch files without running code. image_size: side of the input in pixels; None keeps the
-    checkpoint's, and a SAM takes no other. Raises ``UserError`` for what is missing, of another kind, or incomplete.
+    MobileSAM; a run with such a folder in ``student/`` or ``merged/``; an original ``sam3.pt``, also with a student
+    merged in, ``sam_vit_*.pth`` or ``mobile_sam.pt``; or ``sandbox``, ``sandbox-sam``, ``sandbox-mobile``, the packaged
+    ones. Folders are read from safetensors alone, torch files without running code. image_size: side of the input in
+    pixels; None keeps the checkpoint's, and a SAM takes no other. Raises ``UserError`` for what is missing, of another
+    kind, or incomplete.
     """
     model = load_model(path, image_size)
     if isinstance(model, Sam3Model):
@@ -45,21 +57,18 @@ def load_promptable(path: str | Path, image_size: int | None = None) -> Promptab
 
 
 def load_model(path: str | Path, image_size: int | None = None) -> Promptable | Sam3Model:
-    """What ``load_promptable`` loads, or a ``Sam3Model`` from a detector's folder."""
-    from .. import students  # registers the students with transformers; here because timm imports slowly
-
+    """What ``load_promptable`` loads, or a ``Sam3Model`` from a detector's folder or a file without a tracker."""
     place = locate(path)
     if place.is_file():
         return _original(place, image_size)
-    kinds = _KINDS | {students.MobileSamConfig.model_type: students.MobileSamModel}
     found = {
         folder: read_json(folder / "config.json").get("model_type")
         for folder in (place, place / "student", place / "merged")
         if (folder / "config.json").is_file()
     }
     for folder, name in found.items():
-        if name in kinds:
-            kind = kinds[str(name)]
+        if name in _KINDS:
+            kind = _KINDS[str(name)]
             return pretrained(kind, _sized(kind, folder, image_size), folder, folder, spare=kind is Sam3TrackerModel)
     if STUDENT in found.values():
         raise UserError(
@@ -72,8 +81,6 @@ def load_model(path: str | Path, image_size: int | None = None) -> Promptable | 
 
 def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) -> PreTrainedConfig:
     """The folder's configuration, for inputs of ``image_size``."""
-    from ..students import MobileSamModel
-
     about = folder / "config.json"
     try:
         if kind is MobileSamModel:
@@ -89,17 +96,10 @@ def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) ->
 
 def _sized_sam3(config: PreTrainedConfig, image_size: int | None) -> PreTrainedConfig:
     """With every size that follows from the input set for ``image_size``."""
-    config = getattr(config, "tracker_config", None) or config  # a video checkpoint holds the tracker's inside
-    trunk = config.vision_config.backbone_config
-    if image_size is None or image_size == trunk.image_size:
-        return config
-    grid, rest = divmod(image_size, trunk.patch_size)
-    if rest:
-        raise UserError(f"image size {image_size} is not a multiple of the patch size {trunk.patch_size}")
-    trunk.image_size = image_size
-    config.vision_config.backbone_feature_sizes = [[4 * grid] * 2, [2 * grid] * 2, [grid] * 2]
-    if hasattr(config, "prompt_encoder_config"):
-        config.prompt_encoder_config.image_size = image_size
+    if hasattr(config, "tracker_config"):
+        config = as_tracker(config.tracker_config)  # a video checkpoint holds the tracker's inside
+    if image_size not in (None, config.vision_config.backbone_config.image_size):
+        set_image_size(config, image_size)
     return config
 
 
@@ -113,19 +113,18 @@ def _same_size(own: int, image_size: int | None, where: Path) -> None:
 
 def _mobile(raw: Mapping[str, Any], image_size: int | None) -> PreTrainedConfig:
     """MobileSAM has no positions in its trunk, so that any multiple of the patch size will do."""
-    from ..students import MobileSamConfig
-
     return MobileSamConfig.from_dict({**raw, **({} if image_size is None else {"image_size": image_size})})
 
 
-def _original(path: Path, image_size: int | None) -> SamModel:
-    """A SAM or MobileSAM from a file under its original names."""
-    from ..students import MobileSamModel
-
+def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
+    """A SAM 3, SAM or MobileSAM from a file under its original names; of a SAM 3 the tracker, if it has one."""
+    if parts := original_parts(path):
+        sam3 = Sam3TrackerModel if Sam3TrackerConfig in parts else Sam3Model
+        return load_original(path, sam3, _sized_sam3(original_config(path, sam3.config_class), image_size))
     weights = open_weights(path)
     kind = layout(weights)
     if kind is None:
-        raise UserError(f"{path}: neither an original SAM nor a MobileSAM, by the names in it; give {_SOURCES}")
+        raise UserError(f"{path}: no original SAM, MobileSAM or SAM 3, by the names in it; give {_SOURCES}")
     if kind == MOBILE_SAM:
         return pretrained(MobileSamModel, _mobile({}, image_size), _translated(weights, "MobileSAM"), path)
     try:

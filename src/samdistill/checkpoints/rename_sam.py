@@ -19,16 +19,16 @@ from .files import TensorInfo
 _ENCODER, _VISION, _TRUNK = "image_encoder.", "vision_encoder.", "vision_encoder.trunk.backbone."
 _DECODER, _TWO_WAY = "mask_decoder.", "mask_decoder.transformer.layers.{i}."
 _FOURIER = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-_FOURIER_HERE = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
+FOURIER_HERE = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
 
-_PROMPTS = [
+PROMPTS = [
     *((f"prompt_encoder.mask_downscaling.{n}.", f"prompt_encoder.mask_embed.{ours}.")
       for n, ours in ((0, "conv1"), (1, "layer_norm1"), (3, "conv2"), (4, "layer_norm2"), (6, "conv3"))),
     ("prompt_encoder.point_embeddings.{i}.", "prompt_encoder.point_embed.{i}."),
     ("prompt_encoder.not_a_point_embed.", "prompt_encoder.not_a_point_embed."),
     ("prompt_encoder.no_mask_embed.", "prompt_encoder.no_mask_embed."),
 ]  # fmt: skip
-_MASKS = [
+MASKS = [
     (f"{_TWO_WAY}norm{{j}}.", f"{_TWO_WAY}layer_norm{{j}}."),
     *((f"{_TWO_WAY}{name}.", f"{_TWO_WAY}{name}.")
       for name in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token", "mlp")),
@@ -70,7 +70,7 @@ _TINY_VIT = [
 for _stage in range(3):  # a downsampling ends a stage there and begins the next one in timm
     _TINY_VIT += _convolution(f"layers.{_stage}.downsample.conv{{j}}", f"stages_{_stage + 1}.downsample.conv{{j}}")
 
-TABLE: tuple[tuple[str, str], ...] = (*_PROMPTS, *_MASKS, *_NECK, *_VIT, *_TINY_VIT)
+TABLE: tuple[tuple[str, str], ...] = (*PROMPTS, *MASKS, *_NECK, *_VIT, *_TINY_VIT)
 """Every row, original beginning first."""
 
 _IGNORED = re.compile(
@@ -80,16 +80,16 @@ SAM, MOBILE_SAM = "sam", "mobile_sam"
 _ANCHORS = {SAM: f"{_ENCODER}blocks.0.attn.qkv.weight", MOBILE_SAM: f"{_ENCODER}layers.0.blocks.0.conv1.c.weight"}
 
 
-def _compile(source: str, target: str) -> tuple[re.Pattern[str], str]:
+def compile_row(source: str, target: str) -> tuple[re.Pattern[str], str]:
     pattern = re.sub(r"\\\{([ij])\\\}", r"(?P<\1>\\d+)", re.escape(source))
     return re.compile(f"^{pattern}(?P<rest>{'[^.].*' if source.endswith('.') else ''})$"), target + "{rest}"
 
 
-_TO_OURS = [_compile(there, here) for there, here in TABLE]
-_TO_ORIGINAL = [_compile(here, there) for there, here in TABLE]
+_TO_OURS = [compile_row(there, here) for there, here in TABLE]
+_TO_ORIGINAL = [compile_row(here, there) for there, here in TABLE]
 
 
-def _translate(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
+def translate(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
     for pattern, target in rows:
         found = pattern.match(name)
         if found:
@@ -109,16 +109,16 @@ def our_names(original: str) -> tuple[str, ...] | None:
     its attention biases, which follow from the architecture.
     """
     if original == _FOURIER:
-        return _FOURIER_HERE
+        return FOURIER_HERE
     if _IGNORED.match(original):
         return ()
-    name = _translate(original, _TO_OURS)
+    name = translate(original, _TO_OURS)
     return None if name is None else (name,)
 
 
 def original_name(ours: str) -> str | None:
     """The original name of a tensor of a ``SamModel`` or of a ``MobileSamModel`` on a TinyViT; None if unknown."""
-    return _FOURIER if ours in _FOURIER_HERE else _translate(ours, _TO_ORIGINAL)
+    return _FOURIER if ours in FOURIER_HERE else translate(ours, _TO_ORIGINAL)
 
 
 def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, Sam3ViTConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, Sam3Config, Sam3ViTConfig
 
 from ..checkpoints.files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights, read_json
 from ..checkpoints.layout import HF_TRUNK, ORIGINAL_TRUNK, VIT, vit_prefix
 from ..checkpoints.loading import fill, parameter_count, skeleton
+from ..checkpoints.original import original_config, original_parts
 from ..checkpoints.rename import hf_names, to_hf
 from ..config import TeacherConfig
 from ..ops.images import SAM3_MEAN, SAM3_STD, normalise
@@ -93,18 +94,21 @@ def _sized(vit: PreTrainedConfig, config: TeacherConfig) -> tuple[int, int]:
 def _find(path: str) -> tuple[Path, PreTrainedConfig]:
     """The folder or file of a checkpoint, and the configuration of its ViT.
 
-    An original file is read with the ``config.json`` beside it, as on the hub, or else with the published architecture.
+    A file of tensors under transformers' names takes the ``config.json`` beside it, or else the published architecture.
     """
     place = locate(path, ("config.json",))
-    if place.is_file() and not (place.parent / "config.json").is_file():
-        return place, AutoConfig.for_model(VIT)
     folder = place.parent if place.is_file() else place
-    _refuse_students(folder)
-    _, config = read_config(str(folder), "SAM 3")
-    for step in ("detector_config", "vision_config", "backbone_config"):
-        config = getattr(config, step, None) or config
+    if original_parts(place):
+        config: PreTrainedConfig = original_config(place, Sam3Config).vision_config.backbone_config
+    elif place.is_file() and not (folder / "config.json").is_file():
+        config = AutoConfig.for_model(VIT)
+    else:
+        _refuse_students(folder)
+        _, config = read_config(str(folder), "SAM 3")
+        for step in ("detector_config", "vision_config", "backbone_config"):
+            config = getattr(config, step, None) or config
     if not isinstance(config, Sam3ViTConfig):
-        raise UserError(f"{folder / 'config.json'}: its trunk is a {config.model_type!r}, not SAM 3's ViT ({VIT!r})")
+        raise UserError(f"{place}: its trunk is a {config.model_type!r}, not SAM 3's ViT ({VIT!r})")
     return place, config
 
 

@@ -17,12 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import Sam3Config, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-from ..checkpoints.files import locate, open_weights
+from ..checkpoints.files import locate
 from ..checkpoints.loading import parameter_count, pretrained, quiet_transformers
-from ..checkpoints.merge import merged_student, sidecar
-from ..checkpoints.merged import load_merged
-from ..checkpoints.rename import to_hf
-from ..checkpoints.student import student_config
+from ..checkpoints.original import load_original, original_config
 from ..checkpoints.words import Words
 from ..config import TeacherConfig
 from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics, normalise
@@ -155,22 +152,17 @@ def _free(tensor: Tensor) -> Tensor:
 
 
 def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
-    """The folder or file of a checkpoint, and the configuration of its detector at the wanted image size.
-
-    An original file is read with the ``config.json`` beside it, as on the hub, or else with the published architecture.
-    """
+    """The folder or file of a checkpoint, and the configuration of its detector at the wanted image size."""
     if config.kind != "sam3":
         raise UserError(f"teacher.kind={config.kind}: only SAM 3 answers questions in words; set teacher.kind=sam3")
     place = locate(config.path, ("config.json",), packaged="detector")
-    folder = place.parent if place.is_file() else place
-    host = Sam3Config()
-    if place.is_dir() or (folder / "config.json").is_file():
-        _, whole = read_config(str(folder), "SAM 3")
+    if place.is_file():
+        host = original_config(place, Sam3Config)
+    else:
+        _, whole = read_config(str(place), "SAM 3")
         host = getattr(whole, "detector_config", None) or whole
         if not isinstance(host, Sam3Config):
             raise UserError(f"{place}: a {whole.model_type!r} model answers no questions in words; give {_SOURCES}")
-    if place.is_file() and sidecar(place).is_file():
-        host.vision_config.backbone_config = student_config(merged_student(place), place)
     trunk = host.vision_config.backbone_config
     size = config.image_size if config.image_size is not None else square(trunk.image_size, config.path)
     check_image_size(size, trunk.patch_size)
@@ -193,9 +185,6 @@ def _describe(path: str, host: Sam3Config) -> DetectorInfo:
 
 def _load(place: Path, host: Sam3Config) -> Sam3Model:
     """The complete model of ``host`` in float32 on the CPU, or ``UserError``."""
-    if place.is_file() and sidecar(place).is_file():
-        return load_merged(place, host, host.vision_config.backbone_config)
-    if place.is_dir():
-        return pretrained(Sam3Model, host, place, place)
-    state = {name: tensor.clone() for name, tensor in to_hf(open_weights(place))[0].items()}  # so the file may go away
-    return pretrained(Sam3Model, host, state, place)
+    if place.is_file():
+        return load_original(place, Sam3Model, host)
+    return pretrained(Sam3Model, host, place, place)

@@ -1,0 +1,167 @@
+"""Opening an original SAM 3 file, ``sam3.pt`` or one that a student was merged into, with transformers' classes.
+
+The file holds a detector, and in the published one a tracker on the same trunk. It says nothing of its architecture
+beyond the shapes of its tensors; what is not in it is made up here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Sam3Config,
+    Sam3Model,
+    Sam3TrackerConfig,
+    Sam3TrackerVideoConfig,
+    Sam3ViTConfig,
+)
+
+from ..students import StudentTrunkConfig
+from ..types import UserError
+from .files import TORCH_SUFFIXES, TensorInfo, open_weights
+from .layout import DETECTOR, HF_TRUNK, ORIGINAL_STUDENT, TRACKER, is_vit_tensor
+from .loading import compare, pretrained, quiet_transformers
+from .merge import merged_student, sidecar
+from .rename import to_hf
+from .rename_tracker import to_tracker
+from .student import expected, student_config, student_tensors
+
+Config = TypeVar("Config", Sam3Config, Sam3TrackerConfig, Sam3TrackerVideoConfig)
+Model = TypeVar("Model", bound=PreTrainedModel)
+Rename = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
+LAYER_NORM_EPS = 1e-5
+"""Of the layer norms of SAM 3's ViT in the original code; transformers' default is 1e-6."""
+_DETECTOR_HEADS, _TRACKER_HEADS = f"{DETECTOR}transformer.", f"{TRACKER}sam_mask_decoder."
+
+
+def original_parts(path: Path) -> set[type[PreTrainedConfig]]:
+    """What an original file holds, by the names in it: ``Sam3Config`` for a detector, ``Sam3TrackerConfig`` for a
+    tracker; empty for any other file."""
+    if not path.is_file() or path.suffix not in TORCH_SUFFIXES:
+        return set()
+    return _parts(open_weights(path))
+
+
+def _parts(names: Iterable[str]) -> set[type[PreTrainedConfig]]:
+    heads: dict[str, type[PreTrainedConfig]] = {_DETECTOR_HEADS: Sam3Config, _TRACKER_HEADS: Sam3TrackerConfig}
+    return {kind for name in names for begin, kind in heads.items() if name.startswith(begin)}
+
+
+def original_config(path: Path, kind: type[Config]) -> Config:
+    """The configuration of the detector or the tracker in an original file.
+
+    Sizes are those of the ``config.json`` beside it, as on the hub, or else the published ones. The layer norms have
+    the original code's epsilon in either case: a ``config.json`` describes the weights in transformers' layout. The
+    trunk of a merged file is the student that the merge recorded beside it, with its input size. Raises ``UserError``
+    for a ``config.json`` of no SAM 3, or one that cannot be read.
+    """
+    with quiet_transformers():
+        config = _beside(path.parent / "config.json", kind)
+    vision = config.vision_config
+    if sidecar(path).is_file():
+        vision.backbone_config = student_config(merged_student(path), path)
+    elif isinstance(vision.backbone_config, Sam3ViTConfig):
+        vision.backbone_config.layer_norm_eps = LAYER_NORM_EPS
+    set_image_size(config, vision.backbone_config.image_size)
+    return config
+
+
+def set_image_size(config: PreTrainedConfig, side: int) -> None:
+    """Set every size that follows from inputs of ``side`` pixels. Raises ``UserError`` unless whole patches fit."""
+    vision = config.vision_config
+    trunk = vision.backbone_config
+    grid, rest = divmod(side, trunk.patch_size)
+    if rest:
+        raise UserError(f"image size {side} is not a multiple of the patch size {trunk.patch_size}")
+    trunk.image_size = side
+    vision.backbone_feature_sizes = [[4 * grid] * 2, [2 * grid] * 2, [grid] * 2]
+    if hasattr(config, "prompt_encoder_config"):
+        config.prompt_encoder_config.image_size = side
+    if hasattr(config, "memory_attention_rope_feat_sizes"):
+        config.memory_attention_rope_feat_sizes = [grid, grid]
+
+
+def _beside(about: Path, kind: type[Config]) -> Config:
+    """``kind`` with the sizes that a SAM 3's ``config.json`` has for it; one part's vision encoder does for another."""
+    if not about.is_file():
+        return kind()
+    try:
+        whole = AutoConfig.from_pretrained(about.parent)
+    except (OSError, TypeError, ValueError, KeyError) as error:  # includes the strict dataclass's errors
+        raise UserError(f"{about}: not a readable configuration: {' '.join(str(error).split())[:200]}") from None
+    trackers = (Sam3TrackerConfig, Sam3TrackerVideoConfig)
+    detector = whole if isinstance(whole, Sam3Config) else getattr(whole, "detector_config", None)
+    tracker = whole if isinstance(whole, trackers) else getattr(whole, "tracker_config", None)
+    own, other = (detector, tracker) if kind is Sam3Config else (tracker, detector)
+    if not isinstance(own or other, (Sam3Config, *trackers)):
+        raise UserError(
+            f"{about}: of a {whole.model_type!r} model; beside an original sam3.pt it has to describe a SAM 3, or not "
+            "be there"
+        )
+    if isinstance(own, kind):
+        return own
+    if own is not None:
+        return as_tracker(own, kind)
+    return kind(vision_config=other.vision_config.to_dict())
+
+
+def as_tracker(video: PreTrainedConfig, kind: type[Config] = Sam3TrackerConfig) -> Config:
+    """A tracker's configuration as one of images or of videos; what only the other has is left out, or published."""
+    heads = {part: getattr(video, part).to_dict() for part in ("prompt_encoder_config", "mask_decoder_config")}
+    for settings in heads.values():
+        del settings["model_type"]  # of images or of videos; everything else is the same
+    return kind(vision_config=video.vision_config.to_dict(), **heads)
+
+
+def load_original(
+    path: str | Path, kind: type[Model], config: PreTrainedConfig | None = None,
+    student: StudentTrunkConfig | None = None, dtype: torch.dtype = torch.float32,
+) -> Model:  # fmt: skip
+    """The model of class ``kind`` in an original or merged ``sam3.pt``, in eval mode on the CPU.
+
+    kind: ``Sam3Model``, ``Sam3TrackerModel``, or ``Sam3TrackerVideoModel`` with its memory. config: None is
+    ``original_config``'s; the trunk of a merged file's is replaced. student: None reads what the merge recorded beside
+    the file. Raises ``UserError`` when a tensor is missing or of another shape, and in a merged file when the student's
+    are not those of its configuration or tensors of the teacher's ViT remain.
+    """
+    path = Path(path)
+    weights = open_weights(path)
+    config = original_config(path, kind.config_class) if config is None else copy.deepcopy(config)
+    rename: Rename = to_hf if issubclass(kind, Sam3Model) else to_tracker
+    if any(name.startswith(ORIGINAL_STUDENT) for name in weights):
+        own = student if student is not None else student_config(merged_student(path), path)
+        config.vision_config.backbone_config = own
+        state = merged_state(weights, own, rename=rename)
+    else:
+        state, _ = rename(weights)
+    copied = {name: tensor.clone() for name, tensor in state.items()}  # so that the file may go away
+    return pretrained(kind, config, copied, path, dtype)
+
+
+def merged_state(
+    state: Mapping[str, Tensor], student: StudentTrunkConfig, prefix: str = ORIGINAL_STUDENT, rename: Rename = to_hf,
+) -> dict[str, Tensor]:  # fmt: skip
+    """A merged ``sam3.pt``'s tensors under the names of transformers' model whose trunk is ``student``.
+
+    rename: ``to_hf`` for its detector, ``to_tracker`` for its tracker; what belongs to the other is left out. Raises
+    ``UserError`` when the student's tensors under ``prefix`` are not those its configuration asks for, or when tensors
+    of the teacher's ViT remain.
+    """
+    own = student_tensors(state, prefix)
+    found = {name: TensorInfo.of(state[there]) for name, there in own.items()}
+    compare(found, expected(student), "merged sam3.pt", f"the student {student.backbone}")
+    there = set(own.values())
+    others = [name for name in state if name not in there]
+    residue = [name for name in others if is_vit_tensor(name)]
+    if residue:
+        raise UserError(f"merged sam3.pt: {len(residue)} tensors of the teacher's ViT remain, such as {residue[0]}")
+    renamed, _ = rename({name: state[name] for name in others})
+    return renamed | {HF_TRUNK + name: state[at] for name, at in own.items()}
