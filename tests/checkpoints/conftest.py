@@ -1,5 +1,8 @@
 """Tiny SAM 3 hosts in every layout, and students that fit them."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -14,6 +17,8 @@ from transformers import (
 
 from samdistill.checkpoints.rename import to_original
 from samdistill.students import StudentTrunk, StudentTrunkConfig
+
+sys.path.insert(0, str(Path(__file__).parent))  # for original_names, which the verbs' tests share
 
 HIDDEN = 64
 VIT = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from original_names import as_original
 from transformers import (
     Sam3Config,
     Sam3Model,
@@ -26,64 +27,6 @@ from samdistill.ops.promptable import embed, embedding_grid, image_size, predict
 from samdistill.sandbox.scenes import render_scenes
 from samdistill.teachers.loading import settings
 from samdistill.types import ImageBatch, Prompts, UserError
-
-# Substitutions, in order, from transformers' names to the original's; written after the original code, and in another
-# direction than the package's table.
-REFERENCE = [
-    (r"^prompt_encoder\.", "tracker.sam_prompt_encoder."),
-    (r"^mask_decoder\.", "tracker.sam_mask_decoder."),
-    (r"^memory_attention\.layer_norm\.", "tracker.transformer.encoder.norm."),
-    (r"^memory_attention\.", "tracker.transformer.encoder."),
-    (r"^memory_encoder\.", "tracker.maskmem_backbone."),
-    (r"^memory_temporal_positional_encoding", "tracker.maskmem_tpos_enc"),
-    (r"^no_memory_embedding", "tracker.no_mem_embed"),
-    (r"^no_memory_positional_encoding", "tracker.no_mem_pos_enc"),
-    (r"^no_object_pointer", "tracker.no_obj_ptr"),
-    (r"^occlusion_spatial_embedding_parameter", "tracker.no_obj_embed_spatial"),
-    (r"^mask_downsample\.", "tracker.mask_downsample."),
-    (r"^object_pointer_proj\.", "tracker.obj_ptr_proj."),
-    (r"^temporal_positional_encoding_projection_layer\.", "tracker.obj_ptr_tpos_proj."),
-    (r"mask_downsampler\.layers\.(\d)\.conv", lambda m: f"mask_downsampler.encoder.{3 * int(m[1])}"),
-    (r"mask_downsampler\.layers\.(\d)\.layer_norm", lambda m: f"mask_downsampler.encoder.{3 * int(m[1]) + 1}"),
-    (r"mask_downsampler\.final_conv", "mask_downsampler.encoder.12"),
-    (r"feature_projection", "pix_feat_proj"),
-    (r"maskmem_backbone\.projection", "maskmem_backbone.out_proj"),
-    (r"memory_fuser", "fuser"),
-    (r"\.scale$", ".gamma"),
-    (r"depthwise_conv", "dwconv"),
-    (r"pointwise_conv", "pwconv"),
-    (r"shared_embedding\.positional_embedding", "pe_layer.positional_encoding_gaussian_matrix"),
-    (r"mask_embed\.conv1", "mask_downscaling.0"),
-    (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
-    (r"mask_embed\.conv2", "mask_downscaling.3"),
-    (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
-    (r"mask_embed\.conv3", "mask_downscaling.6"),
-    (r"upscale_conv1", "output_upscaling.0"),
-    (r"upscale_layer_norm", "output_upscaling.1"),
-    (r"upscale_conv2", "output_upscaling.3"),
-    (r"\.o_proj\.", ".out_proj."),
-    (r"layer_norm", "norm"),
-    (r"mlp\.proj_in", "mlp.lin1"),
-    (r"mlp\.proj_out", "mlp.lin2"),
-    (r"(head|mlps\.\d|ptr_proj)\.layers\.0", r"\1.layers.1"),
-    (r"\.proj_in\.", ".layers.0."),
-    (r"\.proj_out\.", ".layers.2."),
-]
-
-
-def as_original(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A tracker's tensors as ``sam3.pt`` has them."""
-    vision, left = to_original({name: value for name, value in state.items() if name.startswith("vision_encoder.")})
-    assert not left
-    found = {name.replace("_backbone.convs.", "_backbone.sam2_convs."): value for name, value in vision.items()}
-    for name, value in state.items():
-        if name == "prompt_encoder.point_embed.weight":
-            found |= {f"tracker.sam_prompt_encoder.point_embeddings.{i}.weight": value[i : i + 1] for i in range(4)}
-        elif not name.startswith(("vision_encoder.", "shared_image_embedding.")):
-            for pattern, replacement in REFERENCE:
-                name = re.sub(pattern, replacement, name)
-            found[name] = value
-    return {name: value.clone() for name, value in found.items()}
 
 
 def full_size(kind: type) -> dict[str, torch.Tensor]:

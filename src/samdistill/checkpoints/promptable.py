@@ -20,7 +20,7 @@ from transformers import (
 from ..ops.promptable import Promptable
 from ..students import MobileSamConfig, MobileSamModel
 from ..types import UserError
-from .files import Weights, locate, open_weights, read_json
+from .files import TORCH_SUFFIXES, Weights, locate, open_weights, read_json
 from .layout import STUDENT
 from .loading import pretrained
 from .original import as_tracker, load_original, original_config, original_parts, set_image_size
@@ -114,6 +114,13 @@ def _same_size(own: int, image_size: int | None, where: Path) -> None:
 def _mobile(raw: Mapping[str, Any], image_size: int | None) -> PreTrainedConfig:
     """MobileSAM has no positions in its trunk, so that any multiple of the patch size will do."""
     return MobileSamConfig.from_dict({**raw, **({} if image_size is None else {"image_size": image_size})})
+
+
+def prompted_alone(path: Path) -> bool:
+    """Whether an original file has a prompt decoder and no detector of concepts, by the names in it."""
+    if parts := original_parts(path):
+        return parts == {Sam3TrackerConfig}
+    return path.suffix in TORCH_SUFFIXES and layout(open_weights(path)) is not None
 
 
 def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:

@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints.files import TORCH_SUFFIXES, locate, open_weights, read_json
-from ..checkpoints.promptable import load_promptable
-from ..checkpoints.rename_sam import layout
+from ..checkpoints.files import locate, read_json
+from ..checkpoints.promptable import load_promptable, prompted_alone
 from ..data.saco import to_rle
 from ..engine import default_device
 from ..evaluation.detections import draw_instances
@@ -178,6 +177,6 @@ def _answers_prompts(model: str | Path | ConceptModel | Promptable) -> bool:
         return isinstance(model, Promptable)
     place = locate(model)
     if place.is_file():
-        return place.suffix in TORCH_SUFFIXES and layout(open_weights(place)) is not None
+        return prompted_alone(place)
     folders = (folder for folder in (place, place / "student", place / "merged") if (folder / "config.json").is_file())
     return any(read_json(folder / "config.json").get("model_type") in _PROMPTED for folder in folders)
