@@ -83,6 +83,14 @@ def test_it_can_be_trained_further(trained: TrainedTeacher) -> None:
     assert task.to([0, 1], CPU).questions is not None and DetectorTask(2).to([0, 1], CPU).questions is None
 
 
+def test_training_further_changes_the_heads_and_keeps_the_features(trained: TrainedTeacher, tmp_path: Path) -> None:
+    before = load_file(trained.folder / "model.safetensors")
+    after = load_file(train_detector(tmp_path, 2, 2, 1e-3, False, trained.folder).folder / "model.safetensors")
+    same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    vision = {name for name in before if name.startswith("vision_encoder.")}
+    assert vision <= same and "geometry_encoder.cls_embed.weight" not in same
+
+
 def test_other_models_and_other_words_are_refused(
     trained: TrainedTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

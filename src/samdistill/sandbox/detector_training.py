@@ -146,10 +146,11 @@ def train_detector(
 
 def export_detector(checkpoint: Path, folder: Path) -> None:
     """A training checkpoint's averaged weights, calibrated, as a float16 ``Sam3Model`` folder with its tokenizer."""
-    average = Checkpoint.load(checkpoint).ema
-    assert average is not None
+    saved = Checkpoint.load(checkpoint)
+    assert saved.ema is not None
+    state = saved.model | saved.ema  # what is frozen has no average
     model = Sam3Model(detector_config())
-    model.load_state_dict({n.removeprefix("model."): t for n, t in average.items() if n.startswith("model.")})
+    model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
     calibrate(model.eval())
     with quiet_transformers():
         model.half().save_pretrained(folder)
