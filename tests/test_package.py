@@ -47,6 +47,11 @@ assert not {"transformers", "timm", "accelerate"} & set(sys.modules)
     assert "VERB" in run(code)
 
 
+def test_the_engine_does_not_wait_for_transformers() -> None:
+    """A launcher and its ranks import it before anything else; a task imports what its models need."""
+    run("import sys, samdistill.engine; assert not {'transformers', 'timm'} & set(sys.modules)")
+
+
 @pytest.mark.parametrize("name", samdistill.__all__)
 def test_every_public_name_exists(name: str) -> None:
     assert getattr(samdistill, name) is not None

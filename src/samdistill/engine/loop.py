@@ -18,7 +18,6 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..checkpoints.loading import quiet_transformers
 from ..config import TrainConfig
 from ..data import worker_count
 from ..tasks.base import Task
@@ -363,6 +362,8 @@ class _Loop:
             if hosts is None or not isinstance(student, hosts.PreTrainedModel):
                 return None
             if not path.exists():
+                from ..checkpoints.loading import quiet_transformers  # transformers takes half of a rank's start
+
                 with written(path) as aside, quiet_transformers():
                     student.save_pretrained(aside)
         return path
