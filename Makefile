@@ -8,7 +8,7 @@ NEWEST := .venv-newest
 LOWEST := .venv-lowest
 INSTALL := -m pip install --quiet --disable-pip-version-check
 # a thread per process: small tensors gain nothing from more, and two processes share two cores
-SUITE := -m pytest -n 2 --dist loadfile -m "not slow" --durations=10
+SUITE := -m pytest -n 2 --dist loadfile -m "not slow" -rs --durations=10
 
 .PHONY: demo test test-lowest constraints lint clean
 
