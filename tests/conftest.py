@@ -6,11 +6,14 @@ import re
 import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 from samdistill.config import RunConfig, load_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Recipe = Callable[..., RunConfig]
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -49,6 +52,22 @@ def sigint_is_heeded() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def near() -> Callable[[Tensor, Tensor], None]:
+    """near(found, wanted) asserts that they differ by at most 1e-5 of the largest value wanted.
+
+    For one computation by two instances of a model. One read from a file has its weights at other addresses, and
+    vectorised kernels may then sum in another order: the last bits differ, on some processors alone.
+    """
+    from torch.testing import assert_close
+
+    def check(found: Tensor, wanted: Tensor) -> None:
+        assert wanted.abs().max() > 0, "nothing to compare"
+        assert_close(found, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ PIXELS = torch.randn(1, 3, 126, 126, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", ["sam3", "tracker", "video"])
-def test_a_folder_loads_with_nothing_missing_and_every_kept_tensor_equal(name, hosts, student, tmp_path):
+def test_a_folder_loads_with_nothing_missing_and_every_kept_tensor_equal(name, hosts, student, tmp_path, near):
     host, folder = hosts[name]
     model, run = student
     out = tmp_path / "merged"
@@ -52,7 +52,7 @@ def test_a_folder_loads_with_nothing_missing_and_every_kept_tensor_equal(name, h
     theirs = trunk_of(merged).state_dict()
     assert all(torch.equal(theirs[n], tensor) for n, tensor in model.state_dict().items())
     with torch.no_grad():
-        assert torch.equal(trunk_of(merged).eval()(PIXELS).last_hidden_state, model(PIXELS).last_hidden_state)
+        near(trunk_of(merged).eval()(PIXELS).last_hidden_state, model(PIXELS).last_hidden_state)
 
     in_file, was = load_file(out / "model.safetensors"), load_file(folder / "model.safetensors")
     assert set(report.kept) | set(report.added) == set(in_file)

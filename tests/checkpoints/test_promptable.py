@@ -119,13 +119,13 @@ def answer(model, size: int = 64) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("place", [".", "student", "merged"])
-def test_opens_sam_and_mobile_sam_and_runs_that_hold_them(sam, mobile, tmp_path, place):
+def test_opens_sam_and_mobile_sam_and_runs_that_hold_them(sam, mobile, tmp_path, place, near):
     for number, model in enumerate((sam, mobile)):
         run = tmp_path / str(number)
         model.save_pretrained(run / place)
         found = load_promptable(run)
         assert type(found) is type(model) and not found.training
-        assert torch.equal(answer(found), answer(model))
+        near(answer(found), answer(model))
 
 
 def test_a_run_of_the_encoder_job_is_its_merged_model_or_sent_to_be_merged(model, tmp_path):
@@ -146,25 +146,27 @@ def original(model: SamModel, path: Path, **changes: torch.Tensor) -> Path:
 
 
 @torch.no_grad()
-def test_opens_an_original_sam_by_its_shapes(sam, tmp_path):
+def test_opens_an_original_sam_by_its_shapes(sam, tmp_path, near):
     found = load_promptable(original(sam, tmp_path / "sam_vit_x.pth"))
-    assert type(found) is SamModel and torch.equal(answer(found), answer(sam))
+    assert type(found) is SamModel
+    near(answer(found), answer(sam))
     half = {name: value.half() for name, value in to_original(sam.state_dict())[0].items()}
     torch.save(half, tmp_path / "half.pth")
     (tmp_path / "sam_vit_x.pth").unlink()
     assert {p.dtype for p in load_promptable(tmp_path / "half.pth").parameters()} == {torch.float32}
-    assert torch.equal(answer(found), answer(sam))  # the file is gone
+    near(answer(found), answer(sam))  # the file is gone
 
 
 @torch.no_grad()
-def test_opens_an_original_mobile_sam_at_any_size(tmp_path):
+def test_opens_an_original_mobile_sam_at_any_size(tmp_path, near):
     torch.manual_seed(0)
     whole = MobileSamModel(MobileSamConfig(image_size=64)).eval()
     spare = {"image_encoder.head.weight": torch.zeros(5, 320), "image_encoder.norm_head.bias": torch.zeros(320)}
     path = original(whole, tmp_path / "mobile_sam.pt", **spare)
     assert image_size(load_promptable(path)) == 1024
     found = load_promptable(path, 64)
-    assert type(found) is MobileSamModel and torch.equal(answer(found), answer(whole))
+    assert type(found) is MobileSamModel
+    near(answer(found), answer(whole))
     with pytest.raises(UserError, match="image_size 100 is not a multiple of patch_size 16"):
         load_promptable(path, 100)
 

@@ -197,7 +197,7 @@ def spied(monkeypatch: pytest.MonkeyPatch, student: StudentDetector) -> list[tup
 @pytest.mark.parametrize("which", [0, 1])
 def test_without_memory_the_answer_is_the_image_models_bit_for_bit(which, students, monkeypatch) -> None:
     student, frame = students[which], noise(0)
-    expected = ask_image(students[0], Image.fromarray(frame), "red circle", threshold=0)
+    expected = ask_image(student, Image.fromarray(frame), "red circle", threshold=0)
     calls = spied(monkeypatch, student)
     watched = VideoSession(student, context=0, threshold=0)
     watched.add_text("red circle")

@@ -220,10 +220,11 @@ def test_an_image_checkpoint_gains_the_memory_and_keeps_everything_else(image_st
 
 
 @torch.no_grad()
-def test_without_memory_it_is_the_image_model_bit_for_bit(image_student, video_student) -> None:
+def test_without_memory_it_is_the_image_model(image_student, video_student, near) -> None:
     asked, opened = questions(), EfficientSam3Model.from_pretrained(image_student[1]).eval()
     image, video = opened(**asked), video_student.forward_video(**asked)
-    assert all(torch.equal(image[name], video[name]) for name in (*ANSWERS, "encoder_grid"))
+    for name in (*ANSWERS, "encoder_grid"):
+        near(video[name], image[name])
 
 
 @torch.no_grad()

@@ -167,7 +167,7 @@ def test_only_the_trunk_is_built_and_read(sam3, monkeypatch):
     assert read and all(name.startswith("vision_encoder.backbone.") for name in read)
 
 
-def test_the_original_file_is_the_same_teacher_as_a_folder_with_its_layer_norms(sam3, original, tmp_path):
+def test_the_original_file_is_the_same_teacher_as_a_folder_with_its_layer_norms(sam3, original, tmp_path, near):
     _, folder = sam3
     same = shutil.copytree(folder, tmp_path / "same")
     raw = json.loads((folder / "config.json").read_text())
@@ -178,7 +178,7 @@ def test_the_original_file_is_the_same_teacher_as_a_folder_with_its_layer_norms(
     assert {m.eps for m in second._trunk.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-5}
     batch = ImageBatch.full(images(1, 126))
     assert first.fingerprint == second.fingerprint != plain.fingerprint  # so that no cache of the one serves the other
-    assert torch.equal(first.extract(batch)["image_embedding"], second.extract(batch)["image_embedding"])
+    near(first.extract(batch)["image_embedding"], second.extract(batch)["image_embedding"])
 
 
 def test_without_a_configuration_sam3_pt_is_the_published_architecture(tmp_path):
@@ -227,7 +227,7 @@ def test_another_image_size_is_what_building_the_model_with_it_gives(sam3, size)
     resized.load_state_dict(rebuilt.state_dict())
     set_image_size(resized, size)
     with torch.no_grad():
-        assert torch.equal(resized((batch.images / 255 - 0.5) / 0.5).last_hidden_state, expected)
+        torch.testing.assert_close(resized((batch.images / 255 - 0.5) / 0.5).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize(("size", "near"), [(130, "126 or 140"), (13, "14"), (1000, "994 or 1008")])

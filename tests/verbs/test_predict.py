@@ -93,11 +93,12 @@ def test_instances_are_printed_drawn_and_written(
     assert len(nothing) == 1 and "0 instances for 'star'" in nothing[0]
 
 
-def test_it_is_a_function_too(run: Path, image: Path) -> None:
+def test_it_is_a_function_too(run: Path, image: Path, near) -> None:
     model = load_concept_model(run)
     by_path = samdistill.predict(image, run, text="star", threshold=0)
     loaded = samdistill.predict(Image.open(image), model, text="star", threshold=0)
-    assert torch.equal(by_path.detected.boxes, loaded.detected.boxes) and loaded.name == ""
+    near(by_path.detected.boxes, loaded.detected.boxes)
+    assert loaded.name == ""
     boxed = samdistill.predict(image, model, boxes=[(10, 5, 40, 50)], threshold=0)
     assert not torch.equal(boxed.detected.scores, loaded.detected.scores)
     padded = samdistill.predict(image, model, text="star", threshold=0, geometry="longest_side")

