@@ -36,12 +36,12 @@ from study import Trainings, say_figures
 from torch import Tensor
 
 import samdistill
+from samdistill.checkpoints.student import load_with_memory
 from samdistill.config import VideoRunConfig, load_config
 from samdistill.data import Geometry
 from samdistill.data.videos import VideoSource, open_videos
 from samdistill.evaluation.clips import evaluate_clips
 from samdistill.inference.concepts import StudentDetector, load_concept_model
-from samdistill.students import load_with_memory
 from samdistill.teachers import Sam3Detector
 from samdistill.types import ConceptPrompts, ImageBatch
 from samdistill.verbs.video import VideoAssembly

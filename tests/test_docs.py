@@ -204,7 +204,7 @@ from samdistill.checkpoints.files import locate
 from samdistill.checkpoints.words import Words
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write_videos import write_sav
-from samdistill.students import load_with_memory
+from samdistill.checkpoints.student import load_with_memory
 image = locate("sandbox-student")
 remembering = load_with_memory(image, latents=12, layers=1, windows=2)
 remembering.config.memory_level = 2

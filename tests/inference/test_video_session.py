@@ -11,10 +11,11 @@ import torch
 from colour_model import GRID, MEMORY, ColourModel, picture, session, square, where
 from PIL import Image
 
+from samdistill.checkpoints.student import load_with_memory
 from samdistill.inference.concepts import StudentDetector, ask_image
 from samdistill.inference.video import MOST_OBJECTS, SAME, VideoSession
 from samdistill.sandbox.concepts import VOCABULARY, sandbox_words, save_tokenizer
-from samdistill.students import EfficientSam3Model, efficient_sam3_config, load_with_memory
+from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import UserError
 
 

@@ -11,7 +11,8 @@ from tiny_detector import ANSWERS, tiny
 from torch import nn
 from transformers.models.sam3_lite_text.configuration_sam3_lite_text import Sam3LiteTextDETREncoderConfig
 
-from samdistill.students import EfficientSam3Model, efficient_sam3_config, load_with_memory
+from samdistill.checkpoints.student import load_with_memory
+from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.students.memory import MemoryCrossAttention, PerceiverResampler, age_embedding, window_of
 from samdistill.types import UserError
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from samdistill.checkpoints.student import load_with_memory
 from samdistill.evaluation.video_result import STUDENT, TEACHER, WITHOUT
 from samdistill.inference import video as session_module
 from samdistill.inference.tracks import Ring
@@ -18,7 +19,7 @@ from samdistill.metrics.video_frames import DAVIS_2017, SAV
 from samdistill.sandbox.concepts import VOCABULARY, save_tokenizer
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write_videos import write_sav
-from samdistill.students import EfficientSam3Model, efficient_sam3_config, load_with_memory
+from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import UserError
 from samdistill.verbs.evaluate_videos import evaluate_videos, held_out_videos, video_kind
 

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from samdistill.checkpoints.student import load_with_memory
 from samdistill.evaluation.pictures import COLOURS
 from samdistill.inference.concepts import Box, StudentDetector, load_concept_model
 from samdistill.inference.video import Tracked, VideoSession
 from samdistill.sandbox.concepts import VOCABULARY, save_tokenizer
-from samdistill.students import EfficientSam3Model, efficient_sam3_config, load_with_memory
+from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import UserError
 from samdistill.verbs.predict_video import draw_tracked, predict_video
 

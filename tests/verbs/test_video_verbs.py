@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_video import ALIGNED, CONTEXT_FRAMES, WIDTH, VideoRecipe
 
 import samdistill
+from samdistill.checkpoints.student import load_with_memory
 from samdistill.cli import main
 from samdistill.config import VideoRunConfig, load_config, packaged
 from samdistill.engine import fit as engine_fit
@@ -29,7 +30,6 @@ from samdistill.evaluation.video_pictures import Answers
 from samdistill.evaluation.video_result import STUDENT, TEACHER, WITHOUT
 from samdistill.inference.concepts import StudentDetector, load_concept_model
 from samdistill.metrics.video import region_similarity
-from samdistill.students import load_with_memory
 from samdistill.teachers import CachedLevels, LiveLevels, Sam3Detector, describe_detector
 from samdistill.types import UserError
 from samdistill.verbs import train as train_room

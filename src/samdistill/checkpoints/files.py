@@ -6,7 +6,6 @@ a tensor costs memory when it is used.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import warnings
@@ -17,9 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel
+from safetensors import safe_open
 from torch import Tensor
 
+from ..names import key_problem
+from ..reading import foreign, one_line, read_json
 from ..types import UserError
 
 SANDBOX = "sandbox"
@@ -51,6 +53,12 @@ class TensorInfo(NamedTuple):
     @classmethod
     def of(cls, tensor: Tensor) -> TensorInfo:
         return cls(tuple(tensor.shape), tensor.dtype)
+
+
+class _Index(BaseModel):
+    """What is read of a sharded checkpoint's index: tensor name to the file that holds it."""
+
+    weight_map: dict[str, str]
 
 
 class Weights(Mapping[str, Tensor]):
@@ -123,9 +131,8 @@ def load_torch(path: Path) -> dict[Any, Any]:
             f"{path}: refused: not a plain table of tensors but a pickle that needs to run code, or no pickle at all"
             f"{wants}; re-save the weights as safetensors where you trust them"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        # a damaged zip or pickle surfaces as any of these, depending on where it was cut
-        raise UserError(f"{path}: damaged or not a torch checkpoint: {_first_line(error)}") from None
+    except Exception as error:  # a damaged zip or pickle surfaces as anything, depending on where it was cut
+        raise UserError(f"{path}: damaged or not a torch checkpoint: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a table of named tensors")
     return content
@@ -134,10 +141,10 @@ def load_torch(path: Path) -> dict[Any, Any]:
 def _folder(folder: Path) -> Weights:
     index = folder / _INDEX
     if index.is_file():
-        try:
-            mapping: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            raise UserError(f"{index}: not a readable safetensors index") from None
+        mapping = read_json(index, _Index, "not a readable safetensors index").weight_map
+        for name in set(mapping.values()):
+            if key_problem(name) or "/" in name:
+                raise UserError(f"{index}: {name!r} is no file beside it; a shard is named by its file's name alone")
         weights = _safetensors(folder, [folder / name for name in sorted(set(mapping.values()))])
         lost = sorted(set(mapping) - set(weights.info))
         if lost:
@@ -156,30 +163,14 @@ def _safetensors(source: Path, shards: list[Path]) -> Weights:
     for shard in shards:
         if not shard.is_file():
             raise UserError(f"{shard}: missing; the index of {source} names it (download the folder again)")
-        try:
-            with safe_open(shard, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - safe_open is not a mapping
-                    view = opened.get_slice(name)
-                    info[name] = TensorInfo(tuple(view.get_shape()), _DTYPES[view.get_dtype()])
-                    where[name] = shard
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{shard}: damaged or not a safetensors file: {_first_line(error)}") from None
-        except KeyError as error:
-            raise UserError(f"{shard}: holds a tensor of the type {error}, which is not supported") from None
+        with foreign(shard, "damaged or not a safetensors file"), safe_open(shard, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - safe_open is not a mapping
+                view = opened.get_slice(name)
+                if view.get_dtype() not in _DTYPES:
+                    raise UserError(f"{shard}: {name} is of the type {view.get_dtype()}, which is not supported")
+                info[name] = TensorInfo(tuple(view.get_shape()), _DTYPES[view.get_dtype()])
+                where[name] = shard
     return Weights(source, info, where, {})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or a ``UserError`` that names the file."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON: {_first_line(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return content
 
 
 def locate(
@@ -215,10 +206,5 @@ def _download(repository: str, patterns: list[str]) -> Path:
     except Exception as error:  # the hub, its HTTP library (httpx, httpx2, requests by version) or the disk
         raise UserError(
             f"{repository}: no such folder here, and as a hub id it could not be fetched ({type(error).__name__}: "
-            f"{_first_line(error)}); give a local folder, or log in and accept the model's terms"
+            f"{one_line(error)}); give a local folder, or log in and accept the model's terms"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

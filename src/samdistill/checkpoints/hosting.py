@@ -13,9 +13,10 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..reading import Table, foreign, read_json
 from ..students import StudentTrunkConfig
 from ..types import UserError
-from .files import TORCH_SUFFIXES, TensorInfo, read_json
+from .files import TORCH_SUFFIXES, TensorInfo
 from .layout import vision_configs
 from .loading import quiet_transformers
 from .student import Host, as_json
@@ -71,7 +72,7 @@ def copy_companions(folder: Path, to: Path, host: Host, image_size: int) -> None
         if weights or not path.is_file() or path.name in ("config.json", "merge.json", "README.md", ".gitattributes"):
             continue
         if path.name in ("preprocessor_config.json", "processor_config.json") and image_size != host.image_size:
-            resized = _resized(read_json(path), host, image_size)
+            resized = _resized(read_json(path, Table), host, image_size)
             (to / path.name).write_text(json.dumps(resized, indent=2) + "\n")
         else:
             shutil.copyfile(path, to / path.name)
@@ -119,12 +120,8 @@ def check_loads(folder: Path, config: dict[str, Any]) -> None:
     """Load the folder as its users will, on the meta device: no name missing, unexpected or of another shape."""
     named = (config.get("architectures") or [None])[0]
     model_class = getattr(transformers, named or "", None) or getattr(transformers, _CLASSES[config["model_type"]])
-    try:
-        with quiet_transformers():
-            _, found = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True)
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the merged model would not load as {model_class.__name__}: {reason}") from None
+    with foreign("the merged model", f"would not load as {model_class.__name__}"), quiet_transformers():
+        _, found = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True)
     problems = {kind: sorted(map(str, names)) for kind, names in found.items() if names}
     if problems:
         kind, names = next(iter(problems.items()))

@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..reading import Table as Settings
+from ..reading import foreign, read_json
 from ..types import UserError
-from .files import SANDBOX, TORCH_SUFFIXES, TensorInfo, load_torch, locate, open_weights, read_json
+from .files import SANDBOX, TORCH_SUFFIXES, TensorInfo, load_torch, locate, open_weights
 from .layout import HF_TRUNK, ORIGINAL_STUDENT, STUDENT, is_vit_tensor, vision_configs
+from .loading import read_settings
 from .report import Table, dtype_name, grouped, total
 
 Kind = Literal["model folder", "student folder", "run", "feature store", "torch file", "safetensors file"]
@@ -83,7 +86,8 @@ def _file(path: Path) -> Inspection:
         raise UserError(f"{path}: not a weight file (.safetensors, {', '.join(TORCH_SUFFIXES)})")
     table: Table = {}
     facts: dict[str, Any] = {}
-    _flatten(load_torch(path), "", table, facts)
+    with foreign(path, "not a readable table of tensors"):
+        _flatten(load_torch(path), "", table, facts)
     return _weights(path, "torch file", table, facts)
 
 
@@ -102,13 +106,14 @@ def _flatten(node: Mapping[Any, Any], prefix: str, table: Table, facts: dict[str
 
 
 def _model(folder: Path) -> Inspection:
-    config = read_json(folder / "config.json")
+    config = read_settings(folder)
     facts: dict[str, Any] = {"model_type": config.get("model_type"), "architectures": config.get("architectures")}
     if config.get("model_type") == STUDENT:
         facts |= {key: config.get(key) for key in ("backbone", "head", "hidden_size", "image_size")}
         return _weights(folder, "student folder", open_weights(folder).info, facts, student=True)
     if str(config.get("model_type")).startswith("sam3"):
-        trunk = vision_configs(config)[0].get("backbone_config") or {}
+        with foreign(folder / "config.json", "not a readable configuration"):
+            trunk = dict(vision_configs(config)[0].get("backbone_config") or {})
         facts |= {
             f"trunk {key}": trunk[key] for key in ("model_type", "backbone", "head", "image_size") if key in trunk
         }
@@ -127,7 +132,7 @@ def _run(folder: Path) -> Inspection:
 
 
 def _store(folder: Path) -> Inspection:
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_json(folder / "manifest.json", Settings)
     values = sorted(folder.glob("rank*-values.bin"))
     record, size = manifest.get("record_bytes"), sum(p.stat().st_size for p in values)
     facts = {key: value for key, value in manifest.items() if value is not None}

@@ -1,23 +1,114 @@
-"""Building models and filling them from files or named tensors, all or nothing."""
+"""Opening model folders, and filling models from files or named tensors, all or nothing.
+
+A folder from outside is opened here and nowhere else: ``read_settings`` and ``open_config`` for its ``config.json``,
+``pretrained`` for the model. What a library raises on the way becomes one ``UserError`` that names the folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..reading import Table, fits, foreign, read_json
 from ..types import UserError
-from .files import TensorInfo
+from .files import TensorInfo, open_weights
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Config = TypeVar("Config", bound=PreTrainedConfig)
+CONFIG = "config.json"
+MOST_LAYERS, MOST_PIXELS, MOST_BUFFERS = 1000, 16384, 2**30
+"""What a configuration may ask for: layers of one kind, pixels of a side, and values of all computed buffers."""
+_LAYERS = re.compile(r"layers|blocks|stages|depth|levels|memory_latents")
+_SIDES = re.compile(r"(^|_)(image|patch)_size$|^hidden_size$|^num_attention_heads$")
+
+
+def model_kinds(place: Path) -> dict[Path, str | None]:
+    """The model folders in ``place`` (itself, and a run's ``student/`` and ``merged/``) and the model type of each."""
+    folders = [folder for folder in (place, place / "student", place / "merged") if (folder / CONFIG).is_file()]
+    return {folder: read_settings(folder).get("model_type") for folder in folders}
+
+
+def read_settings(folder: Path) -> Table:
+    """The ``config.json`` of a model folder, once no value in it can do harm where it is used.
+
+    Raises ``UserError`` for a file that is missing or no JSON object, a model type that is no name, a number that is
+    not finite or asks for a model beyond ``MOST_LAYERS`` and its like, a key that would replace a method of the
+    configuration's class, and quantised weights.
+    """
+    path = folder / CONFIG
+    return check_settings(read_json(path, Table, "not a readable configuration"), path)
+
+
+def check_settings(settings: Table, where: Path) -> Table:
+    """The settings as they are, or the ``UserError`` of ``read_settings`` where they are kept in another file."""
+    try:
+        fits(settings.get("model_type"), str | None)
+        _check(settings, "")
+        if settings.get("quantization_config") is not None:
+            raise ValueError("quantization_config: quantised weights are not read; give the original ones")
+    except ValueError as error:
+        raise UserError(f"{where}: not a readable configuration: {error}") from None
+    return settings
+
+
+def _check(node: Any, where: str) -> None:
+    """Raise ``ValueError`` with the place of a value that no configuration of a model has."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            place = f"{where}.{key}" if where else key
+            if (key.startswith("__") and key != "__float__") or callable(getattr(PreTrainedConfig, key, None)):
+                raise ValueError(f"{place} is no setting")
+            if isinstance(value, int | float):
+                _check_number(value, key, place)
+            _check(value, place)
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            if isinstance(value, int | float):
+                _check_number(value, where.rpartition(".")[2], f"{where}[{number}]")
+            _check(value, f"{where}[{number}]")
+
+
+def _check_number(value: float, name: str, place: str) -> None:
+    if not -(2**31) <= value < 2**31:  # which no NaN is either
+        raise ValueError(f"{place} is {value!r:.40}, beyond what a model can have")
+    if isinstance(value, bool):
+        return
+    if _SIDES.search(name) and not 1 <= value <= MOST_PIXELS:
+        raise ValueError(f"{place} is {value!r}; it has to be between 1 and {MOST_PIXELS}")
+    if _LAYERS.search(name) and not 0 <= abs(value) <= MOST_LAYERS:
+        raise ValueError(f"{place} is {value!r}; {MOST_LAYERS} at most")
+
+
+def open_config(folder: Path, kind: type[PreTrainedConfig] | None = None) -> Any:
+    """The configuration in a model folder: of the class ``kind``, or of the one that its model type names.
+
+    Raises ``UserError`` for whatever ``read_settings`` or the class refuses.
+    """
+    named = read_settings(folder).get("model_type")
+    with foreign(folder / CONFIG, f"model type {named!r} cannot be read"), quiet_transformers():
+        if kind is None:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        else:
+            config = kind.from_pretrained(folder, local_files_only=True)
+        config._attn_implementation = None  # how to compute is not the file's to say: a name may stand for hub code
+        return config
+
+
+def build_config(kind: type[Config], settings: Table, where: Path) -> Config:
+    """A configuration from settings that are kept in ``where``, checked as those of a folder."""
+    with foreign(where, "not a readable configuration"):
+        config = kind.from_dict(dict(check_settings(settings, where)))
+        config._attn_implementation = None
+        return config
 
 
 def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
@@ -59,31 +150,43 @@ def fill(module: nn.Module, info: Mapping[str, TensorInfo], read: Callable[[str]
 
 def pretrained(
     kind: type[Model], config: PreTrainedConfig, source: Path | Mapping[str, Tensor], where: Path | str,
-    dtype: torch.dtype = torch.float32, spare: bool = False,
+    dtype: torch.dtype = torch.float32, spare: bool = False, new: Sequence[str] = (),
 ) -> Model:  # fmt: skip
     """``kind.from_pretrained`` in eval mode on the CPU, all or nothing.
 
     source: a folder, or tensors by the model's names. spare: tensors that the model has no use for are no fault, as
-    where a video checkpoint holds its tracker among others. Raises ``UserError``, beginning with ``where``, for what
-    transformers cannot read, and for tensors that are missing, of another shape or left over.
+    where a video checkpoint holds its tracker among others. new: beginnings of the names of parameters that the source
+    need not have. Raises ``UserError``, beginning with ``where``, for what transformers cannot read, for a
+    configuration of a larger model than the source holds, and for tensors that are missing, of another shape or left
+    over.
     """
     folder, state = (source, None) if isinstance(source, Path) else (None, dict(source))
-    try:
-        with quiet_transformers():
-            model, found = kind.from_pretrained(
-                folder, config=config, state_dict=state, dtype=dtype, use_safetensors=True, local_files_only=True,
-                ignore_mismatched_sizes=True, output_loading_info=True,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise UserError(f"{where}: cannot be loaded as a {kind.__name__}: {why}") from None
+    info = open_weights(source).info if isinstance(source, Path) else {k: TensorInfo.of(t) for k, t in source.items()}
+    with foreign(where, f"cannot be loaded as a {kind.__name__}"), quiet_transformers():
+        _check_size(kind, config, sum(about.count for about in info.values()), new)
+        model, found = kind.from_pretrained(
+            folder, config=config, state_dict=state, dtype=dtype, use_safetensors=True, local_files_only=True,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
     for problem, names in found.items():
+        names = sorted(str(name) for name in names if problem != "missing_keys" or not str(name).startswith(tuple(new)))
         if names and not (spare and problem == "unexpected_keys"):
             raise UserError(
                 f"{where}: wrong checkpoint: {len(names)} {problem.replace('_', ' ')} for a {kind.__name__} of its "
-                f"configuration, such as {min(map(str, names))}"
+                f"configuration, such as {names[0]}"
             )
     return model.eval()
+
+
+def _check_size(kind: type[PreTrainedModel], config: PreTrainedConfig, held: int, new: Sequence[str]) -> None:
+    """Raise ``ValueError`` where a configuration asks for far more than is held, before memory is taken for it."""
+    with torch.device("meta"):
+        model = kind(config)
+    wanted = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(tuple(new)))
+    if wanted > 2 * held:  # what is missing is named later, once the model is there
+        raise ValueError(f"its configuration asks for {wanted} parameters, but it holds {held}")
+    if sum(b.numel() for b in model.buffers()) > MOST_BUFFERS:
+        raise ValueError("the sizes in its configuration are beyond what fits into memory")
 
 
 @contextmanager

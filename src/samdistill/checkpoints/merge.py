@@ -11,21 +11,31 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
+from ..reading import Table as Settings
+from ..reading import read_json
+from ..students import StudentTrunkConfig
 from ..types import UserError
-from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights, read_json
+from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
 from .hosting import check_loads, copy_companions, host_config, host_of, save_shards
 from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
+from .loading import build_config, open_config, read_settings
 from .rename import hf_names
 from .report import MergeReport, Table
 from .student import Host, Student, as_json, original_student_name, read_student
 
 REPORT = "merge.json"
 _PATCH, _IMAGE_SIZE = 14, 1008  # of the only published sam3.pt, which has no configuration in it
+
+
+class _Kept(BaseModel):
+    """What is read of a merge's report."""
+
+    student: Settings
 
 
 def merge(
@@ -57,7 +67,8 @@ def merge(
 def _into_folder(
     source: Path, folder: Path, out: Path, target_prefix: str | None, replace_prefix: str | None
 ) -> MergeReport:
-    teacher, config = open_weights(folder), read_json(folder / "config.json")
+    teacher, config = open_weights(folder), read_settings(folder)
+    open_config(folder)  # every part of it is of the type it should be
     trunk = hf_trunk_prefix(teacher)
     if trunk is None and (target_prefix is None or replace_prefix is None):
         raise UserError(f"{folder}: nothing to replace: no vision_encoder.backbone in it; is it a SAM 3 model?")
@@ -234,8 +245,9 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def merged_student(path: Path) -> dict[str, Any]:
+def merged_student(path: Path) -> StudentTrunkConfig:
     """The student's configuration that a merge recorded for ``path``."""
     if not sidecar(path).is_file():
         raise UserError(f"{sidecar(path)}: missing; without it the student inside {path} cannot be built")
-    return read_json(sidecar(path))["student"]
+    kept = read_json(sidecar(path), _Kept, "not the report of a merge")
+    return build_config(StudentTrunkConfig, kept.student, sidecar(path))

@@ -14,7 +14,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Sam3Config,
@@ -24,15 +23,16 @@ from transformers import (
     Sam3ViTConfig,
 )
 
+from ..reading import foreign
 from ..students import StudentTrunkConfig
 from ..types import UserError
 from .files import TORCH_SUFFIXES, TensorInfo, open_weights
 from .layout import DETECTOR, HF_TRUNK, ORIGINAL_STUDENT, TRACKER, is_vit_tensor
-from .loading import compare, pretrained, quiet_transformers
+from .loading import CONFIG, compare, open_config, pretrained
 from .merge import merged_student, sidecar
 from .rename import to_hf
 from .rename_tracker import to_tracker
-from .student import expected, student_config, student_tensors
+from .student import expected, student_tensors
 
 Config = TypeVar("Config", Sam3Config, Sam3TrackerConfig, Sam3TrackerVideoConfig)
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -63,15 +63,15 @@ def original_config(path: Path, kind: type[Config]) -> Config:
     trunk of a merged file is the student that the merge recorded beside it, with its input size. Raises ``UserError``
     for a ``config.json`` of no SAM 3, or one that cannot be read.
     """
-    with quiet_transformers():
-        config = _beside(path.parent / "config.json", kind)
-    vision = config.vision_config
-    if sidecar(path).is_file():
-        vision.backbone_config = student_config(merged_student(path), path)
-    elif isinstance(vision.backbone_config, Sam3ViTConfig):
-        vision.backbone_config.layer_norm_eps = LAYER_NORM_EPS
-    set_image_size(config, vision.backbone_config.image_size)
-    return config
+    with foreign(path.parent / CONFIG, "not a readable configuration"):
+        config = _beside(path.parent / CONFIG, kind)
+        vision = config.vision_config
+        if sidecar(path).is_file():
+            vision.backbone_config = merged_student(path)
+        elif isinstance(vision.backbone_config, Sam3ViTConfig):
+            vision.backbone_config.layer_norm_eps = LAYER_NORM_EPS
+        set_image_size(config, vision.backbone_config.image_size)
+        return config
 
 
 def set_image_size(config: PreTrainedConfig, side: int) -> None:
@@ -93,10 +93,7 @@ def _beside(about: Path, kind: type[Config]) -> Config:
     """``kind`` with the sizes that a SAM 3's ``config.json`` has for it; one part's vision encoder does for another."""
     if not about.is_file():
         return kind()
-    try:
-        whole = AutoConfig.from_pretrained(about.parent)
-    except (OSError, TypeError, ValueError, KeyError) as error:  # includes the strict dataclass's errors
-        raise UserError(f"{about}: not a readable configuration: {' '.join(str(error).split())[:200]}") from None
+    whole = open_config(about.parent)
     trackers = (Sam3TrackerConfig, Sam3TrackerVideoConfig)
     detector = whole if isinstance(whole, Sam3Config) else getattr(whole, "detector_config", None)
     tracker = whole if isinstance(whole, trackers) else getattr(whole, "tracker_config", None)
@@ -137,7 +134,7 @@ def load_original(
     config = original_config(path, kind.config_class) if config is None else copy.deepcopy(config)
     rename: Rename = to_hf if issubclass(kind, Sam3Model) else to_tracker
     if any(name.startswith(ORIGINAL_STUDENT) for name in weights):
-        own = student if student is not None else student_config(merged_student(path), path)
+        own = student if student is not None else merged_student(path)
         config.vision_config.backbone_config = own
         state = merged_state(weights, own, rename=rename)
     else:

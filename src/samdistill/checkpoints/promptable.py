@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from transformers import (
@@ -18,11 +16,12 @@ from transformers import (
 )
 
 from ..ops.promptable import Promptable
+from ..reading import foreign
 from ..students import MobileSamConfig, MobileSamModel
 from ..types import UserError
-from .files import TORCH_SUFFIXES, Weights, locate, open_weights, read_json
+from .files import TORCH_SUFFIXES, Weights, locate, open_weights
 from .layout import STUDENT
-from .loading import pretrained
+from .loading import CONFIG, build_config, model_kinds, open_config, pretrained, read_settings
 from .original import as_tracker, load_original, original_config, original_parts, set_image_size
 from .rename_sam import MOBILE_SAM, SAM, layout, sam_settings, to_ours
 
@@ -61,14 +60,9 @@ def load_model(path: str | Path, image_size: int | None = None) -> Promptable | 
     place = locate(path)
     if place.is_file():
         return _original(place, image_size)
-    found = {
-        folder: read_json(folder / "config.json").get("model_type")
-        for folder in (place, place / "student", place / "merged")
-        if (folder / "config.json").is_file()
-    }
+    found = model_kinds(place)
     for folder, name in found.items():
-        if name in _KINDS:
-            kind = _KINDS[str(name)]
+        if (kind := _KINDS.get(name or "")) is not None:
             return pretrained(kind, _sized(kind, folder, image_size), folder, folder, spare=kind is Sam3TrackerModel)
     if STUDENT in found.values():
         raise UserError(
@@ -81,17 +75,15 @@ def load_model(path: str | Path, image_size: int | None = None) -> Promptable | 
 
 def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) -> PreTrainedConfig:
     """The folder's configuration, for inputs of ``image_size``."""
-    about = folder / "config.json"
-    try:
-        if kind is MobileSamModel:
-            return _mobile(read_json(about), image_size)
-        config = kind.config_class.from_pretrained(folder)
-    except (OSError, TypeError, ValueError) as error:  # includes the strict dataclass's errors
-        raise UserError(f"{about}: not a readable configuration: {' '.join(str(error).split())[:200]}") from None
+    if kind is MobileSamModel:
+        sized = {} if image_size is None else {"image_size": image_size}
+        return build_config(MobileSamConfig, {**read_settings(folder), **sized}, folder / CONFIG)
+    config = open_config(folder, kind.config_class)
     if isinstance(config, SamConfig):
         _same_size(config.vision_config.image_size, image_size, folder)
         return config
-    return _sized_sam3(config, image_size)
+    with foreign(folder / CONFIG, "not a readable configuration"):
+        return _sized_sam3(config, image_size)
 
 
 def _sized_sam3(config: PreTrainedConfig, image_size: int | None) -> PreTrainedConfig:
@@ -111,11 +103,6 @@ def _same_size(own: int, image_size: int | None, where: Path) -> None:
         )
 
 
-def _mobile(raw: Mapping[str, Any], image_size: int | None) -> PreTrainedConfig:
-    """MobileSAM has no positions in its trunk, so that any multiple of the patch size will do."""
-    return MobileSamConfig.from_dict({**raw, **({} if image_size is None else {"image_size": image_size})})
-
-
 def prompted_alone(path: Path) -> bool:
     """Whether an original file has a prompt decoder and no detector of concepts, by the names in it."""
     if parts := original_parts(path):
@@ -133,11 +120,11 @@ def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
     if kind is None:
         raise UserError(f"{path}: no original SAM, MobileSAM or SAM 3, by the names in it; give {_SOURCES}")
     if kind == MOBILE_SAM:
-        return pretrained(MobileSamModel, _mobile({}, image_size), _translated(weights, "MobileSAM"), path)
-    try:
+        # no positions in its trunk, so that any multiple of the patch size will do
+        sized = MobileSamConfig(**({} if image_size is None else {"image_size": image_size}))
+        return pretrained(MobileSamModel, sized, _translated(weights, "MobileSAM"), path)
+    with foreign(path, "not a complete SAM: its shapes do not tell its architecture"):
         config = SamConfig(**sam_settings(weights.info))
-    except (KeyError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path}: not a complete SAM: its shapes do not tell its architecture ({error})") from None
     _same_size(config.vision_config.image_size, image_size, path)
     return pretrained(SamModel, config, _translated(weights, SAM.upper()), path)
 

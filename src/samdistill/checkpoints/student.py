@@ -13,11 +13,14 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..students import StudentTrunk, StudentTrunkConfig
+from ..reading import foreign
+from ..students import EfficientSam3Config, EfficientSam3Model, StudentTrunk, StudentTrunkConfig
+from ..students.memory import warm_start
+from ..students.sam3 import MEMORY
 from ..types import UserError
-from .files import TORCH_SUFFIXES, TensorInfo, load_torch, open_weights, read_json
+from .files import TORCH_SUFFIXES, TensorInfo, load_torch, open_weights
 from .layout import ORIGINAL_STUDENT, STUDENT
-from .loading import compare
+from .loading import build_config, compare, model_kinds, open_config, pretrained, read_settings
 
 _ORIGINAL_BACKBONE, _BACKBONE = "backbone.model.", "backbone."
 
@@ -55,7 +58,9 @@ def read_student(source: Path, host: Host) -> Student:
         student = _from_folder(source if (source / "config.json").is_file() else _in_run(source))
     else:
         raise UserError(f"{source}: no student here: give a run folder, its student/ folder or a ckpt_epoch_*.pt")
-    compare(student.info, expected(student.config), str(student.source), f"the student {student.config.backbone}")
+    with foreign(student.source, "no student can be built from its configuration"):
+        wanted = expected(student.config)
+    compare(student.info, wanted, str(student.source), f"the student {student.config.backbone}")
     return student
 
 
@@ -92,11 +97,11 @@ def _in_run(run: Path) -> Path:
 
 
 def _from_folder(folder: Path) -> Student:
-    raw = read_json(folder / "config.json")
+    raw = read_settings(folder)
     if raw.get("model_type") != STUDENT:
         raise UserError(f"{folder}: not a student but a {raw.get('model_type')!r} model; give the run that trained one")
     weights = open_weights(folder)
-    return Student(folder, student_config(raw, folder / "config.json"), weights, weights.info)
+    return Student(folder, open_config(folder, StudentTrunkConfig), weights, weights.info)
 
 
 def _from_checkpoint(path: Path, host: Host) -> Student:
@@ -104,15 +109,15 @@ def _from_checkpoint(path: Path, host: Host) -> Student:
     model, text = content.get("model"), content.get("config")
     if not isinstance(model, dict) or not isinstance(text, str):
         raise UserError(f"{path}: not a checkpoint of a training run (no 'model' and 'config' in it)")
-    try:
+    with foreign(path, "its 'config' is not that of a samdistill run"):
         run: dict[str, Any] = yaml.safe_load(text)
         size = run["teacher"].get("image_size") or host.image_size
         raw: dict[str, Any] = {key: run["student"][key] for key in ("backbone", "head")}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: its 'config' is not that of a samdistill run") from None
     raw |= {"hidden_size": host.hidden_size, "patch_size": host.patch_size, "image_size": size}
-    weights: dict[str, Tensor] = {**model, **(content.get("ema") or {})}
-    return Student(path, student_config(raw, path), weights, {k: TensorInfo.of(v) for k, v in weights.items()})
+    config = build_config(StudentTrunkConfig, raw, path)
+    with foreign(path, "its 'model' or 'ema' is no table of tensors"):
+        weights: dict[str, Tensor] = {**model, **(content.get("ema") or {})}
+        return Student(path, config, weights, {name: TensorInfo.of(tensor) for name, tensor in weights.items()})
 
 
 def as_json(config: StudentTrunkConfig) -> dict[str, Any]:
@@ -120,25 +125,44 @@ def as_json(config: StudentTrunkConfig) -> dict[str, Any]:
     return json.loads(config.to_json_string(use_diff=False))
 
 
-def student_config(raw: dict[str, Any], where: Path) -> StudentTrunkConfig:
-    """A student's configuration from its JSON, or a ``UserError`` that names ``where``."""
-    try:
-        return StudentTrunkConfig.from_dict(dict(raw))
-    except (TypeError, ValueError) as error:  # includes the strict dataclass's errors
-        raise UserError(f"{where}: not a readable student configuration: {str(error).splitlines()[0]}") from None
-
-
 def start_from(model: PreTrainedModel, folder: Path) -> None:
     """Give ``model`` all the weights of the same student in ``folder``, or in a run that has it in ``student/``.
 
     Raises ``UserError`` for a folder without one, for another kind of model, and where names or shapes differ.
     """
-    place = folder if (folder / "config.json").is_file() else folder / "student"
-    about = place / "config.json"
-    found = json.loads(about.read_text()).get("model_type") if about.is_file() else None
-    if found != model.config.model_type:
-        kind = model.config.model_type
+    kind = model.config.model_type
+    place = next((found for found, name in model_kinds(folder).items() if name == kind), None)
+    if place is None:
         raise UserError(f"{folder}: no student of kind {kind} here; give the run that trained one, or its student/")
     weights, state = open_weights(place), model.state_dict()
     compare(weights.info, {name: TensorInfo.of(t) for name, t in state.items()}, str(place), "this student")
     model.load_state_dict({name: weights[name] for name in state})
+
+
+def trunk_weights(folder: Path, backbone: str) -> Path:
+    """The weights of the trunk in a run or in its own folder, once its configuration names the same backbone."""
+    found = {place: name for place, name in model_kinds(folder).items() if (place / "model.safetensors").is_file()}
+    if not found:
+        raise UserError(f"{folder}: no trained trunk here; give the run of an encoder job, or its student/ folder")
+    place, name = next(iter(found.items()))
+    if name != STUDENT:
+        raise UserError(f"{place}: not a trunk but a {name!r} model; give the run of an encoder job")
+    own = open_config(place, StudentTrunkConfig).backbone
+    if own != backbone:
+        raise UserError(f"{place}: a trunk of {own!r}, but this student is built on {backbone!r}")
+    return place / "model.safetensors"
+
+
+def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: int = 0) -> EfficientSam3Model:
+    """A student of images with new memory modules, as ``warm_start`` has them; everything else is what it was.
+
+    Raises ``UserError`` for a student that has a memory, and where anything but the memory is missing or left over.
+    """
+    config = open_config(folder, EfficientSam3Config)
+    if config.memory_latents:
+        raise UserError(f"{folder}: has a memory already")
+    config.memory_latents, config.memory_layers, config.memory_windows = latents, layers, windows
+    model = pretrained(EfficientSam3Model, config, folder, folder, new=MEMORY)
+    assert model.memory_resampler is not None and model.memory_attention is not None
+    warm_start(model.memory_resampler, model.memory_attention)
+    return model

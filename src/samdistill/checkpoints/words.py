@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ..reading import foreign
 from ..types import VISUAL, ConceptPrompts, UserError
 from .files import locate
 from .loading import quiet_transformers
@@ -113,11 +114,7 @@ def _read(place: Path) -> PreTrainedTokenizerFast:
         raise UserError(
             f"{folder}: no tokenizer ({' or '.join(_VOCABULARIES)}) here; set teacher.tokenizer to the checkpoint's"
         )
-    try:
-        with quiet_transformers():
-            if folder.is_file():
-                return PreTrainedTokenizerFast(tokenizer_file=str(folder))
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises a plain Exception for a file it cannot parse
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{place}: not a readable tokenizer: {reason}") from None
+    with foreign(place, "not a readable tokenizer"), quiet_transformers():
+        if folder.is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(folder))
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

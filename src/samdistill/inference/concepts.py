@@ -10,12 +10,11 @@ from typing import Protocol
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoints.files import SANDBOX, TORCH_SUFFIXES, locate, read_json
-from ..checkpoints.loading import quiet_transformers
+from ..checkpoints.files import SANDBOX, TORCH_SUFFIXES, locate
+from ..checkpoints.loading import model_kinds, open_config, pretrained
 from ..checkpoints.words import Words
 from ..config import TeacherConfig
 from ..data.sources import DECODE_ERRORS, read_image
@@ -87,11 +86,7 @@ def load_concept_model(
         if place.suffix not in TORCH_SUFFIXES:
             raise UserError(f"{path}: give a model's folder, or an original sam3.pt")
         return Sam3Detector(teacher, device)
-    kinds = {
-        folder: read_json(folder / "config.json").get("model_type")
-        for folder in (place, place / "student", place / "merged")
-        if (folder / "config.json").is_file()
-    }
+    kinds = model_kinds(place)
     for folder, kind in kinds.items():
         if kind == _STUDENT:
             return _load_student(folder, image_size, torch.device(device))
@@ -105,21 +100,11 @@ def load_concept_model(
 
 
 def _load_student(folder: Path, image_size: int | None, device: torch.device) -> StudentDetector:
-    config = EfficientSam3Config.from_pretrained(folder)
+    config = open_config(folder, EfficientSam3Config)
     if image_size is not None:
         config.vision_config.image_size = image_size
-    try:
-        with quiet_transformers():
-            model, report = EfficientSam3Model.from_pretrained(
-                folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                output_loading_info=True,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: cannot be loaded as an EfficientSam3Model: {why}") from None
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{folder}: {len(missing)} weights are missing, such as {missing[0]}")
-    return StudentDetector(model.to(device).eval(), Words.load(folder, config.text_config.vocab_size))
+    model = pretrained(EfficientSam3Model, config, folder, folder)
+    return StudentDetector(model.to(device), Words.load(folder, config.text_config.vocab_size))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteT
 from transformers.utils import ModelOutput
 
 from ..ops.outputs import ask
-from ..types import DetectorOutput, UserError
-from .backbones import load_backbone
-from .memory import LATENT_STD, MemoryCrossAttention, PerceiverResampler, warm_start
+from ..types import DetectorOutput
+from .memory import LATENT_STD, MemoryCrossAttention, PerceiverResampler
 from .pyramid import PyramidModel
 from .sam3_config import EfficientSam3Config
-from .trunk import StudentTrunkConfig, start_backbone
+from .trunk import start_backbone
 
 INHERITED = (
     "text_projection",
@@ -203,20 +201,16 @@ class EfficientSam3Model(Sam3LiteTextModel):
 
 def build_detector(
     config: EfficientSam3Config,
-    trunk: Path | None = None,
     pretrained: bool | Path = False,
 ) -> EfficientSam3Model:
-    """A student with random weights.
+    """A student with random weights in all but what ``pretrained`` gives its backbone, as for ``build_trunk``.
 
-    trunk: the folder of a ``StudentTrunk``, or the run that trained one (with ``student/`` in it); its backbone's
-    weights are taken, its head's are not. pretrained: as for ``build_trunk``, before the trunk. Raises ``UserError``
-    where a folder holds no trunk or one of another backbone, and where ``build_trunk`` would.
+    A file may hold more than the backbone: of a ``StudentTrunk``'s, the head's weights are left out. Raises
+    ``UserError`` where ``build_trunk`` would.
     """
     model = EfficientSam3Model(config)
     vision = config.vision_config
     start_backbone(model.vision_encoder.backbone, vision.backbone, vision.image_size, pretrained)
-    if trunk is not None:
-        load_backbone(model.vision_encoder.backbone, _trunk_weights(trunk, vision.backbone))
     return model
 
 
@@ -261,43 +255,6 @@ def _teacher_name(name: str, teacher: Mapping[str, int], student: Mapping[str, i
         return name
     stack, layer = match[1], int(match[2])
     return f"{stack}.{_spread(layer, teacher[stack], student[stack])}.{name[match.end() :]}"
-
-
-def _trunk_weights(folder: Path, backbone: str) -> Path:
-    """The weights of the trunk in a run or in its own folder, once its configuration names the same backbone."""
-    folder = folder if (folder / "config.json").is_file() else folder / "student"
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    if not (config.is_file() and weights.is_file()):
-        raise UserError(f"{folder}: no trained trunk here; give the run of an encoder job, or its student/ folder")
-    found = json.loads(config.read_text())
-    if found.get("model_type") != StudentTrunkConfig.model_type:
-        raise UserError(
-            f"{folder}: not a trunk but a {found.get('model_type')!r} model; give the run of an encoder job"
-        )
-    if found.get("backbone") != backbone:
-        raise UserError(f"{folder}: a trunk of {found.get('backbone')!r}, but this student is built on {backbone!r}")
-    return weights
-
-
-def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: int = 0) -> EfficientSam3Model:
-    """A student of images with new memory modules, as ``warm_start`` has them; everything else is what it was.
-
-    Raises ``UserError`` for a student that has a memory, and where anything but the memory is missing or left over.
-    """
-    config = EfficientSam3Config.from_pretrained(folder)
-    if config.memory_latents:
-        raise UserError(f"{folder}: has a memory already")
-    config.memory_latents, config.memory_layers, config.memory_windows = latents, layers, windows
-    model, report = EfficientSam3Model.from_pretrained(
-        folder, config=config, dtype=torch.float32, output_loading_info=True
-    )
-    strange = [name for name in report["missing_keys"] if not name.startswith(MEMORY)]
-    strange += [*report["unexpected_keys"], *(key[0] for key in report["mismatched_keys"])]
-    if strange:
-        raise UserError(f"{folder}: not a student of images: {', '.join(strange[:3])} do not fit")
-    assert model.memory_resampler is not None and model.memory_attention is not None
-    warm_start(model.memory_resampler, model.memory_attention)
-    return model
 
 
 AutoModel.register(EfficientSam3Config, EfficientSam3Model)

@@ -75,7 +75,9 @@ class DetectionTask(Task[DetectionBatch]):
 
     def build_student(self) -> EfficientSam3Model:
         settings = self.config.student
-        student = build_detector(self.student, settings.trunk, settings.pretrained)
+        backbone = self.student.vision_config.backbone
+        trunk = settings.pretrained if settings.trunk is None else trunk_weights(settings.trunk, backbone)
+        student = build_detector(self.student, trunk)
         if settings.start is not None:
             start_from(student, settings.start)
         if settings.inherit:

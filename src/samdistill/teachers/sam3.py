@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, Sam3Config, Sam3ViTConfig
 
-from ..checkpoints.files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights, read_json
-from ..checkpoints.layout import HF_TRUNK, ORIGINAL_TRUNK, VIT, vit_prefix
-from ..checkpoints.loading import fill, parameter_count, skeleton
+from ..checkpoints.files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
+from ..checkpoints.layout import HF_TRUNK, ORIGINAL_TRUNK, VIT, vision_configs, vit_prefix
+from ..checkpoints.loading import CONFIG, fill, parameter_count, read_settings, skeleton
 from ..checkpoints.original import original_config, original_parts
 from ..checkpoints.rename import hf_names, to_hf
 from ..config import TeacherConfig
 from ..ops.images import SAM3_MEAN, SAM3_STD, normalise
+from ..reading import foreign
 from ..types import ImageBatch, UserError
 from .base import DTYPES, IMAGE_EMBEDDING, TEACHERS, OnlineTeacher, TeacherInfo
 from .loading import fingerprint, freeze, read_config, square
@@ -114,9 +115,10 @@ def _find(path: str) -> tuple[Path, PreTrainedConfig]:
 
 def _refuse_students(folder: Path) -> None:
     """A merged model's configuration needs the student's classes; say so before transformers fails on it."""
-    raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    inner = raw.get("detector_config") or raw
-    trunk = ((inner.get("vision_config") or {}).get("backbone_config") or {}).get("model_type", VIT)
+    if not (folder / CONFIG).is_file():
+        return
+    with foreign(folder / CONFIG, "not a readable configuration"):
+        trunk = (vision_configs(read_settings(folder))[0].get("backbone_config") or {}).get("model_type", VIT)
     if trunk != VIT:
         raise UserError(f"{folder / 'config.json'}: its trunk is a {trunk!r}, not SAM 3's ViT ({VIT!r})")
 

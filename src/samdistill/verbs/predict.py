@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints.files import locate, read_json
+from ..checkpoints.files import locate
+from ..checkpoints.loading import model_kinds
 from ..checkpoints.promptable import load_promptable, prompted_alone
 from ..data.saco import to_rle
 from ..engine import default_device
@@ -178,5 +179,4 @@ def _answers_prompts(model: str | Path | ConceptModel | Promptable) -> bool:
     place = locate(model)
     if place.is_file():
         return prompted_alone(place)
-    folders = (folder for folder in (place, place / "student", place / "merged") if (folder / "config.json").is_file())
-    return any(read_json(folder / "config.json").get("model_type") in _PROMPTED for folder in folders)
+    return any(name in _PROMPTED for name in model_kinds(place).values())

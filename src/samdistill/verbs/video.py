@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Literal
 import torch
 
 from ..checkpoints.files import locate
+from ..checkpoints.loading import open_config, read_settings
 from ..checkpoints.words import Words
 from ..config import AugmentConfig, VideoRunConfig
 from ..data import Geometry, ViewTransform
@@ -93,7 +93,7 @@ class VideoAssembly:
         wanted, runs = self.config.student.start, self.config.student.runs
         if wanted is not None:
             return _image_student(wanted)
-        found = [path.parent for path in runs.glob("**/student/config.json") if _kind(path.parent) == (_MODEL, 0)]
+        found = [path.parent for path in runs.glob("**/student/config.json") if _remembers(path.parent) is False]
         if not found:
             raise UserError(
                 f"student.start: no student of the detection job below {runs}; give the run that trained one, or train "
@@ -113,7 +113,7 @@ class VideoAssembly:
     @cached_property
     def student_config(self) -> EfficientSam3Config:
         """Of the image student. Raises ``UserError`` for one that cannot read the teacher's maps."""
-        found = EfficientSam3Config.from_pretrained(self.start)
+        found = open_config(self.start, EfficientSam3Config)
         width, theirs = found.vision_config.fpn_hidden_size, self.teacher_info.hidden_size
         if width != theirs:
             raise UserError(
@@ -159,13 +159,13 @@ class VideoAssembly:
 _MODEL = EfficientSam3Config.model_type
 
 
-def _kind(folder: Path) -> tuple[str, int]:
-    """Which model a folder holds, and how many latents its memory has."""
+def _remembers(folder: Path) -> bool | None:
+    """Whether the student in a folder has a memory; None for what is no readable student of the detection job."""
     try:
-        about = json.loads((folder / "config.json").read_text())
-        return str(about.get("model_type")), int(about.get("memory_latents", 0))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return "", 0
+        settings = read_settings(folder)
+    except UserError:
+        return None
+    return bool(settings.get("memory_latents")) if settings.get("model_type") == _MODEL else None
 
 
 def _image_student(place: Path) -> Path:
@@ -174,11 +174,11 @@ def _image_student(place: Path) -> Path:
     folders = [folder for folder in (place, place / STUDENT) if (folder / "config.json").is_file()]
     if not folders:
         raise UserError(f"student.start: {place} holds no student; give a run of the detection job")
-    kind, latents = _kind(folders[0])
+    kind = read_settings(folders[0]).get("model_type")
     if kind != _MODEL:
         raise UserError(
             f"student.start: {folders[0]} holds a {kind!r} model, no student of the detection job ({_MODEL!r})"
         )
-    if latents:
+    if _remembers(folders[0]):
         raise UserError(f"student.start: {folders[0]} has a memory already; give the image student that it began as")
     return folders[0]
