@@ -142,7 +142,7 @@ def test_sam3_is_a_detector_too_and_other_models_are_none(folder: Path, tmp_path
     half = tmp_path / "half"
     half.mkdir()
     (half / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(UserError, match="no model.safetensors"):
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
         load_concept_model(half)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..checkpoints.student import start_from
+from ..checkpoints.student import start_from, trunk_weights
 from ..checkpoints.words import Words
 from ..config import DetectionRunConfig
 from ..data import BadInput
