@@ -353,3 +353,36 @@ def test_the_described_video_recipe_is_the_described_one() -> None:
 def test_mistakes_in_a_video_config_are_named(given: str, message: str, write) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         load_config(write(f"job: video\nteacher: {{path: sandbox}}\n{given}\n"))
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("job=[encoder]", "no job is called ['encoder']"), ("job=2020-01-01", "no job is called datetime.date"),
+        ("train.lr=.nan", "train.lr: Input should be a finite number"), ("train.eps=.inf", "train.eps: Input"),
+        ("loss.mse=.nan", "loss.mse: Input should be"), ("train.betas=[1, 0.9]", "train.betas.0: Input should be"),
+        ("train.epochs=1" + "0" * 300, "train.epochs: Input should be less than"),
+        ("train.epochs=1" + "0" * 5000, "not readable as YAML"), ("train.lr=-1", "train.lr: Input should be greater"),
+        ("data.split=../../elsewhere", "data.split: names a folder, so"), ("data.held_out=a/b", "cannot hold a slash"),
+        ("data.root=2020-99-99", "not readable as YAML: month"), ("data.kind=[sa1b]", "data.kind: Input should be"),
+        ('data.root="\\uD800"', "data.root: holds"), ('teacher.path="a\\0"', "teacher.path: holds characters"),
+        ("data=" + "[" * 3000, "not readable as YAML"), ("a." * 200 + "b=1", "nests deeper than 100"),
+        ("data={a: &x [*x]}", "refers to what it is in"), ("teacher.image_size=16385", "less than or equal to 16384"),
+    ],
+)  # fmt: skip
+def test_what_is_no_setting_is_one_line(override: str, complaint: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config("encoder/sandbox", [override])
+    assert complaint in str(error.value)
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe", b"- a", b"1: 2\n", b"extends: [a]\n", b"a: !!python/name:os.system x\n", b"a: " + b"{b: " * 2000],
+)
+def test_a_file_that_is_no_config_is_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: [^\n]+$"):
+        load_config(path)

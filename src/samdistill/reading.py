@@ -37,6 +37,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def shown(value: object) -> str:
+    """A value as an error message quotes it: its representation, in one line and cut where it is long."""
+    return one_line(ValueError(repr(value)), 120)
+
+
 @contextmanager
 def foreign(where: object, what: str) -> Iterator[None]:
     """Turn every error that a library raises about a file from outside into one ``UserError``.

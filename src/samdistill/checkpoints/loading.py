@@ -25,8 +25,9 @@ from .files import TensorInfo, open_weights
 Model = TypeVar("Model", bound=PreTrainedModel)
 Config = TypeVar("Config", bound=PreTrainedConfig)
 CONFIG = "config.json"
-MOST_LAYERS, MOST_PIXELS, MOST_BUFFERS = 1000, 16384, 2**30
-"""What a configuration may ask for: layers of one kind, pixels of a side, and values of all computed buffers."""
+MOST_LAYERS, MOST_PIXELS, MOST_SPARE, MOST_BUFFERS = 1000, 16384, 2**26, 2**29
+"""What a configuration may ask for: layers of one kind, pixels of a side, parameters beyond twice those that the file
+holds, and values of all computed buffers."""
 _LAYERS = re.compile(r"layers|blocks|stages|depth|levels|memory_latents")
 _SIDES = re.compile(r"(^|_)(image|patch)_size$|^hidden_size$|^num_attention_heads$")
 
@@ -183,7 +184,7 @@ def _check_size(kind: type[PreTrainedModel], config: PreTrainedConfig, held: int
     with torch.device("meta"):
         model = kind(config)
     wanted = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(tuple(new)))
-    if wanted > 2 * held:  # what is missing is named later, once the model is there
+    if wanted > 2 * held + MOST_SPARE:  # what is missing is named later, once the model is there
         raise ValueError(f"its configuration asks for {wanted} parameters, but it holds {held}")
     if sum(b.numel() for b in model.buffers()) > MOST_BUFFERS:
         raise ValueError("the sizes in its configuration are beyond what fits into memory")

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import UserError
+from ..reading import MOST_DEPTH, check_plain, foreign, shown
 from ..registry import did_you_mean
 from .detection import DetectionRunConfig
 from .encoder import RunConfig
@@ -85,26 +86,33 @@ def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: 'extends' goes round in a circle")
-    try:
-        raw = yaml.load(path.read_text(), _Loader) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
+    with foreign(path, "not readable as YAML"):
+        raw = _parse(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise UserError(f"{path}: a config is a mapping of keys to values")
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
-    return _overlay(_read(_find(str(parent), path.parent), (*seen, path.resolve())), raw)
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: 'extends' names one config, not {shown(parent)}")
+    return _overlay(_read(_find(parent, path.parent), (*seen, path.resolve())), raw)
+
+
+def _parse(text: str) -> Any:
+    """A YAML document that can be walked through. PyYAML raises what it likes: also for a date that is none."""
+    found = yaml.load(text, _Loader)
+    check_plain(found)
+    return found
 
 
 def _override(raw: dict[str, Any], text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"override {text!r}: write key=value, such as train.lr=3e-4")
-    try:
-        nested: Any = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {text!r}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if text.count(".", 0, len(key)) > MOST_DEPTH:
+        raise UserError(f"override {shown(text)}: nests deeper than {MOST_DEPTH}")
+    with foreign(f"override {shown(text)}", "not readable as YAML"):
+        nested: Any = _parse(value)
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return _merge(raw, nested)
@@ -134,8 +142,8 @@ def _field_names(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
 def validate(raw: dict[str, Any], origin: str) -> AnyRun:
     """A checked config, or a ``UserError`` with origin, key, problem and suggestion, one line per problem."""
     job = raw.get("job", "encoder")
-    if job not in JOBS:
-        raise UserError(f"{origin}: no job is called {job!r}{did_you_mean(str(job), list(JOBS))}")
+    if not isinstance(job, str) or job not in JOBS:
+        raise UserError(f"{origin}: no job is called {shown(job)}{did_you_mean(str(job), list(JOBS))}")
     try:
         return JOBS[job].model_validate(raw)
     except ValidationError as error:
@@ -153,7 +161,8 @@ def validate(raw: dict[str, Any], origin: str) -> AnyRun:
             elif problem["loc"] == ("train", "phases") and problem["type"] == "too_short":
                 lines.append(f"{origin}: train.phases is empty: give each phase its epochs, or leave the key out")
             else:
-                given = f" (given: {problem['input']!r})" if problem["type"] not in ("missing", "value_error") else ""
+                says_it = problem["type"] in ("missing", "value_error")
+                given = "" if says_it else f" (given: {shown(problem['input'])})"
                 lines.append(f"{origin}: {where or 'config'}: {problem['msg'].removeprefix('Value error, ')}{given}")
         raise UserError("\n".join(lines)) from None
 

@@ -7,22 +7,45 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..names import key_problem
+from ..reading import printable
 from ..registry import did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+"""A number of things, or 0."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Pixels = Annotated[int, Field(gt=0, le=16384)]
+"""Side of a square input."""
+Rate = Annotated[float, Field(ge=0)]
+Ratio = Annotated[float, Field(gt=0, le=1000)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _is_name(value: str) -> str:
+    """A name that is also a folder's: one part, which stays where it is put."""
+    if (problem := key_problem(value)) is not None or "/" in value:
+        raise ValueError(f"names a folder, so {problem or 'it cannot hold a slash'}")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_is_name)]
 
 
 class Strict(BaseModel):
-    """A block without unknown keys. In every path, and in every text that begins with it, ``~`` is the home folder."""
+    """A block without unknown keys. In every path, and in every text that begins with it, ``~`` is the home folder; no
+    text holds what cannot be written as UTF-8."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="after")
     @classmethod
-    def _expand_home(cls, value: Any) -> Any:
+    def _usable_text(cls, value: Any) -> Any:
+        if isinstance(value, Path | str) and (str(value) != printable(str(value)) or "\0" in str(value)):
+            raise ValueError("holds characters that no file name and no text can have")
         if isinstance(value, Path | str) and str(value).startswith("~"):
             return type(value)(os.path.expanduser(value))
         return value
@@ -33,7 +56,7 @@ class TeacherConfig(Strict):
 
     kind: str = "sam3"
     path: str
-    image_size: Positive | None = None
+    image_size: Pixels | None = None
     """Side of the square input in pixels; None takes the checkpoint's own."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tokenizer: Path | None = None
@@ -55,7 +78,7 @@ class AugmentConfig(Strict):
     flip: Fraction = 0.0
     crop_scale: tuple[Fraction, Fraction] | None = None
     """Area range of a resized crop, as in torchvision's RandomResizedCrop."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
     brightness: Fraction = 0.0
     contrast: Fraction = 0.0
     saturation: Fraction = 0.0
@@ -67,8 +90,8 @@ class DataConfig(Strict):
 
     kind: str = "sa1b"
     root: Path
-    split: str = "train"
-    held_out: str | None = "val"
+    split: Name = "train"
+    held_out: Name | None = "val"
     """Split for evaluation. A plain folder has none: ``held_out_fraction`` of its images are set aside by key."""
     held_out_fraction: Fraction = 0.1
     held_out_last: Positive | None = None
@@ -81,8 +104,8 @@ class DataConfig(Strict):
     augment: AugmentConfig = AugmentConfig()
     views: Positive = 1
     """Augmented views cached per image; epoch e trains on view e mod views."""
-    seed: int = 0
-    workers: Annotated[int, Field(ge=0)] = 2
+    seed: Seed = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
 
     @model_validator(mode="after")
     def _one_subset(self) -> DataConfig:
@@ -106,9 +129,9 @@ class PhaseConfig(Strict):
     name: str
     epochs: Positive
     lr: Annotated[float, Field(gt=0)]
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    warmup_lr: Annotated[float, Field(ge=0)] = 0.0
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Count = 0
+    warmup_lr: Rate = 0.0
+    min_lr: Rate = 0.0
     terms: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Loss terms that train in this phase; None takes all."""
 
@@ -138,22 +161,22 @@ class TrainConfig(Strict):
     epochs: Positive = 50
     batch_size: Positive = 64
     accumulate: Positive = 1
-    lr: float = 1e-3
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-5
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    warmup_lr: Rate = 1e-6
+    min_lr: Rate = 1e-5
     lr_batch: Positive | None = 512
     """Rates are scaled by batch_size / lr_batch; None leaves them."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    warmup_epochs: Annotated[float, Field(ge=0, lt=2**31)] = 5.0
+    weight_decay: Rate = 0.01
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
     clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Decay = 0.0
     """Decay of the weight average; 0 turns it off."""
     sync_bn: bool = True
     compile: bool = False
-    seed: int = 0
+    seed: Seed = 0
     keep: Positive = 3
     """Epoch checkpoints kept; the last one always is."""
     log_every: Positive = 10

@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .encoder import EvaluateConfig
-from .parts import Fraction, Positive, Run, Strict, TrainConfig
+from .parts import Count, Fraction, Name, Pixels, Positive, Run, Strict, TrainConfig
 
 Weight = Annotated[float, Field(ge=0)]
-Epoch = Annotated[int, Field(ge=0)]
+Epoch = Count
 Scheduled = Weight | Annotated[dict[Epoch, Weight], Field(min_length=1)]
 """A number, or epochs and the values there: linear between them, constant before the first and after the last."""
 
@@ -32,11 +32,11 @@ class TeacherEntry(Strict):
     """One of several teachers. ``checkpoint``: a Hugging Face folder or hub id of SAM or a SAM 3 tracker, a folder of
     MobileSAM, an original ``sam_vit_*.pth`` or ``mobile_sam.pt``, or the sandbox's name ``sandbox``."""
 
-    name: str
+    name: Name
     checkpoint: str
     weight: Weight = 1.0
     """Weights are divided by their sum."""
-    image_size: Positive | None = None
+    image_size: Pixels | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     cfg: str | None = None
     """Taken so that published blocks can be pasted, and not read: the checkpoint says what it is."""
@@ -54,7 +54,7 @@ class PromptableConfig(Strict):
     """last: the deepest map, which has to have the embedding's grid (TinyViT, as MobileSAM has it); fused: all maps.
     None takes last for TinyViT and fused for others."""
     pretrained: bool | Path = False
-    image_size: Positive = 1024
+    image_size: Pixels = 1024
     patch_size: Positive = 16
     """Pixels per cell of the image embedding."""
     width: Positive = 256
@@ -72,7 +72,7 @@ class PromptsConfig(Strict):
     """Prompted objects per image and step."""
     points: tuple[Positive, Positive] = (1, 3)
     """Least and most positive points of a point prompt, drawn uniformly inside the object."""
-    negative_points: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+    negative_points: tuple[Count, Count] = (0, 0)
     """Least and most negative points, drawn in a band around the object."""
     box_jitter: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
     """Standard deviation of a box's edges, as a share of its sides."""
@@ -80,7 +80,7 @@ class PromptsConfig(Strict):
     """Points per side of the grid of ``everything``."""
     candidates: Positive = 1
     """Hard prompts: of so many draws per image the one that the student answers worst is trained on."""
-    rounds: Annotated[int, Field(ge=0)] = 0
+    rounds: Count = 0
     """Prompt in the loop: so many corrective clicks after the first answer, each drawn from its error."""
     click: Literal["centre", "random"] = "centre"
     """Where in the error region a corrective click falls: its deepest pixel, or any."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from .detection import Weight
-from .parts import CacheConfig, Fraction, Positive, Run, Strict, TeacherConfig, TrainConfig
+from .parts import CacheConfig, Count, Fraction, Positive, Run, Strict, TeacherConfig, TrainConfig
 
 
 class MemoryConfig(Strict):
@@ -17,7 +17,7 @@ class MemoryConfig(Strict):
     latents: Positive = 64
     """Tokens that the past is kept in, however many frames it has."""
     layers: Positive = 2
-    windows: Annotated[int, Field(ge=0)] = 0
+    windows: Count = 0
     """Side of a grid of latents that look at one window each, beside the global ones; 0 makes all of them global."""
     level: Literal[2, 3] = 3
     """The pyramid level that is remembered: 3 of stride 28 in the teacher and 32 in the student, 2 of half of that."""
