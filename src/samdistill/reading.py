@@ -58,6 +58,14 @@ def foreign(where: object, what: str) -> Iterator[None]:
         raise UserError(f"{printable(str(where))}: {what}: {one_line(error)}") from error
 
 
+@contextmanager
+def running(model: Any) -> Iterator[None]:
+    """``foreign`` for a pass through a model that was opened from files: their settings may build what cannot run."""
+    where = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
+    with foreign(where, "this model cannot run; its configuration may not fit it"):
+        yield
+
+
 @cache
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     return TypeAdapter(schema)

@@ -85,19 +85,20 @@ def _sam() -> SamModel:
 
 
 def _sam2() -> Sam2Model:
-    trunk = {"model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64], "num_attention_heads": 1,
-             "blocks_per_stage": [1, 1, 1, 1], "embed_dim_per_stage": [8, 16, 32, 64],
+    trunk = {"model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [128, 128], "num_attention_heads": 1,
+             "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
              "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 4, 4, 2],
-             "global_attention_blocks": [2]}  # fmt: skip
+             "global_attention_blocks": [3]}  # fmt: skip
     vision = {"model_type": "sam2_vision_model", "backbone_config": trunk, "backbone_channel_list": [64, 32, 16, 8],
-              "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 16}  # fmt: skip
+              "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]], "fpn_hidden_size": 16}  # fmt: skip
     return Sam2Model(Sam2Config(
-        vision_config=vision, prompt_encoder_config={"hidden_size": 16, **SMALL}, mask_decoder_config=DECODER
+        vision_config=vision, mask_decoder_config=DECODER,
+        prompt_encoder_config={"hidden_size": 16, "image_size": 128, "patch_size": 16},
     ))  # fmt: skip
 
 
 def models(root: Path) -> None:
-    """Models ``detector``, ``tracker``, ``sam``, ``sam2``, ``mobile``, runs ``trunk``, ``images``, ``memory``; ``originals``."""
+    """``detector``, ``tracker``, ``sam``, ``sam2``, ``mobile``; runs ``trunk``, ``images``, ``memory``; ``originals``."""
     torch.manual_seed(0)
     built = {
         "detector": _detector(), "tracker": _tracker(), "sam": _sam(), "sam2": _sam2(),
@@ -178,7 +179,8 @@ def configs(root: Path) -> None:
         },
         "video": {
             "teacher": {"path": "detector"}, "data": {"kind": "sav", "root": "sav"},
-            "clips": {"context": 2, "per_video": 2}, "student": {"start": "images", "memory": {"latents": 4, "layers": 1}}, "cache": {"batch_size": 2},
+            "clips": {"context": 2, "per_video": 2}, "cache": {"batch_size": 2},
+            "student": {"start": "images", "memory": {"latents": 4, "layers": 1}},
             "train": phase | {"phases": [{"name": "memory", "epochs": 1, "lr": 1e-3}]},
         },
     }  # fmt: skip

@@ -22,6 +22,7 @@ class Target:
 
 
 WORDS, CLICK = "predict photos/a.png {} --text 'red disc' --out out.png", "predict photos/a.png {} --point 20,20 --json"
+PHOTOS = ("a.png", "b.jpg", "c.webp", "d.tif", "e.bmp", "f.png", "g.gif")
 MODEL = ("/config.json", "/*.safetensors")
 JOBS = {
     "encoder": ("configs", "tracker", "sa1b"), "detection": ("configs", "detector", "coco"),
@@ -36,10 +37,6 @@ def _model(name: str, *commands: str, copy: tuple[str, ...] = ("photos",), insid
     return [*found, Target(f"code in {name}", (name, *copy), (place,), commands, plants=True)]
 
 
-def _overrides(job: str, verb: str, text: str) -> str:
-    return f"{verb} configs/{job}.yaml {text}"
-
-
 TARGETS = [
     *_model("detector", WORDS.format("detector"), "plan configs/detection.yaml",
             "merge trunk --into detector --out merged", copy=("photos", "coco", "configs", "trunk")),
@@ -50,11 +47,11 @@ TARGETS = [
     *_model("sam2", "plan configs/encoder.yaml teacher.kind=sam2 teacher.path=sam2",
             "check configs/encoder.yaml teacher.kind=sam2 teacher.path=sam2", copy=("sa1b", "configs")),
     *_model("mobile", CLICK.format("mobile")),
-    *_model("trunk", "merge trunk --into detector --out merged", "inspect trunk", copy=("detector",), inside="/student"),
+    *_model("trunk", "merge trunk --into detector --out merged", copy=("detector",), inside="/student"),
     *_model("images", WORDS.format("images"), "plan configs/video.yaml", copy=("photos", "detector", "sav", "configs"),
             inside="/student"),
-    *_model("memory", "predict sav/val memory --text disc --out out.mp4", "predict davis/JPEGImages/one memory --text disc "
-            "--json", "evaluate memory sav --json", copy=("sav", "davis"), inside="/student"),
+    *_model("memory", "predict {mp4} memory --text disc --out out.mp4", "evaluate memory sav --json",
+            "predict davis/JPEGImages/one memory --text disc --json", copy=("sav", "davis"), inside="/student"),
     Target("original sam3.pt", ("originals", "photos", "trunk"), ("originals/sam3/*",),
            (WORDS.format("originals/sam3/sam3.pt"), "merge trunk --into originals/sam3/sam3.pt --out merged.pt",
             "inspect originals/sam3/sam3.pt")),
@@ -62,16 +59,17 @@ TARGETS = [
            (CLICK.format("originals/sam_vit/sam_vit.pth"), "inspect originals/sam_vit/sam_vit.pth")),
     Target("tokenizer", ("detector", "images", "photos"), ("detector/token*", "images/student/token*"),
            (WORDS.format("detector"), WORDS.format("images"))),
-    Target("images", ("tracker", "photos"), ("photos/*",), tuple(CLICK.format("tracker").replace("a.png", name) for name in
-           ("a.png", "b.jpg", "c.webp", "d.tif", "e.bmp", "f.png", "g.gif"))),
+    Target("images", ("tracker", "photos"), ("photos/*",),
+           tuple(CLICK.format("tracker").replace("a.png", name) for name in PHOTOS)),
     Target("SA-1B", JOBS["encoder"] + JOBS["prompt"], ("sa1b/annotations/*/*.json", "sa1b/images/*/*.jpg"),
-           ("evaluate tracker sa1b --json", "cache configs/prompt.yaml output=new --layout npy", "check configs/prompt.yaml",
-            "prepare sa1b sa1b prepared")),
+           ("evaluate tracker sa1b --json", "cache configs/prompt.yaml output=new --layout npy",
+            "check configs/prompt.yaml", "prepare sa1b sa1b prepared")),
     Target("COCO", JOBS["detection"] + ("tracker", "sam"), ("coco/annotations/*.json",),
            ("evaluate tracker coco --json", "plan configs/detection.yaml", "check configs/detection.yaml",
             "cache configs/prompt.yaml output=new data.kind=coco data.root=coco --layout npy")),
     Target("words", JOBS["detection"], ("coco/phrases.jsonl", "coco/ids.txt"),
-           ("plan configs/detection.yaml questions.source=jsonl questions.file=coco/phrases.jsonl data.ids=coco/ids.txt",)),
+           ("plan configs/detection.yaml questions.source=jsonl questions.file=coco/phrases.jsonl",
+            "plan configs/detection.yaml data.ids=coco/ids.txt")),
     Target("SA-Co", ("images", "coco"), ("coco/concepts_val.json", "coco/predictions.json"),
            ("evaluate coco/predictions.json coco/concepts_val.json --concepts --json",
             "evaluate images coco/concepts_val.json --concepts --json --out found.json")),
@@ -81,39 +79,66 @@ TARGETS = [
     Target("masks", ("tracker", "masks"), ("masks/*/*",), ("evaluate tracker masks --json",)),
     Target("video", ("memory", "sav"), ("sav/val/*.mp4",), ("predict {mp4} memory --text disc --out out.mp4",)),
     Target("store", (*JOBS["encoder"], "runs/encoder"), ("runs/encoder/embeddings/*",),
-           ("cache configs/encoder.yaml", "cache configs/encoder.yaml --verify", "train configs/encoder.yaml output=new "
-            "cache.root=runs/encoder/embeddings", "inspect runs/encoder")),
+           ("cache configs/encoder.yaml", "cache configs/encoder.yaml --verify", "inspect runs/encoder",
+            "train configs/encoder.yaml output=new cache.root=runs/encoder/embeddings")),
     Target("cached signals", (*JOBS["prompt"], "runs/prompt"), ("runs/prompt/features/**/*.*",),
            ("cache configs/prompt.yaml", "cache configs/prompt.yaml --verify", "check configs/prompt.yaml")),
     Target("run", (*JOBS["encoder"], "runs/encoder"), ("runs/encoder/*.*",),
            ("train configs/encoder.yaml --resume runs/encoder train.epochs=2", "inspect runs/encoder",
             "merge runs/encoder/ckpt_epoch_1.pt --into tracker --out merged", "evaluate runs/encoder sa1b --json")),
-    *(Target(f"YAML of {job}", copy, (f"configs/{job}.yaml",), (f"plan configs/{job}.yaml", f"check configs/{job}.yaml"))
-      for job, copy in JOBS.items()),
+    *(Target(f"YAML of {job}", copy, (f"configs/{job}.yaml",),
+             (f"plan configs/{job}.yaml", f"check configs/{job}.yaml")) for job, copy in JOBS.items()),
 ]  # fmt: skip
 """Each is met about equally often."""
 
-COMMAND_LINES = [
-    "predict photos/a.png detector --text {}", "predict photos/a.png {} --text x", "predict {} detector --text x",
-    "predict photos/a.png tracker --point {}", "predict photos/a.png tracker --box {}", "predict photos/a.png detector --text "
-    "x --threshold {}", "predict photos/a.png tracker --point 1,1 --out {}", "predict photos/a.png tracker --geometry {}",
-    "predict sav/val detector --text x --frames {}", "evaluate tracker sa1b --images {}", "evaluate tracker sa1b --prompts {}",
-    "evaluate {} sa1b", "evaluate tracker {}", "evaluate tracker sa1b --teacher {}", "inspect {}", "merge {} --into tracker "
-    "--out m", "merge trunk --into {} --out m", "merge trunk --into tracker --out {}", "merge trunk --into tracker --out m "
-    "--target-prefix {}", "merge trunk --into tracker --out m --replace-prefix {}", "models {}", "plan {}",
-    "plan configs/encoder.yaml {}", "plan configs/encoder.yaml train.lr={}", "plan configs/encoder.yaml data.split={}",
-    "plan configs/prompt.yaml student.image_size={}", "plan configs/detection.yaml questions.per_image={}",
-    "plan configs/encoder.yaml student.backbone={}", "plan configs/encoder.yaml output={}", "prepare sa1b {} new",
-    "prepare sa1b sa1b {}", "prepare sa1b sa1b new --val-fraction {}", "sandbox render {} --train 1 --val 1 --size 64",
-    "sandbox render new --train 1 --val {} --size 64", "sandbox render new --train 1 --val 1 --size {}",
-    "sandbox train-teacher {}", "run photos --teacher tracker --student {} --out new", "{}", "plan --{}",
-]  # fmt: skip
+COMMAND_LINES = """
+predict photos/a.png detector --text {}
+predict photos/a.png {} --text x
+predict {} detector --text x
+predict photos/a.png tracker --point {}
+predict photos/a.png tracker --box {}
+predict photos/a.png detector --text x --threshold {}
+predict photos/a.png tracker --point 1,1 --out {}
+predict photos/a.png tracker --geometry {}
+predict sav/val detector --text x --frames {}
+evaluate tracker sa1b --images {}
+evaluate tracker sa1b --prompts {}
+evaluate {} sa1b
+evaluate tracker {}
+evaluate tracker sa1b --teacher {}
+inspect {}
+merge {} --into tracker --out m
+merge trunk --into {} --out m
+merge trunk --into tracker --out {}
+merge trunk --into tracker --out m --target-prefix {}
+merge trunk --into tracker --out m --replace-prefix {}
+models {}
+plan {}
+plan configs/encoder.yaml {}
+plan configs/encoder.yaml train.lr={}
+plan configs/encoder.yaml data.split={}
+plan configs/prompt.yaml student.image_size={}
+plan configs/detection.yaml questions.per_image={}
+plan configs/encoder.yaml student.backbone={}
+plan configs/encoder.yaml output={}
+prepare sa1b {} new
+prepare sa1b sa1b {}
+prepare sa1b sa1b new --val-fraction {}
+sandbox render {} --train 1 --val 1 --size 64
+sandbox render new --train 1 --val {} --size 64
+sandbox render new --train 1 --val 1 --size {}
+sandbox train-teacher {}
+run photos --teacher tracker --student {} --out new
+{}
+plan --{}
+""".strip().splitlines()
 """Commands with a hole, for ``COMMAND_VALUES`` and what a generator writes."""
 COMMAND_VALUES = [
-    *NAMES, "1,2", "1,2,3", "1,2,3,4", "4,3,2,1", ",", "nan,nan", "1e400,2", "inf,1", "-1,-1", "10,10,5,5", "99999,99999",
-    "1,2,3,4,5", "0", "1", "1e9", "99999999999999999999", "=", "a=b", "a.b.c=1", "train={}", "sam/../detector", "/dev/null",
-    "/dev/zero", "/proc/self/mem", ".", "..", "[", "{a: b}", "!!python/name:os.system", "&a [*a]", "-", "--", "--help",
-    "photos", "tracker", "configs/encoder.yaml", "😀 disc", "disc " * 200, "\udcff", "%s%n", "$(touch x)", "`touch x`",
+    *NAMES, "1,2", "1,2,3", "1,2,3,4", "4,3,2,1", ",", "nan,nan", "1e400,2", "inf,1", "-1,-1", "10,10,5,5",
+    "99999,99999", "1,2,3,4,5", "0", "1", "1e9", "99999999999999999999", "=", "a=b", "a.b.c=1", "train={}",
+    "sam/../detector", "/dev/null", "/dev/zero", "/proc/self/mem", ".", "..", "[", "{a: b}", "!!python/name:os.system",
+    "&a [*a]", "-", "--", "--help", "photos", "tracker", "configs/encoder.yaml", "😀 disc", "disc " * 200, "\udcff",
+    "%s%n", "$(touch x)", "`touch x`",
 ]  # fmt: skip
 
 

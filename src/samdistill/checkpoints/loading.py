@@ -10,15 +10,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..reading import Table, fits, foreign, read_json
+from ..reading import Number, Table, fits, foreign, read_json
 from ..types import UserError
 from .files import TensorInfo, open_weights
 
@@ -29,6 +30,10 @@ MOST_LAYERS, MOST_PIXELS, MOST_SPARE, MOST_BUFFERS = 1000, 16384, 2**26, 2**29
 """What a configuration may ask for: layers of one kind, pixels of a side, parameters beyond twice those that the file
 holds, and values of all computed buffers."""
 _LAYERS = re.compile(r"layers|blocks|stages|depth|levels|memory_latents")
+_STATISTICS = re.compile(r"^(image|host|input)_(mean|std)$")
+_Means = tuple[Number, Number, Number]
+_Deviation = Annotated[Number, Field(gt=0)]
+_Deviations = tuple[_Deviation, _Deviation, _Deviation]
 _SIDES = re.compile(r"(^|_)(image|patch)_size$|^hidden_size$|^num_attention_heads$")
 
 
@@ -70,6 +75,8 @@ def _check(node: Any, where: str) -> None:
                 raise ValueError(f"{place} is no setting")
             if isinstance(value, int | float):
                 _check_number(value, key, place)
+            if _STATISTICS.search(key) and value is not None:
+                fits(value, _Deviations if key.endswith("std") else _Means)
             _check(value, place)
     elif isinstance(node, list):
         for number, value in enumerate(node):

@@ -21,6 +21,7 @@ from ..data.sources import DECODE_ERRORS, read_image
 from ..data.transforms import Geometry, Size
 from ..ops.boxes import xyxy_to_cxcywh
 from ..ops.images import normalise
+from ..reading import running
 from ..students import EfficientSam3Config, EfficientSam3Model
 from ..teachers import Sam3Detector
 from ..types import VISUAL, ConceptPrompts, DetectorOutput, ImageBatch, UserError
@@ -61,11 +62,12 @@ class StudentDetector:
     def answer(self, images: ImageBatch, prompts: ConceptPrompts) -> DetectorOutput:
         """Each image is encoded once. Raises ``UserError`` for phrases that ``words`` refuses."""
         device, vision = self.model.device, self.model.config.vision_config
-        return self.model(
-            pixel_values=normalise(images.images.to(device), tuple(vision.image_mean), tuple(vision.image_std)),
-            prompt_images=prompts.image.to(device),
-            **self.words.inputs(prompts, device),
-        ).answer()
+        with running(self.model):
+            return self.model(
+                pixel_values=normalise(images.images.to(device), tuple(vision.image_mean), tuple(vision.image_std)),
+                prompt_images=prompts.image.to(device),
+                **self.words.inputs(prompts, device),
+            ).answer()
 
 
 def load_concept_model(

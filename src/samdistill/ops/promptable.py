@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, Sam3Model, Sam3TrackerModel, SamModel
 
+from ..reading import running
 from ..types import GroupSignals, ImageBatch, PromptGroup, Prompts, UserError
 from .images import IMAGENET_MEAN, IMAGENET_STD, SAM3_MEAN, SAM3_STD, Statistics, normalise
 
@@ -112,8 +113,11 @@ def embed(model: Promptable, batch: ImageBatch) -> Embeddings:
     A SAM sees padding that is zero after normalisation, as it was trained (Kirillov et al., 2023); a SAM 3 tracker sees
     it as it comes. Raises ``UserError`` where a SAM gets a canvas of another size than its own.
     """
-    if isinstance(model, Sam3TrackerModel):
-        return _embed_tracker(model, batch)
+    with running(model):
+        return _embed_tracker(model, batch) if isinstance(model, Sam3TrackerModel) else _embed_sam(model, batch)
+
+
+def _embed_sam(model: SamModel, batch: ImageBatch) -> Embeddings:
     canvas = (batch.images.shape[-2], batch.images.shape[-1])
     if canvas != (image_size(model),) * 2:
         raise UserError(
@@ -158,8 +162,9 @@ def embed_trunk(model: PreTrainedModel, batch: ImageBatch) -> Float[Tensor, "b d
     """The trunk's raw output alone, of any ``Promptable`` and of a ``Sam3Model``."""
     if isinstance(model, SamModel):
         return embed(model, batch).trunk  # its neck costs next to nothing
-    tokens = model.vision_encoder.backbone(normalise(batch.images).to(model.dtype)).last_hidden_state
-    return as_grid(tokens, model, batch)
+    with running(model):
+        tokens = model.vision_encoder.backbone(normalise(batch.images).to(model.dtype)).last_hidden_state
+        return as_grid(tokens, model, batch)
 
 
 def predict(model: Promptable, embeddings: Embeddings, prompts: Prompts, multimask: bool = False) -> MaskPrediction:
@@ -174,7 +179,7 @@ def predict(model: Promptable, embeddings: Embeddings, prompts: Prompts, multima
         levels = tuple(level.repeat_interleave(n, 0) for level in levels)
         masks = prompts.masks.flatten(0, 1)[:, None].to(model.dtype)
         points, labels, boxes = (t if t is None else t.flatten(0, 1)[:, None] for t in (points, labels, boxes))
-    with _decoder(model) as seen:
+    with running(model), _decoder(model) as seen:
         out = model(
             image_embeddings=list(levels) if isinstance(model, Sam3TrackerModel) else levels[-1],
             input_points=points, input_labels=labels, input_boxes=boxes, input_masks=masks,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import TeacherConfig
 from ..ops.images import Statistics
+from ..reading import running
 from ..registry import Registry, did_you_mean
 from ..types import Features, ImageBatch, UserError
 
@@ -82,7 +83,7 @@ class OnlineTeacher(Teacher):
                 f"the teacher reads {self.image_size} x {self.image_size} pixels, but the images are "
                 f"{height} x {width}; set teacher.image_size, or lay the images on its canvas"
             )
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with running(self), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             found = self._forward(batch.to(self.device))
         # cloned outside inference mode: an inference tensor cannot be saved for a loss's backward pass
         return {tap: found[tap].to(torch.float32, copy=True).contiguous() for tap in taps}

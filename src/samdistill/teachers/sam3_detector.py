@@ -24,6 +24,7 @@ from ..checkpoints.words import Words
 from ..config import TeacherConfig
 from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics, normalise
 from ..ops.outputs import ask
+from ..reading import running
 from ..types import ConceptPrompts, DetectorOutput, ImageBatch, UserError
 from .base import DTYPES
 from .loading import fingerprint, freeze, read_config, settings, square
@@ -96,7 +97,7 @@ class Sam3Detector:
 
         Raises ``UserError`` for images of another size and for phrases that ``words`` refuses.
         """
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with running(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             vision = self._vision(images)
             asked = self.words.inputs(prompts, self.device)
             text = self.model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True)
@@ -131,7 +132,7 @@ class Sam3Detector:
 
     def _levels(self, images: ImageBatch) -> Sequence[Tensor]:
         """As the model gives them."""
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+        with running(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             return self._vision(images).fpn_hidden_states
 
     def _vision(self, images: ImageBatch) -> Sam3VisionEncoderOutput:
