@@ -98,7 +98,7 @@ def _sam2() -> Sam2Model:
 
 
 def models(root: Path) -> None:
-    """``detector``, ``tracker``, ``sam``, ``sam2``, ``mobile``; runs ``trunk``, ``images``, ``memory``; ``originals``."""
+    """Models ``detector``, ``tracker``, ``sam``, ``sam2``, ``mobile``; runs ``trunk``, ``images``, ``memory``."""
     torch.manual_seed(0)
     built = {
         "detector": _detector(), "tracker": _tracker(), "sam": _sam(), "sam2": _sam2(),

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..checkpoints.loading import quiet_transformers
-from ..checkpoints.student import load_with_memory
 from ..checkpoints.words import Words
 from ..config import VideoRunConfig
 from ..data import BadInput
@@ -29,6 +28,7 @@ from ..losses.detection import fpn_term
 from ..losses.video import video_terms
 from ..ops.masks import masks_to_boxes
 from ..ops.matching import MatchCost, match_truth
+from ..students import load_with_memory
 from ..types import ConceptPrompts, ImageBatch, ObjectTruth, Term, Terms, UserError
 from .base import Task, stages_at
 from .video_student import Past, VideoStudent, to_grid
