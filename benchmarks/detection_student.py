@@ -5,7 +5,9 @@
 The sandbox recipe with other numbers: --scenes rendered scenes, one run of the phase align alone, then one of features
 and outputs that starts from it (so that further runs can start from the same aligned student). Evaluated as the demo
 is, on all held-out questions, beside the teacher and an untrained student. A stage that is finished is not done again,
-a training that was cut off goes on. About 90 minutes on one core.
+a training that was cut off goes on. About 90 minutes on one core. With --student nothing is trained:
+
+    python benchmarks/detection_student.py --student sandbox-student --out benchmarks/results/sandbox_student.txt
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ def train(args: argparse.Namespace, name: str, schedule: list[dict[str, Any]], s
     return run
 
 
-def evaluate(args: argparse.Namespace, student: Path) -> dict[str, Any]:
+def evaluate(args: argparse.Namespace, student: Path | str) -> dict[str, Any]:
     """Teacher, untrained and distilled student on every held-out question; kept beside the runs."""
-    kept = args.work / f"evaluated-seed{args.seed}.json"
+    kept = args.work / f"evaluated-{args.student or 'distilled'}-seed{args.seed}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
     data = args.work / "scenes"
@@ -75,17 +77,22 @@ def evaluate(args: argparse.Namespace, student: Path) -> dict[str, Any]:
     return found.to_dict()
 
 
-def say(sheet: Sheet, args: argparse.Namespace, runs: list[Path], found: dict[str, Any]) -> float:
-    """The conditions, the three models, the share that is kept."""
+def training(args: argparse.Namespace, runs: list[Path]) -> str:
+    """How long the runs took."""
     last = [[line for line in read_lines(run / "metrics.jsonl") if "seconds" in line][-1] for run in runs]
     steps, minutes = (
         ", ".join(f"{line[key] / unit:.0f}" for line in last) for key, unit in (("step", 1), ("seconds", 60))
     )
-    sheet.say()
-    sheet.say(
+    return (
         f"{args.scenes} scenes; align and features + outputs: {steps} steps of 16 images, {minutes} minutes in them by "
         f"the wall clock on one core that was shared at times; seed {args.seed}"
     )
+
+
+def say(sheet: Sheet, conditions: str, found: dict[str, Any]) -> float:
+    """The conditions, the three models, the share that is kept."""
+    sheet.say()
+    sheet.say(conditions)
     rows = [
         [
             m["name"],
@@ -110,6 +117,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=8000, help="to train on (8000)")
     parser.add_argument("--epochs", default="10,4,1", help="of align, features and outputs (10,4,1)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--student", help="evaluate this student and train none: sandbox-student, or a folder")
     return parser.parse_args()
 
 
@@ -117,17 +125,25 @@ def main() -> None:
     args = parse()
     sheet = Sheet(use_device(args.device))
     args.work = args.work.resolve()
-    samdistill.render_sandbox(args.work / "scenes", train=args.scenes, format="coco", progress=False)
-    schedules = phases([int(text) for text in args.epochs.split(",")])
-    aligned = train(args, "align", schedules["align"], [])
-    start = [setting("student.start", aligned), "student.inherit=false"]
-    student = train(args, "distilled", schedules["distilled"], start)
+    scenes = 0 if args.student else args.scenes
+    samdistill.render_sandbox(args.work / "scenes", train=scenes, format="coco", progress=False)
+    if args.student:
+        student, conditions = args.student, f"{args.student} as it is"
+    else:
+        schedules = phases([int(text) for text in args.epochs.split(",")])
+        aligned = train(args, "align", schedules["align"], [])
+        start = [setting("student.start", aligned), "student.inherit=false"]
+        student = train(args, "distilled", schedules["distilled"], start)
+        conditions = training(args, [aligned, student])
     found = evaluate(args, student)
-    share = say(sheet, args, [aligned, student], found)
+    share = say(sheet, conditions, found)
     sheet.say()
     sheet.say(f"goal: at least {GOAL:.0%} of the teacher's cgF1: {'met' if share >= GOAL else 'MISSED'} ({share:.1%})")
     sheet.say("Not measured: further seeds, exemplar boxes, scenes of another size, photographs, the published SAM 3.")
-    sheet.save(args.out, {"scenes": args.scenes, "epochs": args.epochs, "seed": args.seed, "evaluation": found})
+    figures = {"student": args.student, "evaluation": found}
+    if not args.student:
+        figures |= {"scenes": args.scenes, "epochs": args.epochs, "seed": args.seed}
+    sheet.save(args.out, figures)
 
 
 if __name__ == "__main__":
