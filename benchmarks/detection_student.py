@@ -125,7 +125,7 @@ def main() -> None:
     args = parse()
     sheet = Sheet(use_device(args.device))
     args.work = args.work.resolve()
-    scenes = 0 if args.student else args.scenes
+    scenes = 1 if args.student else args.scenes  # only held-out scenes are read then
     samdistill.render_sandbox(args.work / "scenes", train=scenes, format="coco", progress=False)
     if args.student:
         student, conditions = args.student, f"{args.student} as it is"
