@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .students import StudentTrunk, StudentTrunkConfig
     from .verbs.cache import cache
     from .verbs.evaluate import evaluate, evaluate_concepts
+    from .verbs.evaluate_masks import evaluate_masks
     from .verbs.evaluate_videos import evaluate_videos
     from .verbs.models import models
     from .verbs.plan import plan
@@ -35,8 +36,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RunConfig", "StudentTrunk", "StudentTrunkConfig", "UserError", "VideoSession", "__version__", "cache", "check",
-    "demo", "evaluate", "evaluate_concepts", "evaluate_videos", "inspect", "load_config", "merge", "models", "plan",
-    "predict", "predict_video", "prepare_sa1b", "render_sandbox", "run", "train", "train_teacher",
+    "demo", "evaluate", "evaluate_concepts", "evaluate_masks", "evaluate_videos", "inspect", "load_config", "merge",
+    "models", "plan", "predict", "predict_video", "prepare_sa1b", "render_sandbox", "run", "train", "train_teacher",
 ]  # fmt: skip
 
 _HOMES = {
@@ -46,6 +47,7 @@ _HOMES = {
     "merge": "checkpoints.merge", "inspect": "checkpoints.inspect",
     "plan": "verbs.plan", "check": "verbs.train", "cache": "verbs.cache", "train": "verbs.train",
     "evaluate": "verbs.evaluate", "evaluate_concepts": "verbs.evaluate", "evaluate_videos": "verbs.evaluate_videos",
+    "evaluate_masks": "verbs.evaluate_masks",
     "predict": "verbs.predict", "predict_video": "verbs.predict_video",
     "models": "verbs.models", "run": "verbs.road", "demo": "verbs.road",
     "render_sandbox": "verbs.sandbox", "train_teacher": "verbs.sandbox",

@@ -77,6 +77,8 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--teacher", type=_name, help="compare with this teacher")
     evaluate.add_argument("--prompts", help="of box, point, refine, refine2 (box,point,refine)")
     evaluate.add_argument("--concepts", action="store_true", help="ask in words: data is an SA-Co file of concepts")
+    evaluate.add_argument("--masks", action="store_true",
+                          help="model is a folder of predicted masks of videos, data one of true masks")  # fmt: skip
     evaluate.add_argument("--iou", choices=["masks", "boxes"],
                           help="what of predictions.json is compared, with --concepts (masks)")  # fmt: skip
     evaluate.add_argument("--threshold", type=float, metavar="P", help="scores that count, with --concepts (0.5)")

@@ -222,9 +222,29 @@ def test_an_object_that_comes_later_starts_later_and_counts_where_the_rules_say_
     (video,) = result.scores[STUDENT].videos
     assert [one.frames for one in video.objects] == [(1, 2, 3, 4, 5), (3, 4, 5)]
     assert [one.j for one in video.objects] == [(1,) * 5, (1, 0, 1)]  # it was away in the middle
-    davis = evaluate_videos_with(Plain(), source, ["dense"], convention=DAVIS_2017)
-    assert davis.convention == "davis_2017" and davis.scores[STUDENT].videos[0].to_dict()["not_scored"] == [11]
-    assert (davis.row(STUDENT).objects, davis.row(STUDENT).frames, davis.row(STUDENT).jf) == (1, 5, 1)
+
+
+def test_davis_gives_what_the_first_frame_shows_and_counts_the_ids_up_to_its_greatest(
+    stub: Callable[[Answer], list[Session]],
+) -> None:
+    rows = [(BOX, None), (BOX, None), (BOX, OTHER), (BOX, OTHER), (BOX, None), (BOX, OTHER), (BOX, OTHER)]
+    # ids of what is there from the start and of what comes in row 2; the figures of each object that counts
+    for ids, expected in {(1, 2): {1: (1, 1)}, (3, 1): {1: (2 / 5, 2 / 5), 2: (1, 1), 3: (1, 1)}}.items():
+        source, made = Drawn(), stub(first_mask)
+        source.add("dense", boxes(*rows), stride=1, ids=ids)
+        result = evaluate_videos_with(Plain(), source, ["dense"], convention=DAVIS_2017)
+        assert [(pushed, number) for pushed, number, _, _ in made[0].given] == [(0, ids[0])]
+        (video,) = result.scores[STUDENT].videos
+        found = {one.object_id: (one.summary()["j"], one.summary()["f"]) for one in video.objects}
+        # one that comes later is not given and so not found: right in rows 1 and 4, where it is not there
+        assert found == expected and {one.frames for one in video.objects} == {(1, 2, 3, 4, 5)}
+        assert result.row(STUDENT).objects == len(expected) and result.convention == "davis_2017"
+    assert any("J recall" in measure.name for measure in result.measures())
+    source.add("late", boxes((None,), (BOX,), (BOX,), (BOX,)), stride=1)
+    skipped = evaluate_videos_with(Plain(), source, ["dense", "late"], convention=DAVIS_2017).skipped
+    assert [(bad.key, bad.reason) for bad in skipped] == [
+        ("late", "no object in its first annotated frame; davis_2017 has no other")
+    ]
 
 
 def test_frames_in_which_nobody_looked_do_not_count(stub: Callable[[Answer], list[Session]]) -> None:

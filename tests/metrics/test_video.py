@@ -25,7 +25,7 @@ from samdistill.metrics.video import (
     region_similarity,
     split_ids,
 )
-from samdistill.metrics.video_frames import DAVIS_2017, SAV, VideoConvention, visibility_flags
+from samdistill.metrics.video_frames import DAVIS_2017, SAV, VideoConvention, first_frame_objects, visibility_flags
 
 EVERY = VideoConvention("every", skip_first=False, skip_last=False, from_first_frame=False)
 
@@ -186,8 +186,8 @@ def test_id_maps_split_into_masks() -> None:
     maps = np.array([[[0, 3, 255], [7, 3, 0]], [[9, 9, 9], [0, 0, 7]]], dtype=np.uint8)
     masks = split_ids(maps)
     assert list(masks) == [3, 7, 9] and all((mask == (maps == i)).all() for i, mask in masks.items())
-    of_the_first = split_ids(maps, split_ids(maps[0]))
-    assert list(of_the_first) == [3, 7] and of_the_first[7].sum() == 2
+    of_the_first = split_ids(maps, first_frame_objects(split_ids(maps[0])))
+    assert list(of_the_first) == [1, 2, 3, 4, 5, 6, 7] and of_the_first[7].sum() == 2 and not of_the_first[5].any()
     assert not split_ids(maps, [5])[5].any() and split_ids(maps[:, :0]) == {}
     with pytest.raises(ValueError, match=r"float64 \(shape \(2, 2, 3\)\)"):
         split_ids(maps / 2)
@@ -221,7 +221,28 @@ def test_object_by_hand() -> None:
 def test_conventions_differ_where_an_object_leaves_at_once_or_comes_late() -> None:
     gone, late = track(1, (4, 0, 0, 4, 4), (4, 0, 0, 2, 4)), track(2, (0, 0, 4, 4, 4), (0, 0, 4, 2, 4))
     assert evaluate_object(gone, DAVIS_2017).j == (1, 1, 0.5) and evaluate_object(gone, SAV).j == (0.5,)
-    assert evaluate_object(late, DAVIS_2017).j == () and evaluate_object(late, SAV).j == (1, 0.5)
+    # what comes late is right in DAVIS where neither has it: not predicted at all, it fails from its coming on
+    assert evaluate_object(late, DAVIS_2017).j == (1, 1, 0.5) and evaluate_object(late, SAV).j == (1, 0.5)
+    missed, never = track(3, (0, 0, 4, 4, 4), (0,) * 5), track(4, (0,) * 5, (0, 0, 4, 4, 4))
+    assert evaluate_object(missed, DAVIS_2017).j == evaluate_object(missed, DAVIS_2017).f == (1, 0, 0)
+    assert evaluate_object(never, DAVIS_2017).j == (1, 0, 0) and evaluate_object(never, SAV).j == ()
+
+
+def test_recall_and_decay_by_hand() -> None:
+    # J is 1, 3/4, 2/4, 1/4, 0, 1, 1, 1 on eight frames; recall counts what is above 0.5. Quarters share their borders:
+    # linspace(1, 8, 5) = 1, 2.75, 4.5, 6.25, 8, rounded 1, 3, 4 or 5, 6, 8: frames 1..3 and 6..8.
+    scores = evaluate_object(track(1, (4,) * 10, (4, 4, 3, 2, 1, 0, 4, 4, 4, 4)), DAVIS_2017)
+    assert scores.j == (1, 0.75, 0.5, 0.25, 0, 1, 1, 1) and scores.f == (1, 1, 0, 0, 0, 1, 1, 1)
+    expected = {"j_recall": 5 / 8, "j_decay": 0.75 - 1, "f_recall": 5 / 8, "f_decay": 2 / 3 - 1}
+    assert scores.statistics() == pytest.approx(expected)
+    one = evaluate_object(track(2, (4, 4, 4), (4, 2, 4)), DAVIS_2017)
+    assert one.statistics() == {"j_recall": 0.0, "j_decay": 0.0, "f_recall": 0.0, "f_decay": 0.0}
+    assert evaluate_object(track(3, (4, 4), (4, 4)), DAVIS_2017).statistics() == {}
+    whole = evaluate_videos(
+        {"a": partial(list, [track(1, (4,) * 10, (4,) * 10), track(2, (4, 4, 4), (4, 2, 4))])}, DAVIS_2017
+    )
+    assert whole.statistics() == {"j_recall": 0.5, "j_decay": 0.0, "f_recall": 0.5, "f_decay": 0.0}
+    assert whole.to_dict()["statistics"] == whole.statistics() and evaluate_videos({}, SAV).statistics() == {}
 
 
 def test_objects_weigh_the_same_and_those_without_frames_nothing() -> None:

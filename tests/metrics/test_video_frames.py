@@ -17,6 +17,7 @@ from samdistill.metrics.video_frames import (
     SAV,
     VideoConvention,
     absent,
+    first_frame_objects,
     occluded,
     reappeared,
     visibility_flags,
@@ -37,7 +38,9 @@ def row(text: str) -> np.ndarray:
     [
         (DAVIS_2017, "xxxxx", "xxxxx", [1, 2, 3]),
         (DAVIS_2017, "x....", ".....", [1, 2, 3]),  # gone, and rightly not predicted: right on three frames
-        (DAVIS_2017, ".xxxx", "xxxxx", []),  # not an object of the first frame
+        (DAVIS_2017, ".xxxx", "xxxxx", [1, 2, 3]),  # comes late: which objects count is first_frame_objects' say
+        (DAVIS_2017, ".....", ".....", [1, 2, 3]),  # does not exist
+        (DAVIS_2017, "xx", "xx", []),
         (SAV, "xxxxx", "xxxxx", [1, 2, 3]),
         (SAV, "xxxxx", ".....", [1, 2, 3]),
         (SAV, "x..xxx", "x..xxx", [3, 4]),  # gone at once: nothing starts before it is back
@@ -55,6 +58,29 @@ def row(text: str) -> np.ndarray:
 )
 def test_counted_frames_by_hand(convention: VideoConvention, visible: str, predicted: str, counted: list[int]) -> None:
     assert convention.counted(row(visible), row(predicted)).tolist() == counted
+
+
+@pytest.mark.parametrize(
+    ("seen", "counted"),
+    [
+        ([1, 2], [1, 2]),
+        ([3], [1, 2, 3]),  # 1 and 2 come late or do not exist
+        ([4, 2], [1, 2, 3, 4]),
+        ([], []),
+        ([255], [255]),  # a binary mask, where the source takes it for an object
+        ([2, 255], [1, 2, 255]),
+        ([0, 2], [0, 1, 2]),  # SA-V numbers from 0
+    ],
+)
+def test_davis_counts_the_ids_up_to_the_greatest_of_the_first_frame(seen: list[int], counted: list[int]) -> None:
+    assert first_frame_objects(seen) == counted
+
+
+@pytest.mark.parametrize(("frames", "inner"), [(0, 0), (1, 0), (2, 0), (3, 1), (9, 7)])
+def test_the_first_and_the_last_frame_do_not_count(frames: int, inner: int) -> None:
+    for convention in (DAVIS_2017, SAV):
+        assert list(range(frames))[convention.inner(frames)] == list(range(1, 1 + inner))
+    assert list(range(frames))[EVERY.inner(frames)] == list(range(frames))
 
 
 def test_conventions_are_found_by_name() -> None:
@@ -154,4 +180,4 @@ def test_real_annotations(name: str) -> None:
         assert first == annotation["masklet_first_appeared_frame"][index]  # counted in annotations, not in video frames
         counted = SAV.counted(visible, visible)
         assert counted[0] == max(1, first) and counted[-1] == len(visible) - 2
-        assert (len(DAVIS_2017.counted(visible, visible)) > 0) == visible[0]
+        assert len(DAVIS_2017.counted(visible, visible)) == len(visible) - 2

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..data.sources import BadInput
 from ..metrics.video import VideoSetScores
+from ..metrics.video_frames import DAVIS_2017, VideoConvention
+from ..types import UserError
 from .clip_scores import ClipScores
 from .result import DASH, Conditions, Evaluation, Measure, Picture, count
 from .result_story import Tile
 
 WITHOUT, STUDENT, TEACHER = "without memory", "student", "teacher memory"
 """The student with the given masks alone, with its own memory, and remembering its teacher's maps."""
+PREDICTIONS = "predictions"
+"""The only row where masks from elsewhere are scored."""
 VIDEO_NOTE = (
     "Every object is given once, by its true mask. J: overlap of the masks that follow, F: agreement of outlines, J&F: "
     "the mean of both; means over objects. Reappeared: visible again since half a second at most. Occluded: less than "
@@ -52,20 +57,53 @@ class VideoRow:
     kept: float | None = None
 
 
+def video_rows(
+    scores: Mapping[str, VideoSetScores], seconds: Mapping[str, list[float]], convention: VideoConvention,
+    skipped: Sequence[BadInput],
+) -> tuple[VideoRow, ...]:  # fmt: skip
+    """One row per entry of ``scores``. seconds: by row, of each frame that was timed.
+
+    Raises ``UserError`` where no video is left, or no object counts.
+    """
+    figures = {name: each.summary() for name, each in scores.items()}
+    if not any(each.videos for each in scores.values()):
+        first = f", first {': '.join(skipped[0])}" if skipped else ""
+        raise UserError(f"no video could be evaluated, {len(skipped)} skipped{first}")
+    if not all(figures.values()):
+        where = "in a video's first annotated frame" if convention.from_first_frame else "on a frame that counts"
+        raise UserError(f"no object counts by the rules of {convention.name}: none is seen {where}")
+    best = figures[TEACHER]["jf"] if TEACHER in figures else 0.0
+    return tuple(
+        VideoRow(
+            name,
+            figure["jf"],
+            figure["j"],
+            figure["f"],
+            int(figure["objects"]),
+            int(figure["frames"]),
+            reappeared=scores[name].summary("reappeared").get("jf"),
+            occluded=scores[name].summary("occluded").get("jf"),
+            latency_ms=1e3 * statistics.median(seconds[name]) if name in seconds else None,
+            kept=figure["jf"] / best if best > 0 and name == STUDENT else None,
+        )
+        for name, figure in figures.items()
+    )
+
+
 @dataclass(frozen=True)
 class VideoResult(Evaluation[VideoRow]):
     """A student with each memory, and what it was measured on.
 
     convention: name of the rules that say which frames count. videos: how many were followed. parameters: of the whole
-    student. skipped: videos that could not be used, with the reason. scores: by row, per video, object and frame.
-    clips: by row, single frames that were asked about with their true past; may be empty.
+    student, None where no model was asked. skipped: videos that could not be used, with the reason. scores: by row, per
+    video, object and frame. clips: by row, single frames that were asked about with their true past; may be empty.
     """
 
     rows: tuple[VideoRow, ...]
     teacher: str | None
     convention: str
     videos: int
-    parameters: int
+    parameters: int | None
     conditions: Conditions | None
     skipped: tuple[BadInput, ...]
     scores: Mapping[str, VideoSetScores]
@@ -101,7 +139,9 @@ class VideoResult(Evaluation[VideoRow]):
         found = [
             line("objects followed", "J&F", "jf", ".3f"),
             line("objects followed", "J", "j", ".3f"),
+            *self._statistics("j"),
             line("objects followed", "F", "f", ".3f"),
+            *self._statistics("f"),
             line("objects followed", "J&F, reappeared", "reappeared", ".3f"),
             line("objects followed", "J&F, occluded", "occluded", ".3f"),
             line("objects followed", "kept of teacher memory", "kept", ".1f", 100.0, " %"),
@@ -112,6 +152,17 @@ class VideoResult(Evaluation[VideoRow]):
         ]
         return [measure for measure in found if any(cell != DASH for cell in measure.cells)]
 
+    def _statistics(self, name: str) -> list[Measure]:
+        """What DAVIS' evaluator tells of J and F beside their means; SA-V's does not."""
+        if self.convention != DAVIS_2017.name:
+            return []
+        each = [self.scores[row].statistics() for row in self.names if row in self.scores]
+        kinds = ("recall", "decay") if len(each) == len(self.rows) else ()
+        return [
+            Measure("objects followed", f"{name.upper()} {kind}", [f"{found[f'{name}_{kind}']:.3f}" for found in each])
+            for kind in kinds
+        ]
+
     def _single(self, group: str) -> list[str]:
         """J&F of each row's answers about single frames."""
         figures = [self.clips[name].summary(group) if name in self.clips else {} for name in self.names]
@@ -119,7 +170,9 @@ class VideoResult(Evaluation[VideoRow]):
 
     def caption(self) -> str:
         """One sentence on what the rows were measured on."""
-        text = f"{count(self.videos, 'video')}, rules of {self.convention}; {self.parameters / 1e6:.2f} M parameters"
+        text = f"{count(self.videos, 'video')}, rules of {self.convention}"
+        if self.parameters is not None:
+            text += f"; {self.parameters / 1e6:.2f} M parameters"
         if self.clips:
             answers = next(iter(self.clips.values())).answers
             asked = len({answer.key for answer in answers})
@@ -179,7 +232,8 @@ class VideoResult(Evaluation[VideoRow]):
         found += figure("J&F, reappeared", "reappeared")
         if alike is None:  # six are enough
             found += figure("J&F, occluded", "occluded")
-        found.append(Tile("parameters", f"{self.parameters / 1e6:.2f} M", ""))
+        if self.parameters is not None:
+            found.append(Tile("parameters", f"{self.parameters / 1e6:.2f} M", ""))
         if own.latency_ms is not None:
             found.append(Tile("time per frame", f"{own.latency_ms:.3g} ms", ""))
         return found

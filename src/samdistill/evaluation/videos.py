@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,13 @@ from ..data.transforms import Geometry
 from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
 from ..inference.video import MOST_OBJECTS, VideoSession
-from ..metrics.video import VideoSetScores, evaluate_videos
+from ..metrics.video import evaluate_videos
 from ..metrics.video_files import MaskFile, load_objects
-from ..metrics.video_frames import VideoConvention
-from ..types import ImageBatch, UserError
+from ..metrics.video_frames import VideoConvention, first_frame_objects
+from ..types import ImageBatch
 from .latency import device_name, parameters
 from .result import Conditions
-from .video_result import STUDENT, TEACHER, WITHOUT, VideoResult, VideoRow
+from .video_result import STUDENT, TEACHER, WITHOUT, VideoResult, video_rows
 
 REAPPEARED_SECONDS = 0.5
 """For so long after its return an object counts as reappeared."""
@@ -65,6 +64,8 @@ def evaluate_videos_with(
 ) -> VideoResult:
     """Follow the objects of the videos ``keys``, each given by its true mask in the first frame that shows it.
 
+    Where the rules say that objects are those of the first annotated frame, only what is visible there is given.
+
     Every video is decoded once, for a session without memory, one with the student's own and, with a ``teacher``, one
     that remembers its maps in place of the student's. Only annotated frames are pushed, unless ``every_frame``; context
     counts remembered frames, None takes the model's. An object goes by the last of its names that the student can read.
@@ -94,7 +95,7 @@ def evaluate_videos_with(
             scores[name] = evaluate_videos(loads, convention, workers)
     failures = {BadInput(failure.name, failure.error): None for each in scores.values() for failure in each.failures}
     skipped += failures
-    rows = _rows(scores, run.seconds, convention, skipped)
+    rows = video_rows(scores, run.seconds, convention, skipped)
     return VideoResult(
         rows=rows,
         teacher=None if teacher is None else TEACHER,
@@ -197,23 +198,37 @@ class _Run:
 class _Video:
     """One video while it is followed.
 
-    starts: by object, the row in which it is given. sessions: by row of the result, as many as its objects need: a
-    session has a limit. masks: what came of it so far.
+    counted: ids that are scored. columns: of the record, by id; an id that only the rules know has none. starts: by
+    column, the row in which the object is given; past the end where it never is. sessions: by row of the result, as
+    many as the given objects need: a session has a limit. masks: what came of it so far.
     """
 
     def __init__(self, run: _Run, record: VideoRecord) -> None:
+        """Raises ``BadVideo`` where no object can be given."""
         self.run, self.record = run, record
+        self.columns = {number: column for column, number in enumerate(record.objects)}
+        self.counted: Sequence[int] = record.objects
         self.starts: Int[np.ndarray, " n"] = record.visible.argmax(0)  # every object is visible in some row
+        if run.convention.from_first_frame:
+            shown = record.visible[0]
+            if not shown.any():
+                raise BadVideo(
+                    record.key, f"no object in its first annotated frame; {run.convention.name} has no other"
+                )
+            self.counted = first_frame_objects(np.array(record.objects)[shown].tolist())
+            self.starts = np.where(shown, 0, len(record.annotated))
+        given = np.flatnonzero(self.starts < len(record.annotated)).tolist()
+        self.session_of = {column: place // MOST_OBJECTS for place, column in enumerate(given)}
         self.first, self.stride = int(self.starts.min()), run.stride(record)
         self.sessions = {
             name: [
                 VideoSession(run.model, context=context, stride=self.stride, geometry=run.geometry)
-                for _ in range(0, len(record.objects), MOST_OBJECTS)
+                for _ in range(0, len(given), MOST_OBJECTS)
             ]
             for name, context in run.contexts.items()
         }
         self.shares = visible_shares(run.source, record)
-        self.masks = MaskFile(record.size, record.objects, list(self.sessions), round(record.rate * REAPPEARED_SECONDS))
+        self.masks = MaskFile(record.size, self.counted, list(self.sessions), round(record.rate * REAPPEARED_SECONDS))
 
     def give(self, row: int, truth: Bool[np.ndarray, "n h w"]) -> bool:
         """The objects that come in this row, for the frame that is pushed next; whether there are any."""
@@ -221,7 +236,7 @@ class _Video:
         for column in columns:
             phrase = phrase_of(self.record, column, self.run.model.words)
             for sessions in self.sessions.values():
-                sessions[column // MOST_OBJECTS].add_mask(truth[column], phrase, self.record.objects[column])
+                sessions[self.session_of[column]].add_mask(truth[column], phrase, self.record.objects[column])
         return bool(columns)
 
     def push(
@@ -244,49 +259,23 @@ class _Video:
     ) -> None:
         """One frame of every object that is labelled in it, from the frame on in which the object was given.
 
-        Where objects are those of the first frame, all begin there, and one that comes later does not count.
+        An object that counts and is never given begins with the video, and nothing is predicted for it.
         """
         empty = np.zeros(self.record.size, bool)
-        for column, number in enumerate(self.record.objects):
-            start = int(self.starts[column])
-            if row < (self.first if self.run.convention.from_first_frame else start):
+        for place, number in enumerate(self.counted):
+            column = self.columns.get(number)
+            if column is None:  # no mask has this id: there is nothing to find
+                self.masks.add(place, self.record.annotated[row], empty, dict.fromkeys(found, empty))
                 continue
-            if not self.record.labelled[row, column]:
+            start = int(self.starts[column])
+            if row < start < len(self.record.annotated) or not self.record.labelled[row, column]:
                 continue
             if row == start:  # what was given, whatever a session makes of it
                 masks = dict.fromkeys(found, truth[column])
             else:
                 masks = {name: own.get(number, empty) for name, own in found.items()}
             share = float(self.shares[number][row]) if number in self.shares else None
-            self.masks.add(column, self.record.annotated[row], truth[column], masks, share)
-
-
-def _rows(
-    scores: Mapping[str, VideoSetScores], seconds: Mapping[str, list[float]], convention: VideoConvention,
-    skipped: Sequence[BadInput],
-) -> tuple[VideoRow, ...]:  # fmt: skip
-    figures = {name: each.summary() for name, each in scores.items()}
-    if not any(each.videos for each in scores.values()):
-        first = f", first {': '.join(skipped[0])}" if skipped else ""
-        raise UserError(f"no video could be evaluated, {len(skipped)} skipped{first}")
-    if not all(figures.values()):
-        raise UserError(f"no object counts by the rules of {convention.name}: none is seen after it was given")
-    best = figures[TEACHER]["jf"] if TEACHER in figures else 0.0
-    return tuple(
-        VideoRow(
-            name,
-            figure["jf"],
-            figure["j"],
-            figure["f"],
-            int(figure["objects"]),
-            int(figure["frames"]),
-            reappeared=scores[name].summary("reappeared").get("jf"),
-            occluded=scores[name].summary("occluded").get("jf"),
-            latency_ms=1e3 * statistics.median(seconds[name]) if name in seconds else None,
-            kept=figure["jf"] / best if best > 0 and name == STUDENT else None,
-        )
-        for name, figure in figures.items()
-    )
+            self.masks.add(place, self.record.annotated[row], truth[column], masks, share)
 
 
 def _conditions(model: StudentDetector, seconds: Sequence[float]) -> Conditions | None:

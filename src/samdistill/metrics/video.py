@@ -17,14 +17,13 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 
-from .video_frames import VideoConvention
+from ..errors import UserError
+from .video_frames import VOID, VideoConvention
 
 BOUND_TH = 0.008
 """Tolerance of a boundary, as a share of the image diagonal."""
-VOID = 255
-"""The palette id that DAVIS gives to pixels of no object."""
 
 
 def _check(predicted: np.ndarray, truth: np.ndarray, axes: int) -> None:
@@ -102,7 +101,8 @@ def split_ids(
     """The mask of each object in maps of object ids, such as palette PNGs. An id that is not there has an empty mask.
 
     object_ids: those wanted; all but 0 and ``VOID`` where None. Ask a prediction for the ids of the truth; DAVIS has
-    the objects of the first frame: ``split_ids(maps, split_ids(maps[0]))``. Raises ValueError for other than integers.
+    those of the first frame: ``split_ids(maps, first_frame_objects(split_ids(maps[0])))``. Raises ValueError for other
+    than integers.
     """
     if not np.issubdtype(id_maps.dtype, np.integer):
         raise ValueError(f"a map of object ids holds integers, not {id_maps.dtype} (shape {id_maps.shape})")
@@ -164,10 +164,25 @@ class ObjectScores:
         j, f = float(np.array(self.j)[kept].mean()), float(np.array(self.f)[kept].mean())
         return {"j": j, "f": f, "jf": (j + f) / 2, "frames": float(kept.sum())}
 
+    def statistics(self) -> dict[str, float]:
+        """DAVIS' further figures. ``j_recall``: share of frames with J above 0.5. ``j_decay``: mean J of the first
+        quarter of the frames less that of the last. ``f_recall``, ``f_decay``: the same of F. Empty without a frame."""
+        if not self.frames:
+            return {}
+        measured = {"j": np.array(self.j), "f": np.array(self.f)}
+        recalls = {f"{name}_recall": float((values > 0.5).mean()) for name, values in measured.items()}
+        return recalls | {f"{name}_decay": _decay(values) for name, values in measured.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Figures over all frames and over those of each flag; J and F per frame stay in the fields."""
         groups = {flag: self.summary(flag) for flag in self.flags}
         return {"object_id": self.object_id, "overall": self.summary(), "groups": groups}
+
+
+def _decay(values: Float[np.ndarray, " n"]) -> float:
+    """The quarters of the official evaluator share their borders."""
+    ends = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
+    return float(values[: ends[1] + 1].mean() - values[ends[3] :].mean())
 
 
 def _mean_of_objects(objects: Iterable[ObjectScores], flag: str | None) -> dict[str, float]:
@@ -203,7 +218,7 @@ class VideoScores:
 
 @dataclass(frozen=True)
 class VideoFailure:
-    """A video that could not be evaluated. error: type and message of what was raised."""
+    """A video that could not be evaluated. error: what a ``UserError`` said, or type and message of another."""
 
     name: str
     error: str
@@ -229,11 +244,17 @@ class VideoSetScores:
         """
         return _mean_of_objects((scores for video in self.videos for scores in video.objects), flag)
 
+    def statistics(self) -> dict[str, float]:
+        """Means of ``ObjectScores.statistics`` over the objects of all videos; empty where none has a frame."""
+        each = [found for video in self.videos for scores in video.objects if (found := scores.statistics())]
+        return {name: float(np.mean([found[name] for found in each])) for name in each[0]} if each else {}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and mappings: overall, per flag, per video and object, and what failed."""
         return {
             "convention": self.convention,
             "overall": self.summary(),
+            "statistics": self.statistics(),
             "groups": {flag: self.summary(flag) for flag in self.flags},
             "videos": [video.to_dict() for video in self.videos],
             "failures": [asdict(failure) for failure in self.failures],
@@ -272,7 +293,7 @@ def _attempt(job: tuple[str, LoadObjects, VideoConvention]) -> VideoScores | Vid
     try:
         return evaluate_video(name, load(), convention)
     except Exception as error:  # whatever is wrong with one video must not cost the others; an exception may not pickle
-        return VideoFailure(name, f"{type(error).__name__}: {error}")
+        return VideoFailure(name, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
 def evaluate_videos(

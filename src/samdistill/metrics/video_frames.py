@@ -7,12 +7,14 @@ davisvideochallenge/davis2017-evaluation (``davis2017/evaluation.py``, ``davis20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+VOID = 255
+"""The palette id that DAVIS gives to pixels of no object."""
 OCCLUDED_BELOW = 0.75
 """An object counts as occluded where less than this share of it is visible."""
 
@@ -28,9 +30,10 @@ class VideoConvention:
     name: of the convention, for results.
     skip_first: the first annotated frame does not count; a semi-supervised model was given the answer there.
     skip_last: the last one does not count either.
-    from_first_frame: True: an object is what is visible on its first annotated frame, and all the frames left count.
-    False: frames count from the first (of those left) on which the object is visible or predicted; earlier ones, where
-    both masks are empty, would be right for nothing. An object that is visible on none of those left does not count.
+    from_first_frame: True: objects are those of the video's first annotated frame, see ``first_frame_objects``, nothing
+    is known of others, and all the frames left count. False: frames count from the first (of those left) on which the
+    object is visible or predicted; earlier ones, where both masks are empty, would be right for nothing. An object that
+    is visible on none of those left does not count.
 
     Once frames count, one where both masks are empty is right in both conventions: J = F = 1.
     """
@@ -45,12 +48,28 @@ class VideoConvention:
 
         visible, predicted: whether the true and the predicted mask of each annotated frame hold any pixel.
         """
-        left = np.arange(int(self.skip_first), len(visible) - int(self.skip_last))
+        left = np.arange(len(visible))[self.inner(len(visible))]
         if self.from_first_frame:
-            return left if visible[:1].any() else left[:0]
+            return left
         if not visible[left].any():
             return left[:0]
         return left[np.argmax((visible | predicted)[left]) :]
+
+    def inner(self, frames: int) -> slice:
+        """The annotated frames left of so many; only these are looked at."""
+        return slice(int(self.skip_first), max(frames - int(self.skip_last), int(self.skip_first)))
+
+
+def first_frame_objects(seen: Iterable[int]) -> list[int]:
+    """The objects of a video by the ids that its first annotated frame shows: DAVIS counts all from 1 to the greatest.
+
+    An id in between counts too. Where it comes late, a prediction that knows the first frame alone misses it; where it
+    does not exist, a prediction without it is right on every frame. An id above the greatest does not count. 0 and
+    ``VOID`` are no objects in DAVIS; leave them out of ``seen`` unless they are objects.
+    """
+    ids = set(seen)
+    greatest = max((number for number in ids if number != VOID), default=0)
+    return sorted(ids.union(range(1, greatest + 1)))
 
 
 DAVIS_2017 = VideoConvention("davis_2017", skip_first=True, skip_last=True, from_first_frame=True)

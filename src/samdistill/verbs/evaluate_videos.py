@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..data.davis import LAYOUTS, DavisSource
 from ..data.masks import SPLITS
+from ..data.predicted_masks import OFFICIAL_IDS
 from ..data.sav import KINDS
 from ..data.videos import VideoSource, open_videos
 from ..engine import default_device
@@ -22,7 +23,13 @@ from .progress import Progress
 RULES = {"davis2017": DAVIS_2017, "sav": SAV}
 """By the names of ``evaluate.convention``."""
 HELD_OUT = "val"
-_OFFICIAL = Path("ImageSets", "2017", "val.txt")  # which of DAVIS' videos are to evaluate on; all lie in one folder
+
+
+def convention_named(name: str) -> VideoConvention:
+    """Raises ``UserError`` for a name that no convention has."""
+    if name not in RULES:
+        raise UserError(f"no convention is called {name!r}{did_you_mean(name, list(RULES))}")
+    return RULES[name]
 
 
 def video_kind(root: Path) -> str | None:
@@ -48,7 +55,7 @@ def held_out_videos(root: Path) -> tuple[VideoSource, VideoConvention]:
             "JPEGImages/<video>/ and Annotations/<video>/"
         )
     place = next(folder for folder in (root / HELD_OUT, root, *(root / n for n in SPLITS)) if _layout(folder) == kind)
-    listed = place / _OFFICIAL
+    listed = place / OFFICIAL_IDS
     source = open_videos(place, kind, "held_out", 1.0, ids=listed if kind == "davis" and listed.is_file() else None)
     # the val and test parts of SA-V come as folders of frames
     from_sav = kind == "sav" or (isinstance(source, DavisSource) and source.images.name == LAYOUTS[1][0])
@@ -66,21 +73,20 @@ def evaluate_videos(
     None for that of the data's layout. videos: at most so many, spread over the folder. every_frame: push the frames
     between the annotated ones too. workers: processes that score. Raises ``UserError`` for what cannot be measured.
     """
-    if convention is not None and convention not in RULES:
-        raise UserError(f"no convention is called {convention!r}{did_you_mean(convention, list(RULES))}")
+    rules = None if convention is None else convention_named(convention)
     if geometry not in ("square", "longest_side"):
         raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
     if videos is not None and videos < 1:
         raise UserError(f"--videos: {videos} leaves nothing to measure")
     if workers < 1:
-        raise UserError(f"--workers: {workers}, but somebody has to score; give 1 or more")
+        raise UserError(f"--workers: {workers} processes cannot score; give 1 or more")
     source, suggested = held_out_videos(data)
     student = _student(model)
     theirs = None if teacher is None else _teacher(teacher, student)
     keys = evenly(source.keys, videos)
     with Progress("evaluating", len(keys), "videos", progress) as bar:
         return evaluate_videos_with(
-            student, source, keys, convention=suggested if convention is None else RULES[convention],
+            student, source, keys, convention=rules or suggested,
             every_frame=every_frame, teacher=theirs, geometry=geometry, workers=workers, progress=bar.advance,
         )  # fmt: skip
 

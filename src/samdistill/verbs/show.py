@@ -179,13 +179,20 @@ def evaluate(args: argparse.Namespace) -> int:
     from .evaluate_videos import video_kind
 
     result: ConceptResult | EvaluationResult | VideoResult
-    if args.concepts:
-        result = _concepts(args)
-    else:
+    if args.concepts and args.masks:
+        raise UserError("--masks and --concepts do not go together: give one of them")
+    if not args.concepts:
         if len(args.data) > 1:
             raise UserError("several files of data go with --concepts, one per annotator")
         (args.data,) = args.data
-        result = _prompts(args) if video_kind(args.data) is None else _videos(args)
+    if args.concepts:
+        result = _concepts(args)
+    elif args.masks:
+        result = _masks(args)
+    elif video_kind(args.data) is not None:
+        result = _videos(args)
+    else:
+        result = _prompts(args)
     if args.json:
         print_json(result.to_dict())
     else:
@@ -205,6 +212,18 @@ def _videos(args: argparse.Namespace) -> VideoResult:
     return run(
         args.model, args.data, teacher=args.teacher, convention=args.convention, videos=args.videos,
         every_frame=args.every_frame, geometry=args.geometry, workers=args.workers, progress=not args.json,
+    )  # fmt: skip
+
+
+def _masks(args: argparse.Namespace) -> VideoResult:
+    from .evaluate_masks import evaluate_masks as run
+
+    others = (args.threshold, args.out, args.iou, args.prompts, args.images, args.teacher)
+    if args.every_frame or any(option is not None for option in others):
+        raise UserError("--masks goes with --convention, --videos, --workers and --json alone: no model runs")
+    return run(
+        args.model, args.data, convention=args.convention, videos=args.videos, workers=args.workers,
+        progress=not args.json,
     )  # fmt: skip
 
 

@@ -1,0 +1,146 @@
+"""Folders of predicted masks beside folders of true ones, as the evaluators of DAVIS and of SA-V take them.
+
+``<video>/<frame>.png`` holds the ids of all objects, ``<video>/<object>/<frame>.png`` one object wherever it is not
+zero; both folders have the same layout. A frame that does not count needs no prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt
+
+from ..metrics.video import ObjectMasks
+from ..metrics.video_frames import VOID, VideoConvention, first_frame_objects
+from ..types import UserError
+from .davis import LAYOUTS, RESOLUTIONS
+from .masks import read_id_map
+from .sources import DECODE_ERRORS, one_line, read_keys
+from .transforms import Size
+
+OFFICIAL_IDS = Path("ImageSets", "2017", "val.txt")
+"""Which of DAVIS' videos are to evaluate on; all lie in one folder."""
+
+
+@dataclass(frozen=True)
+class MaskVideo:
+    """One video of a folder of true masks, and where its predicted ones are.
+
+    objects: names of the folders of its objects; empty where one PNG holds all of them.
+    """
+
+    name: str
+    truth: Path
+    predicted: Path
+    objects: tuple[str, ...]
+
+
+def find_true_masks(root: Path) -> tuple[Path, Path | None]:
+    """The folder with a folder per video, and the list of those that count, if ``root`` has one.
+
+    root: a whole DAVIS or SA-V (``Annotations/``, ``Annotations_6fps/``, with or without a resolution below), or the
+    folder itself. Raises ``UserError`` where there is none.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of masks")
+    listed = root / OFFICIAL_IDS
+    for _, name in LAYOUTS:
+        if (root / name).is_dir():
+            folder = root / name
+            inner = next((folder / r for r in RESOLUTIONS if (folder / r).is_dir()), folder)
+            return inner, listed if listed.is_file() else None
+    return root, None
+
+
+def find_videos(results: Path, root: Path) -> tuple[list[MaskVideo], list[str]]:
+    """Every video of ``root`` with its predictions below ``results``, and the names of folders without true masks.
+
+    Raises ``UserError`` for a folder that is not there, and for a video without predictions.
+    """
+    truth, listed = find_true_masks(root)
+    if not results.is_dir():
+        raise UserError(f"{results}: no such folder of predicted masks")
+    every = _folders(truth)
+    names = every if listed is None else read_keys(listed, every)
+    if not names:
+        raise UserError(
+            f"{truth}: holds no folder of a video; give <video>/<frame>.png or <video>/<object>/<frame>.png"
+        )
+    found = _folders(results)
+    if missing := sorted(set(names) - set(found)):
+        raise UserError(f"{results}: {len(missing)} of {len(names)} videos have no predictions, such as {missing[0]}/")
+    videos = [MaskVideo(name, truth / name, results / name, tuple(_folders(truth / name))) for name in names]
+    return videos, sorted(set(found) - set(every))
+
+
+def object_masks(video: MaskVideo, convention: VideoConvention) -> Iterator[ObjectMasks]:
+    """The objects of a video that ``convention`` looks at, with what was predicted for them.
+
+    Raises ``UserError`` for a missing frame, one of another size, and a PNG that does not hold ids or one object.
+    """
+    if video.objects:
+        if convention.from_first_frame:
+            raise UserError(
+                f"{video.truth}: has a folder per object, and {convention.name} takes PNGs with the ids of all "
+                "objects; give --convention sav"
+            )
+        for name in video.objects:
+            if not name.isdecimal():
+                raise UserError(f"{video.truth / name}: the name of an object's folder is its number, such as 000")
+            truth, predicted = _read_pair(video.truth / name, video.predicted / name, convention, one_object=True)
+            yield ObjectMasks(int(name), range(len(truth)), truth != 0, predicted != 0)
+        return
+    truth, predicted = _read_pair(video.truth, video.predicted, convention, one_object=False)
+    if convention.from_first_frame:
+        truth[truth == VOID] = 0
+        ids = first_frame_objects(number for number in np.unique(truth[0]).tolist() if number != 0)
+        highest, most = int(predicted.max(initial=0)), max(ids, default=0)
+        if highest > most:
+            raise UserError(
+                f"{video.predicted}: holds the id {highest}, and the first true mask has ids up to {most}; give "
+                "objects the ids that they have there, and leave 255 out"
+            )
+    else:
+        inner = truth[convention.inner(len(truth))]
+        ids = [number for number in np.unique(inner).tolist() if number != 0]
+    for number in ids:
+        yield ObjectMasks(number, range(len(truth)), truth == number, predicted == number)
+
+
+def _folders(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.name[0] != "." and path.is_dir())
+
+
+def _read_pair(
+    truth: Path, predicted: Path, convention: VideoConvention, one_object: bool
+) -> tuple[UInt[np.ndarray, "t h w"], UInt[np.ndarray, "t h w"]]:
+    """All true frames, and the predicted ones that count; zeros in the place of the others."""
+    names = sorted(path.name for path in truth.iterdir() if path.suffix.lower() == ".png" and path.name[0] != ".")
+    if not names:
+        raise UserError(f"{truth}: holds no PNG of a true mask")
+    wanted = names[convention.inner(len(names))]
+    if missing := [name for name in wanted if not (predicted / name).is_file()]:
+        raise UserError(f"{predicted / missing[0]}: missing, as {len(missing)} of {len(wanted)} frames that count")
+    first = _read(truth / names[0], None, one_object)
+    grids = [first, *(_read(truth / name, first.shape, one_object) for name in names[1:])]
+    shown = [_read(predicted / name, first.shape, one_object) for name in wanted]
+    found = np.zeros((len(names), *first.shape), np.uint16)
+    if shown:
+        found[convention.inner(len(names))] = shown
+    return np.stack(grids), found
+
+
+def _read(path: Path, size: Size | None, one_object: bool) -> UInt[np.ndarray, "h w"]:
+    try:
+        values = read_id_map(path)
+    except DECODE_ERRORS as error:
+        raise UserError(f"{path}: not a readable mask: {one_line(error)}") from error
+    if size is not None and values.shape != size:
+        (height, width), (h, w) = values.shape, size
+        raise UserError(f"{path}: is {width} x {height} pixels, the first true mask of its video {w} x {h}")
+    if one_object and (kinds := len(np.unique(values))) > 2:
+        raise UserError(f"{path}: holds {kinds} values; in a folder per object a mask has two, background and object")
+    return values
