@@ -219,6 +219,11 @@ class Terms(Mapping[str, Term]):
         """The terms called ``names``. A term of several teachers is called ``name/teacher`` and goes with ``name``."""
         return Terms({name: term for name, term in self._terms.items() if name.partition("/")[0] in names})
 
+    def scaled(self, factors: Mapping[str, Float[Tensor, ""]]) -> Terms:
+        """Each value times the factor of its name, which ``name/teacher`` shares with ``name``; 1 for absent names."""
+        found = ((name, term, factors.get(name.partition("/")[0], 1.0)) for name, term in self.items())
+        return Terms({name: Term(term.value * factor, term.weight) for name, term, factor in found})
+
     def nonfinite(self) -> list[str]:
         """Names of the terms that are NaN or infinite."""
         return [name for name, term in self._terms.items() if not bool(torch.isfinite(term.value.detach()))]

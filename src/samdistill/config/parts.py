@@ -174,7 +174,11 @@ class TrainConfig(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: Decay = 0.0
     """Decay of the weight average; 0 turns it off."""
+    batch_norm: Literal["batch", "frozen"] = "batch"
+    """Statistics that batch norms normalise with while training. batch: those of the micro-batch, which is too small a
+    sample below about 8 images. frozen: the ones that the student starts with; layers without any are measured once."""
     sync_bn: bool = True
+    """With ``batch_norm: batch``, one micro-batch is what all processes compute together."""
     compile: bool = False
     seed: Seed = 0
     keep: Positive = 3

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..tasks.base import Task
 from ..types import Term, Terms, UserError
+from .frozen_norm import measure_frozen
 from .groups import Freezing, parameter_groups
 from .schedule import GlobalBatches, Shard
 
@@ -27,7 +28,8 @@ def default_device() -> torch.device:
 
 @dataclass(frozen=True)
 class TermReport:
-    """``grad_norm``: L2 norm, over all parameters that train then, of the gradient of ``weight * value``.
+    """``grad_norm``: L2 norm of the gradient of ``weight * value``, over the parameters that train then and are part of
+    the exported model (``Task.export``): a gradient that ends in a layer used in training alone is none.
 
     phase: name of the stage (see ``Task.stages``), empty where training has only one.
     """
@@ -46,7 +48,7 @@ class TermReport:
         if not math.isfinite(self.grad_norm):
             return f"{term} has a gradient of norm {self.grad_norm}"
         if self.grad_norm == 0:
-            why = "it is detached from the student, saturated, or reaches frozen parameters alone"
+            why = "it is detached from the exported model, saturated, or reaches frozen parameters alone"
             if self.weight == 0:
                 why = "its weight is 0"
             elif self.value == 0:
@@ -96,9 +98,12 @@ def check_terms(
     where = torch.device(device) if device is not None else default_device()
     torch.manual_seed(seed)
     student = task.build_student().to(where)
-    freezing = Freezing(student, train.freeze, train.total_epochs)
+    freezing = Freezing(student, train.freeze, train.total_epochs, train.batch_norm == "frozen")
     parameter_groups(student, train.weight_decay, train.rates)  # a rate that matches nothing is told here already
     trainable = tuple(name for name, p in student.named_parameters() if p.requires_grad)
+    exported = {id(p) for p in task.export(student).parameters()}
+    if train.batch_norm == "frozen":
+        measure_frozen(task, student, train, where)
     reports, reached = list[TermReport](), set[str]()
     for stage, epoch in task.stages(train):
         student.train()
@@ -113,7 +118,8 @@ def check_terms(
         for name, term in terms.items():
             norms = _gradient_norms(term, list(named.values()))
             reached |= {at for at, norm in zip(named, norms.tolist(), strict=True) if norm != 0}
-            total = torch.linalg.vector_norm(norms).item()
+            counted = torch.tensor([id(p) in exported for p in named.values()]) | ~norms.isfinite()
+            total = torch.linalg.vector_norm(norms[counted]).item()
             reports.append(TermReport(name, term.value.item(), float(term.weight), total, stage))
     return CheckReport(tuple(reports), trainable, tuple(name for name in trainable if name not in reached))
 

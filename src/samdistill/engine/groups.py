@@ -21,6 +21,7 @@ class Freezing:
 
     Rules only end, so what trains in one epoch trains in all later ones. What the task itself built without
     ``requires_grad`` never trains, rules or not. ``epochs``: of the run; a rule that outlasts it holds for ever.
+    ``frozen_statistics``: no batch norm trains on the statistics of its batch (``train.batch_norm: frozen``).
 
     On construction everything that ever trains requires a gradient, and nothing else does: an optimiser, DDP and a
     weight average made then know all of it. ``start`` narrows that down for an epoch.
@@ -28,8 +29,10 @@ class Freezing:
     Raises ``UserError`` for a glob that matches no parameter, and where nothing is left to train in an epoch.
     """
 
-    def __init__(self, student: nn.Module, rules: Sequence[FreezeConfig], epochs: int) -> None:
-        self.student = student
+    def __init__(
+        self, student: nn.Module, rules: Sequence[FreezeConfig], epochs: int, frozen_statistics: bool = False
+    ) -> None:
+        self.student, self.frozen_statistics = student, frozen_statistics
         names = _names(student)
         self._begins = {p: 0 for p in names if p.requires_grad}
         """Parameter to the first epoch it trains in; the frozen ones are not in it."""
@@ -55,14 +58,15 @@ class Freezing:
         """Set ``requires_grad`` for ``epoch`` (from 0), and a student in train mode to what it has to be then.
 
         A frozen BatchNorm, one whose own parameters are all frozen, goes into eval mode: its statistics are weights
-        too. Dropout of frozen parts stays on. Gives the number of parameters (tensors) that train.
+        too. So does every one where statistics are frozen. Dropout of frozen parts stays on. Gives the number of
+        parameters (tensors) that train.
         """
         for parameter, first in self._begins.items():
             parameter.requires_grad_(first <= epoch)
         for module in self.student.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 own = list(module.parameters(recurse=False))
-                if own and not any(p.requires_grad for p in own):
+                if self.frozen_statistics or (own and not any(p.requires_grad for p in own)):
                     module.eval()
         return sum(first <= epoch for first in self._begins.values())
 

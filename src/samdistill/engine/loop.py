@@ -23,9 +23,11 @@ from ..data import worker_count
 from ..tasks.base import Task
 from ..types import UserError
 from .check import default_device
+from .frozen_norm import measure_frozen
 from .groups import Freezing, parameter_groups
 from .norm import synchronise_batch_norm
 from .schedule import GlobalBatches, Phases, Shard, stream_seed
+from .shares import shares
 from .signals import Interrupted, StopSignal, outlive_signals
 from .state import (
     INTERRUPT,
@@ -156,12 +158,15 @@ class _Loop:
         self.per_epoch = shard.steps_per_epoch(items)
         seed_rng(config.seed)
         self.student = self._build()
-        self.freezing = Freezing(self.student, config.freeze, config.total_epochs)
+        frozen = config.batch_norm == "frozen"
+        self.freezing = Freezing(self.student, config.freeze, config.total_epochs, frozen)
         groups = parameter_groups(self.student, config.weight_decay, config.rates)
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         if saved:
             self.student.load_state_dict(saved.model)
             optimizer.load_state_dict(saved.optimizer)
+        elif frozen and (measured := measure_frozen(task, self.student, config, self.device)):
+            tracker.info(f"statistics of {measured} batch norm(s) measured, they stay as they are")
         self.trainable = [p for p in self.student.parameters() if p.requires_grad]
         self.ema = Ema(self.student, config.ema) if config.ema else None
         self.model, self.optimizer = accelerator.prepare(self.student, optimizer)
@@ -174,7 +179,7 @@ class _Loop:
 
     def _build(self) -> nn.Module:
         student = self.task.build_student().to(self.device)
-        if self.config.sync_bn and self.shard.world > 1:
+        if self.config.sync_bn and self.shard.world > 1 and self.config.batch_norm == "batch":
             student = synchronise_batch_norm(student, self.device)
         if self.config.compile:
             student.compile()  # in place: names of parameters stay, unlike torch.compile(student)
@@ -263,10 +268,11 @@ class _Loop:
             group["lr"] = self.schedule(self.step) * group["scale"]
         phase = self.config.phase_at(self.step // self.per_epoch)
         values: Tensor | float = 0.0
-        for _ in range(self.config.accumulate):
-            batch = self.task.to(next(batches), self.device)
+        parts = [next(batches) for _ in range(self.config.accumulate)]
+        for part, factors in zip(parts, self._shares(parts), strict=True):
+            batch = self.task.to(part, self.device)
             with self.accelerator.accumulate(self.model):
-                terms = self.task.terms(self.model, batch)
+                terms = self.task.terms(self.model, batch).scaled(factors)
                 if phase is not None and phase.terms is not None:
                     terms = terms.only(phase.terms)
                 total = terms.total
@@ -291,6 +297,10 @@ class _Loop:
             self.ema.update(self.student, self.step)
         self.step += 1
         return stopping > 0
+
+    def _shares(self, parts: list[Any]) -> list[dict[str, Tensor]]:
+        counts = [self.task.counts(part) for part in parts]
+        return shares(counts, self.shard.world, lambda t: self.accelerator.reduce(t, "sum"), self.device)
 
     def _require_finite(self) -> None:
         bad = [f"{name} = {value}" for name, value in self.terms.items() if not math.isfinite(value)]

@@ -38,12 +38,13 @@ class _Synced:
         axes = [0, *range(2, x.ndim)]
         shape = (1, -1, *(1,) * (x.ndim - 2))
         wide = x.float()
-        count = x.numel() / x.shape[1] * dist.get_world_size()  # the engine hands every rank an equal share
-        mean = _AllReduceSum.apply(wide.sum(axes)) / count
+        own = wide.new_tensor([x.numel() // x.shape[1]])
+        *_, count = total = _AllReduceSum.apply(torch.cat([wide.sum(axes), own]))  # shares may be unequal
+        mean = total[:-1] / count
         centred = wide - mean.view(shape)
         var = _AllReduceSum.apply(centred.square().sum(axes)) / count
         if norm.track_running_stats:
-            _update(norm, mean.detach(), var.detach() * (count / max(1.0, count - 1)))
+            _update(norm, mean.detach(), var.detach() * (count / (count - 1).clamp(min=1)))
         out = centred * torch.rsqrt(var + norm.eps).view(shape)
         if norm.affine:
             out = out * norm.weight.view(shape) + norm.bias.view(shape)

@@ -60,28 +60,35 @@ def centre_points(masks: Bool[Tensor, "n h w"]) -> Int[Tensor, "n 2"]:
 
 
 def random_points(
-    masks: Bool[Tensor, "n h w"], generator: torch.Generator | None = None
+    masks: Bool[Tensor, "n h w"], draws: Float[Tensor, " n"]
 ) -> tuple[Int[Tensor, "n 2"], Bool[Tensor, " n"]]:
-    """A uniformly random pixel (x, y) of each mask, and whether the mask has any."""
-    flat = masks.flatten(1)
-    noise = torch.rand(flat.shape, generator=generator, device=masks.device)
-    best, index = torch.where(flat, noise, -1.0).max(1)
-    width = masks.shape[-1]
-    return torch.stack([index % width, index // width], -1), best >= 0
+    """A pixel (x, y) of each mask, and whether the mask has any; ``draws``: a uniform number in [0, 1) for each.
+
+    A draw of d takes pixel ``floor(d * count)`` in reading order, so a point depends on its own mask and draw alone.
+    """
+    rows = masks.sum(-1)
+    count, index = rows.sum(-1), torch.arange(len(masks), device=masks.device)
+    wanted = (draws * count).long().minimum(count - 1).clamp(min=0)
+    ends = rows.cumsum(-1)
+    y = (ends <= wanted[:, None]).sum(-1).clamp(max=masks.shape[-2] - 1)
+    before = wanted - (ends - rows)[index, y]
+    x = (masks[index, y].cumsum(-1) <= before[:, None]).sum(-1).clamp(max=masks.shape[-1] - 1)
+    found = count > 0
+    return torch.stack([x, y], -1) * found[:, None], found
 
 
 def error_points(
-    predicted: Bool[Tensor, "n h w"], target: Bool[Tensor, "n h w"], generator: torch.Generator | None = None
+    predicted: Bool[Tensor, "n h w"], target: Bool[Tensor, "n h w"], draws: Float[Tensor, " n"] | None = None
 ) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " n"]]:
     """The corrective click on each prediction: centre of the deeper error region, and its label.
 
     Label 1 where the prediction misses object, 0 where it spills over; a perfect prediction gets the target's centre.
-    With a ``generator`` (on the masks' device) the click is instead any pixel, drawn uniformly, of the region that has
-    more of them; SAM's training clicks are random too (Kirillov et al., 2023), over both regions together.
+    With ``draws`` (see ``random_points``) the click is instead any pixel of the region that has more of them; SAM's
+    training clicks are random too (Kirillov et al., 2023), over both regions together.
     """
     missed, spilled = target & ~predicted, predicted & ~target
-    if generator is not None:
-        return _random_error_points(missed, spilled, target, generator)
+    if draws is not None:
+        return _random_error_points(missed, spilled, target, draws)
     points, labels = [], []
     for miss, spill, whole in zip(missed.cpu().numpy(), spilled.cpu().numpy(), target.cpu().numpy(), strict=True):
         spilled_at, missed_at = _deepest(spill), _deepest(miss)
@@ -95,12 +102,11 @@ def error_points(
 
 def _random_error_points(
     missed: Bool[Tensor, "n h w"], spilled: Bool[Tensor, "n h w"], target: Bool[Tensor, "n h w"],
-    generator: torch.Generator,
+    draws: Float[Tensor, " n"],
 ) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " n"]]:  # fmt: skip
     """A random pixel of the larger region; where both are empty, of the target, with label 1."""
     counts = missed.flatten(1).sum(1), spilled.flatten(1).sum(1)
     positive = counts[0] >= counts[1]
     region = torch.where(positive[:, None, None], missed, spilled)
     perfect = (counts[0] + counts[1] == 0)[:, None, None]
-    points, found = random_points(torch.where(perfect, target, region), generator)
-    return points * found[:, None], positive.long()
+    return random_points(torch.where(perfect, target, region), draws)[0], positive.long()

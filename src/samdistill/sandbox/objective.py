@@ -58,8 +58,9 @@ def _box_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator, jitte
 
 def _point_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator, count: int = 1) -> Prompts:
     """``count`` random points inside each mask."""
-    drawn = [random_points(masks.flatten(0, 1), generator)[0] for _ in range(count)]
-    points = torch.stack(drawn, 1).view(*masks.shape[:2], count, 2).float()
+    flat = masks.flatten(0, 1)
+    draws = torch.rand(count, len(flat), generator=generator, device=flat.device)
+    points = torch.stack([random_points(flat, each)[0] for each in draws], 1).view(*masks.shape[:2], count, 2).float()
     return Prompts(valid, points=points, labels=torch.ones(points.shape[:3], dtype=torch.int64, device=points.device))
 
 

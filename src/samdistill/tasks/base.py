@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -29,7 +29,9 @@ class Task(ABC, Generic[Batch]):
 
     - ``dataset(epoch)[i]`` depends on ``epoch`` and ``i`` alone (draw from a seed kept with the item, not from a global
       generator), and every epoch has the same length.
-    - Term values are means over the images of the batch: the engine averages them over ranks and micro-batches.
+    - A term's value is a mean over units of the batch: images, questions, frames. ``counts`` says how many each batch
+      has, and the engine weights the parts of a global batch (ranks, micro-batches) by that: the objective is the mean
+      over the units of the global batch, however it is divided.
     - The names of the terms are the same for every batch of a phase; a term without anything to measure is a zero.
     - The engine decides what trains (``train.freeze``) and in which mode each module is; a task that changes either
       while it computes the terms puts it back, module by module.
@@ -64,17 +66,26 @@ class Task(ABC, Generic[Batch]):
         ``student`` may be wrapped (DDP, mixed precision): reach it by calling it, never through its attributes.
         """
 
+    def counts(self, batch: Batch) -> Mapping[str, int]:
+        """Number of units that each term's value is a mean of, by name, known before the forward pass.
+
+        ``name`` covers ``name/teacher``. A name left out is a mean over images, of which every part has as many. The
+        names are the same for every batch of a phase.
+        """
+        return {}
+
     def validate(self, student: nn.Module) -> dict[str, float]:
         """Figures to log after every epoch. ``student`` is unwrapped, in eval mode, averaged if EMA is on.
 
-        Every rank calls it; the random streams of training are put back afterwards.
+        Every rank calls it on the same data; the random streams of training are put back afterwards.
         """
         return {}
 
     def export(self, student: nn.Module) -> nn.Module:
         """What is saved as ``student/`` at the end: the student itself, or the model inside it.
 
-        ``student`` is unwrapped and averaged if EMA is on; it is saved at once. Rank 0 alone calls it.
+        ``student`` is unwrapped and averaged if EMA is on. Parameters are shared, not copied: ``check`` counts the
+        gradients of those in here alone. Rank 0 alone calls it at the end.
         """
         return student
 

@@ -26,9 +26,9 @@ from ..students.backbones import checkpoint_stages
 from ..teachers import DetectorInfo, Sam3Detector
 from ..types import ConceptPrompts, ImageBatch, Term, Terms
 from .base import Task
+from .held_out import held_out_terms
 
 logger = logging.getLogger("samdistill")
-HELD_OUT_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,10 @@ class DetectionTask(Task[DetectionBatch]):
                 logger.warning("%s is left out: %s", bad.key, bad.reason)
         return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.bad)
 
+    def counts(self, batch: DetectionBatch) -> dict[str, int]:
+        """Questions; of ``fpn`` images."""
+        return dict.fromkeys(TERMS, len(batch.prompts)) | {"fpn": len(batch.images)}
+
     def terms(self, student: nn.Module, batch: DetectionBatch) -> Terms:
         """The terms of the epoch's phase, and at most those that come with them for nothing.
 
@@ -135,14 +139,4 @@ class DetectionTask(Task[DetectionBatch]):
         """The trained terms and their weighted total on the held-out questions, a few batches of them."""
         if self.held_out is None:
             return {}
-        device = next(student.parameters()).device
-        size, total = self.config.evaluate.batch_size, 0.0
-        sums: dict[str, float] = {}
-        count = min(len(self.held_out) // size, HELD_OUT_BATCHES)  # type: ignore[arg-type]
-        for start in range(0, count * size, size):
-            batch = self.collate([self.held_out[i] for i in range(start, start + size)])
-            terms = self.terms(student, self.to(batch, device)).only(tuple(self.wanted))
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.value.item() / count
-            total += terms.total.item() / count
-        return {**sums, "total": total} if count else {}
+        return held_out_terms(self, self.held_out, self.config.evaluate.batch_size, student, self.wanted)

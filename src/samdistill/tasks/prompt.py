@@ -26,10 +26,10 @@ from ..ops.promptable import Promptable, decoder_width, embedding_grid, to_canva
 from ..students.promptable import build_promptable
 from ..types import GroupSignals, PromptGroup, PromptSignals, Term, Terms
 from .base import Task, stages_at
+from .held_out import held_out_batches, pooled
 from .prompt_student import PromptStudent, StudentAnswers, best_mask
 
 logger = logging.getLogger("samdistill")
-HELD_OUT_BATCHES = 8
 PerObject = Sequence[Float[Tensor, "g n"]]
 
 
@@ -66,7 +66,7 @@ class PromptTask(Task[ObjectBatch]):
     ) -> None:  # fmt: skip
         self.config, self.signals = config, signals
         self.objects, self.held_out = objects, held_out
-        self.weights = term_weights(config, 0)
+        self.weights, self.epoch = term_weights(config, 0), 0
         self.reported: set[str] = set()
 
     def build_student(self) -> PromptStudent:
@@ -90,7 +90,7 @@ class PromptTask(Task[ObjectBatch]):
         return stages_at(train, [*changes, *(epoch for _, epoch in super().stages(train))])
 
     def dataset(self, epoch: int) -> Dataset[ObjectItem]:
-        self.weights = term_weights(self.config, epoch)
+        self.weights, self.epoch = term_weights(self.config, epoch), epoch
         return self.objects(epoch)
 
     def collate(self, items: Sequence[ObjectItem]) -> ObjectBatch:
@@ -105,8 +105,17 @@ class PromptTask(Task[ObjectBatch]):
                 logger.warning("%s is left out: %s", bad.key, bad.reason)
         return batch.to(device)
 
+    def counts(self, batch: ObjectBatch) -> dict[str, int]:
+        """Images; of terms of objects those that have any to count. Every round asks about the same."""
+        labelled = int((batch.labelled & batch.valid).any(1).sum())
+        return {
+            **dict.fromkeys(self.config.TASK_TERMS, labelled),
+            **dict.fromkeys(("decoder_mask_token", "dense_mask_logits"), int(batch.valid.any(1).sum())),
+            **dict.fromkeys(("encoder_patch", "prompt_embed"), len(batch.images)),
+        }
+
     def terms(self, student: nn.Module, batch: ObjectBatch) -> Terms:
-        answers: StudentAnswers = student(batch, self.config.prompts)
+        answers: StudentAnswers = student(batch, self.config.prompts, self.epoch)
         found: dict[str, Term] = {}
         with torch.autocast(batch.masks.device.type, enabled=False):  # losses are float32 in any precision
             task = [name for name in self.config.TASK_TERMS if name in self.weights]
@@ -187,18 +196,13 @@ class PromptTask(Task[ObjectBatch]):
         """Task terms and mIoU of the last round on held-out objects, a few batches of them."""
         if self.held_out is None:
             return {}
-        device = next(student.parameters()).device
-        size, sums = self.config.evaluate.batch_size, dict[str, list[float]]()
-        count = min(len(self.held_out) // size, HELD_OUT_BATCHES)  # type: ignore[arg-type]
-        for start in range(0, count * size, size):
-            items = [self.held_out[i] for i in range(start, start + size)]
-            batch = collate_objects(items).to(device)
+        measured, names = [], [name for name in self.config.TASK_TERMS if name in self.weights]
+        for batch in held_out_batches(self, self.held_out, self.config.evaluate.batch_size, student):
             answers: StudentAnswers = student(batch, self.config.prompts)
-            for name, value in self._task_values(answers, batch).items():
-                if name in self.weights:
-                    sums.setdefault(name, []).append(value.item())
-            sums.setdefault("miou", []).append(_miou(answers, batch).item())
-        return {name: sum(values) / len(values) for name, values in sums.items()}
+            counts, values = self.counts(batch), self._task_values(answers, batch)
+            figures = {name: (values[name].item(), counts[name]) for name in names}
+            measured.append(figures | {"miou": (_miou(answers, batch).item(), counts["iou"])})
+        return pooled(measured)
 
 
 def term_weights(config: PromptRunConfig, epoch: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -42,16 +43,17 @@ class PromptStudent(nn.Module):
         model.shared_image_embedding.positional_embedding.requires_grad_(False)
         self.adapters = nn.ModuleList(nn.Conv2d(patch_channels, channels, 1) for channels in teacher_channels)
 
-    def forward(self, batch: ObjectBatch, prompts: PromptsConfig) -> StudentAnswers:
-        """All of a step in one call, as data-parallel training wants it; clicks and mask prompts carry no gradient."""
+    def forward(self, batch: ObjectBatch, prompts: PromptsConfig, epoch: int = 0) -> StudentAnswers:
+        """All of a step in one call, as data-parallel training wants it; clicks and mask prompts carry no gradient.
+
+        epoch: decides random clicks, see ``click_draws``.
+        """
         embeddings = embed(self.model, batch.images)
         groups = batch.groups if len(batch.draws) == 1 else self.hardest(embeddings, batch)
         asked, rounds = [groups], [tuple(answer_group(self.model, embeddings, group) for group in groups)]
         for number in range(prompts.rounds):
-            groups = tuple(
-                clicked(group, said, batch, prompts.click, number)
-                for group, said in zip(groups, rounds[-1], strict=True)
-            )
+            draws = click_draws(batch, epoch, number) if prompts.click == "random" else None
+            groups = tuple(clicked(group, said, batch, draws) for group, said in zip(groups, rounds[-1], strict=True))
             asked.append(groups)
             rounds.append(tuple(answer_group(self.model, embeddings, group) for group in groups))
         patches = tuple(adapter(embeddings.trunk) for adapter in self.adapters)
@@ -89,21 +91,31 @@ def best_mask(said: GroupSignals) -> Float[Tensor, "g n h w"]:
     return said.low_res_masks.detach().take_along_dim(index, 2)[:, :, 0].float()
 
 
+def click_draws(batch: ObjectBatch, epoch: int, number: int) -> Float[Tensor, "b n"]:
+    """A uniform number in [0, 1) for each object's random click in round ``number``.
+
+    It follows from the view's seed, the epoch, the round and the slot alone: a resumed run clicks where an
+    uninterrupted one does, and so does any division of a batch over ranks and micro-batches, on any device.
+    """
+    slots = range(batch.masks.shape[1])
+    draws = [[random.Random(f"click/{seed}/{epoch}/{number}/{slot}").random() for slot in slots]
+             for seed in batch.images.seeds.tolist()]  # fmt: skip
+    return torch.tensor(draws, dtype=torch.float32, device=batch.masks.device)
+
+
 @torch.no_grad()
-def clicked(group: PromptGroup, said: GroupSignals, batch: ObjectBatch, where: str, number: int) -> PromptGroup:
+def clicked(
+    group: PromptGroup, said: GroupSignals, batch: ObjectBatch, draws: Float[Tensor, "b n"] | None
+) -> PromptGroup:
     """The group with one corrective click more, drawn from the error of the last answer, which becomes a mask prompt.
 
-    where: ``centre`` of the error region or ``random`` in it; number of the round, which with the views' own seeds
-    decides what is random, so that a resumed run clicks where an uninterrupted one does.
+    draws: of ``click_draws`` for any pixel of the error region; None for its centre.
     """
     masks, logits, prompts = batch.masks[group.rows], best_mask(said), group.prompts
-    generator = None
-    if where == "random":
-        seeds = batch.images.seeds[group.rows].sum().item()
-        generator = torch.Generator(masks.device).manual_seed(int(seeds) * 31 + number)
+    own = None if draws is None else draws[group.rows].flatten()
     inside = batch.images.valid(_size(batch))[group.rows, None]
     predicted = to_canvas(logits, _size(batch)) & inside  # a user never sees what is painted on padding
-    points, labels = error_points(predicted.flatten(0, 1), masks.flatten(0, 1), generator)
+    points, labels = error_points(predicted.flatten(0, 1), masks.flatten(0, 1), own)
     shape = (*masks.shape[:2], 1)
     click, label = points.view(*shape, 2).float(), labels.view(shape)
     if prompts.points is not None and prompts.labels is not None:

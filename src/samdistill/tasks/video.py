@@ -25,17 +25,17 @@ from ..data.clips import ClipBatch, ClipDataset, ClipItem, ClipRules, collate_cl
 from ..data.transforms import ViewTransform
 from ..data.videos import BadVideo, VideoSource
 from ..losses.detection import fpn_term
-from ..losses.video import video_terms
+from ..losses.video import TERMS, video_terms
 from ..ops.masks import masks_to_boxes
 from ..ops.matching import MatchCost, match_truth
 from ..students import load_with_memory
 from ..types import ConceptPrompts, ImageBatch, ObjectTruth, Term, Terms, UserError
 from .base import Task, stages_at
+from .held_out import held_out_terms
 from .video_student import Past, VideoStudent, to_grid
 
 logger = logging.getLogger("samdistill")
 ALIGN = "align"
-HELD_OUT_BATCHES = 8
 MARK_PIXELS = 7
 """Side of a cell of a mark in pixels of the canvas: half of a patch, so that canvases, multiples of 14, divide."""
 
@@ -175,6 +175,10 @@ class VideoTask(Task[VideoBatch]):
             batch.bad,
         )  # fmt: skip
 
+    def counts(self, batch: VideoBatch) -> dict[str, int]:
+        """Questions, of which clips have one per object; of ``align`` context frames."""
+        return dict.fromkeys(TERMS, len(batch.prompts)) | {ALIGN: int(batch.past.valid.sum())}
+
     def terms(self, student: nn.Module, batch: VideoBatch) -> Terms:
         device = batch.images.images.device
         asked = self.words.inputs(batch.prompts, device)
@@ -194,18 +198,9 @@ class VideoTask(Task[VideoBatch]):
         """The trained terms and their weighted total on held-out clips, a few batches of them."""
         if self.held_out is None or self.aligning:
             return {}
-        device = next(student.parameters()).device
         rules = replace(self.rules(1.0, cached=False), lost=0.0)
         clips = ClipDataset(self.held_out, self.transform, self.held_out.keys, rules, self.config.data.seed)
-        size, total, sums = self.config.cache.batch_size, 0.0, dict[str, float]()
-        count = min(-(-len(clips) // size), HELD_OUT_BATCHES)
-        for start in range(0, count * size, size):
-            batch = self.collate([clips[i] for i in range(start, min(start + size, len(clips)))])
-            terms = self.terms(student, self.to(batch, device)).only(tuple(self.wanted))
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.value.item() / count
-            total += terms.total.item() / count
-        return {**sums, "total": total}
+        return held_out_terms(self, clips, self.config.cache.batch_size, student, self.wanted)
 
 
 def _questions(item: ClipItem, marked: bool, phrase: str) -> list[tuple[str, list[int]]]:

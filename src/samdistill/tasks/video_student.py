@@ -150,14 +150,15 @@ class VideoStudent(nn.Module):
     @contextmanager
     def _as_in_use(self) -> Iterator[None]:
         """The aligned convolution with the statistics that it has; the mode that the engine set is put back."""
-        if self.memory_level is None or not self.memory_level.training:
-            yield
-            return
-        self.memory_level.eval()
+        level = self.memory_level
+        training = [module for module in level.modules() if module.training] if level is not None else []
+        for module in training:
+            module.training = False
         try:
             yield
         finally:
-            self.memory_level.train()
+            for module in training:
+                module.training = True
 
     def _level(self, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n c h w"]:
         vision = self.model.get_vision_features(self._pixels(images))
