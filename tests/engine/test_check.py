@@ -59,6 +59,39 @@ def test_parameters_that_no_term_reaches_are_listed_and_frozen_ones_are_not_trai
     assert report.ok, "every term still reaches the student"
 
 
+class Adapted(ToyTask):
+    """A convolution that is used in training alone comes behind the student that is kept."""
+
+    cut = False
+
+    def build_student(self):
+        return torch.nn.ModuleDict({"kept": super().build_student(), "adapter": torch.nn.Conv2d(4, 4, 1)})
+
+    def export(self, student):
+        return student["kept"]
+
+    def terms(self, student, batch):
+        out = student["kept"](batch.images.float() / 255)
+        direct = out.square().mean()
+        adapted = student["adapter"](out.detach() if self.cut else out).square().mean()
+        return Terms({"direct": Term(direct, 1.0), "adapted": Term(adapted, 1.0)})
+
+
+def test_gradients_are_counted_at_what_is_exported():
+    report = check_terms(Adapted(dropout=0.0), "cpu")
+    assert report.ok and not report.dead
+    task = Adapted(dropout=0.0)
+    torch.manual_seed(0)
+    student, data = task.build_student(), task.dataset(0)
+    terms = task.terms(student, task.collate([data[i] for i in next(iter(GlobalBatches(22, Shard(4), 0, 0)))]))
+    for row in report.terms:
+        grads = torch.autograd.grad(terms[row.name].value, list(student["kept"].parameters()), retain_graph=True)
+        assert row.grad_norm == pytest.approx(torch.cat([g.flatten() for g in grads]).norm().item(), rel=1e-5)
+    task.cut = True
+    (problem,) = check_terms(task, "cpu").problems
+    assert problem.startswith("term 'adapted' does not reach the student: it is detached from the exported model")
+
+
 def test_infinite_gradient_of_a_finite_term_fails():
     class Steep(ToyTask):
         def terms(self, student, batch):

@@ -57,12 +57,26 @@ def test_centre_points_are_deepest() -> None:
 
 def test_random_points_cover_the_mask_evenly() -> None:
     mask = random_masks(1)[0]
-    points, found = random_points(mask.expand(4000, -1, -1), torch.Generator().manual_seed(1))
+    points, found = random_points(
+        mask.expand(4000, -1, -1), torch.rand(4000, generator=torch.Generator().manual_seed(1))
+    )
     assert bool(found.all()) and bool(mask[points[:, 1], points[:, 0]].all())
     counts = torch.zeros(mask.shape).index_put_((points[:, 1], points[:, 0]), torch.ones(4000), accumulate=True)[mask]
     expected = 4000 / int(mask.sum())
     assert ((counts - expected) ** 2 / expected).sum() < 1.5 * int(mask.sum())  # chi-squared, about 1 per cell
-    assert random_points(torch.zeros(1, 3, 3, dtype=torch.bool))[1].tolist() == [False]
+    nowhere, found = random_points(torch.zeros(1, 3, 3, dtype=torch.bool), torch.tensor([0.7]))
+    assert found.tolist() == [False] and nowhere.tolist() == [[0, 0]]
+
+
+def test_a_draw_takes_the_pixel_of_that_rank_in_reading_order() -> None:
+    masks = random_masks(6)
+    for mask in masks:
+        places = mask.nonzero()
+        draws = (torch.arange(len(places)) + 0.5) / len(places)
+        points, _ = random_points(mask.expand(len(places), -1, -1), draws)
+        assert torch.equal(points.flip(-1), places)
+    ends = torch.tensor([0.0, 1 - 2**-24])
+    assert torch.equal(random_points(masks[:1].expand(2, -1, -1), ends)[0].flip(-1), masks[0].nonzero()[[0, -1]])
 
 
 def test_corrective_clicks() -> None:
@@ -90,13 +104,15 @@ def test_random_corrective_clicks_fall_anywhere_in_the_larger_error() -> None:
     clicks: list[set[tuple[int, int]]] = [set() for _ in target]
     generator = torch.Generator().manual_seed(0)
     for _ in range(600):
-        points, labels = error_points(predicted, target, generator)
+        points, labels = error_points(predicted, target, torch.rand(5, generator=generator))
         assert labels.tolist() == [1, 0, 0, 1, 1] and points.dtype == labels.dtype == torch.int64
         for seen, (x, y) in zip(clicks, points.tolist(), strict=True):
             seen.add((x, y))
     regions = [target[0] & ~predicted[0], predicted[1] & ~target[1], ~target[2], target[3]]
     assert [{(x, y) for y, x in region.nonzero().tolist()} for region in regions] == clicks[:4]
     assert clicks[4] == {(0, 0)}  # nothing there and nothing found
-    again = [error_points(predicted, target, torch.Generator().manual_seed(7))[0] for _ in range(2)]
-    assert torch.equal(*again)
-    assert error_points(predicted[:0], target[:0], generator)[0].shape == (0, 2)
+    draws = torch.rand(5, generator=generator)
+    whole = error_points(predicted, target, draws)[0]
+    parts = [error_points(predicted[part], target[part], draws[part])[0] for part in (slice(0, 2), slice(2, 5))]
+    assert torch.equal(whole, torch.cat(parts)), "a click depends on its own object alone"
+    assert error_points(predicted[:0], target[:0], draws[:0])[0].shape == (0, 2)

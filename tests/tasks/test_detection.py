@@ -273,6 +273,18 @@ def test_validation_is_the_mean_over_the_held_out_batches(task: DetectionTask, s
     assert DetectionTask(task.config, task.teacher, task.words, task.questions).validate(student) == {}
 
 
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_held_out_figures_do_not_depend_on_the_size_of_a_batch(task, student, variant, size: int) -> None:
+    """Four images: whole batches, a smaller last one, less than one batch."""
+    other = variant(f"evaluate.batch_size={size}")
+    found = []
+    for each in (task, other):
+        each.dataset(FEATURES)
+        found.append(each.validate(student.eval()))
+    student.train()
+    assert set(found[0]) == {*TERMS, "total"} and found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-6)
+
+
 class StopAt(DetectionTask):
     """Sends itself a signal while computing its third batch."""
 

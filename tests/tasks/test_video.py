@@ -298,6 +298,24 @@ def test_held_out_terms_are_those_of_the_students_own_memory(task: VideoTask) ->
     assert figures["total"] == pytest.approx(sum(getattr(weights, n) * v for n, v in figures.items() if n != "total"))
 
 
+def test_held_out_figures_do_not_depend_on_the_size_of_a_batch(
+    video: VideoRecipe, stores: dict[int, Path], tmp_path: Path
+) -> None:
+    """Four clips of unequal numbers of questions."""
+    found, student = [], None
+    for size in (4, 3, 1, 50):
+        task = task_of(video(tmp_path, LEVEL_3, ALIGNED, f"cache.root={stores[3]}", f"cache.batch_size={size}"))
+        task.dataset(1)
+        torch.manual_seed(0)
+        student = student or task.build_student().eval()
+        found.append(task.validate(student))
+    assert set(found[0]) == {*task.config.TERMS[1:], "total"}
+    assert all(figures == pytest.approx(found[0], rel=1e-3, abs=1e-6) for figures in found)
+    data = ClipDataset(task.held_out, task.transform, task.held_out.keys, task.rules(0.0, cached=True))
+    questions = [task.counts(task.collate([data[i]]))["mask"] for i in range(len(data))]
+    assert len(set(questions)) > 1, "or every division weighs alike"
+
+
 def test_the_newest_image_student_is_found_and_strangers_are_refused(
     video: VideoRecipe, image_student: Path, tmp_path: Path
 ) -> None:

@@ -94,3 +94,16 @@ def test_memory_follows_the_settings(recipe, tmp_path: Path) -> None:
     config = recipe(tmp_path)
     assert plan(config, world=2).micro_batch == 4
     assert plan(config, world=2).activation_bytes == pytest.approx(plain.activation_bytes / 2, rel=0.01)
+
+
+def test_small_batches_under_batch_norm_are_warned_of(recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Layers are counted in the built student; eight images a micro-batch are enough."""
+    config = recipe(tmp_path, "train.batch_size=8", "train.accumulate=2")
+    found, student = plan(config), build_trunk(student_config(config.student, Assembly(config).teacher_info))
+    layers = sum(isinstance(module, nn.BatchNorm2d) for module in student.modules())
+    assert found.batch_norms == layers > 0
+    assert f"{layers} batch norm layer(s) normalise with the statistics of 4 image(s)" in caplog.text
+    caplog.clear()
+    for settings in (("train.accumulate=1",), ("train.accumulate=2", "train.batch_norm=frozen")):
+        plan(recipe(tmp_path, "train.batch_size=8", *settings))
+    assert not caplog.text

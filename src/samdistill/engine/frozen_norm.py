@@ -15,7 +15,29 @@ from .schedule import GlobalBatches, Shard
 
 PASSES, PER_PASS = 8, 2
 """Forward passes that measure, and images in each: the same for any number of ranks and micro-batches."""
+SMALL = 8
+"""Below so many images the statistics of a batch are too noisy to normalise with (Wu and He, Group Normalization, 2018,
+figure 1)."""
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def batch_norms(student: nn.Module) -> int:
+    """Number of batch norm layers."""
+    return sum(isinstance(module, _BatchNorm) for module in student.modules())
+
+
+def small_batch(layers: int, train: TrainConfig, per_item: int = 1) -> str | None:
+    """A warning where ``layers`` batch norms train on fewer than ``SMALL`` images; None where they do not.
+
+    per_item: images that one item of the batch has.
+    """
+    images = train.batch_size // train.accumulate * per_item
+    if not layers or train.batch_norm == "frozen" or images >= SMALL:
+        return None
+    return (
+        f"train.batch_norm=batch: {layers} batch norm layer(s) normalise with the statistics of {images} image(s), "
+        f"train.batch_size / train.accumulate; set train.batch_norm=frozen, or take {SMALL} images or more"
+    )
 
 
 def unmeasured(student: nn.Module) -> list[_BatchNorm]:

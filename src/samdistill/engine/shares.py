@@ -15,8 +15,8 @@ def shares(
     """For each micro-batch of this rank and each name: the factor of its value in a mean over micro-batches and ranks.
 
     counts: of this rank's micro-batches, see ``Task.counts``. reduce: sums a tensor over the ranks. A factor is the
-    part's count over the average count of all parts: exactly 1 where they are equal, 0 for a part without units, 1 where
-    no part has any. The mean of value times factor is then the mean over the units of the global batch.
+    part's count over the average count of all parts: exactly 1 where they are equal, 0 for a part without units, 1
+    where no part has any. The mean of value times factor is then the mean over the units of the global batch.
     """
     names = list(counts[0])
     if not names or len(counts) * world == 1:

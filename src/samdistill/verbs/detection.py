@@ -11,6 +11,7 @@ import torch
 from ..checkpoints.words import Words
 from ..config import DetectionRunConfig
 from ..data.questions import PhraseBook, QuestionDataset
+from ..engine.frozen_norm import batch_norms
 from ..students import EfficientSam3Model
 from ..tasks.detection import DetectionTask, student_config
 from ..teachers import DetectorInfo, Sam3Detector, describe_detector
@@ -76,7 +77,8 @@ class DetectionAssembly(Images[DetectionRunConfig]):
 
 @dataclass(frozen=True)
 class DetectionPlan:
-    """Sizes in bytes. parts: parameters of the student by module. levels: sides of the maps the heads read."""
+    """Sizes in bytes. parts: parameters of the student by module. levels: sides of the maps the heads read.
+    batch_norms: layers of batch norm."""
 
     teacher: str
     teacher_params: int
@@ -94,6 +96,7 @@ class DetectionPlan:
     phases: tuple[tuple[str, int], ...]
     weights_and_optimiser_bytes: int
     teacher_bytes: int
+    batch_norms: int
     steps_per_epoch: int
     steps: int
 
@@ -127,5 +130,5 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
         questions_per_image=config.questions.per_image,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
         weights_and_optimiser_bytes=params * 4 * copies, teacher_bytes=half * info.params,
-        steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
+        batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
 
 from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, RunConfig, VideoRunConfig
+from ..engine.frozen_norm import batch_norms, small_batch
 from ..store import record_bytes
 from ..students import StudentTrunk
 from ..tasks.encoder import student_config
@@ -17,10 +19,15 @@ from .prompt import PromptPlan, plan_prompt
 from .video import VideoAssembly
 from .video_task import VideoPlan, plan_video
 
+logger = logging.getLogger("samdistill")
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes, shapes as (channels, height, width); activations are those autograd keeps for one micro-batch."""
+    """Sizes in bytes, shapes as (channels, height, width); activations are those autograd keeps for one micro-batch.
+
+    batch_norms: layers of batch norm that train.
+    """
 
     teacher: str
     teacher_trunk_params: int
@@ -38,6 +45,7 @@ class Plan:
     micro_batch: int
     weights_and_optimiser_bytes: int
     activation_bytes: int
+    batch_norms: int
     steps_per_epoch: int
     steps: int
 
@@ -76,7 +84,19 @@ def _meta_student(parts: Assembly) -> StudentTrunk:
 
 
 def plan(config: AnyRun, *, world: int = 1) -> AnyPlan:
-    """Everything a run will need; reads configs and lists files, loads no weights and decodes no image."""
+    """Everything a run will need; reads configs and lists files, loads no weights and decodes no image.
+
+    Warns where batch norms would train on the statistics of too few images.
+    """
+    found = _plan(config, world)
+    frames = config.clips.context if isinstance(config, VideoRunConfig) else 1
+    warning = small_batch(found.batch_norms, config.train, frames)
+    if warning is not None:
+        logger.warning(warning)
+    return found
+
+
+def _plan(config: AnyRun, world: int) -> AnyPlan:
     if isinstance(config, DetectionRunConfig):
         return plan_detection(config)
     if isinstance(config, PromptRunConfig):
@@ -106,5 +126,5 @@ def plan_encoder(config: RunConfig, world: int = 1) -> Plan:
         codec=config.cache.codec, bytes_per_record=per_record, cache_bytes=per_record * images * config.data.views,
         micro_batch=micro, weights_and_optimiser_bytes=params * 4 * copies,
         activation_bytes=saved_activation_bytes(student, micro, info.image_size) // half,
-        steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
+        batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from ..checkpoints.promptable import load_promptable
 from ..config import PromptRunConfig
 from ..data import ImageDataset, ObjectDataset, image_loader, prompts_fingerprint, record_key
 from ..engine import default_device
+from ..engine.frozen_norm import batch_norms
 from ..evaluation.examples import evenly
 from ..ops.pca import Projection
 from ..ops.promptable import Promptable, decoder_width, embedding_grid, image_size, trunk_channels
@@ -40,16 +41,18 @@ def process_rank() -> int:
 
 @dataclass(frozen=True)
 class StudentInfo:
-    """name: where it starts, or its backbone. parts: parameters by module. grid: of its image embedding."""
+    """name: where it starts, or its backbone. parts: parameters by module. grid: of its image embedding. batch_norms:
+    layers of batch norm."""
 
     name: str
     parts: dict[str, int]
     image_size: int
     grid: tuple[int, int]
+    batch_norms: int
 
     @classmethod
     def of(cls, name: str, model: Promptable) -> StudentInfo:
-        return cls(name, _parts(model), image_size(model), embedding_grid(model))
+        return cls(name, _parts(model), image_size(model), embedding_grid(model), batch_norms(model))
 
 
 class PromptAssembly(Images[PromptRunConfig]):
@@ -290,6 +293,7 @@ class PromptPlan:
     cache_bytes: int
     weights_and_optimiser_bytes: int
     teacher_bytes: int
+    batch_norms: int
     steps_per_epoch: int
     steps: int
 
@@ -317,7 +321,7 @@ def plan_prompt(config: PromptRunConfig) -> PromptPlan:
         views=config.data.views, codec=config.cache.codec, bytes_per_image=per_image,
         cache_bytes=per_image * images * config.data.views, weights_and_optimiser_bytes=params * 4 * copies,
         teacher_bytes=0 if config.cached else 4 * sum(teacher.params for teacher in teachers),
-        steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
+        batch_norms=student.batch_norms, steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..data import BadInput
 from ..data.videos import BadVideo, VideoSource
+from ..engine.frozen_norm import batch_norms
 from ..evaluation.examples import evenly
 from ..store import record_bytes
 from ..students import EfficientSam3Model
@@ -48,7 +49,8 @@ def video_task(parts: VideoAssembly, prove_teacher: bool = True) -> VideoTask:
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """Sizes in bytes. parts: parameters of what trains, by module; student_params: of the whole student.
+    """Sizes in bytes. parts: parameters of what trains, by module; batch_norms: layers among it; student_params: of
+    the whole student.
 
     frames: annotated frames of all training videos, counted in ``counted`` of them and extrapolated.
     """
@@ -72,6 +74,7 @@ class VideoPlan:
     phases: tuple[tuple[str, int], ...]
     weights_and_optimiser_bytes: int
     frozen_bytes: int
+    batch_norms: int
     steps_per_epoch: int
     steps: int
 
@@ -95,8 +98,10 @@ def plan_video(parts: VideoAssembly) -> VideoPlan:
     with torch.device("meta"):
         student = EfficientSam3Model(outline)
     sizes = {name: _count(getattr(student, name.rstrip("."))) for name in MEMORY}
+    norms = 0
     if parts.aligns:
-        sizes["memory_level"] = _count(student.vision_encoder.adapters[COARSEST].smooth)
+        level = student.vision_encoder.adapters[COARSEST].smooth
+        sizes["memory_level"], norms = _count(level), batch_norms(level)
     keys = parts.train_source.keys
     counts = _annotated(parts.train_source, evenly(keys, COUNTED))
     frames = round(sum(counts) / len(counts) * len(keys))
@@ -110,8 +115,8 @@ def plan_video(parts: VideoAssembly) -> VideoPlan:
         clips_per_epoch=clips, context=config.clips.context, objects=config.clips.objects, bytes_per_frame=per_frame,
         cache_bytes=per_frame * frames if parts.reads_teacher else 0,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
-        weights_and_optimiser_bytes=16 * trained, frozen_bytes=4 * (whole - trained), steps_per_epoch=per_epoch,
-        steps=per_epoch * train.total_epochs,
+        weights_and_optimiser_bytes=16 * trained, frozen_bytes=4 * (whole - trained), batch_norms=norms,
+        steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip
 
 
