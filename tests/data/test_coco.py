@@ -177,3 +177,28 @@ def test_real_boxes_hold_their_masks() -> None:
     off = np.concatenate([source.boxes(key) - Source.boxes(source, key) for key in source.keys])
     assert len(off) > 900 and np.abs(off.mean(0)).max() < 0.3 and np.abs(off).max() < 4
     assert len(source.vocabulary) == 80
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../secret.png", "a/../../secret.png", "..\\secret.png", "a\0.png", "", "C:/a.png"]
+)
+def test_a_file_name_that_leads_out_of_the_folder_is_a_problem_and_no_key(name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (10, 8)).save(tmp_path / "secret.png")
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    Image.new("RGB", (10, 8)).save(tmp_path / "set" / "images" / "b.png")
+    content = record()
+    content["images"][0]["file_name"] = name
+    (tmp_path / "set" / "instances.json").write_text(json.dumps(content))
+    source = CocoSource(tmp_path / "set", None)
+    assert source.keys == ["b"]
+    assert any("its name" in problem.reason for problem in source.problems)
+
+
+@pytest.mark.parametrize("part", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [None, 3, "x", {}, [3], [None], [{}], [[]], [{"id": [], "file_name": {}, "name": 1}]])
+def test_whatever_a_part_of_the_file_is_the_error_names_it(part: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (10, 8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "instances.json").write_text(json.dumps({**record(), part: value}))
+    with pytest.raises(UserError, match=r"instances\.json: not a COCO instances file: [^\n]+$"):
+        CocoSource(tmp_path, None)

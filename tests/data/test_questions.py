@@ -94,7 +94,7 @@ def test_lines_give_phrases_and_captions(folder: FolderSource) -> None:
 
 
 @pytest.mark.parametrize(("line", "complaint"), [
-    ("{", "Expecting"), ("[]", "list; a line is"), ({"key": "a.png"}, r"fields \['key'\]; a line is"),
+    ("{", "EOF"), ("[]", "an object"), ({"key": "a.png"}, r"fields \['key'\]; a line is"),
     ({"key": "a.png", "phrases": ["x"], "caption": "y"}, "a line is"),
     ({"key": "a.png", "phrases": ["x"], "lang": "en"}, "fields .*'lang'"),
     ({"key": "a.png", "phrases": "dog"}, "a list of texts"), ({"key": 3, "caption": "dog"}, "'key' is a text"),

@@ -20,6 +20,7 @@ from samdistill.verbs import prompt as parts_of
 from samdistill.verbs.cache import cache
 from samdistill.verbs.caching import CacheReport
 from samdistill.verbs.prompt import FEATURES, PromptAssembly
+from samdistill.verbs.prompt_cache import npy_name
 
 CACHED, TEACHERS = "distillation.use_precomputed_features=true", ("large", "small")
 ONE = 2 * (24 * 16 + 16 * 16 + 2 * 4 * 16 + 6 * 16 * 16) + 4 * 4
@@ -276,3 +277,14 @@ def test_other_jobs_and_runs_without_teachers_have_nothing_to_cache_here(prompte
         cache(recipe(tmp_path), layout="npy")
     with pytest.raises(UserError, match="no layout is called 'nyp'; did you mean 'npy'"):
         run(prompted(tmp_path), layout="nyp")
+
+
+def test_the_names_of_npy_files_stay_below_their_folder() -> None:
+    assert npy_name("sub/a", 0) == "sub/a.npy"
+    assert npy_name("sub/a", 2) == "sub/a.view2.npy"
+    keys = ["a", "a.view1", "a%2Eview1", "a.view1.view1", "con", ".a", "a:b"]
+    names = {npy_name(key, view) for key in keys for view in (0, 1)}
+    assert len(names) == 2 * len(keys)
+    for key in ("/tmp/out", "../out", "a/../../out", "a\\b"):
+        with pytest.raises(UserError, match="its name"):
+            npy_name(key, 0)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
+from pydantic import BaseModel
 
+from ..reading import Table, fits, foreign, read_json, shown
 from ..types import UserError
 from .sources import SOURCES, BadImage, BadInput, Instance, Source, key_problem
 
@@ -76,6 +77,14 @@ def _find(root: Path) -> dict[str | None, tuple[Path, Path]]:
     return found
 
 
+class _File(BaseModel):
+    """The parts of an instances file that are read; what each entry holds is looked at where it is used."""
+
+    images: list[Table]
+    annotations: list[Table]
+    categories: list[Table]
+
+
 @SOURCES.register("coco")
 class CocoSource(Source):
     """``instances.json`` beside ``images/``, or ``annotations/instances_<split>.json`` with ``images/<split>`` or ``<split>``.
@@ -97,27 +106,26 @@ class CocoSource(Source):
             raise UserError(f"{root}: neither instances.json nor annotations/instances_<split>.json is there")
         annotations, self.images = found[split]
         self.problems = []
-        try:
-            record = json.loads(annotations.read_bytes())
-            self._categories = {c["id"]: str(c["name"]) for c in record["categories"]}
-            self._records = self._match(record["images"])
-            self._objects = self._group(record["annotations"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{annotations}: not a COCO instances file: {error!r}") from None
+        record = read_json(annotations, _File, "not a COCO instances file")
+        with foreign(annotations, "not a COCO instances file"):
+            self._categories = {c["id"]: str(c["name"]) for c in record.categories}
+            self._records = self._match(record.images)
+            self._objects = self._group(record.annotations)
         self.keys = sorted(self._records)
 
     def _match(self, images: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         on_disk = {p.name for p in self.images.glob("*") if p.is_file()}
         records: dict[str, dict[str, Any]] = {}
         for image in images:
-            name = image["file_name"]
-            key = str(Path(name).with_suffix("").as_posix())
+            name = fits(image["file_name"], str)
+            if reason := key_problem(name):  # before it is joined with a folder
+                self.problems.append(BadInput(shown(name), reason))
+                continue
+            key = str(PurePosixPath(name).with_suffix(""))
             if not (name in on_disk or (self.images / name).is_file()):
                 self.problems.append(BadInput(key, "listed in the JSON, but its image is missing"))
             elif key in records:
                 self.problems.append(BadInput(key, f"listed twice in the JSON; id {image['id']} is left out"))
-            elif reason := key_problem(key):
-                self.problems.append(BadInput(repr(key), reason))
             else:
                 records[key] = image
             on_disk.discard(name)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from PIL import Image
 
+from ..reading import Table, parse_json
 from ..types import UserError
 from .sa1b import JPEG_SUFFIXES
 from .sources import DECODE_ERRORS, BadInput, key_problem, split_keys
@@ -144,8 +145,8 @@ def _files(src: Path, dst: Path) -> Iterator[tuple[str, int]]:
 def _check(image: _Found, annotation: _Found) -> str | None:
     """Why a pair is unusable, or None. The JPEG's header is read; its pixels are only decoded in use."""
     try:
-        record = json.loads(annotation.read())
-        if not isinstance(record, dict) or not {"image", "annotations"} <= record.keys():
+        record = parse_json(annotation.read(), Table)
+        if not {"image", "annotations"} <= record.keys():
             return "its JSON has no 'image' and 'annotations'"
     except (OSError, ValueError) as error:
         return f"its JSON is not readable: {error}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ..config import QuestionsConfig
 from ..ops.boxes import xyxy_to_cxcywh
+from ..reading import Table, parse_json
 from ..types import VISUAL, ConceptPrompts, ImageBatch, UserError
 from .loader import ImageDataset, ImageItem, collate_images
 from .sources import BadImage, BadInput, Source
@@ -31,9 +31,9 @@ def _plain(phrase: str) -> str:
 
 def _read_line(line: str) -> tuple[str, list[str]]:
     """Key and phrases. Raises ``ValueError`` for anything else than the two documented forms."""
-    entry: Any = json.loads(line)
-    if not isinstance(entry, dict) or sorted(entry) not in (["key", "phrases"], ["caption", "key"]):
-        got = f"fields {sorted(entry)}" if isinstance(entry, dict) else type(entry).__name__
+    entry = parse_json(line, Table)
+    if sorted(entry) not in (["key", "phrases"], ["caption", "key"]):
+        got = f"fields {sorted(entry)}"
         raise ValueError(f'{got}; a line is {{"key": .., "phrases": [..]}} or {{"key": .., "caption": ".."}}')
     phrases = entry["phrases"] if "phrases" in entry else [entry["caption"]]
     if not isinstance(entry["key"], str) or not isinstance(phrases, list):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float
 
+from ..reading import Table, parse_json
 from .coco import decode_segmentation
 from .sources import SOURCES, BadImage, BadInput, Instance, Source, key_problem
 
@@ -71,8 +71,8 @@ class Sa1bSource(Source):
     def _read(self, key: str, read: Callable[[dict[str, Any]], T]) -> T:
         path = self.annotations / f"{key}.json"
         try:
-            return read(json.loads(path.read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return read(parse_json(path.read_bytes(), Table))
+        except Exception as error:  # whatever its values lead to
             raise BadImage(key, f"{path} is not a readable SA-1B annotation: {error!r}") from error
 
 

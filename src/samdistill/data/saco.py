@@ -7,7 +7,6 @@ Predictions are a COCO results list. What counts is what the official evaluation
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections import defaultdict
@@ -20,7 +19,9 @@ import numpy as np
 from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 
+from .. import reading
 from ..io import write_json
+from ..names import key_problem
 from ..types import UserError
 from .coco import decode_segmentation, run_lengths
 from .sources import BadInput
@@ -88,10 +89,7 @@ def category_of(entry: Mapping[str, Any], where: str) -> int:
 
 def read_json(path: Path) -> Any:
     """What the file holds. Raises ``UserError`` where it cannot be read."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable JSON file: {error}") from None
+    return reading.read_json(path, Any, "not a readable JSON file")
 
 
 def _read_pairs(entries: Any) -> dict[int, ConceptPair]:
@@ -105,7 +103,9 @@ def _read_pairs(entries: Any) -> dict[int, ConceptPair]:
         height, width = (field_of(entry, side, int, where) for side in ("height", "width"))
         if identity in pairs:
             raise ValueError(f"{where}: id {identity} is taken by an earlier entry")
-        if not text.strip() or not name or height < 1 or width < 1:
+        if reason := key_problem(name):
+            raise ValueError(f"{where}: file {reading.shown(name)}: {reason}")
+        if not text.strip() or height < 1 or width < 1:
             raise ValueError(f"{where}: phrase {text!r}, file {name!r}, {height} x {width} is not a pair")
         pairs[identity] = ConceptPair(identity, name, text, height, width, ())
     return pairs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from pycocotools import mask as coco_mask
 
+from ..reading import Table, parse_json
 from ..types import UserError
 from .coco import decode_segmentation
 from .sources import BadInput, key_problem
@@ -75,7 +75,7 @@ def read_masklets(path: Path) -> Masklets:
     Raises ``UserError`` for anything that is not in SA-V's format, such as masks of another size than the video's.
     """
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(path.read_bytes(), Table)
         size = _whole(record, "video_height"), _whole(record, "video_width")
         ids = tuple(int(number) for number in record["masklet_id"])
         if len(set(ids)) < len(ids):
@@ -87,7 +87,7 @@ def read_masklets(path: Path) -> Masklets:
         return Masklets(path, str(record["video_id"]), _whole(record, "video_frame_count"), size, ids, rles, concepts)
     except KeyError as error:
         raise UserError(f"{path} is not a readable SA-V annotation: it has no {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # whatever its values lead to
         raise UserError(f"{path} is not a readable SA-V annotation: {' '.join(str(error).split())}") from error
 
 

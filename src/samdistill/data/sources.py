@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from PIL import Image, ImageOps
 
 from ..config import DataConfig
+from ..names import key_problem as key_problem  # of every source, whose modules import it from here
 from ..ops.masks import masks_to_boxes
 from ..registry import Registry, did_you_mean
 from ..types import UserError
@@ -142,17 +143,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
-
-
-def key_problem(key: str) -> str | None:
-    """Why a file's name cannot be a key (keys are stored one a line, as UTF-8), or None."""
-    if "\n" in key or "\r" in key:
-        return "its name holds a line break"
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        return "its name is not valid UTF-8"
-    return None
 
 
 def key_share(key: str, salt: str) -> float:

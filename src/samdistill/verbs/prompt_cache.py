@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Subset
 from ..config import PromptRunConfig
 from ..data import BadInput, ObjectBatch, collate_objects, record_key, worker_count
 from ..evaluation.examples import evenly
+from ..names import file_name
 from ..store import FeatureStore, FeatureStoreWriter, make_codec
 from ..store.spec import MANIFEST, replace_file, writing
 from ..teachers import Ensemble
@@ -192,8 +194,13 @@ def _export(parts: PromptAssembly, stores: Stores, rank: int, world: int) -> Non
                 for feature, store in own.items():
                     name = record_key(key, view)
                     if name in store:
-                        suffix = ".npy" if view == 0 else f".view{view}.npy"
-                        _save(root / teacher / feature / f"{key}{suffix}", store.read(name).features, kind)
+                        _save(root / teacher / feature / npy_name(key, view), store.read(name).features, kind)
+
+
+def npy_name(key: str, view: int) -> str:
+    """The file of a view of an image, below the feature's folder. A key that itself ends like a view's is encoded."""
+    name = re.sub(r"\.(view\d+)$", r"%2E\1", file_name(key))
+    return f"{name}.npy" if view == 0 else f"{name}.view{view}.npy"
 
 
 def _save(path: Path, values: Tensor, kind: type[np.floating[Any]]) -> None:
