@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .. import reading
+from ..io import as_path
 from ..names import key_problem
 from ..reading import foreign, one_line
 from ..types import UserError
@@ -196,7 +197,7 @@ def locate(
             way = "install it again" if name == "student" else f"run: samdistill sandbox train-teacher {name}"
             raise UserError(f"this installation lacks the sandbox's {name}; {way}")
         return folder
-    local = Path(path).expanduser()
+    local = as_path(path)
     if local.exists():
         return local
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w", text) or local.suffix in (*TORCH_SUFFIXES, ".safetensors"):

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..reading import Number, Table, fits, foreign, read_json
 from ..types import UserError
-from .files import TensorInfo, open_weights
+from .files import TensorInfo, locate, open_weights
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -109,6 +109,15 @@ def open_config(folder: Path, kind: type[PreTrainedConfig] | None = None) -> Any
             config = kind.from_pretrained(folder, local_files_only=True)
         config._attn_implementation = None  # how to compute is not the file's to say: a name may stand for hub code
         return config
+
+
+def locate_config(path: str, kind: str) -> tuple[Path, Any]:
+    """Folder of a Hugging Face checkpoint of a ``kind`` of model, and its configuration; of a hub id, only
+    ``config.json`` is fetched. Raises ``UserError`` for a folder without one, and what ``open_config`` raises."""
+    folder = locate(path, (CONFIG,))
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: no {CONFIG}, so this is no Hugging Face folder of a {kind} model")
+    return folder, open_config(folder)
 
 
 def build_config(kind: type[Config], settings: Table, where: Path) -> Config:

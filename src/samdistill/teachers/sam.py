@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, Sam2VisionConfig, Sam2VisionModel, SamVisionConfig, SamVisionModel
 
 from ..checkpoints.files import locate, open_weights
-from ..checkpoints.loading import fill, parameter_count, skeleton
+from ..checkpoints.loading import fill, locate_config, parameter_count, skeleton
 from ..config import TeacherConfig
 from ..ops.images import IMAGENET_MEAN, IMAGENET_STD, normalise
 from ..types import ImageBatch, UserError
 from .base import DTYPES, IMAGE_EMBEDDING, TEACHERS, OnlineTeacher, TeacherInfo
-from .loading import fingerprint, freeze, read_config, square
+from .loading import fingerprint, freeze, square
 
 
 class _SamEncoder(OnlineTeacher):
@@ -68,7 +68,7 @@ class _SamEncoder(OnlineTeacher):
 
     @classmethod
     def _vision(cls, config: TeacherConfig) -> Any:
-        folder, whole = read_config(config.path, cls.kind)
+        folder, whole = locate_config(config.path, cls.kind)
         vision = getattr(whole, "vision_config", None) or whole
         if not isinstance(vision, cls.config_class):
             raise UserError(f"{folder / 'config.json'}: a {whole.model_type!r} model, not one of kind {cls.kind!r}")

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, Sam3Config, Sa
 
 from ..checkpoints.files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
 from ..checkpoints.layout import HF_TRUNK, ORIGINAL_TRUNK, VIT, vision_configs, vit_prefix
-from ..checkpoints.loading import CONFIG, fill, parameter_count, read_settings, skeleton
+from ..checkpoints.loading import CONFIG, fill, locate_config, parameter_count, read_settings, skeleton
 from ..checkpoints.original import original_config, original_parts
 from ..checkpoints.rename import hf_names, to_hf
 from ..config import TeacherConfig
@@ -23,7 +23,7 @@ from ..ops.images import SAM3_MEAN, SAM3_STD, normalise
 from ..reading import foreign
 from ..types import ImageBatch, UserError
 from .base import DTYPES, IMAGE_EMBEDDING, TEACHERS, OnlineTeacher, TeacherInfo
-from .loading import fingerprint, freeze, read_config, square
+from .loading import fingerprint, freeze, square
 
 # settings that change the output and that no weight shows
 _BEHAVIOUR = ("num_attention_heads", "window_size", "global_attn_indexes", "rope_parameters", "hidden_act",
@@ -105,7 +105,7 @@ def _find(path: str) -> tuple[Path, PreTrainedConfig]:
         config = AutoConfig.for_model(VIT)
     else:
         _refuse_students(folder)
-        _, config = read_config(str(folder), "SAM 3")
+        _, config = locate_config(str(folder), "SAM 3")
         for step in ("detector_config", "vision_config", "backbone_config"):
             config = getattr(config, step, None) or config
     if not isinstance(config, Sam3ViTConfig):

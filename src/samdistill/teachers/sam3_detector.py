@@ -18,7 +18,7 @@ from transformers import Sam3Config, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from ..checkpoints.files import locate
-from ..checkpoints.loading import parameter_count, pretrained, quiet_transformers
+from ..checkpoints.loading import locate_config, parameter_count, pretrained, quiet_transformers
 from ..checkpoints.original import load_original, original_config
 from ..checkpoints.words import Words
 from ..config import TeacherConfig
@@ -27,7 +27,7 @@ from ..ops.outputs import ask
 from ..reading import running
 from ..types import ConceptPrompts, DetectorOutput, ImageBatch, UserError
 from .base import DTYPES
-from .loading import fingerprint, freeze, read_config, settings, square
+from .loading import fingerprint, freeze, settings, square
 from .sam3 import check_image_size
 
 _SOURCES = "a Hugging Face folder of a Sam3Model or Sam3VideoModel, or an original sam3.pt"
@@ -160,7 +160,7 @@ def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
     if place.is_file():
         host = original_config(place, Sam3Config)
     else:
-        _, whole = read_config(str(place), "SAM 3")
+        _, whole = locate_config(str(place), "SAM 3")
         host = getattr(whole, "detector_config", None) or whole
         if not isinstance(host, Sam3Config):
             raise UserError(f"{place}: a {whole.model_type!r} model answers no questions in words; give {_SOURCES}")
