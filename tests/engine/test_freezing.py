@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
 from samdistill.engine.schedule import GlobalBatches, Schedule, Shard
 from samdistill.types import UserError
 
-TOY = Path(__file__).with_name("toy_task.py")
 TRUNK = ("0.weight", "1.weight", "1.bias")
 BUFFERS = ("1.running_mean", "1.running_var", "1.num_batches_tracked")
 FROZEN = ({"match": ["0.*", "1.*"], "until": 1},)
@@ -193,27 +189,3 @@ def test_compiled_students_are_compiled_anew_at_the_unfreeze(tmp_path, monkeypat
     a, b = (saved(tmp_path / name, 3).model for name in ("compiled", "plain"))
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in b)
     assert torch.equal(saved(tmp_path / "compiled", 1).model["0.weight"], start()["0.weight"])
-
-
-def on_two_ranks(run, *settings):
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TOY), str(run), "--nproc", "2", *settings]
-    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-
-
-def test_two_ranks_train_like_one_through_an_unfreeze(tmp_path):
-    """In micro-batches, with a batch norm over both ranks that is frozen at first."""
-    freeze = [*FROZEN, {"match": ["4.bias"]}]
-    train(tmp_path / "one", ToyTask(dropout=0.0), freeze=freeze, accumulate=2)
-    settings = SETTINGS | {"freeze": freeze, "accumulate": 2, "dropout": 0.0}
-    on_two_ranks(tmp_path / "two", *(f"{key}={value}" for key, value in settings.items()))
-    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
-        assert a["terms"] == pytest.approx(b["terms"], abs=1e-4)
-    for epoch in (1, 3):
-        a, b = saved(tmp_path / "one", epoch), saved(tmp_path / "two", epoch)
-        for part in ("model", "ema"):
-            for name, value in getattr(a, part).items():
-                assert torch.allclose(value, getattr(b, part)[name], atol=1e-4), (epoch, part, name)
-    assert all(torch.equal(saved(tmp_path / "two", 1).model[name], start()[name]) for name in (*TRUNK, *BUFFERS))
-    assert not torch.equal(saved(tmp_path / "two", 3).model["0.weight"], start()["0.weight"])

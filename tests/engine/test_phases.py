@@ -2,20 +2,14 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from toy_task import ToyTask, toy_config, toy_yaml
 
 from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
-from samdistill.engine.schedule import GlobalBatches, Shard
 from samdistill.types import UserError
 
-TOY = Path(__file__).with_name("toy_task.py")
-BATCH = 4  # of 22 items: five steps an epoch
 PHASES = [
     {"name": "mse", "epochs": 2, "lr": 1e-2, "warmup_steps": 3, "min_lr": 1e-3, "terms": ["mse"]},
     {"name": "cosine", "epochs": 1, "lr": 5e-3, "min_lr": 5e-3, "terms": ["cosine"]},
@@ -121,24 +115,3 @@ def test_a_term_outside_the_phase_does_not_matter_even_if_it_is_no_number(tmp_pa
     with pytest.raises(UserError, match="loss term cosine = nan"):
         train(tmp_path / "second", ToyTask(broken="nan", at=0))
     assert Checkpoint.load(tmp_path / "second" / "ckpt_epoch_2.pt").step == 10
-
-
-def test_two_ranks_with_a_parameter_that_a_batch_leaves_out(tmp_path):
-    """One rank, both or none needs it: they neither wait for each other nor differ from one process."""
-    alone, ranks = tmp_path / "alone", tmp_path / "ranks"
-    settings = {"norm": "group", "dropout": 0.0, "leaves_unused": True}
-    config = toy_config()
-    fit(ToyTask(**settings), config, alone, False, 0, toy_yaml(config))
-    needed = [
-        [sum(i % 6 == 0 for i in batch) for batch in GlobalBatches(22, Shard(BATCH, 1, rank, 2), 0, 0)]
-        for rank in range(2)
-    ]
-    both = list(zip(*needed, strict=True))
-    assert any(min(pair) == 0 < max(pair) for pair in both), "the case that waits for ever unless it is told"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(TOY), str(ranks), "--nproc", "2", *(f"{k}={v}" for k, v in settings.items())]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.wait(300) == 0, process.stderr.read()
-    one, two = (Checkpoint.load(run / "ckpt_epoch_3.pt").model for run in (alone, ranks))
-    assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=1e-4) for k in one)
-    assert not torch.equal(Checkpoint.load(alone / "ckpt_epoch_1.pt").model["extra.weight"], one["extra.weight"])

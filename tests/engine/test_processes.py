@@ -13,6 +13,7 @@ from toy_task import ToyTask, toy_config, toy_yaml
 
 from samdistill.engine import Checkpoint, fit, launch, read_lines
 from samdistill.engine.launch import _config
+from samdistill.engine.schedule import GlobalBatches, Shard
 from samdistill.types import UserError
 
 TOY = Path(__file__).with_name("toy_task.py")
@@ -69,12 +70,28 @@ def whole(tmp_path_factory):
     return run
 
 
+THAWED = {"freeze": [{"match": ["0.*", "1.*"], "until": 1}, {"match": ["4.bias"]}], "weight_decay": 0.3, "ema": 0.9,
+          "accumulate": 2}  # fmt: skip
+"""The first convolution and its batch norm train from the second epoch on, the last bias never."""
+SELDOM = {"norm": "group", "leaves_unused": True}
+
+
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    run = tmp_path_factory.mktemp("ranks") / "run"
-    process = start(run, "--nproc", "2", "dropout=0")
+def runs_on_two_ranks(tmp_path_factory):
+    """Three runs by one start of the processes: as it is, through an unfreeze, and with a parameter seldom needed."""
+    root = tmp_path_factory.mktemp("ranks")
+    first, *others = (
+        (str(root / name), "dropout=0", *(f"{key}={value}" for key, value in changes.items()))
+        for name, changes in {"run": {}, "thawed": THAWED, "seldom": SELDOM}.items()
+    )
+    process = start(*first, "--nproc", "2", *(word for other in others for word in ("--then", *other)))
     assert process.wait(LIMIT) == 0, process.stderr.read()
-    return run
+    return root
+
+
+@pytest.fixture(scope="module")
+def two_ranks(runs_on_two_ranks):
+    return runs_on_two_ranks / "run"
 
 
 def test_kill_in_the_middle_then_resume_ends_in_the_same_bits(tmp_path, whole):
@@ -136,6 +153,44 @@ def test_an_error_of_any_rank_is_one_message_and_exit_code_2(tmp_path, fault, wo
     assert process.wait(LIMIT) == 2
     said = process.stderr.read()
     assert said.count(words) == 1 and "Traceback" not in said and "ChildFailedError" not in said, said
+
+
+def one_like_two(alone, ranks, task, **changes):
+    """Train on one process and compare with two: all terms, and the weights and their average after each epoch."""
+    config = toy_config(**changes)
+    fit(task, config, alone, False, 0, toy_yaml(config))
+    for a, b in zip(terms(alone), terms(ranks), strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+    for epoch in (1, 3):
+        a, b = (Checkpoint.load(run / f"ckpt_epoch_{epoch}.pt") for run in (alone, ranks))
+        for one, two in [(a.model, b.model), (a.ema or {}, b.ema or {})]:
+            assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=1e-4) for k in one)
+
+
+def test_two_ranks_train_like_one_through_an_unfreeze(tmp_path, runs_on_two_ranks):
+    """In micro-batches, with a batch norm over both ranks that is frozen at first."""
+    ranks = runs_on_two_ranks / "thawed"
+    one_like_two(tmp_path, ranks, ToyTask(dropout=0.0), **THAWED)
+    torch.manual_seed(0)
+    start, (first, last) = (
+        ToyTask().build_student().state_dict(),
+        (weights(ranks, f"ckpt_epoch_{n}.pt") for n in (1, 3)),
+    )
+    frozen = [name for name in start if name.startswith(("0.", "1."))]
+    assert len(frozen) == 6 and all(torch.equal(first[name], start[name]) for name in frozen)
+    assert not torch.equal(last["0.weight"], start["0.weight"]) and torch.equal(last["4.bias"], start["4.bias"])
+
+
+def test_two_ranks_with_a_parameter_that_a_batch_leaves_out(tmp_path, runs_on_two_ranks):
+    """One rank, both or none needs it: they neither wait for each other nor differ from one process."""
+    needed = [
+        [sum(i % 6 == 0 for i in batch) for batch in GlobalBatches(22, Shard(4, 1, rank, 2), 0, 0)] for rank in range(2)
+    ]
+    both = list(zip(*needed, strict=True))
+    assert any(min(pair) == 0 < max(pair) for pair in both), "the case that waits for ever unless it is told"
+    one_like_two(tmp_path, runs_on_two_ranks / "seldom", ToyTask(dropout=0.0, **SELDOM))
+    first, last = (weights(tmp_path, f"ckpt_epoch_{n}.pt") for n in (1, 3))
+    assert not torch.equal(first["extra.weight"], last["extra.weight"])
 
 
 def test_a_run_on_two_ranks_goes_on_on_one(tmp_path, two_ranks):

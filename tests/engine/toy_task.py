@@ -1,6 +1,6 @@
 """A small job for the engine's tests; as a script, a command that tests can interrupt and kill.
 
-python toy_task.py RUN [--nproc N] [--resume] [key=value ...]
+python toy_task.py RUN [--nproc N] [--resume] [key=value ...] [--then RUN [key=value ...]]
 """
 
 from __future__ import annotations
@@ -126,6 +126,9 @@ def main(argv: list[str]) -> int:
     run, nproc = Path(argv[0]), int(argv[argv.index("--nproc") + 1]) if "--nproc" in argv else 1
     if nproc > 1 and not is_worker():
         return launch(nproc, argv, program=(str(Path(__file__).resolve()),))
+    if "--then" in argv:  # one start for several runs
+        at = argv.index("--then")
+        return main(argv[:at]) or main(argv[at + 1 :])
     given = {key: yaml.safe_load(value) for key, _, value in (a.partition("=") for a in argv) if value}
     names = {f.name for f in fields(ToyTask)}
     config = toy_config(**{k: v for k, v in given.items() if k not in names | {"workers"}})
