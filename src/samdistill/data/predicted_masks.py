@@ -15,10 +15,11 @@ from jaxtyping import UInt
 
 from ..metrics.video import ObjectMasks
 from ..metrics.video_frames import VOID, VideoConvention, first_frame_objects
+from ..reading import foreign
 from ..types import UserError
 from .davis import LAYOUTS, RESOLUTIONS
 from .masks import read_id_map
-from .sources import DECODE_ERRORS, one_line, read_keys
+from .sources import read_keys
 from .transforms import Size
 
 OFFICIAL_IDS = Path("ImageSets", "2017", "val.txt")
@@ -134,10 +135,8 @@ def _read_pair(
 
 
 def _read(path: Path, size: Size | None, one_object: bool) -> UInt[np.ndarray, "h w"]:
-    try:
+    with foreign(path, "not a readable mask"):
         values = read_id_map(path)
-    except DECODE_ERRORS as error:
-        raise UserError(f"{path}: not a readable mask: {one_line(error)}") from error
     if size is not None and values.shape != size:
         (height, width), (h, w) = values.shape, size
         raise UserError(f"{path}: is {width} x {height} pixels, the first true mask of its video {w} x {h}")
