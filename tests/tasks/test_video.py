@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -79,7 +80,7 @@ def test_a_level_that_the_heads_read_stays_as_it_is(
 
 
 def test_a_run_changes_the_memory_alone_and_its_checkpoints_hold_nothing_else(
-    task: VideoTask, image_student: Path, tmp_path: Path
+    task: VideoTask, image_student: Path, tmp_path: Path, near: Callable[[Tensor, Tensor], None]
 ) -> None:
     config, run = task.config, tmp_path / "run"
     fit(task, config.train, run, workers=0, resolved=config.to_yaml())
@@ -101,7 +102,8 @@ def test_a_run_changes_the_memory_alone_and_its_checkpoints_hold_nothing_else(
     asked = {"pixel_values": torch.randn(1, 3, 126, 126), **task.words.inputs(batch_of(task, 1).prompts, "cpu")}
     asked = {name: value[:1] for name, value in asked.items() if value.numel()}
     mine, theirs = kept.eval()(**asked), image(**asked)
-    assert torch.equal(mine.pred_masks, theirs.pred_masks) and torch.equal(mine.pred_logits, theirs.pred_logits)
+    near(mine.pred_masks, theirs.pred_masks)
+    near(mine.pred_logits, theirs.pred_logits)
 
 
 def test_going_on_ends_in_the_same_weights_and_another_image_student_is_refused(
