@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samdistill.data.sources import BadInput
+from samdistill.data.skipped import BadInput
 from samdistill.engine.check import TermReport
 from samdistill.evaluation.concepts import ConceptResult
 from samdistill.evaluation.detections import draw_instances

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jinja2 import Environment, StrictUndefined
 
-from .data.sources import BadInput
+from .data.skipped import BadInput
 from .engine.check import TermReport
 from .evaluation.result import DASH, Evaluation
 from .evaluation.result_story import Tile

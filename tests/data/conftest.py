@@ -40,6 +40,11 @@ def number_of() -> Callable[[np.ndarray], int]:
     return number_in
 
 
+@pytest.fixture(scope="session", name="numbered")
+def give_numbered() -> Callable[..., np.ndarray]:
+    return numbered
+
+
 @pytest.fixture(scope="session")
 def write_video() -> WriteVideo:
     """write_video(path, count, ...): ``count`` numbered frames as H.264; 12 frames to a group, two of three B."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from samdistill.config import AugmentConfig
 from samdistill.data.clips import ClipDataset, ClipItem, ClipRules, collate_clips, draw_clip, read_clip
 from samdistill.data.sav import SavSource
-from samdistill.data.sources import BadInput
+from samdistill.data.skipped import BadInput
 from samdistill.data.transforms import PAD, Geometry, ViewTransform
 from samdistill.data.videos import BadVideo, VideoRecord, VideoSource
 from samdistill.types import UserError

@@ -87,8 +87,8 @@ def test_missing_images_and_strangers_are_listed(tmp_path: Path) -> None:
         "stranger": "image without an entry in the JSON",
         "annotation 1": "its image 0 is missing",
         "annotation 2": "its image 0 is missing",
-        "annotation 4": "unknown category 5",
-        "annotation 5": "has no segmentation",
+        "b, annotation 4": "unknown category 5",
+        "b, annotation 5": "has no segmentation",
     }
     assert [i.id for i in source.instances("b")] == [3]
 
@@ -104,15 +104,85 @@ def test_images_in_subfolders_and_repeated_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "segmentation", [[[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [7], {"size": [8, 10], "counts": [80, -1, 1]},
+    "segmentation", [None, [], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5, 6, 7]], [7], {"size": [8, 10], "counts": [80, -1, 1]},
                      {"size": [8, 10], "counts": [3, 2]}, {"size": [10, 8], "counts": [80]}, {"size": [8, 10]}]
 )  # fmt: skip
-def test_unusable_outlines_raise(tmp_path: Path, segmentation: object) -> None:
+def test_an_unusable_outline_costs_its_object_alone(tmp_path: Path, segmentation: object) -> None:
     content = record()
-    content["annotations"][0]["segmentation"] = segmentation
+    content["annotations"].append({**content["annotations"][0], "id": 4, "segmentation": segmentation})
+    if segmentation is None:
+        del content["annotations"][-1]["segmentation"]
     source = CocoSource(make(tmp_path, content), None)
-    with pytest.raises(BadImage, match="a: annotation 1"):
-        source.instances("a")
+    assert [problem.key for problem in source.problems] == ["a, annotation 4"]
+    assert [instance.id for instance in source.instances("a")] == [1, 2]
+    assert [instance.id for instance in source.instances("b")] == [3]
+
+
+@pytest.mark.parametrize(
+    ("place", "inside"),
+    [({"segmentation": [[2, 1, 12, 1, 12, 5, 2, 5]]}, True), ({"segmentation": [[2, 1, 13, 1, 13, 5, 2, 5]]}, False),
+     ({"segmentation": [[2, -3, 6, 1, 6, 5]]}, False), ({"segmentation": [[20, 1, 26, 1, 26, 5]]}, False),
+     ({"segmentation": [[2, 1, float("nan"), 1, 6, 5]]}, False),
+     ({"bbox": [2, 1, 4, 4]}, True), ({"bbox": [2, 1, 9.5, 4]}, True), ({"bbox": [2, 1, 20, 4]}, False),
+     ({"bbox": [40, 1, 4, 4]}, False), ({"bbox": [2, 1, -1, 4]}, False), ({"bbox": [2, 1, 4]}, False),
+     ({"bbox": ["x", 1, 4, 4]}, False), ({"bbox": [float("nan"), 1, 4, 4]}, False)],
+)  # fmt: skip
+def test_what_lies_outside_its_image_costs_the_object(tmp_path: Path, place: dict, inside: bool) -> None:
+    content = record()
+    content["annotations"].append({**content["annotations"][0], "id": 4, **place})
+    source = CocoSource(make(tmp_path, content), None)
+    assert [problem.key for problem in source.problems] == ([] if inside else ["a, annotation 4"])
+    assert [instance.id for instance in source.instances("a")] == [1, 2, 4][: 3 if inside else 2]
+    boxes = source.boxes("a")
+    assert len(boxes) == (2 if inside else 1) and boxes.min() >= 0 and (boxes[:, 2:] <= (10, 8)).all()
+
+
+def test_ids_may_be_texts(tmp_path: Path) -> None:
+    content = record()
+    for image in content["images"]:
+        image["id"] = f"image {image['id']}"
+    for annotation in content["annotations"]:
+        annotation |= {"id": f"object {annotation['id']}", "image_id": f"image {annotation['image_id']}"}
+    source = CocoSource(make(tmp_path, content), None)
+    assert source.problems == []
+    assert [[i.id for i in source.instances(key)] for key in "abc"] == [["object 1", "object 2"], ["object 3"], []]
+
+
+@pytest.mark.parametrize("field", ["image_id", "category_id"])
+def test_numbers_and_texts_are_not_mixed(tmp_path: Path, field: str) -> None:
+    content = record()
+    content["annotations"][0][field] = str(content["annotations"][0][field])
+    with pytest.raises(UserError, match=rf"{field} '\d' means the id \d: write both as numbers or both as texts"):
+        CocoSource(make(tmp_path, content), None)
+
+
+def test_one_id_for_two_images_or_categories_is_refused(tmp_path: Path) -> None:
+    """Else every object would be on both."""
+    content = record()
+    content["images"][1]["id"] = 0
+    with pytest.raises(UserError, match=r"image id 0 stands for 'a\.png' and for 'b\.png': give each its own"):
+        CocoSource(make(tmp_path, content), None)
+    content = record()
+    content["categories"][1]["id"] = 7
+    with pytest.raises(UserError, match="category id 7 stands for 'cat' and for 'dog'"):
+        CocoSource(make(tmp_path, content), None)
+    content = record()
+    content["images"].append(dict(content["images"][0]))  # the very same entry says nothing new
+    assert CocoSource(make(tmp_path, content), None).problems == []
+
+
+def test_an_entry_of_another_size_than_its_file_is_refused(tmp_path: Path) -> None:
+    content = record()
+    content["images"][0] |= {"height": 10, "width": 8}
+    content["annotations"] = content["annotations"][2:]
+    content["images"][2] |= {"height": 80, "width": 100}
+    source = CocoSource(make(tmp_path, content), None)
+    for key, words in (("a", "8 x 10 pixels, its image 10 x 8: with its sides swapped it fits"),
+                       ("c", "100 x 80 pixels, its image 10 x 8: give the image that was annotated")):  # fmt: skip
+        for ask in (source.load, source.instances, source.boxes, source.check):
+            with pytest.raises(BadImage, match=rf"{key}: its entry in instances\.json is {words}"):
+                ask(key)
+    assert source.check("b") == (8, 10) and source.load("b").size == (10, 8)
 
 
 def test_run_lengths_as_floats() -> None:
@@ -146,14 +216,12 @@ def test_real_masks_equal_pycocotools_own_reader() -> None:
 def test_boxes_come_from_bbox_without_masks(tmp_path: Path) -> None:
     content = record()
     for annotation in content["annotations"]:
-        annotation |= {"bbox": [2, 1, 4, 4], "segmentation": "not read"}
+        annotation |= {"bbox": [1, 0, 3, 4]}  # not around its outline
     source = CocoSource(make(tmp_path, content), None)
-    assert source.boxes("a").tolist() == [[2, 1, 6, 5]]  # the second one is a crowd
+    assert source.boxes("a").tolist() == [[1, 0, 4, 4]]  # the second one is a crowd
     assert source.boxes("c").shape == (0, 4)
-    content["annotations"][2]["bbox"] = [2, 1, 4]
-    source = CocoSource(make(tmp_path, content), None)
-    with pytest.raises(BadImage, match="b: annotation 3: no usable bbox"):
-        source.boxes("b")
+    del content["annotations"][2]["bbox"]
+    assert CocoSource(make(tmp_path, content), None).boxes("b").tolist() == [[2, 1, 6, 5]]
 
 
 def test_phrases_are_categories_or_concepts(tmp_path: Path) -> None:
@@ -174,7 +242,7 @@ def test_phrases_are_categories_or_concepts(tmp_path: Path) -> None:
 def test_real_boxes_hold_their_masks() -> None:
     """Outlines lie between pixels, and a thin tip fills none; a wrong convention would move an edge by 1 on average."""
     source = CocoSource(REAL, None)
-    off = np.concatenate([source.boxes(key) - Source.boxes(source, key) for key in source.keys])
+    off = np.concatenate([source.boxes(key) - Source.read_boxes(source, key) for key in source.keys])
     assert len(off) > 900 and np.abs(off.mean(0)).max() < 0.3 and np.abs(off).max() < 4
     assert len(source.vocabulary) == 80
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from samdistill.data.davis import DavisSource
-from samdistill.data.sources import BadInput
+from samdistill.data.skipped import BadInput
 from samdistill.data.videos import BadVideo, open_videos
 from samdistill.types import UserError
 
@@ -166,7 +166,7 @@ def foreign(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(other_size, r"Annotations/v/00001\.png is 8 x 10 pixels, its video 10 x 8"),
+    [(other_size, r"Annotations/v/00001\.png is 8 x 10 pixels, its image 10 x 8: with its sides swapped"),
      (coloured, r"Annotations/v/00001\.png is not a readable mask: it is coloured"),
      (lambda root: cut(root / "Annotations/v/00001.png"), r"Annotations/v/00001\.png is not a readable mask"),
      (mixed, "has folders of objects, such as 1, and a file beside them, 00000.png"),

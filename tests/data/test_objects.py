@@ -84,7 +84,10 @@ class Listed(Source):
         self.read[f"image {key}"] += 1
         return Image.new("RGB", self.size[::-1])
 
-    def instances(self, key: str) -> list[Instance]:
+    def check(self, key: str) -> tuple[int, int]:
+        return self.size
+
+    def read_instances(self, key: str) -> list[Instance]:
         self.read[f"objects {key}"] += 1
         found = self.objects[key]
         if isinstance(found, BadImage):
@@ -222,7 +225,10 @@ def test_what_cannot_be_trained_on_is_replaced_and_named() -> None:
     assert item.key == "g" and [tuple(bad) for bad in item.bad] == [
         ("a", "spoilt"),
         ("b", "no object to ask for"),
-        ("c", "its mask 1 is 80 x 61 pixels, the image 80 x 60"),
+        (
+            "c",
+            "its mask 1 is 80 x 61 pixels, its image 80 x 60: give the image that was annotated, or annotate this one",
+        ),
         ("d", "no object to ask for; none of 1 shows 4 pixels in this view"),
         ("e", "no object to ask for"),
         ("f, object 5", "its mask is empty"),

@@ -110,23 +110,23 @@ FAULTS = {
     "no frame": (_remove("found/bear/00002.png"), r"found/bear/00002.png: missing, as 1 of 2 frames that count"),
     "another size": (
         _put("found/bear/00001.png", Image.new("L", (6, 12))),
-        r"found/bear/00001.png: is 6 x 12 pixels, the first true mask of its video 12 x 6",
+        r"found/bear/00001.png is 6 x 12 pixels, the first true mask of its video 12 x 6",
     ),
     "another size of the truth": (
         _put("truth/Annotations/480p/bear/00003.png", Image.new("L", (6, 12))),
-        r"480p/bear/00003.png: is 6 x 12 pixels",
+        r"480p/bear/00003.png is 6 x 12 pixels",
     ),
     "colours": (
         _put("found/bear/00001.png", Image.new("RGB", (12, 6), (1, 2, 3))),
-        r"found/bear/00001.png: not a readable mask: it is coloured; a mask is a palette or grey PNG",
+        r"found/bear/00001.png is not a readable mask: it is coloured; a mask is a palette or grey PNG",
     ),
     "another format": (
         lambda root: Image.new("L", (12, 6)).save(root / "found/bear/00001.png", format="JPEG"),
-        r"found/bear/00001.png: not a readable mask: it is a JPEG file, not a PNG",
+        r"found/bear/00001.png is not a readable mask: it is a JPEG file, not a PNG",
     ),
     "torn": (
         lambda root: (root / "found/bear/00001.png").write_bytes(b"\x89PNG\r\n"),
-        r"found/bear/00001.png: not a readable mask",
+        r"found/bear/00001.png is not a readable mask",
     ),
     "an id that nothing has": (
         _put("found/bear/00001.png", Image.fromarray(grid(0, 1, 4, 3))),

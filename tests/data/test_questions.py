@@ -87,7 +87,7 @@ def test_lines_give_phrases_and_captions(folder: FolderSource) -> None:
         {"key": "z", "phrases": ["ufo"]},
     ]
     book = PhraseBook(jsonl(folder, *lines), folder)
-    assert book.keys == ["a.png", "b.png"] and book.unasked == 2
+    assert book.keys == ["a.png", "b.png"] and len(book.unasked) == 2
     assert book.phrases("a.png") == ("red car", "dog", "A street.") and book.phrases("b.png") == ("A dog on grass.",)
     assert book.vocabulary == ("A dog on grass.", "A street.", "dog", "red car")
     assert {item.key for item, _, _ in QuestionDataset(book, PLAIN)} == {"a.png", "b.png"}  # type: ignore[attr-defined]
@@ -124,8 +124,8 @@ def test_what_does_not_fit_is_dropped_whole_and_counted(folder: FolderSource) ->
     questions = jsonl(folder, {"key": "a.png", "phrases": ["dog", "a very long phrase"]},
                       {"key": "b.png", "caption": "a very long phrase"})  # fmt: skip
     book = PhraseBook(questions, folder, lambda phrase: len(phrase.split()) <= 2)
-    assert book.keys == ["a.png"] and book.phrases("a.png") == book.vocabulary == ("dog",) and book.unasked == 3
-    assert [bad.key for bad in book.dropped] == ["a very long phrase"]
+    assert book.keys == ["a.png"] and book.phrases("a.png") == book.vocabulary == ("dog",) and len(book.unasked) == 3
+    assert [bad.key for bad in book.dropped] == ["'a very long phrase'"]
     with pytest.raises(UserError, match="2 phrases are too long, such as 'a very long phrase'"):
         PhraseBook(questions, folder, lambda phrase: False)
 
@@ -292,7 +292,7 @@ def test_a_bad_image_gives_its_place_to_the_next(coco: CocoSource, tmp_path: Pat
     keys, last = book.keys, len(book.keys) - 1
     for key in (keys[3], keys[last]):
         source.path(key).write_bytes(b"broken")
-    source._objects[int(keys[4])][0]["bbox"] = None  # the annotation of the one behind is broken too
+    source._records[keys[4]]["height"] += 1  # the annotation of the one behind is of another image
     dataset = QuestionDataset(book, PLAIN, epoch=1)
     assert [(i.key, [b.key for b in bad]) for i, _, bad in (dataset[3], dataset[4], dataset[5], dataset[last])] == [
         (keys[5], [keys[3], keys[4]]), (keys[5], [keys[4]]), (keys[5], []), (keys[0], [keys[last]]),

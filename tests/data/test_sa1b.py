@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from samdistill.config import DataConfig
@@ -102,6 +103,43 @@ def test_broken_annotation_raises_bad_image(tree: Path, change: object) -> None:
     with pytest.raises(BadImage, match="sa_1000000"):
         source.instances("sa_1000000")
     assert source.instances("sa_1000001")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [((12, 20), "its image 12 x 20: with its sides swapped it fits"), ((10, 6), "give the image that")],
+)
+def test_an_annotation_of_another_size_is_refused_whoever_asks(tmp_path: Path, size, words: str) -> None:
+    """A photograph that was turned after it was annotated, and one that was scaled down."""
+    outline = {"id": 1, "bbox": [0, 0, 3, 3], "segmentation": {"size": [12, 20], "counts": [0, 240]}}
+    (tmp_path / "sa_1.json").write_text(json.dumps({"image": {"height": 12, "width": 20}, "annotations": [outline]}))
+    Image.new("RGB", size).save(tmp_path / "sa_1.jpg")
+    source = Sa1bSource(tmp_path, None)
+    for ask in (source.load, source.instances, source.boxes, source.check):
+        with pytest.raises(BadImage, match=rf"sa_1: sa_1\.json is 20 x 12 pixels, .*{words}"):
+            ask("sa_1")
+    Image.new("RGB", (20, 12)).save(tmp_path / "sa_1.jpg")
+    assert source.instances("sa_1")[0].mask.all() and source.load("sa_1")
+
+
+def test_a_phones_photograph_is_taken_upright(tree: Path) -> None:
+    """Lying in its file with an orientation, and annotated as it is shown: nothing is wrong with it."""
+    path = tree / "images/train/sa_1000000.jpg"
+    upright, exif = Image.open(path), Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    source = Sa1bSource(tree, "train")
+    assert source.load("sa_1000000").size == upright.size and source.instances("sa_1000000")
+
+
+def test_images_that_are_no_jpeg_are_read_or_named(tree: Path) -> None:
+    folder = tree / "images/train"
+    Image.open(folder / "sa_1000000.jpg").save(folder / "sa_1000000.png")
+    (folder / "sa_1000000.jpg").unlink()
+    (folder / "sa_1000001.jpg").rename(folder / "sa_1000001.cr2")
+    source = Sa1bSource(tree, "train")
+    assert source.path("sa_1000000").suffix == ".png" and source.instances("sa_1000000")
+    assert [bad.key for bad in source.problems] == ["sa_1000001.cr2", "sa_1000001"]
 
 
 @needs_real

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from samdistill.data.sav import SavSource, annotated_frames, read_masklets
-from samdistill.data.sources import BadInput
+from samdistill.data.skipped import BadInput
 from samdistill.data.videos import BadVideo
 from samdistill.types import UserError
 
@@ -181,7 +181,7 @@ def test_annotations_that_do_not_fit_are_named(
 def test_the_wrong_size_of_everything(tmp_path: Path, write_sav: Callable, write_video: Callable) -> None:
     write_sav(tmp_path, "sav_1")
     write_video(tmp_path / "sav_1.mp4", 60, (96, 96))
-    with pytest.raises(BadVideo, match=r"_manual\.json is about 96 x 64 pixels, sav_1\.mp4 has 96 x 96"):
+    with pytest.raises(BadVideo, match=r"_manual\.json is 96 x 64 pixels, sav_1\.mp4 96 x 96"):
         SavSource(tmp_path).record("sav_1")
 
 

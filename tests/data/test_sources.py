@@ -12,11 +12,8 @@ import pytest
 from PIL import Image
 
 from samdistill.config import DataConfig
-from samdistill.data import SOURCES, BadImage, Instance, open_source, read_image, split_keys, subset
-from samdistill.data.sources import DECODE_ERRORS
+from samdistill.data import SOURCES, BadImage, Instance, open_source, split_keys, subset
 from samdistill.types import UserError
-
-ORIENTATION = 0x0112
 
 
 def gradient(width: int = 40, height: int = 24) -> Image.Image:
@@ -33,56 +30,6 @@ def folder_of(root: Path, count: int) -> Path:
 
 def config(root: Path, **changes: object) -> DataConfig:
     return DataConfig.model_validate({"kind": "folder", "root": root, **changes})
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_gives_the_upright_image(tmp_path: Path, orientation: int) -> None:
-    upright = gradient()
-    # what a camera stores so that the tag's transposition restores the scene
-    stored = {
-        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, 1), 7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda a: np.rot90(a, -1),
-    }[orientation](np.asarray(upright))  # fmt: skip
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(upright))
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_broken_exif_does_not_lose_the_image(tmp_path: Path) -> None:
-    gradient().save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f garbage", quality=95)
-    assert read_image(tmp_path / "a.jpg").size == (40, 24)
-
-
-def test_modes_become_rgb_with_the_same_look(tmp_path: Path) -> None:
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    expected = np.repeat(grey[..., None], 3, -1)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "int.tif")
-    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tif")
-    Image.fromarray(grey).convert("P").save(tmp_path / "palette.png")
-    for name in ("grey.png", "deep.png", "int.tif", "float.tif", "palette.png"):
-        image = read_image(tmp_path / name)
-        assert image.mode == "RGB", name
-        assert np.array_equal(np.asarray(image), expected), name
-
-
-def test_cmyk_jpeg_keeps_its_colour(tmp_path: Path) -> None:
-    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=95)
-    red = np.asarray(read_image(tmp_path / "red.jpg")).reshape(-1, 3).mean(0)
-    assert red[0] > 240 and red[1] < 15 and red[2] < 15
-
-
-def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
-    pixels = np.zeros((4, 4, 4), np.uint8)
-    pixels[:2] = (255, 0, 0, 255)
-    pixels[3] = (0, 0, 0, 51)  # black at a fifth
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    rows = np.asarray(read_image(tmp_path / "a.png"))[:, 0]
-    assert rows.tolist() == [[255, 0, 0], [255, 0, 0], [255, 255, 255], [204, 204, 204]]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -122,10 +69,6 @@ def test_truncated_jpeg_and_vanished_file_raise(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(BadImage, match="No such file"):
         source.load("a.jpg")
-
-
-def test_a_programming_error_is_not_taken_for_a_bad_image() -> None:
-    assert not any(issubclass(e, DECODE_ERRORS) for e in (AttributeError, KeyError, NameError, AssertionError))
 
 
 def test_bad_image_crosses_processes() -> None:
@@ -247,12 +190,14 @@ def test_the_last_keys_of_a_divided_root_come_from_its_training_split(tmp_path: 
 
 
 def test_boxes_come_from_masks_unless_a_source_knows_better(tmp_path: Path) -> None:
-    first, crowd, empty = (np.zeros((6, 9), bool) for _ in range(3))
+    first, crowd, empty = (np.zeros((8, 8), bool) for _ in range(3))
     first[2:5, 3] = True
     crowd[:] = True
 
     class Masks(SOURCES.get("folder")):  # type: ignore[misc]
-        def instances(self, key: str) -> list[Instance]:
+        labelled = True
+
+        def read_instances(self, key: str) -> list[Instance]:
             return [Instance(first, "a", 1), Instance(crowd, "b", 2, crowd=True), Instance(empty, "c", 3)]
 
     source = Masks(folder_of(tmp_path, 1), None)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from samdistill.data.sav import SavSource
-from samdistill.data.sources import BadInput
+from samdistill.data.skipped import BadInput
 from samdistill.data.videos import VIDEOS, BadVideo, VideoFile, open_videos, read_frames, scan_video, seen_objects
 from samdistill.types import UserError
 
@@ -68,6 +68,30 @@ def test_frames_are_those_of_decoding_everything(
 @pytest.mark.parametrize("suffix", ["mov", "mkv", "ts"])
 def test_other_containers(tmp_path: Path, write_video: Callable, suffix: str) -> None:
     agree(write_video(tmp_path / f"a.{suffix}"), 10)
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "exact"),
+    [("libx264", {"g": "12", "bf": "2", "sc_threshold": "0"}, False), ("libx264", {"g": "24", "bf": "4"}, False),
+     ("libx264", {"g": "12", "bf": "0"}, True), ("mpeg4", {"g": "12", "bf": "2"}, True), ("mjpeg", {}, True)],
+)  # fmt: skip
+def test_numbers_in_an_avi_are_exact_or_refused(tmp_path: Path, numbered, number_of, codec, options, exact) -> None:
+    """An AVI has no times, and with B-frames FFmpeg's guess may be wrong: with the first of these by one frame."""
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=24, options=options)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number in range(60):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
+        container.mux(stream.encode(None))
+    if not exact:
+        with pytest.raises(UserError, match="an AVI with B-frames does not say when its frames are shown; convert it"):
+            scan_video(path)
+        return
+    video = scan_video(path)
+    assert len(video) == 60
+    for wanted in ([0, 7, 13, 31, 59], [31], [13]):
+        assert [(n, number_of(pixels)) for n, pixels in read_frames(video, wanted)] == [(n, n) for n in wanted]
 
 
 def test_a_changing_rate_moves_no_frame(tmp_path: Path, write_video: Callable, number_of: Callable) -> None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from samdistill.config import DetectionRunConfig, TrainConfig
 from samdistill.data import open_source
+from samdistill.data.skipped import read_skipped
 from samdistill.engine import Checkpoint, Interrupted, check_terms, fit
 from samdistill.students import EfficientSam3Model
 from samdistill.tasks.detection import DetectionBatch, DetectionTask
@@ -210,15 +211,18 @@ def test_an_unreadable_image_is_named_once_and_training_goes_on(
     job = variant(f"data.root={tmp_path / 'scenes'}", ids, "train.batch_size=2", phases)
     with caplog.at_level(logging.WARNING, "samdistill"):
         assert fit(job, job.config.train, tmp_path / "run", workers=0).steps == 2
-    lines = [record.getMessage() for record in caplog.records if "is left out" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("left out: ")]
     assert len(lines) == 1 and broken.stem in lines[0]
+    (listed,) = read_skipped(tmp_path / "run" / "skipped.jsonl")
+    assert listed["key"] == broken.stem and listed["stage"] == "train"
+    assert f"train: left out: {broken.stem}: " in (tmp_path / "run" / "log_rank0.txt").read_text()
 
 
 def test_a_phrase_beyond_the_context_is_reported_and_asked_of_nobody(variant, caplog) -> None:
     long = "the very red circle over there"
     with caplog.at_level(logging.WARNING, "samdistill"):
         task = variant(f"questions={{source: generic, negatives: 0, per_image: 4, generic: [circle, {long}]}}")
-    assert any(long in record.getMessage() and "1 phrase(s)" in record.getMessage() for record in caplog.records)
+    assert any(f"left out: {long!r}: longer than a text" in record.getMessage() for record in caplog.records)
     assert set(batch_of(task, OUTPUT, 4).prompts.texts) == {"circle"}
     with pytest.raises(UserError, match="nothing to ask"):
         variant(f"questions={{source: generic, negatives: 0, generic: [{long}]}}")

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 import samdistill.sandbox as sandbox_room
 from samdistill.cli import main
 from samdistill.config import RunConfig
+from samdistill.data.skipped import read_skipped
 from samdistill.store import FeatureStore, FeatureStoreWriter
 from samdistill.teachers.sam3 import Sam3Teacher
 from samdistill.types import UserError
-from samdistill.verbs.assembly import Assembly, skipped_keys
+from samdistill.verbs.assembly import Assembly, left_out_of
 from samdistill.verbs.cache import CacheReport, cache
 from samdistill.verbs.train import check, train
 
@@ -218,20 +219,27 @@ def spoilt(world: Path, tmp_path: Path) -> Path:
 
 
 def test_bad_inputs_are_counted_and_listed_and_the_run_goes_on(
-    spoilt: Path, recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spoilt: Path, recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = recipe(tmp_path / "run", f"data.root={spoilt}", "train.epochs=1")
     names = sorted(path.stem for path in (spoilt / "images" / "train").glob("*.jpg"))
-    broken, lonely = names[3], names[19]
+    broken, lonely, gone = names[3], names[19], "sa_10000008"
     for repeat in range(2):  # the second run lists them again
+        caplog.clear()
         assert main(as_argv(config, "cache", tmp_path)) == 0
-        said = " ".join(capsys.readouterr().out.split())
-        assert f"21 records ({0 if repeat else 21} new)" in said and "skipped 3 unreadable input(s)" in said
-        assert f"{lonely}: image without its JSON" in said and "JSON without its image" in said
-        assert f"{broken}: " in said and "not a readable image" in said
-    assert len(skipped_keys(config.store_root)) == 3
+        assert f"21 records ({0 if repeat else 21} new)" in " ".join(capsys.readouterr().out.split())
+        assert f"cache: 3 inputs are left out; all are listed in {config.output / 'skipped.jsonl'}" in caplog.text
+        assert f"left out: {lonely}: image without its JSON" in caplog.text
+        assert ": JSON without its image" in caplog.text
+        assert f"left out: {broken}: " in caplog.text and "not a readable image" in caplog.text
+        listed = read_skipped(config.output / "skipped.jsonl")
+        assert {(line["key"], line["stage"]) for line in listed} == {(k, "cache") for k in (broken, gone, lonely)}
+    assert left_out_of(config.store_root, Assembly(config).train_source).keys() == {broken}
     result = train(config)
     assert result.steps == 21 // 8 and set(result.terms) == {"mse", "cosine"}
+    stages = [line["stage"] for line in read_skipped(config.output / "skipped.jsonl")]
+    assert stages == ["cache"] * 3 + ["train"] * 3  # training does not use them either
+    assert f"train: left out: {broken}: " in (config.output / "log_rank0.txt").read_text()
 
 
 def test_nothing_readable_is_an_error_that_names_the_first(recipe, tmp_path: Path) -> None:

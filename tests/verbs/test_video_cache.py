@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from samdistill.cli import main
 from samdistill.config import VideoRunConfig
 from samdistill.data import BadInput
+from samdistill.data.skipped import read_skipped
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write_videos import write_sav
 from samdistill.store import FeatureStore, FeatureStoreWriter, make_codec
@@ -24,11 +25,12 @@ from samdistill.teachers import Sam3Detector, describe_detector
 from samdistill.types import UserError
 from samdistill.verbs import video as video_parts
 from samdistill.verbs import video_cache
-from samdistill.verbs.assembly import skipped_keys
+from samdistill.verbs.assembly import left_out_of
 from samdistill.verbs.cache import CacheReport, cache
 from samdistill.verbs.caching import list_skipped
+from samdistill.verbs.changes import refuse_changed
 from samdistill.verbs.video import VideoAssembly
-from samdistill.verbs.video_cache import complete_videos, open_levels, prove
+from samdistill.verbs.video_cache import complete_videos, open_levels, prove, source_fingerprints
 
 Recipe = Callable[..., VideoRunConfig]
 FRAMES = {"sav_3000000": 6, "sav_3000001": 6, "sav_4000000": 18}
@@ -213,12 +215,14 @@ def test_unusable_videos_are_counted_and_listed_and_the_run_goes_on(
     path.write_text(config.to_yaml())
     for repeat in range(2):  # the second run lists them again
         assert main(["cache", str(path)]) == 0
-        shown = " ".join(capsys.readouterr().out.split())
-        assert f"18 records ({0 if repeat else 18} new)" in shown and "skipped 3 unreadable input(s)" in shown
-        assert f"{torn}.mp4 is not a readable video" in shown and "belongs to another video, sav_77" in shown
-        assert "sav_5.mp4 has no sav_5_manual.json" in shown
-    assert skipped_keys(config.store_root) == {torn, foreign, "sav_5"}
+        assert f"18 records ({0 if repeat else 18} new)" in " ".join(capsys.readouterr().out.split())
+        listed = {line["key"]: line["reason"] for line in read_skipped(config.output / "skipped.jsonl")}
+        assert listed.keys() == {torn, foreign, "sav_5"}
+        assert f"{torn}.mp4 is not a readable video" in listed[torn]
+        assert "belongs to another video, sav_77" in listed[foreign]
+        assert "sav_5.mp4 has no sav_5_manual.json" in listed["sav_5"]
     parts = VideoAssembly(config)
+    assert left_out_of(config.store_root, parts.train_source).keys() == {torn, foreign}
     whole, bad = complete_videos(parts, open_levels(parts))
     assert whole == [good] and [one.key for one in bad] == [torn, foreign]
     assert main(["cache", str(path), "--layout", "npy"]) == 2
@@ -245,8 +249,10 @@ def test_a_video_that_breaks_off_is_left_out_and_can_be_mended(
     parts = VideoAssembly(config)
     assert complete_videos(parts, open_levels(parts)) == ([*FRAMES][:2], report.skipped)
     shutil.copy(videos / f"{key}.mp4", path)
+    with pytest.raises(UserError, match="changed since they were cached"):  # it is another file now
+        refuse_changed(config.store_root, source_fingerprints(parts.train_source, {key: range(0, 69, 4)}))
     report = run(config)
-    assert report.written == 2 and report.skipped == []
+    assert (report.written, report.renewed, report.skipped) == (18, 16, [])
     for name in STORE:
         assert (config.store_root / name).read_bytes() == (cached.store_root / name).read_bytes()
     assert complete_videos(parts, open_levels(parts)) == ([*FRAMES], [])

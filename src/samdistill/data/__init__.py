@@ -4,6 +4,7 @@ from .clips import ClipBatch, ClipDataset, ClipItem, ClipRules, collate_clips, d
 from .coco import CocoSource
 from .davis import DavisSource
 from .folder import FolderSource
+from .images import IMAGE_SUFFIXES, UnreadableImage, read_image, upright_size
 from .loader import ImageDataset, ImageItem, collate_images, image_loader, record_key, worker_count
 from .masks import MaskFolderSource
 from .objects import ObjectBatch, ObjectDataset, ObjectItem, collate_objects
@@ -12,17 +13,18 @@ from .prompts import box_prompts, check_prompts, pad_masks, point_prompts, promp
 from .questions import PhraseBook, Question, QuestionDataset, QuestionItem, collate_questions
 from .sa1b import Sa1bSource
 from .sav import SavSource
-from .sources import SOURCES, BadImage, BadInput, Instance, Source, open_source, read_image, split_keys, subset
+from .skipped import BadInput, leave_out, reporting
+from .sources import SOURCES, BadImage, Instance, Source, open_source, split_keys, subset
 from .transforms import Geometry, View, ViewTransform, view_seed
 from .videos import VIDEOS, BadVideo, VideoRecord, VideoSource, open_videos, read_frames
 
 __all__ = [
-    "SOURCES", "VIDEOS", "BadImage", "BadInput", "BadVideo", "ClipBatch", "ClipDataset", "ClipItem", "ClipRules",
-    "CocoSource", "DavisSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem", "Instance",
+    "IMAGE_SUFFIXES", "SOURCES", "VIDEOS", "BadImage", "BadInput", "BadVideo", "ClipBatch", "ClipDataset", "ClipItem",
+    "ClipRules", "CocoSource", "DavisSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem", "Instance",
     "MaskFolderSource", "ObjectBatch", "ObjectDataset", "ObjectItem", "PhraseBook", "PrepareReport", "Question",
-    "QuestionDataset", "QuestionItem", "Sa1bSource", "SavSource", "Source", "VideoRecord", "VideoSource", "View",
-    "ViewTransform", "box_prompts", "check_prompts", "collate_clips", "collate_images", "collate_objects",
-    "collate_questions", "draw_clip", "image_loader", "open_source", "open_videos", "pad_masks", "point_prompts",
-    "prepare_sa1b", "prompts_fingerprint", "read_clip", "read_frames", "read_image", "record_key", "split_keys",
-    "subset", "view_seed", "worker_count",
+    "QuestionDataset", "QuestionItem", "Sa1bSource", "SavSource", "Source", "UnreadableImage", "VideoRecord",
+    "VideoSource", "View", "ViewTransform", "box_prompts", "check_prompts", "collate_clips", "collate_images",
+    "collate_objects", "collate_questions", "draw_clip", "image_loader", "leave_out", "open_source", "open_videos",
+    "pad_masks", "point_prompts", "prepare_sa1b", "prompts_fingerprint", "read_clip", "read_frames", "read_image",
+    "record_key", "reporting", "split_keys", "subset", "upright_size", "view_seed", "worker_count",
 ]  # fmt: skip

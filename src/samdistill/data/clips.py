@@ -17,7 +17,8 @@ from ..config import AugmentConfig
 from ..types import ImageBatch, UserError
 from .loader import ImageItem, collate_images
 from .objects import LEAST_PIXELS
-from .sources import BadImage, BadInput
+from .skipped import BadInput
+from .sources import BadImage
 from .transforms import PAD, Size, ViewTransform
 from .videos import BadVideo, VideoRecord, VideoSource
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections import defaultdict
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +17,15 @@ from pydantic import BaseModel
 
 from ..reading import Table, fits, foreign, read_json, shown
 from ..types import UserError
-from .sources import SOURCES, BadImage, BadInput, Instance, Source, key_problem
+from .images import IMAGE_SUFFIXES, unread
+from .skipped import BadInput
+from .sources import SOURCES, BadImage, Instance, Source, key_problem
+from .transforms import Size
+
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+
+OVERHANG = 2.0
+"""Pixels by which polygons and boxes may reach beyond their image."""
 
 
 def run_lengths(counts: str | bytes) -> Int[np.ndarray, " runs"]:
@@ -34,29 +45,50 @@ def run_lengths(counts: str | bytes) -> Int[np.ndarray, " runs"]:
     return values
 
 
-def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """A mask from COCO's three spellings: polygons, run lengths as a list, run lengths as a string.
+def check_segmentation(segmentation: Any, height: int, width: int) -> None:
+    """Raises ``ValueError`` for what is none of COCO's three spellings or does not fit ``height`` x ``width``.
 
-    Raises ``ValueError`` for anything that is not one of them or does not fit ``height`` x ``width``.
+    Polygons may reach ``OVERHANG`` pixels beyond the image, as tools round. Nothing is drawn.
     """
     if isinstance(segmentation, list):
         if not segmentation or not all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in segmentation):
             raise ValueError("polygons need three x, y pairs or more each")
-        runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        for polygon in segmentation:
+            if not math.isfinite(sum(polygon)):
+                raise ValueError("a polygon has a coordinate that is not finite")
+            box = min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
+            _require_inside("a polygon", box, height, width)
     elif isinstance(segmentation, dict) and "counts" in segmentation:
         if [int(s) for s in segmentation.get("size", [])] != [height, width]:
             raise ValueError(f"mask of size {segmentation.get('size')} on an image of {[height, width]}")
-        listed = isinstance(segmentation["counts"], list)
         counts = segmentation["counts"]
-        lengths = np.array(counts, np.int64) if listed else run_lengths(counts)  # SA-V lists floats
+        lengths = np.array(counts, np.int64) if isinstance(counts, list) else run_lengths(counts)  # SA-V lists floats
         # pycocotools would fill a mask whose runs are too short from uninitialised memory
         if lengths.sum() != height * width or lengths.min() < 0:
             raise ValueError(f"run lengths sum to {lengths.sum()}, not to {height} x {width}")
-        whole = {"size": [height, width], "counts": lengths.tolist()}
-        runs = coco_mask.frPyObjects(whole, height, width) if listed else segmentation
     else:
         raise ValueError(f"segmentation is neither polygons nor run lengths but {type(segmentation).__name__}")
-    return coco_mask.decode(runs).astype(bool)
+
+
+def _require_inside(what: str, box: tuple[float, float, float, float], height: int, width: int) -> None:
+    left, top, right, bottom = box
+    if min(left, top) < -OVERHANG or right > width + OVERHANG or bottom > height + OVERHANG:
+        corners = ", ".join(f"{value:g}" for value in box)
+        raise ValueError(f"{what} reaches outside the image of {width} x {height} pixels: {corners}")
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
+    """A mask from COCO's three spellings: polygons, run lengths as a list, run lengths as a string.
+
+    Raises ``ValueError`` as ``check_segmentation`` does.
+    """
+    check_segmentation(segmentation, height, width)
+    if isinstance(segmentation, list):
+        return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))).astype(bool)
+    if isinstance(segmentation["counts"], list):
+        whole = {"size": [height, width], "counts": [int(number) for number in segmentation["counts"]]}
+        return coco_mask.decode(coco_mask.frPyObjects(whole, height, width)).astype(bool)
+    return coco_mask.decode(segmentation).astype(bool)
 
 
 def _find(root: Path) -> dict[str | None, tuple[Path, Path]]:
@@ -90,8 +122,9 @@ class CocoSource(Source):
     """``instances.json`` beside ``images/``, or ``annotations/instances_<split>.json`` with ``images/<split>`` or ``<split>``.
 
     Keys are file names without suffix. Images missing on disk, files missing in the JSON and annotations without an
-    image or a usable outline are problems. An object is called by its category, or by every name in the annotation's
-    list ``concepts`` where it has one.
+    image are problems; so is an annotation whose outline cannot be drawn or whose outline or box lies outside its
+    image, which costs that object alone. Ids may be numbers or texts and are compared as they are. An object is called
+    by its category, or by every name in the annotation's list ``concepts`` where it has one.
     """  # noqa: E501
 
     labelled = True
@@ -101,16 +134,19 @@ class CocoSource(Source):
         return sorted(name for name in _find(root) if name is not None)
 
     def __init__(self, root: Path, split: str | None) -> None:
+        """Raises ``UserError`` for a torn or foreign file, and for ids that say two things."""
         found = _find(root)
         if split not in found:
             raise UserError(f"{root}: neither instances.json nor annotations/instances_<split>.json is there")
-        annotations, self.images = found[split]
+        self.file, self.images = found[split]
         self.problems = []
-        record = read_json(annotations, _File, "not a COCO instances file")
-        with foreign(annotations, "not a COCO instances file"):
+        record = read_json(self.file, _File, "not a COCO instances file")
+        with foreign(self.file, "not a COCO instances file"):
+            _refuse_shared(self.file, "image", [(i["id"], i["file_name"]) for i in record.images])
+            _refuse_shared(self.file, "category", [(c["id"], str(c["name"])) for c in record.categories])
             self._categories = {c["id"]: str(c["name"]) for c in record.categories}
             self._records = self._match(record.images)
-            self._objects = self._group(record.annotations)
+            self._objects = self._group(record.annotations, {image["id"] for image in record.images})
         self.keys = sorted(self._records)
 
     def _match(self, images: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -125,57 +161,71 @@ class CocoSource(Source):
             if not (name in on_disk or (self.images / name).is_file()):
                 self.problems.append(BadInput(key, "listed in the JSON, but its image is missing"))
             elif key in records:
-                self.problems.append(BadInput(key, f"listed twice in the JSON; id {image['id']} is left out"))
+                if image != records[key]:
+                    first = records[key]["file_name"]
+                    why = "listed twice in the JSON" if first == name else f"{first} and {name} have the same stem"
+                    self.problems.append(BadInput(key, f"{why}; id {image['id']} is left out"))
             else:
                 records[key] = image
             on_disk.discard(name)
-        self.problems += [BadInput(Path(n).stem, "image without an entry in the JSON") for n in sorted(on_disk)]
+        self.problems += [BadInput(n, reason) for n in sorted(on_disk) if (reason := unread(n))]
+        strangers = sorted(name for name in on_disk if name.lower().endswith(IMAGE_SUFFIXES))
+        self.problems += [BadInput(Path(n).stem, "image without an entry in the JSON") for n in strangers]
         return records
 
-    def _group(self, annotations: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-        known = {record["id"] for record in self._records.values()}
-        grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in annotations:
+    def _group(self, annotations: list[dict[str, Any]], listed: Collection[Any]) -> dict[Any, list[dict[str, Any]]]:
+        keys = {record["id"]: key for key, record in self._records.items()}
+        grouped: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for number, annotation in enumerate(annotations):
+            annotation.setdefault("id", number)
+            image, category = annotation["image_id"], annotation["category_id"]
+            _refuse_other_type(self.file, "image_id", image, listed)
+            _refuse_other_type(self.file, "category_id", category, self._categories)
             label = f"annotation {annotation['id']}"
-            if annotation["image_id"] not in known:
-                self.problems.append(BadInput(label, f"its image {annotation['image_id']} is missing"))
-            elif annotation["category_id"] not in self._categories:
-                self.problems.append(BadInput(label, f"unknown category {annotation['category_id']}"))
-            elif not annotation["segmentation"]:
-                self.problems.append(BadInput(label, "has no segmentation"))
+            if image not in keys:
+                self.problems.append(BadInput(label, f"its image {image} is missing"))
+            elif category not in self._categories:
+                self.problems.append(BadInput(f"{keys[image]}, {label}", f"unknown category {category}"))
+            elif reason := _object_problem(annotation, _size(self._records[keys[image]])):
+                self.problems.append(BadInput(f"{keys[image]}, {label}", reason))
             else:
-                grouped[annotation["image_id"]].append(annotation)
+                grouped[image].append(annotation)
         return dict(grouped)
 
     def path(self, key: str) -> Path:
         return self.images / self._records[key]["file_name"]
 
+    def annotated_size(self, key: str) -> tuple[str, Size] | None:
+        """``height`` and ``width`` of the image's entry, where it has them."""
+        size = _size(self._records[key])
+        return None if size is None else (f"its entry in {self.file.name}", size)
+
     def _of(self, key: str) -> list[dict[str, Any]]:
         return self._objects.get(self._records[key]["id"], [])
 
-    def instances(self, key: str) -> list[Instance]:
+    def read_instances(self, key: str) -> list[Instance]:
         """Objects in the JSON's order, crowds marked. Raises ``BadImage`` for an outline that cannot be drawn."""
-        image = self._records[key]
+        height, width = self.check(key)
         instances = []
         for a in self._of(key):
             try:
-                mask = decode_segmentation(a["segmentation"], int(image["height"]), int(image["width"]))
-            except (ValueError, KeyError, TypeError) as error:
+                mask = decode_segmentation(a["segmentation"], height, width)
+            except _MALFORMED as error:
                 raise BadImage(key, f"annotation {a['id']}: {error}") from error
-            instances.append(Instance(mask, self._categories[a["category_id"]], int(a["id"]), bool(a.get("iscrowd"))))
+            instances.append(Instance(mask, self._categories[a["category_id"]], a["id"], bool(a.get("iscrowd"))))
         return instances
 
-    def boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
-        """From ``bbox``: no mask is decoded. Raises ``BadImage`` for an annotation without one."""
-        boxes = []
-        for a in self._of(key):
-            if not a.get("iscrowd"):
-                try:
-                    x, y, width, height = (float(v) for v in a["bbox"])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise BadImage(key, f"annotation {a['id']}: no usable bbox: {error!r}") from error
-                boxes.append((x, y, x + width, y + height))
-        return np.array(boxes, np.float32).reshape(-1, 4)
+    def read_boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
+        """From ``bbox``, cut off at the image's edges, and no mask is decoded; from all masks where one is missing."""
+        objects = [a for a in self._of(key) if not a.get("iscrowd")]
+        if any("bbox" not in a for a in objects):
+            return super().read_boxes(key)
+        height, width = self.check(key)
+        boxes = [_corners(a["bbox"]) for a in objects]
+        return np.array(boxes, np.float32).reshape(-1, 4).clip(0, (width, height, width, height)).astype(np.float32)
+
+    def label_digest(self, key: str) -> bytes:
+        return json.dumps(self._of(key), sort_keys=True).encode()
 
     def _names(self, annotation: dict[str, Any]) -> list[str]:
         return annotation.get("concepts") or [self._categories[annotation["category_id"]]]
@@ -190,3 +240,52 @@ class CocoSource(Source):
         if any(a.get("concepts") for objects in self._objects.values() for a in objects):
             return super().vocabulary
         return sorted(set(self._categories.values()))
+
+
+def _size(image: dict[str, Any]) -> Size | None:
+    if "height" not in image or "width" not in image:
+        return None
+    return int(image["height"]), int(image["width"])
+
+
+def _corners(bbox: Any) -> tuple[float, float, float, float]:
+    x, y, width, height = (float(value) for value in bbox)
+    return x, y, x + width, y + height
+
+
+def _object_problem(annotation: dict[str, Any], size: Size | None) -> str | None:
+    """Why an object cannot be used, or None. size: of its image; without one, the outline is not held against it."""
+    if not annotation.get("segmentation"):
+        return "has no segmentation"
+    try:
+        if size is not None:
+            check_segmentation(annotation["segmentation"], *size)
+        if "bbox" in annotation:
+            box = _corners(annotation["bbox"])
+            if not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
+                return f"its bbox {annotation['bbox']} is not x, y, width, height"
+            if size is not None:
+                _require_inside("its bbox", box, *size)
+    except _MALFORMED as error:
+        return str(error)
+    return None
+
+
+def _refuse_shared(file: Path, what: str, entries: Iterable[tuple[Any, str]]) -> None:
+    """``UserError`` where one id stands for two things: whatever refers to it would belong to both."""
+    seen: dict[Any, str] = {}
+    for identity, name in entries:
+        if seen.setdefault(identity, name) != name:
+            raise UserError(
+                f"{file}: {what} id {identity!r} stands for {seen[identity]!r} and for {name!r}: give each its own "
+                "(were two files joined?)"
+            )
+
+
+def _refuse_other_type(file: Path, field: str, identity: Any, known: Collection[Any]) -> None:
+    """``UserError`` where ``1`` refers to an entry called ``"1"``, or the reverse: nothing would be found."""
+    other = str(identity) if isinstance(identity, int) else identity
+    if isinstance(identity, str):
+        other = int(identity) if identity.isdecimal() else None
+    if identity not in known and other is not None and other != identity and other in known:
+        raise UserError(f"{file}: {field} {identity!r} means the id {other!r}: write both as numbers or both as texts")

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Bool, UInt, UInt8
+from jaxtyping import Bool, UInt8
 
 from ..types import UserError
-from .masks import VOID, read_id_map, upright_size
-from .sources import DECODE_ERRORS, IMAGE_SUFFIXES, BadInput, key_problem, one_line, read_image
+from .frames import list_frames
+from .id_maps import VOID, found_ids, read_id_map, refuse_drawing
+from .images import UnreadableImage, read_image, upright_size
+from .skipped import BadInput
+from .sources import key_problem, size_problem
 from .transforms import Size
 from .videos import VIDEOS, BadVideo, VideoRecord, VideoSource, check_indices, seen_objects
 
@@ -43,8 +46,7 @@ class _IdFiles:
 
     def __init__(self, files: Mapping[int, Path], size: Size) -> None:
         self.files, self.rows = files, sorted(files)
-        grids = (_read(files[row], size) for row in self.rows)
-        self._found = [(set(np.flatnonzero(np.bincount(g.ravel())).tolist()) - {0}, g.dtype) for g in grids]
+        self._found = [_ids_in(files[row], size) for row in self.rows]
         ids = set().union(*(values for values, _ in self._found))
         # beside other ids 255 is a border that belongs to nobody; alone it is how a binary mask is written
         if len(ids) > 1 and all(dtype == np.uint8 for _, dtype in self._found):
@@ -57,8 +59,15 @@ class _IdFiles:
         return np.array(visible, bool).reshape(shape), np.ones(shape, bool)
 
     def masks(self, index: int, ids: Sequence[int], size: Size) -> Bool[np.ndarray, "n h w"]:
-        grid = _read(self.files[index], size)
+        grid = read_id_map(self.files[index], size)
         return grid == np.array(ids, np.uint16)[:, None, None]  # what a PNG can hold
+
+
+def _ids_in(path: Path, size: Size) -> tuple[set[int], np.dtype]:
+    """The ids in a file, and of how many bits they are."""
+    ids = read_id_map(path, size)
+    refuse_drawing(path, ids)
+    return set(found_ids(ids)), ids.dtype
 
 
 class _ObjectFolders:
@@ -70,7 +79,7 @@ class _ObjectFolders:
 
     def flags(self, size: Size) -> tuple[Bool[np.ndarray, "a m"], Bool[np.ndarray, "a m"]]:
         cells = [[self.folders[number].get(row) for number in self.ids] for row in self.rows]
-        visible = [[path is not None and bool(_read(path, size).any()) for path in row] for row in cells]
+        visible = [[path is not None and bool(read_id_map(path, size).any()) for path in row] for row in cells]
         shape = len(self.rows), len(self.ids)
         labelled = [[path is not None for path in row] for row in cells]
         return np.array(visible, bool).reshape(shape), np.array(labelled, bool).reshape(shape)
@@ -80,19 +89,8 @@ class _ObjectFolders:
         for number, mask in zip(ids, found, strict=True):
             path = self.folders[number].get(index)
             if path is not None:
-                mask[:] = _read(path, size) != 0
+                mask[:] = read_id_map(path, size) != 0
         return found
-
-
-def _read(path: Path, size: Size) -> UInt[np.ndarray, "h w"]:
-    try:
-        values = read_id_map(path)
-    except DECODE_ERRORS as error:
-        raise UserError(f"{path} is not a readable mask: {one_line(error)}") from error
-    if values.shape != size:
-        (height, width), (h, w) = values.shape, size
-        raise UserError(f"{path} is {width} x {height} pixels, its video {w} x {h}")
-    return values
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,18 +103,11 @@ class _Parsed:
 @lru_cache(_PARSED)
 def _parse(owner: object, key: str, images: Path, masks: Path) -> _Parsed:
     """List the frames of a video and read all its masks once, to know who is where; each owner reads for itself."""
-    names = sorted(n for n in _names(images) if n.lower().endswith(IMAGE_SUFFIXES))
-    if not names:
-        raise BadVideo(key, f"{images} holds no frame")
-    frames = {Path(name).stem: number for number, name in enumerate(names)}
-    if len(frames) < len(names):
-        raise BadVideo(key, f"{images} has two frames of the same name")
     try:
+        names, found = list_frames(images, key)
         size = upright_size(images / names[0])
-    except DECODE_ERRORS as error:
-        raise BadVideo(key, f"{images / names[0]} is not a readable image: {one_line(error)}") from error
-    problems: list[BadInput] = []
-    try:
+        problems = list(found)
+        frames = {Path(name).stem: number for number, name in enumerate(names)}
         where = _masks(key, masks, frames, size, problems)
         visible, labelled = where.flags(size)
     except UserError as error:
@@ -129,7 +120,7 @@ def _parse(owner: object, key: str, images: Path, masks: Path) -> _Parsed:
         key, *size, len(names), RATE, tuple(where.rows), tuple(where.ids[k] for k in kept), visible[:, kept],
         labelled[:, kept], (), (*problems, *lost),
     )  # fmt: skip
-    return _Parsed(record, tuple(names), where)
+    return _Parsed(record, names, where)
 
 
 def _names(folder: Path) -> list[str]:
@@ -184,7 +175,8 @@ def _folders(root: Path) -> tuple[Path, Path]:
 class DavisSource(VideoSource):
     """``JPEGImages/<key>/*.jpg`` beside ``Annotations/<key>/*.png``, as in DAVIS, or in SA-V's val and test.
 
-    Frames are numbered from 0 in the order of their names; the mask of a frame has its name. A PNG in
+    Frames are numbered from 0 in the natural order of their names (``2.jpg`` before ``10.jpg``), and holes in that
+    numbering are named; the mask of a frame has its name. A PNG in
     ``Annotations/<key>/`` holds the ids of all objects, by a palette or in grey, 0 is background, and 255 in 8 bits is
     void wherever the video has other ids. Folders in ``Annotations/<key>/`` are one object each and called by its
     number; its PNGs show it wherever they are not zero, so that objects may overlap, and in a frame without one the
@@ -221,11 +213,11 @@ class DavisSource(VideoSource):
             path = self.images / key / parsed.names[index]
             try:
                 image = read_image(path)
-            except DECODE_ERRORS as error:
-                raise BadVideo(key, f"{path} is not a readable image: {one_line(error)}") from error
+            except UnreadableImage as error:
+                raise BadVideo(key, str(error)) from error
             if (image.height, image.width) != parsed.record.size:
-                raise BadVideo(key, f"{path} is {image.width} x {image.height} pixels, the first frame "
-                                    f"{parsed.record.width} x {parsed.record.height}")  # fmt: skip
+                size = (image.height, image.width)
+                raise BadVideo(key, size_problem(str(path), size, parsed.record.size, "the first frame"))
             pixels[:] = np.asarray(image)
         return found
 

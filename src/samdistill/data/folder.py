@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .sources import IMAGE_SUFFIXES, SOURCES, BadInput, Instance, Source, key_problem
+from .images import IMAGE_SUFFIXES, unread
+from .skipped import BadInput
+from .sources import SOURCES, Source, key_problem
 
 
 @SOURCES.register("folder")
@@ -22,15 +24,18 @@ class FolderSource(Source):
         return []
 
     def __init__(self, root: Path, split: str | None = None) -> None:
-        self.root, self.problems = root, []
+        self.root = root
         seen: set[str] = set()
-        keys = []
+        keys, self.problems = [], []
         for folder, below, names in os.walk(root, followlinks=True, onerror=self._unreadable):
             seen.add(os.path.realpath(folder))
             below[:] = [b for b in below if b[0] != "." and os.path.realpath(os.path.join(folder, b)) not in seen]
-            for name in names:
-                if name[0] != "." and name.lower().endswith(IMAGE_SUFFIXES):
-                    keys.append(Path(folder, name).relative_to(root).as_posix())
+            for name in (name for name in names if name[0] != "."):
+                key = Path(folder, name).relative_to(root).as_posix()
+                if name.lower().endswith(IMAGE_SUFFIXES):
+                    keys.append(key)
+                elif reason := unread(name):
+                    self.problems.append(BadInput(key, reason))
         for key in keys:
             if reason := key_problem(key):
                 self.problems.append(BadInput(repr(key), reason))
@@ -41,6 +46,3 @@ class FolderSource(Source):
 
     def path(self, key: str) -> Path:
         return self.root / key
-
-    def instances(self, key: str) -> list[Instance]:
-        return []

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..types import ImageBatch
-from .sources import BadImage, BadInput, Source
+from .skipped import BadInput
+from .sources import BadImage, Source
 from .transforms import Size, ViewTransform, view_seed
 
 

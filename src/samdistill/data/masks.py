@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from jaxtyping import UInt
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ..types import UserError
+from .fingerprints import file_digest
 from .folder import FolderSource
-from .sources import DECODE_ERRORS, SOURCES, BadImage, BadInput, Instance, Source
+from .id_maps import object_ids, read_id_map
+from .images import DECODE_ERRORS, one_line
+from .skipped import BadInput
+from .sources import SOURCES, BadImage, Instance, Source
 from .transforms import Size
 
 PAIRS = (("images", "masks"), ("JPEGImages", "SegmentationObject"), ("JPEGImages", "Annotations"))
 """Folders of images and of their masks: ours, Pascal VOC's (whose ``Annotations`` are XML), and DAVIS'."""
 SPLITS = ("train", "val", "test")
-VOID = 255
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 def find_mask_folders(root: Path) -> dict[str | None, tuple[Path, Path]]:
@@ -99,70 +99,36 @@ class MaskFolderSource(Source):
     def path(self, key: str) -> Path:
         return self.images / self._names[key]
 
-    def instances(self, key: str) -> list[Instance]:
+    def read_instances(self, key: str) -> list[Instance]:
         """Objects by id, or in the order of their files' names and numbered from 1; a file may hold no pixel.
 
-        Raises ``BadImage`` for a PNG that cannot be read, is coloured, or is not as large as its upright image.
+        Raises ``BadImage`` for a PNG that cannot be read, is coloured, is not as large as its upright image, or is a
+        drawing instead of a map of ids.
         """
+        size = self.check(key)
         try:
-            size = upright_size(self.path(key))
-        except DECODE_ERRORS as error:
-            raise BadImage(key, f"{self.path(key)} is not a readable image: {error!r}") from error
-        if key in self._masks:
-            ids = self._read(key, self._masks[key], size)
-            return [Instance(ids == number, None, number) for number in object_ids(ids)]
-        files = enumerate(self._objects[key], 1)
-        return [Instance(self._read(key, name, size) != 0, None, number) for number, name in files]
+            if key in self._masks:
+                path = self.masks / self._masks[key]
+                ids = read_id_map(path, size)
+                return [Instance(ids == number, None, number) for number in object_ids(path, ids)]
+            files = enumerate(self._objects[key], 1)
+            return [Instance(read_id_map(self.masks / name, size) != 0, None, number) for number, name in files]
+        except UserError as error:
+            raise BadImage(key, str(error)) from error
 
-    def _read(self, key: str, name: str, size: Size) -> UInt[np.ndarray, "h w"]:
-        path = self.masks / name
+    def label_digest(self, key: str) -> bytes:
+        files = [self._masks[key]] if key in self._masks else self._objects[key]
+        return b"".join(file_digest(self.masks / name) for name in files)
+
+    def annotated_size(self, key: str) -> tuple[str, Size]:
+        """Its mask's, or that of the first of them."""
+        path = self.masks / (self._masks[key] if key in self._masks else self._objects[key][0])
         try:
-            values = read_id_map(path)
+            with Image.open(path) as file:
+                return str(path), (file.height, file.width)
         except DECODE_ERRORS as error:
-            raise BadImage(key, f"{path} is not a readable mask: {' '.join(str(error).split())}") from error
-        if values.shape != size:
-            (height, width), (h, w) = values.shape, size
-            raise BadImage(key, f"{path} is {width} x {height} pixels, its image {w} x {h}")
-        return values
+            raise BadImage(key, f"{path} is not a readable mask: {one_line(error)}") from error
 
 
 def _stem(name: str) -> str:
     return PurePosixPath(name).with_suffix("").as_posix()
-
-
-def upright_size(path: Path) -> Size:
-    """Height and width of an image as ``read_image`` would give it, from the file's head: no pixel is decoded."""
-    with Image.open(path) as file:
-        height, width = file.height, file.width
-        try:
-            # Pillow's own method for PNG decodes the pixels first, to find metadata behind them
-            orientation = Image.Image.getexif(file).get(ExifTags.Base.Orientation)
-        except (*DECODE_ERRORS, KeyError, AttributeError):
-            orientation = None
-        turned = orientation in _TURNED and file.format != "TIFF"  # Pillow turns the size of a TIFF itself
-    return (width, height) if turned else (height, width)
-
-
-def read_id_map(path: Path) -> UInt[np.ndarray, "h w"]:
-    """Indices of a palette, or grey values. Grey written as colour counts; raises ``ValueError`` for real colours."""
-    with Image.open(path) as file:
-        if file.format != "PNG":
-            raise ValueError(f"it is a {file.format} file, not a PNG")
-        file.load()
-        mode, values = file.mode, np.asarray(file)
-    if mode in ("LA", "RGBA"):
-        if values[..., -1].min(initial=255) < 255:
-            raise ValueError("it is transparent; a mask is a palette or grey PNG")
-        values = values[..., :-1]
-    if values.ndim == 3:
-        if (values != values[..., :1]).any():
-            raise ValueError("it is coloured; a mask is a palette or grey PNG")
-        values = values[..., 0]
-    return values.astype(np.uint8 if values.dtype in (np.bool_, np.uint8) else np.uint16)
-
-
-def object_ids(ids: UInt[np.ndarray, "h w"]) -> list[int]:
-    """Non-zero values that are there, ascending; not 255 in 8 bits beside another."""
-    found = np.flatnonzero(np.bincount(ids.ravel())).tolist()
-    objects = [number for number in found if number != 0]
-    return objects[:-1] if ids.dtype == np.uint8 and len(objects) > 1 and objects[-1] == VOID else objects

@@ -17,7 +17,8 @@ from ..config import PromptsConfig
 from ..types import ImageBatch, PromptGroup, Prompts, UserError
 from .loader import ImageDataset, ImageItem, collate_images
 from .prompts import Ask, draw_ask, draw_grid, draw_prompts, shuffled
-from .sources import BadImage, BadInput, Instance, Source
+from .skipped import BadInput
+from .sources import BadImage, Instance, Source
 from .transforms import Size, ViewTransform
 
 LEAST_PIXELS = 4
@@ -104,12 +105,9 @@ class ObjectDataset(Dataset[ObjectItem]):
         )  # fmt: skip
 
     def _objects(self, image: ImageItem, bad: list[BadInput]) -> list[Instance]:
-        """The annotated objects that have a pixel; the others are named. Raises ``BadImage`` for a mask of a wrong size."""  # noqa: E501
+        """The annotated objects that have a pixel; the others are named. Raises ``BadImage`` as the source does."""
         found = []
         for instance in self.source.instances(image.key):
-            if instance.mask.shape != image.original_size:
-                (height, width), (h, w) = instance.mask.shape, image.original_size
-                raise BadImage(image.key, f"its mask {instance.id} is {width} x {height} pixels, the image {w} x {h}")
             if instance.crowd:
                 continue
             if instance.mask.any():

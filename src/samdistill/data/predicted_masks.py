@@ -18,8 +18,8 @@ from ..metrics.video_frames import VOID, VideoConvention, first_frame_objects
 from ..reading import foreign
 from ..types import UserError
 from .davis import LAYOUTS, RESOLUTIONS
-from .masks import read_id_map
-from .sources import read_keys
+from .id_maps import read_id_map
+from .sources import read_keys, size_problem
 from .transforms import Size
 
 OFFICIAL_IDS = Path("ImageSets", "2017", "val.txt")
@@ -138,8 +138,7 @@ def _read(path: Path, size: Size | None, one_object: bool) -> UInt[np.ndarray, "
     with foreign(path, "not a readable mask"):
         values = read_id_map(path)
     if size is not None and values.shape != size:
-        (height, width), (h, w) = values.shape, size
-        raise UserError(f"{path}: is {width} x {height} pixels, the first true mask of its video {w} x {h}")
+        raise UserError(size_problem(str(path), values.shape, size, "the first true mask of its video"))
     if one_object and (kinds := len(np.unique(values))) > 2:
         raise UserError(f"{path}: holds {kinds} values; in a folder per object a mask has two, background and object")
     return values

@@ -16,8 +16,10 @@ from PIL import Image
 
 from ..reading import Table, parse_json
 from ..types import UserError
+from .images import DECODE_ERRORS, IMAGE_SUFFIXES, unread
 from .sa1b import JPEG_SUFFIXES
-from .sources import DECODE_ERRORS, BadInput, key_problem, split_keys
+from .skipped import BadInput
+from .sources import key_problem, split_keys
 
 SPLITS = ("train", "val")
 _SETTINGS, _SKIPPED = "prepare.json", "skipped.txt"
@@ -86,7 +88,10 @@ class _Index:
     def _add(self, name: str, found: _Found) -> None:
         key, suffix = os.path.splitext(name)
         if suffix.lower() not in (*JPEG_SUFFIXES, ".json"):
-            self.report.ignored += 1
+            if suffix.lower() in IMAGE_SUFFIXES or unread(name):
+                self.report.problems.append(BadInput(name, "an image that is no JPEG, which SA-1B's are"))
+            else:
+                self.report.ignored += 1
             return
         index = self.annotations if suffix == ".json" else self.images
         if reason := key_problem(key):

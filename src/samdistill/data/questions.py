@@ -18,7 +18,8 @@ from ..ops.boxes import xyxy_to_cxcywh
 from ..reading import Table, parse_json
 from ..types import VISUAL, ConceptPrompts, ImageBatch, UserError
 from .loader import ImageDataset, ImageItem, collate_images
-from .sources import BadImage, BadInput, Source
+from .skipped import BadInput
+from .sources import BadImage, Source
 from .transforms import ViewTransform
 
 _TRIES = 64
@@ -65,9 +66,9 @@ def _read_lines(path: Path) -> dict[str, list[str]]:
 class PhraseBook:
     """What can be asked about each image of a source.
 
-    keys: images about which something can be asked, sorted; ``unasked`` others have no phrase. vocabulary: every phrase
-    that can be asked. dropped: phrases that ``fits`` refuses (a text encoder's context is limited, and half a phrase
-    asks for something else); they are asked of nobody.
+    keys: images about which something can be asked, sorted; those in ``unasked`` have no phrase. vocabulary: every
+    phrase that can be asked. dropped: phrases that ``fits`` refuses (a text encoder's context is limited, and half a
+    phrase asks for something else); they are never asked.
     """
 
     def __init__(self, config: QuestionsConfig, source: Source, fits: Callable[[str], bool] | None = None) -> None:
@@ -78,13 +79,14 @@ class PhraseBook:
         asked = self._listed()
         words = set(source.vocabulary) if config.source == "names" else {p for own in asked.values() for p in own}
         unfit = {phrase for phrase in words if fits is not None and not fits(phrase)}
-        self.dropped = [BadInput(phrase, "longer than a text encoder's context") for phrase in sorted(unfit)]
+        why = "longer than a text encoder's context, so it is never asked"
+        self.dropped = [BadInput(repr(phrase), why) for phrase in sorted(unfit)]
         self.vocabulary = tuple(sorted(words - unfit))
         if unfit:
             asked = {key: tuple(p for p in own if p not in unfit) for key, own in asked.items()}
         self._phrases = {key: own for key, own in asked.items() if own}
         self.keys = sorted(self._phrases)
-        self.unasked = len(source.keys) - len(self.keys)
+        self.unasked = [BadInput(key, "nothing to ask about it") for key in source.keys if key not in self._phrases]
         if not self.keys:
             long = f"; {len(unfit)} phrases are too long, such as {min(unfit)!r}" if unfit else ""
             raise UserError(f"questions.source={config.source}: there is nothing to ask about any image{long}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,11 @@ from jaxtyping import Float
 
 from ..reading import Table, parse_json
 from .coco import decode_segmentation
-from .sources import SOURCES, BadImage, BadInput, Instance, Source, key_problem
+from .fingerprints import file_digest
+from .images import IMAGE_SUFFIXES, unread
+from .skipped import BadInput
+from .sources import SOURCES, BadImage, Instance, Source, key_problem
+from .transforms import Size
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 T = TypeVar("T")
@@ -34,11 +39,13 @@ class Sa1bSource(Source):
     def __init__(self, root: Path, split: str | None) -> None:
         self.images = root if split is None else root / "images" / split
         self.annotations = root if split is None else root / "annotations" / split
-        names = _files(self.images)
-        self._names = {Path(n).stem: n for n in sorted(names, reverse=True) if n.lower().endswith(JPEG_SUFFIXES)}
+        names = sorted(_files(self.images), reverse=True)
+        self._names = {Path(n).stem: n for n in names if n.lower().endswith(IMAGE_SUFFIXES)}
+        self._owner = object()
         images = set(self._names)
         jsons = {Path(n).stem for n in _files(self.annotations) if n.endswith(".json")}
-        self.problems = [BadInput(k, "image without its JSON") for k in sorted(images - jsons)]
+        self.problems = [BadInput(n, reason) for n in names if (reason := unread(n))]
+        self.problems += [BadInput(k, "image without its JSON") for k in sorted(images - jsons)]
         self.problems += [BadInput(k, "JSON without its image") for k in sorted(jsons - images)]
         both = sorted(images & jsons)
         self.problems += [BadInput(repr(k), reason) for k in both if (reason := key_problem(k))]
@@ -47,7 +54,15 @@ class Sa1bSource(Source):
     def path(self, key: str) -> Path:
         return self.images / self._names[key]
 
-    def instances(self, key: str) -> list[Instance]:
+    def annotated_size(self, key: str) -> tuple[str, Size]:
+        """By the JSON's entry ``image``."""
+
+        def read(record: dict[str, Any]) -> Size:
+            return int(record["image"]["height"]), int(record["image"]["width"])
+
+        return f"{key}.json", self._read(key, read)
+
+    def read_instances(self, key: str) -> list[Instance]:
         """Every mask of the image's JSON. Raises ``BadImage`` if the JSON or one of its masks is broken."""
 
         def read(record: dict[str, Any]) -> list[Instance]:
@@ -59,7 +74,7 @@ class Sa1bSource(Source):
 
         return self._read(key, read)
 
-    def boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
+    def read_boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
         """From ``bbox``: no mask is decoded. SA-1B's boxes end at the last pixel, these at its far edge."""
 
         def read(record: dict[str, Any]) -> Float[np.ndarray, "n 4"]:
@@ -68,12 +83,21 @@ class Sa1bSource(Source):
 
         return self._read(key, read)
 
+    def label_digest(self, key: str) -> bytes:
+        return file_digest(self.annotations / f"{key}.json")
+
     def _read(self, key: str, read: Callable[[dict[str, Any]], T]) -> T:
         path = self.annotations / f"{key}.json"
         try:
-            return read(parse_json(path.read_bytes(), Table))
+            return read(_parsed(path, self._owner))
         except Exception as error:  # whatever its values lead to
             raise BadImage(key, f"{path} is not a readable SA-1B annotation: {error!r}") from error
+
+
+@lru_cache(1)
+def _parsed(path: Path, owner: object) -> Any:
+    """The last JSON that was read: an image, its size and its masks are asked for one after the other."""
+    return parse_json(path.read_bytes(), Table)
 
 
 def _files(folder: Path) -> list[str]:

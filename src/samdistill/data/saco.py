@@ -24,7 +24,7 @@ from ..io import write_json
 from ..names import key_problem
 from ..types import UserError
 from .coco import decode_segmentation, run_lengths
-from .sources import BadInput
+from .skipped import BadInput
 
 Rle = dict[str, Any]
 """COCO's compressed run lengths: ``size`` [height, width] and ``counts``, a string."""

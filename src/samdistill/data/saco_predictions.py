@@ -26,7 +26,7 @@ from .saco import (
     runs_of,
     tight_box,
 )
-from .sources import BadInput
+from .skipped import BadInput
 
 IouKind = Literal["masks", "boxes"]
 _SHARES_END = 1.5  # boxes that end before are shares of an image: no set of boxes in pixels is that small

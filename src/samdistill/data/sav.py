@@ -18,7 +18,8 @@ from pycocotools import mask as coco_mask
 from ..reading import Table, parse_json
 from ..types import UserError
 from .coco import decode_segmentation
-from .sources import BadInput, key_problem
+from .skipped import BadInput
+from .sources import key_problem, size_problem
 from .transforms import Size
 from .videos import (
     VIDEOS,
@@ -172,9 +173,8 @@ def _parse(owner: object, key: str, video: Path, annotations: tuple[Path, ...]) 
                 raise UserError(f"{part.path} has {counts}")
         file = scan_video(video)
         for part in masklets:
-            (height, width), (h, w) = part.size, file.size
             if part.size != file.size:
-                raise UserError(f"{part.path} is about {width} x {height} pixels, {video.name} has {w} x {h}")
+                raise UserError(size_problem(str(part.path), part.size, file.size, video.name))
             if part.frames != len(file):
                 raise UserError(f"{part.path} is about {part.frames} frames, {video.name} has {len(file)}")
         annotated = annotated_frames(len(file), len(masklets[0].rles))

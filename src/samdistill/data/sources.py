@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
@@ -13,25 +11,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..config import DataConfig
 from ..names import key_problem as key_problem  # of every source, whose modules import it from here
 from ..ops.masks import masks_to_boxes
 from ..registry import Registry, did_you_mean
 from ..types import UserError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-# What Pillow's decoders raise on broken files; anything else is a fault of this package and must surface.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, struct.error,
-                 zlib.error, Image.DecompressionBombError)  # fmt: skip
-
-
-class BadInput(NamedTuple):
-    """An input that was left out, and why. Counted and listed, never lost."""
-
-    key: str
-    reason: str
+from .fingerprints import combined, file_digest
+from .images import UnreadableImage, one_line, read_image, upright_size
+from .skipped import BadInput, leave_out
+from .transforms import Size
 
 
 class BadImage(UserError):
@@ -50,7 +40,7 @@ class Instance(NamedTuple):
 
     mask: Bool[np.ndarray, "h w"]
     category: str | None
-    id: int
+    id: int | str
     crowd: bool = False
 
 
@@ -58,6 +48,7 @@ class Source(ABC):
     """A set of images with unique keys, and their objects where there are labels.
 
     keys: sorted. problems: what listing found unusable. labelled: whether ``instances`` can return anything.
+    What an image and its annotation have to meet is checked here, for all jobs and verbs.
     """
 
     keys: list[str]
@@ -77,14 +68,64 @@ class Source(ABC):
     def path(self, key: str) -> Path:
         """The image file."""
 
-    @abstractmethod
-    def instances(self, key: str) -> list[Instance]:
-        """Annotated objects, in the file's order; [] without labels. Raises ``BadImage`` for a broken annotation."""
+    def read_instances(self, key: str) -> list[Instance]:
+        """Annotated objects, in the file's order; [] without labels. Raises ``BadImage`` for a broken annotation.
 
-    def boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
-        """xyxy of each annotated object in pixels of the file, edge to edge; crowds are left out."""
+        For ``instances``, which callers ask.
+        """
+        return []
+
+    def read_boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
+        """For ``boxes``, which callers ask; here, from the masks."""
         masks = [torch.from_numpy(i.mask) for i in self.instances(key) if not i.crowd]
         return masks_to_boxes(torch.stack(masks)).numpy() if masks else np.zeros((0, 4), np.float32)
+
+    def annotated_size(self, key: str) -> tuple[str, Size] | None:
+        """What gives a height and width for the image, and which; None where nothing does. Raises ``BadImage``."""
+        return None
+
+    def check(self, key: str) -> Size:
+        """Height and width of the upright image; no pixel is decoded.
+
+        Raises ``BadImage`` for a file that is no image, and for an annotation of another size: such an annotation lies
+        elsewhere than what it is about.
+        """
+        try:
+            return self._fitting(key, upright_size(self.path(key)))
+        except UnreadableImage as error:
+            raise BadImage(key, str(error)) from error
+
+    def _fitting(self, key: str, size: Size) -> Size:
+        said = self.annotated_size(key)
+        if said is not None and said[1] != size:
+            raise BadImage(key, size_problem(*said, size))
+        return size
+
+    def instances(self, key: str) -> list[Instance]:
+        """Annotated objects, in the file's order, their masks as large as the upright image; [] without labels.
+
+        Raises ``BadImage`` for a broken annotation and for one of another size than the image.
+        """
+        if not self.labelled:
+            return []
+        size, found = self.check(key), self.read_instances(key)
+        for instance in found:
+            if instance.mask.shape != size:
+                raise BadImage(key, size_problem(f"its mask {instance.id}", instance.mask.shape, size))
+        return found
+
+    def boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
+        """xyxy of each annotated object in pixels of the file, edge to edge; crowds are left out. Raises as above."""
+        self.check(key)
+        return self.read_boxes(key)
+
+    def label_digest(self, key: str) -> bytes:
+        """What changes where the annotation does. Raises ``OSError``."""
+        return b""
+
+    def fingerprint(self, key: str, labels: bool = False) -> str:
+        """16 hex digits over what the image file holds, and with ``labels`` its annotation. Raises ``OSError``."""
+        return combined([file_digest(self.path(key)), self.label_digest(key) if labels else b""])
 
     def phrases(self, key: str) -> list[str]:
         """What the data set calls the objects of the image, each name once; [] where it has no names."""
@@ -96,53 +137,32 @@ class Source(ABC):
         return sorted({phrase for key in self.keys for phrase in self.phrases(key)})
 
     def load(self, key: str) -> Image.Image:
-        """RGB, upright (EXIF applied), fully decoded. Raises ``BadImage`` for a corrupt or missing file."""
+        """RGB, upright (EXIF applied), fully decoded.
+
+        Raises ``BadImage`` for a corrupt or missing file, and for an annotation of another size, whoever asks: all jobs
+        leave out the same images.
+        """
         try:
-            return read_image(self.path(key))
-        except DECODE_ERRORS as error:
-            raise BadImage(key, f"{self.path(key)} is not a readable image: {one_line(error)}") from error
+            image = read_image(self.path(key))
+        except UnreadableImage as error:
+            raise BadImage(key, str(error)) from error
+        self._fitting(key, (image.height, image.width))
+        return image
+
+
+def size_problem(what: str, said: Size, size: Size, of: str = "its image") -> str:
+    """What is wrong with an annotation of ``said`` height and width for an image of ``size``."""
+    (height, width), (h, w) = said, size
+    text = f"{what} is {width} x {height} pixels, {of} {w} x {h}"
+    if said == size[::-1]:
+        return (
+            f"{text}: with its sides swapped it fits, as if it was made before the image was turned upright; annotate "
+            "the upright image, or remove the orientation from the image's EXIF data"
+        )
+    return f"{text}: give the image that was annotated, or annotate this one"
 
 
 SOURCES: Registry[type[Source]] = Registry("data set kind")
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, or its name where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode to upright 8-bit RGB.
-
-    Grey is repeated, 16-bit is scaled by 1/257, transparency is laid over white, CMYK converted. JPEGs are always
-    decoded at full size: Pillow's ``draft`` would make a view depend on how the file was encoded. Corruption inside
-    a JPEG's entropy-coded data is not reported by libjpeg and decodes to wrong pixels; everything else raises one of
-    ``DECODE_ERRORS``.
-    """
-    with Image.open(path) as file:
-        file.load()
-        image: Image.Image = file
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-        except (*DECODE_ERRORS, KeyError, AttributeError):
-            image.info.pop("exif", None)  # broken metadata around good pixels: no orientation is known
-        return _to_rgb(image)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy() if getattr(image, "fp", None) is not None else image
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        if image.mode == "F":
-            values = np.nan_to_num(values) * (255.0 if values.max(initial=0) <= 1 else 1.0)
-        elif values.max(initial=0) > 255 or image.mode != "I":
-            values = values / 257
-        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def key_share(key: str, salt: str) -> float:
@@ -201,6 +221,7 @@ def _open(data: DataConfig, name: str, names: list[str]) -> Source:
         left_out = f"; {len(source.problems)} inputs were unusable" if source.problems else ""
         first = f", first {source.problems[0].key}: {source.problems[0].reason}" if source.problems else ""
         raise UserError(f"{data.root}: no image for data.kind={data.kind}{left_out}{first}")
+    leave_out(source.problems, seen_by_all=True)
     return source
 
 
@@ -241,4 +262,19 @@ def open_source(data: DataConfig, split: Literal["train", "held_out"]) -> Source
                             f"{data.held_out_fraction:g} leave none for {split}")  # fmt: skip
     if split == "train":
         source.keys = subset(source.keys, data.fraction)
+    return source
+
+
+def survey(source: Source, most: int = 1000) -> Source:
+    """The source, after its images were held against their annotations; what does not pass is left out when it is read.
+
+    No pixel is decoded. Of more than ``most`` images so many are looked at, spread over all.
+    """
+    found = []
+    for key in source.keys[:: max(1, -(-len(source.keys) // most))]:
+        try:
+            source.check(key)
+        except BadImage as error:
+            found.append(error.bad)
+    leave_out(found)
     return source

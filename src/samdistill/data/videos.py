@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,10 @@ from jaxtyping import Bool, Int, UInt8
 
 from ..registry import Registry
 from ..types import UserError
-from .sources import BadImage, BadInput, one_line, read_keys, split_keys, subset
+from .fingerprints import combined, file_digest
+from .images import one_line
+from .skipped import BadInput, leave_out
+from .sources import BadImage, read_keys, split_keys, subset
 from .transforms import Size
 
 _UPRIGHT = (1, 0, 0, 1)
@@ -93,6 +97,14 @@ class VideoSource(ABC):
         Raises ``BadVideo`` where one cannot be decoded and ``IndexError`` for a number that the video does not reach.
         """
 
+    def fingerprint(self, key: str) -> str:
+        """16 hex digits over what the video's file, or each file in its folder, holds. Raises ``OSError``."""
+        path = self.path(key)
+        if not path.is_dir():
+            return combined([file_digest(path)])
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        return combined(os.fsencode(file.name) + file_digest(file) for file in files)
+
     @abstractmethod
     def masks(self, key: str, index: int) -> Bool[np.ndarray, "n h w"]:
         """Masks of ``record(key).objects`` in frame ``index``; empty where an object is invisible.
@@ -142,6 +154,7 @@ def open_videos(
         left_out = f"; {len(source.problems)} inputs were unusable" if source.problems else ""
         first = f", first {source.problems[0].key}: {source.problems[0].reason}" if source.problems else ""
         raise UserError(f"{root}: no video for data.kind={kind}{left_out}{first}")
+    leave_out(source.problems, seen_by_all=True)
     if ids is not None:
         source.keys = read_keys(ids, source.keys)
     train, held_out = split_keys(source.keys, held_out_fraction)
@@ -182,9 +195,10 @@ class VideoFile:
 
 
 def scan_video(path: Path) -> VideoFile:
-    """Find the frames of a video file; only the first is decoded.
+    """Find the frames of a video file; only the first is decoded, of an AVI with B-frames all.
 
-    Raises ``UserError`` for a missing file, one that is no video, has no picture or no times, or ends early.
+    Raises ``UserError`` for a missing file, one that is no video, has no picture or no times, or times that do not fit
+    its frames, or ends early.
     """
     with _opened(path) as (container, stream):
         shown, entries = [], []
@@ -209,10 +223,26 @@ def scan_video(path: Path) -> VideoFile:
         first = next(container.decode(stream), None)
         if first is None:
             raise ValueError("its first frame cannot be decoded")
+        if container.format.name == "avi" and stream.codec_context.codec.reorder:
+            container.seek(int(entry_dts[0]), stream=stream)
+            _require_times(container, stream, pts)
         height, width = _pixels(first).shape[:2]
         if not stream.average_rate:
             raise ValueError("its frames have no rate; store it as mp4")
         return VideoFile(path, (height, width), float(stream.average_rate), pts, entry_pts, entry_dts)
+
+
+def _require_times(container: InputContainer, stream: VideoStream, pts: Int[np.ndarray, " n"]) -> None:
+    """``ValueError`` unless the frames come out of the decoder, from here on, at the times ``pts`` one after the other.
+
+    An AVI has no times of its own. Where frames are stored in another order than they are shown (B-frames), the times
+    that FFmpeg makes up belong to other frames, which only decoding all of them tells.
+    """
+    shown = [frame.pts for frame in container.decode(stream)]
+    if shown != pts.tolist():
+        raise ValueError(
+            "an AVI with B-frames does not say when its frames are shown; convert it: ffmpeg -i a.avi a.mp4"
+        )
 
 
 def read_frames(video: VideoFile, indices: Sequence[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..config import TrainConfig
-from ..data import worker_count
+from ..data import reporting, worker_count
 from ..tasks.base import Task
 from ..types import UserError
 from .check import default_device
@@ -81,6 +81,7 @@ def fit(
     (see ``state.HARMLESS`` for the keys that may differ). ``workers``: loader processes per rank.
 
     The run folder gets ``config.yaml``, ``log_rank{r}.txt``, ``metrics.jsonl`` (see ``Tracker``), ``tensorboard/``,
+    ``skipped.jsonl`` where inputs are left out,
     ``ckpt_epoch_{n}.pt`` after n epochs (the last ``config.keep``) and, at the end, ``student/``.
 
     Stopping: the first SIGINT or SIGTERM finishes the step, saves and raises ``Interrupted`` (a ``SystemExit`` with
@@ -90,7 +91,8 @@ def fit(
     """
     accelerator = _accelerator(config, task.leaves_unused or bool(config.freeze))
     try:
-        return _fit(accelerator, task, config, run_dir, resume, workers, resolved)
+        with reporting("train", run_dir, accelerator.process_index, resume=resume is not False):
+            return _fit(accelerator, task, config, run_dir, resume, workers, resolved)
     except UserError:
         if not accelerator.is_main_process:
             time.sleep(_RANK_0_FIRST)

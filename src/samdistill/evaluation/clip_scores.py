@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..data.sources import BadInput
+from ..data.skipped import BadInput
 
 ALL, LOOKALIKES, UNIQUE, OCCLUDED, REAPPEARED = GROUPS = ("all", "lookalikes", "unique", "occluded", "reappeared")
 """Every question. Objects that share all their names with another one in the frame, and those that do not; objects

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
 
 from ..data.objects import LEAST_PIXELS
+from ..data.skipped import leave_out
 from ..data.transforms import Geometry, Size
 from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
@@ -81,6 +82,7 @@ def evaluate_clips(
     if not answers:
         first = f", first {': '.join(skipped[0])}" if skipped else ""
         raise UserError(f"no object to ask about in {len(keys)} videos, {len(skipped)} skipped{first}")
+    leave_out(skipped)
     return ClipScores(memory, tuple(answers), tuple(skipped))
 
 

@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ..data.images import UnreadableImage, read_image
 from ..data.saco import ConceptPair, ConceptSet, Rle, to_rle
 from ..data.saco_predictions import IouKind, Prediction, unused_predictions
-from ..data.sources import DECODE_ERRORS, BadInput, read_image
+from ..data.skipped import BadInput, leave_out
+from ..data.sources import size_problem
 from ..data.transforms import Geometry
 from ..inference.concepts import ConceptModel, detections
 from ..metrics.concepts import SCORE_THRESHOLD
@@ -185,6 +187,7 @@ def evaluate_concepts(
         result = score_files(found, concepts, teacher=teacher, threshold=threshold, pictures=pictures)
         took, conditions = _latency(models, repeats) if repeats else ({}, None)
     rows = (replace(r, parameters=parameters(models[r.name].model), latency_ms=took.get(r.name)) for r in result.rows)
+    leave_out(skipped)
     return replace(result, rows=tuple(rows), conditions=conditions, skipped=(*result.skipped, *skipped))
 
 
@@ -221,6 +224,8 @@ def score_files(
         for name, each in found.items()
         for bad in unused_predictions(concepts, each)
     )
+    skipped = (*concepts.problems, *unused)
+    leave_out(skipped)
     return ConceptResult(
         rows=tuple(rows),
         teacher=teacher,
@@ -229,7 +234,7 @@ def score_files(
         questions=len(concepts.pairs),
         positives=sum(bool(pair.rles) for pair in concepts.pairs),
         conditions=None,
-        skipped=(*concepts.problems, *unused),
+        skipped=skipped,
         pictures=tuple(_picture(concepts, pair, found, threshold) for pair in chosen),
         predictions=found,
         figures=figures,
@@ -281,14 +286,14 @@ def _batches(concepts: ConceptSet, batch_size: int) -> Iterator[list[tuple[Path,
 def _read(path: Path, pairs: Sequence[ConceptPair], skipped: dict[BadInput, None]) -> Image.Image | None:
     try:
         picture = read_image(path)
-    except DECODE_ERRORS as error:
-        skipped[BadInput(str(path), f"not a readable image: {' '.join(str(error).split())}")] = None
+    except UnreadableImage as error:
+        skipped[BadInput(str(path), str(error))] = None
         return None
     size = (picture.height, picture.width)
     for pair in pairs:
         if (pair.height, pair.width) != size:
-            said, wrong = (f"{sides[1]} x {sides[0]}" for sides in (size, (pair.height, pair.width)))
-            skipped[BadInput(str(path), f"has {said} pixels, but its question {pair.id} says {wrong}")] = None
+            why = size_problem(f"its question {pair.id}", (pair.height, pair.width), size)
+            skipped[BadInput(str(path), why)] = None
             return None
     return picture
 

@@ -11,7 +11,8 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ..data.prompts import pad_masks
-from ..data.sources import BadImage, BadInput, Source
+from ..data.skipped import BadInput, leave_out
+from ..data.sources import BadImage, Source
 from ..data.transforms import Geometry
 from ..types import ImageBatch
 
@@ -73,6 +74,7 @@ def load_batches(
                 examples.append(load_example(source, geometry, key, max_objects))
             except BadImage as error:
                 skipped.append(error.bad)
+                leave_out([error.bad])
         yield len(wanted), examples
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..data.predicted_masks import MaskVideo, object_masks
-from ..data.sources import BadInput
+from ..data.skipped import BadInput, leave_out
 from ..metrics.video import VideoScores, evaluate_videos
 from ..metrics.video_frames import VideoConvention
 from ..types import UserError
@@ -32,6 +32,7 @@ def score_masks(
         more = f" (and {len(scores.failures) - 1} more videos with mistakes)" if len(scores.failures) > 1 else ""
         raise UserError(scores.failures[0].error + more)
     skipped = (*ignored, *(bad for video in scores.videos for bad in _uncounted(video)))
+    leave_out(skipped)
     rows = video_rows({PREDICTIONS: scores}, {}, convention, skipped)
     return VideoResult(rows, None, convention.name, len(scores.videos), None, None, skipped, {PREDICTIONS: scores})
 

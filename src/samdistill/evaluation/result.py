@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from rich.markup import escape
 from rich.table import Table
 
-from ..data.sources import BadInput
+from ..data.skipped import BadInput
 from .result_story import PROMPT_NOTE, Tile, encoder_headline, encoder_tiles
 from .rows import EMBEDDING, ModelRow
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, SamModel
 
 from ..data.prompts import pad_masks
-from ..data.sources import BadInput, Source
+from ..data.skipped import BadInput
+from ..data.sources import Source
 from ..data.transforms import Geometry
 from ..inference.prompting import KINDS, PROMPTS, PromptKind, Targets, prompted_masks, prompts_at_once
 from ..ops.promptable import Embeddings, Promptable, embed, embed_trunk, image_size

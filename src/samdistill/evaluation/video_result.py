@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..data.sources import BadInput
+from ..data.skipped import BadInput
 from ..metrics.video import VideoSetScores
 from ..metrics.video_frames import DAVIS_2017, VideoConvention
 from ..types import UserError

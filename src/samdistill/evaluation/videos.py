@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoints.words import Words
-from ..data.sources import BadInput
+from ..data.skipped import BadInput, leave_out
 from ..data.transforms import Geometry
 from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
@@ -95,6 +95,7 @@ def evaluate_videos_with(
             scores[name] = evaluate_videos(loads, convention, workers)
     failures = {BadInput(failure.name, failure.error): None for each in scores.values() for failure in each.failures}
     skipped += failures
+    leave_out(skipped)
     rows = video_rows(scores, run.seconds, convention, skipped)
     return VideoResult(
         rows=rows,
@@ -159,6 +160,7 @@ class _Run:
     def follow(self, key: str) -> MaskFile:
         """Everybody's masks of the objects of one video. Raises ``BadVideo`` where it cannot be read."""
         record = self.source.record(key)
+        leave_out(record.problems)
         if not record.objects:
             raise BadVideo(key, "no object to follow")
         video = _Video(self, record)

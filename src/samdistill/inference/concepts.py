@@ -17,7 +17,7 @@ from ..checkpoints.files import SANDBOX, TORCH_SUFFIXES, locate
 from ..checkpoints.loading import model_kinds, open_config, pretrained
 from ..checkpoints.words import Words
 from ..config import TeacherConfig
-from ..data.sources import DECODE_ERRORS, read_image
+from ..data.images import read_image
 from ..data.transforms import Geometry, Size
 from ..ops.boxes import xyxy_to_cxcywh
 from ..ops.images import normalise
@@ -162,11 +162,7 @@ def open_image(image: str | Path | Image.Image) -> Image.Image:
         return image.convert("RGB")
     if not Path(image).is_file():
         raise UserError(f"{image}: no such image")
-    try:
-        return read_image(Path(image))
-    except DECODE_ERRORS as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{image}: not a readable image: {why}") from None
+    return read_image(Path(image))
 
 
 def ask_image(

@@ -14,7 +14,8 @@ import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -63,7 +64,8 @@ class FeatureStoreWriter:
     def __init__(self, root: Path, spec: StoreSpec, codec: Codec, rank: int = 0, world: int = 1) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
-        self.root, self.spec, self.codec, self.rank = Path(root), spec, codec, rank
+        self.root, self.spec, self.codec, self.rank, self.world = Path(root), spec, codec, rank, world
+        self._expired: dict[str, tuple[RankFiles, int, np.ndarray]] = {}
         self._establish()
         self.recovered: list[str] = []
         with contextlib.ExitStack() as stack:
@@ -134,8 +136,38 @@ class FeatureStoreWriter:
             keys.update(files.read_keys(_durable(files, self.codec.record_bytes)))
         return keys
 
+    def expire(self, keys: Iterable[str]) -> None:
+        """Records that ``write`` takes the place of: until then they are not ``done``, and stay as they are.
+
+        Only for a single process: a record may be in the file of another rank.
+        """
+        wanted = self.done.intersection(keys)
+        if wanted and self.world > 1:
+            raise ValueError("records are renewed by a single process")
+        for rank in find_ranks(self.root) if wanted else ():
+            files = RankFiles(self.root, rank)
+            index = _durable(files, self.codec.record_bytes)
+            for row, key in enumerate(files.read_keys(index)):
+                if key in wanted:
+                    self._expired[key] = files, row, index[row].copy()
+        self.done -= wanted
+
+    def _renew(self, files: RankFiles, row: int, entry: np.ndarray, record: bytes) -> None:
+        """Overwrite a record and its checksum. A kill between the two leaves one that its checksum refuses."""
+        size = self.codec.record_bytes
+        entry["crc32"] = zlib.crc32(record)
+        with ExitStack() as stack:
+            if files.rank != self.rank:
+                stack.enter_context(_locked(files))
+            for path, offset, part in (
+                (files.values, row * size, record), (files.index, row * INDEX_DTYPE.itemsize, entry.tobytes()),
+            ):  # fmt: skip
+                file = stack.enter_context(path.open("r+b", buffering=0))
+                _put(file, offset, part)
+                os.fsync(file.fileno())
+
     def write(self, key: str, seed: int, features: Float[Tensor, "c h w"]) -> None:
-        """Append one record. Any float dtype, any device.
+        """Append one record, or overwrite an expired one. Any float dtype, any device.
 
         key: unique in the store, one line. seed: what replays the augmentation, int32. ``UserError`` for a key that
         is there already, for features that are not finite or do not fit the codec, and for a full disk; the
@@ -150,6 +182,11 @@ class FeatureStoreWriter:
             record = struct.pack("<i", seed) + self.codec.encode(features)
         except FeatureError as error:
             raise UserError(f"{self.root}: {key!r}: {error}") from None
+        if key in self._expired:
+            with writing(self.root, f"the record of {key!r}", len(record)):
+                self._renew(*self._expired.pop(key), record)
+            self.done.add(key)
+            return
         line = raw + b"\n"
         key_end = self._key_end + len(line)
         parts = (record, pack_entry(record, raw, key_end), line)

@@ -5,7 +5,6 @@ The teacher runs online: what it says depends on the image and the question, and
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch.utils.data import Dataset
 from ..checkpoints.student import start_from, trunk_weights
 from ..checkpoints.words import Words
 from ..config import DetectionRunConfig
-from ..data import BadInput
+from ..data import BadInput, leave_out
 from ..data.questions import QuestionItem, collate_questions
 from ..losses.detection import FEATURE_TERMS, TERMS, feature_terms, fpn_term, output_terms
 from ..ops.images import normalise
@@ -27,8 +26,6 @@ from ..teachers import DetectorInfo, Sam3Detector
 from ..types import ConceptPrompts, ImageBatch, Term, Terms
 from .base import Task
 from .held_out import held_out_terms
-
-logger = logging.getLogger("samdistill")
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,6 @@ class DetectionTask(Task[DetectionBatch]):
         self.questions, self.held_out = questions, held_out
         self.student = student_config(config, teacher.info)
         self.wanted = frozenset(TERMS)
-        self.reported: set[str] = set()
 
     def build_student(self) -> EfficientSam3Model:
         settings = self.config.student
@@ -98,10 +94,7 @@ class DetectionTask(Task[DetectionBatch]):
 
     def to(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
         self.teacher.to(device)
-        for bad in batch.bad:
-            if bad.key not in self.reported:
-                self.reported.add(bad.key)
-                logger.warning("%s is left out: %s", bad.key, bad.reason)
+        leave_out(batch.bad)
         return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.bad)
 
     def counts(self, batch: DetectionBatch) -> dict[str, int]:

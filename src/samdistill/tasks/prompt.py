@@ -6,7 +6,6 @@ computed from is in ``losses/prompt.py``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 from ..checkpoints.promptable import load_promptable
 from ..config import PromptRunConfig, TrainConfig, at_epoch
 from ..data.objects import ObjectBatch, ObjectItem, collate_objects
+from ..data.skipped import leave_out
 from ..losses import prompt as losses
 from ..ops.masks import mask_iou
 from ..ops.promptable import Promptable, decoder_width, embedding_grid, to_canvas, trunk_channels
@@ -29,7 +29,6 @@ from .base import Task, stages_at
 from .held_out import held_out_batches, pooled
 from .prompt_student import PromptStudent, StudentAnswers, best_mask
 
-logger = logging.getLogger("samdistill")
 PerObject = Sequence[Float[Tensor, "g n"]]
 
 
@@ -67,7 +66,6 @@ class PromptTask(Task[ObjectBatch]):
         self.config, self.signals = config, signals
         self.objects, self.held_out = objects, held_out
         self.weights, self.epoch = term_weights(config, 0), 0
-        self.reported: set[str] = set()
 
     def build_student(self) -> PromptStudent:
         settings = self.config.student
@@ -99,10 +97,7 @@ class PromptTask(Task[ObjectBatch]):
     def to(self, batch: ObjectBatch, device: torch.device) -> ObjectBatch:
         if self.signals is not None:
             self.signals.to(device)
-        for bad in batch.bad:
-            if bad.key not in self.reported:
-                self.reported.add(bad.key)
-                logger.warning("%s is left out: %s", bad.key, bad.reason)
+        leave_out(batch.bad)
         return batch.to(device)
 
     def counts(self, batch: ObjectBatch) -> dict[str, int]:

@@ -5,7 +5,6 @@ No teacher runs here. What it said about the past is read from a cache, and give
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from torch.utils.data import Dataset
 from ..checkpoints.loading import quiet_transformers
 from ..checkpoints.words import Words
 from ..config import VideoRunConfig
-from ..data import BadInput
+from ..data import BadInput, leave_out
 from ..data.clips import ClipBatch, ClipDataset, ClipItem, ClipRules, collate_clips
 from ..data.transforms import ViewTransform
 from ..data.videos import BadVideo, VideoSource
@@ -34,7 +33,6 @@ from .base import Task, stages_at
 from .held_out import held_out_terms
 from .video_student import Past, VideoStudent, to_grid
 
-logger = logging.getLogger("samdistill")
 ALIGN = "align"
 MARK_PIXELS = 7
 """Side of a cell of a mark in pixels of the canvas: half of a patch, so that canvases, multiples of 14, divide."""
@@ -74,7 +72,6 @@ class VideoTask(Task[VideoBatch]):
         self.config, self.start, self.words, self.transform = config, start, words, transform
         self.source, self.keys, self.levels, self.held_out = source, list(keys), levels, held_out
         self.aligning, self.wanted = False, frozenset(config.TERMS)
-        self.reported: set[str] = set()
 
     def build_student(self) -> VideoStudent:
         memory, clips = self.config.student.memory, self.config.clips
@@ -165,10 +162,7 @@ class VideoTask(Task[VideoBatch]):
         return found
 
     def to(self, batch: VideoBatch, device: torch.device) -> VideoBatch:
-        for bad in batch.bad:
-            if bad.key not in self.reported:
-                self.reported.add(bad.key)
-                logger.warning("%s is left out: %s", bad.key, bad.reason)
+        leave_out(batch.bad)
         moved = {name: v.to(device) for name, v in vars(batch.past).items() if isinstance(v, Tensor)}
         return VideoBatch(
             batch.images.to(device), batch.prompts.to(device), batch.truth.to(device), replace(batch.past, **moved),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,17 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ..config import Run, RunConfig
-from ..data import Geometry, ImageDataset, Source, ViewTransform, open_source, record_key
+from ..data import BadInput, Geometry, ImageDataset, Source, ViewTransform, leave_out, open_source, record_key
+from ..data.fingerprints import fingerprints
+from ..data.skipped import read_skipped
+from ..data.videos import VideoSource
 from ..store import FeatureStore, StoreSpec
 from ..store.spec import MANIFEST, Manifest
 from ..tasks.encoder import EncoderTask
 from ..teachers import Teacher, TeacherInfo, build_teacher, describe_teacher
 from ..teachers.base import IMAGE_EMBEDDING, OnlineTeacher
 from ..types import UserError
+from .changes import refuse_changed
 
 AnyConfig = TypeVar("AnyConfig", bound=Run)
 
@@ -86,31 +89,43 @@ class Assembly(Images[RunConfig]):
         return FeatureStore(root, wanted)
 
     def proven_store(self) -> FeatureStore:
-        """``open_store``, and on rank 0 the teacher itself is loaded: its weights must be those that were cached."""
+        """``open_store``, and on rank 0 the teacher itself is loaded: its weights must be those that were cached, and
+        so must the images."""
         store = self.open_store()
         if int(os.environ.get("RANK", 0)) == 0:
+            refuse_changed(store.root, self.source_fingerprints(self.cached_keys))
             Manifest.load(store.root).require(store.root, self.store_spec(self.build_teacher()))
         return store
 
+    @cached_property
+    def cached_keys(self) -> list[str]:
+        """The training images of a run that reads the cache: those that the cache did not leave out."""
+        skipped = left_out_of(self.config.store_root, self.train_source)
+        return [key for key in self.train_source.keys if key not in skipped]
+
+    def source_fingerprints(self, keys: Sequence[str]) -> dict[str, str]:
+        """Of the image that each record about ``keys`` is of."""
+        found = fingerprints(self.train_source.fingerprint, keys)
+        return {record_key(key, view): found[key] for view in range(self.config.data.views) for key in keys}
+
     def task(self, store: FeatureStore) -> EncoderTask:
         """The job over the cached views; every image is cached, listed as skipped, or an error."""
-        views, missing = [], 0
-        skipped = skipped_keys(self.config.store_root)
+        views, missing = list[ImageDataset](), list[str]()
+        keys = self.cached_keys
         for index in range(self.config.data.views):
-            keys = self.train_source.keys
-            cached = [key for key in keys if record_key(key, index) in store]
-            missing += sum(record_key(key, index) not in store and key not in skipped for key in keys)
-            views.append(self.view(index, cached))
-        refuse_missing(self.config.store_root, missing, len(self.train_source.keys) * len(views))
+            missing += [key for key in keys if record_key(key, index) not in store]
+            views.append(self.view(index, keys))
+        refuse_missing(self.config.store_root, missing, len(keys) * len(views))
         return EncoderTask(self.config, self.teacher_info, store, views)
 
 
-def refuse_missing(root: Path, missing: int, total: int) -> None:
-    """``UserError`` where a cache lacks views that it does not list as skipped."""
+def refuse_missing(root: Path, missing: Sequence[str], total: int) -> None:
+    """``UserError`` where a cache lacks views that it does not list as skipped. missing: their keys."""
     if missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(
-            f"{root}: {missing} of {total} views are not cached; run `samdistill cache` with this config again, it "
-            "resumes"
+            f"{root}: {len(missing)} of {total} views are not cached ({some}); run `samdistill cache` with this config "
+            "again, it resumes"
         )
 
 
@@ -118,9 +133,11 @@ def skipped_path(store_root: Path, rank: int) -> Path:
     return store_root / f"rank{rank}-skipped.jsonl"
 
 
-def skipped_keys(store_root: Path) -> set[str]:
-    """Keys the cache listed as unreadable."""
-    found: set[str] = set()
-    for path in store_root.glob("rank*-skipped.jsonl"):
-        found.update(json.loads(line)["key"] for line in path.read_text().splitlines() if line)
-    return found
+def left_out_of(store_root: Path, source: Source | VideoSource) -> dict[str, BadInput]:
+    """What the cache listed as unusable, by key, which is named here too; not what listing the data set found, such as
+    a second file of a name."""
+    lines = (line for path in sorted(store_root.glob("rank*-skipped.jsonl")) for line in read_skipped(path))
+    found = [BadInput(str(line["key"]), str(line["reason"])) for line in lines]
+    left = {bad.key: bad for bad in found if bad not in source.problems}
+    leave_out([left[key] for key in source.keys if key in left], seen_by_all=True)
+    return left

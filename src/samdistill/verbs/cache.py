@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import AnyRun, PromptRunConfig, RunConfig, VideoRunConfig
-from ..data import BadInput, image_loader, record_key
+from ..data import BadInput, image_loader, record_key, reporting
 from ..engine import default_device
 from ..evaluation.examples import evenly
 from ..registry import did_you_mean
@@ -28,6 +28,7 @@ from .caching import (
     verify_files,
     verify_record,
 )
+from .changes import Renewal
 from .progress import Progress
 from .prompt_cache import cache_prompt
 from .video_cache import cache_videos
@@ -74,15 +75,16 @@ def cache(
     if layout not in LAYOUTS:
         raise UserError(f"no layout is called {layout!r}{did_you_mean(layout, LAYOUTS)}")
     device = device or str(default_device())
-    if isinstance(config, PromptRunConfig):
-        return cache_prompt(config, rank, world, verify, device, progress, npy=layout == "npy")
-    if layout != "store":
-        raise UserError(f"--layout {layout} goes with the prompt job; the {config.job} job has the store alone")
-    if isinstance(config, VideoRunConfig):
-        return cache_videos(config, rank, world, verify, device, progress)
-    if not isinstance(config, RunConfig):
-        raise UserError(f"the {config.job} job has nothing to cache: its teacher answers while the student trains")
-    return cache_encoder(config, rank, world, verify, device, progress)
+    with reporting("cache", config.output, rank):
+        if isinstance(config, PromptRunConfig):
+            return cache_prompt(config, rank, world, verify, device, progress, npy=layout == "npy")
+        if layout != "store":
+            raise UserError(f"--layout {layout} goes with the prompt job; the {config.job} job has the store alone")
+        if isinstance(config, VideoRunConfig):
+            return cache_videos(config, rank, world, verify, device, progress)
+        if not isinstance(config, RunConfig):
+            raise UserError(f"the {config.job} job has nothing to cache: its teacher answers while the student trains")
+        return cache_encoder(config, rank, world, verify, device, progress)
 
 
 def cache_encoder(
@@ -96,7 +98,10 @@ def cache_encoder(
     spec = parts.store_spec(teacher)
     codec = settled_codec(root, spec, rank, verify, lambda: _sample(parts, teacher))
     with FeatureStoreWriter(root, spec, codec, rank, world) as writer:
+        renewal = Renewal(root, rank, world, parts.source_fingerprints(source.keys[rank::world]), writer.done)
+        writer.expire(renewal.stale)
         bad, written = _write(parts, teacher, writer, world, progress and rank == 0)
+        renewed = renewal.conclude(writer.done)
     skipped = list_skipped(root, rank, [*(source.problems if rank == 0 else ()), *bad])
     store = FeatureStore(root, spec)
     if len(store) == 0:
@@ -104,7 +109,7 @@ def cache_encoder(
     checked, worst = verify_store(parts, store, teacher, codec, rank, world) if verify else (0, 0.0)
     return CacheReport(
         str(root), len(store), written, len(store) * store.bytes_per_record, store.bytes_per_record,
-        time.monotonic() - start, skipped, writer.recovered, checked, worst,
+        time.monotonic() - start, skipped, writer.recovered, checked, worst, renewed,
     )  # fmt: skip
 
 

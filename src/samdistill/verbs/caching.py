@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ..data import BadInput, record_key
+from ..data import BadInput, leave_out, record_key
 from ..store import Codec, FeatureStore, Problem, StoreSpec, make_codec, stored_codec
 from ..types import UserError
 from .assembly import skipped_path
@@ -28,7 +28,8 @@ class CacheReport:
     """What a cache run did. bytes counts the values files of all ranks; skipped lists unreadable inputs.
 
     A record is all that is kept of one view of one image, or of one frame of a video. recovered: one line for each
-    file whose torn end, left by a kill or a power cut, was cut and written again.
+    file whose torn end, left by a kill or a power cut, was cut and written again. renewed: records, among those
+    ``written``, whose image or video had changed.
     """
 
     store: str
@@ -41,6 +42,7 @@ class CacheReport:
     recovered: list[str] = field(default_factory=list)
     verified: int = 0
     worst_error: float = 0.0
+    renewed: int = 0
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self) | {"skipped": [bad._asdict() for bad in self.skipped]}
@@ -63,7 +65,8 @@ def blocks_to_do(
 
 def list_skipped(root: Path, rank: int, skipped: Iterable[BadInput]) -> list[BadInput]:
     """Write this rank's list of inputs that were left out, each once, beside the records, and return it."""
-    found = list({bad.key: bad for bad in skipped}.values())
+    found = list(dict.fromkeys(skipped))
+    leave_out(found)
     skipped_path(root, rank).write_text("".join(json.dumps(bad._asdict()) + "\n" for bad in found))
     return found
 

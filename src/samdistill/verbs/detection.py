@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -11,14 +10,14 @@ import torch
 from ..checkpoints.words import Words
 from ..config import DetectionRunConfig
 from ..data.questions import PhraseBook, QuestionDataset
+from ..data.skipped import BadInput, leave_out
+from ..data.sources import survey
 from ..engine.frozen_norm import batch_norms
 from ..students import EfficientSam3Model
 from ..tasks.detection import DetectionTask, student_config
 from ..teachers import DetectorInfo, Sam3Detector, describe_detector
 from ..types import UserError
 from .assembly import Images
-
-logger = logging.getLogger("samdistill")
 
 
 class DetectionAssembly(Images[DetectionRunConfig]):
@@ -51,12 +50,7 @@ class DetectionAssembly(Images[DetectionRunConfig]):
     def task(self) -> DetectionTask:
         """The job on all its images; the terms are also measured on questions about the held-out ones."""
         book, seed = self.book(), self.config.data.seed
-        if book.dropped:
-            first, why = book.dropped[0]
-            logger.warning("%d phrase(s) are asked of nobody: %s, such as %r", len(book.dropped), why, first)
-        if book.unasked:
-            every = len(self.train_source.keys)
-            logger.warning("%d of %d images are left out: nothing to ask about them", book.unasked, every)
+        leave_out([*book.dropped, *book.unasked], seen_by_all=True)
         views = self.config.train.total_epochs  # the teacher is online: every epoch sees another view
         held_out = self._held_out()
 
@@ -99,13 +93,15 @@ class DetectionPlan:
     batch_norms: int
     steps_per_epoch: int
     steps: int
+    skipped: tuple[BadInput, ...] = ()
+    """Inputs that the run will leave out."""
 
     @property
     def trained_on(self) -> str:
         return f"{self.images} images"
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        return asdict(self) | {"skipped": [bad._asdict() for bad in self.skipped]}
 
 
 def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
@@ -118,7 +114,7 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     with torch.device("meta"):
         student = EfficientSam3Model(student_config(config, info))
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in student.named_children()}
-    params, images = sum(sizes.values()), len(PhraseBook(config.questions, parts.train_source).keys)
+    params, images = sum(sizes.values()), len(PhraseBook(config.questions, survey(parts.train_source)).keys)
     per_epoch = images // train.batch_size
     copies = 4 + (1 if train.ema else 0)  # weights, gradients, two Adam moments, weight average
     half = 2 if config.teacher.precision != "fp32" else 4
@@ -126,7 +122,7 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
         teacher=config.teacher.path, teacher_params=info.params, image_size=info.image_size,
         teacher_queries=info.queries, teacher_levels=tuple(info.levels), student=config.student.backbone,
         student_params=params, parts=sizes, student_fp16_bytes=2 * params, queries=config.student.queries,
-        images=images, held_out_images=len(parts.held_out_source().keys),
+        images=images, held_out_images=len(survey(parts.held_out_source()).keys),
         questions_per_image=config.questions.per_image,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
         weights_and_optimiser_bytes=params * 4 * copies, teacher_bytes=half * info.params,

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..config import DetectionRunConfig, load_config
 from ..data.saco import ConceptSet, find_concepts
+from ..data.skipped import reporting
 from ..engine import CheckReport, FitResult, default_device
 from ..evaluation.concepts import ConceptResult, evaluate_concepts, some_images
 from ..inference.concepts import StudentDetector, load_concept_model
@@ -77,7 +78,8 @@ def walk_detection(config: DetectionRunConfig) -> DetectionRoad:
     console.print("[bold]train[/]   the student on what the teacher answers")
     trained = train(config, resume=True)
     console.print("[bold]evaluate[/] on held-out questions")
-    evaluated = evaluate_road(config)
+    with reporting("evaluate", out):
+        evaluated = evaluate_road(config)
     (out / "evaluation.json").write_text(json.dumps(evaluated.to_dict(), indent=1) + "\n")
     console.print(evaluated.table())
     report = tell_detection(config, checked, trained, evaluated)

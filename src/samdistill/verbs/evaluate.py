@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..checkpoints.promptable import load_model
 from ..config import DataConfig
-from ..data import Geometry, Source, open_source
+from ..data import Geometry, Source, open_source, reporting
 from ..data.masks import find_mask_folders
 from ..data.saco import ConceptSet, find_concepts
 from ..data.saco_predictions import IouKind, load_predictions, write_predictions
@@ -49,6 +49,7 @@ def prompt_kinds(names: Sequence[str]) -> tuple[PromptKind, ...]:
     return tuple(kind for kind in KINDS if kind in names)
 
 
+@reporting("evaluate")
 def evaluate(
     model: Path, data: Path, *, teacher: str | None = None, prompts: Sequence[str] = PROMPTS,
     images: int | None = None, batch_size: int = 4, geometry: str = "square", progress: bool = True,
@@ -74,6 +75,7 @@ def evaluate(
         )  # fmt: skip
 
 
+@reporting("evaluate")
 def evaluate_concepts(
     model: Path, data: Path | Sequence[Path], *, teacher: str | None = None, threshold: float = 0.5,
     images: int | None = None, batch_size: int = 4, geometry: str = "square", out: Path | None = None,

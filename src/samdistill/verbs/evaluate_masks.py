@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..data.davis import LAYOUTS
 from ..data.predicted_masks import MaskVideo, find_videos
-from ..data.sources import BadInput
+from ..data.skipped import BadInput, reporting
 from ..evaluation.examples import evenly
 from ..evaluation.mask_folders import score_masks
 from ..evaluation.video_result import VideoResult
@@ -17,6 +17,7 @@ from .evaluate_videos import convention_named
 from .progress import Progress
 
 
+@reporting("evaluate")
 def evaluate_masks(
     results: str | Path, data: str | Path, *, convention: str | None = None, videos: int | None = None,
     workers: int = 1, progress: bool = True,

@@ -8,6 +8,7 @@ from ..data.davis import LAYOUTS, DavisSource
 from ..data.masks import SPLITS
 from ..data.predicted_masks import OFFICIAL_IDS
 from ..data.sav import KINDS
+from ..data.skipped import reporting
 from ..data.videos import VideoSource, open_videos
 from ..engine import default_device
 from ..evaluation.examples import evenly
@@ -62,6 +63,7 @@ def held_out_videos(root: Path) -> tuple[VideoSource, VideoConvention]:
     return source, SAV if from_sav else DAVIS_2017
 
 
+@reporting("evaluate")
 def evaluate_videos(
     model: Path, data: Path, *, teacher: str | None = None, convention: str | None = None, videos: int | None = None,
     every_frame: bool = False, geometry: str = "square", workers: int = 1, progress: bool = True,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
 
 from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, RunConfig, VideoRunConfig
+from ..data import BadInput, reporting
+from ..data.sources import survey
 from ..engine.frozen_norm import batch_norms, small_batch
 from ..store import record_bytes
 from ..students import StudentTrunk
@@ -48,13 +50,15 @@ class Plan:
     batch_norms: int
     steps_per_epoch: int
     steps: int
+    skipped: tuple[BadInput, ...] = ()
+    """Inputs that the run will leave out."""
 
     @property
     def trained_on(self) -> str:
         return f"{self.images} images"
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        return asdict(self) | {"skipped": [bad._asdict() for bad in self.skipped]}
 
 
 AnyPlan = Plan | DetectionPlan | PromptPlan | VideoPlan
@@ -88,7 +92,9 @@ def plan(config: AnyRun, *, world: int = 1) -> AnyPlan:
 
     Warns where batch norms would train on the statistics of too few images.
     """
-    found = _plan(config, world)
+    with reporting("plan") as left_out:
+        found = _plan(config, world)
+        found = replace(found, skipped=tuple(left_out.found))
     frames = config.clips.context if isinstance(config, VideoRunConfig) else 1
     warning = small_batch(found.batch_norms, config.train, frames)
     if warning is not None:
@@ -111,7 +117,7 @@ def plan_encoder(config: RunConfig, world: int = 1) -> Plan:
     parts = Assembly(config)
     info, train = parts.teacher_info, config.train
     student = _meta_student(parts)
-    images, held_out = len(parts.train_source.keys), len(parts.held_out_source().keys)
+    images, held_out = len(survey(parts.train_source).keys), len(survey(parts.held_out_source()).keys)
     micro = train.batch_size // (world * train.accumulate)
     params = sum(p.numel() for p in student.parameters())
     trunk = sum(p.numel() for p in student.backbone.parameters())

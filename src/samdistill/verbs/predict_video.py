@@ -17,9 +17,10 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.davis import RATE
-from ..data.masks import upright_size
+from ..data.frames import list_frames
+from ..data.images import read_image, upright_size
 from ..data.saco import Rle, to_rle
-from ..data.sources import DECODE_ERRORS, one_line, read_image
+from ..data.skipped import leave_out, reporting
 from ..data.transforms import Size
 from ..data.videos import read_frames, scan_video
 from ..engine import default_device
@@ -29,8 +30,6 @@ from ..inference.video import Tracked, VideoSession
 from ..types import UserError
 from .progress import Progress
 
-FRAMES = (".jpg", ".jpeg", ".png")
-"""Files of a folder that are frames."""
 FILES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".ts")
 """Endings of videos; any other file is taken for an image."""
 ENCODER = {"crf": "18", "preset": "medium"}
@@ -117,6 +116,7 @@ class _Footage:
     read: Callable[[int], Iterator[Frame]]
 
 
+@reporting("predict")
 def predict_video(
     video: str | Path, model: str | Path | StudentDetector, text: str | None = None, boxes: Sequence[Box] = (), *,
     threshold: float = 0.5, geometry: str = "square", out: Path | None = None, frames: int | None = None,
@@ -125,7 +125,7 @@ def predict_video(
     """Follow every instance of what ``text`` names, also those that come later; or the object in each of ``boxes`` in
     the first frame, which ``text`` then is the name of.
 
-    video: a file, or a folder of JPEG or PNG frames in the order of their names (24 a second, as DAVIS). model: a run
+    video: a file, or a folder of frames in the natural order of their names (24 a second, as DAVIS). model: a run
     of the video job, any other student's folder, which goes without memory, or an opened one. boxes: xyxy in pixels,
     upright. threshold: least score of what is visible. geometry: square or longest_side, as in the student's config.
     out: an MP4 to draw masks and ids into; it is there when it is whole. frames: look at so many at most.
@@ -273,23 +273,18 @@ def _open(video: Path) -> _Footage:
 
 
 def _open_folder(folder: Path) -> _Footage:
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in FRAMES and p.name[0] != ".")
-    if not paths:
-        raise UserError(f"{folder}: holds no frame; give a video, or a folder of {', '.join(FRAMES)} files")
-    try:
-        size = upright_size(paths[0])
-    except DECODE_ERRORS as error:
-        raise UserError(f"{folder}: frame 0, {paths[0].name}, is not a readable image: {one_line(error)}") from None
+    names, problems = list_frames(folder, str(folder))
+    leave_out(problems)
+    paths = [folder / name for name in names]
+    size = upright_size(paths[0])
 
     def read(count: int) -> Iterator[Frame]:
         for number, path in enumerate(paths[:count]):
-            where = f"{folder}: frame {number}, {path.name},"
-            try:
-                image = read_image(path)
-            except DECODE_ERRORS as error:
-                raise UserError(f"{where} is not a readable image: {one_line(error)}") from None
+            image = read_image(path)
             if (image.height, image.width) != size:
-                raise UserError(f"{where} is {image.width} x {image.height} pixels, the first {size[1]} x {size[0]}")
+                raise UserError(
+                    f"{path}: frame {number} is {image.width} x {image.height} pixels, the first {size[1]} x {size[0]}"
+                )
             yield np.asarray(image)
 
     return _Footage(str(folder), size, RATE, len(paths), read)

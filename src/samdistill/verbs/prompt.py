@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
 from ..checkpoints.promptable import load_promptable
 from ..config import PromptRunConfig
-from ..data import ImageDataset, ObjectDataset, image_loader, prompts_fingerprint, record_key
+from ..data import BadInput, ImageDataset, ObjectDataset, image_loader, prompts_fingerprint, record_key
+from ..data.fingerprints import fingerprints
+from ..data.sources import survey
 from ..engine import default_device
 from ..engine.frozen_norm import batch_norms
 from ..evaluation.examples import evenly
@@ -26,8 +28,9 @@ from ..tasks.prompt import PromptTask, Signals
 from ..teachers import Ensemble, PromptTeacher, fit_projection, shares
 from ..teachers.cached_signals import DENSE, FEATURE_OF, CachedSignals, Shape, record_shapes
 from ..types import ImageBatch, UserError
-from .assembly import Images, refuse_missing, skipped_keys
+from .assembly import Images, left_out_of, refuse_missing
 from .caching import wait_for
+from .changes import refuse_changed
 
 PATCH_CHANNELS = 256
 """Channels that a teacher's patch features are brought to, as published; fewer where the teacher has fewer."""
@@ -73,10 +76,17 @@ class PromptAssembly(Images[PromptRunConfig]):
         """Of the student: its canvas is the one that prompts are counted on."""
         return self.student.image_size
 
-    def objects(self, view: int) -> ObjectDataset:
-        """View ``view`` of the training images and what is asked about them."""
+    def objects(self, view: int, keys: Sequence[str] | None = None) -> ObjectDataset:
+        """View ``view`` of the training images (all of them, or ``keys``) and what is asked about them."""
         data, source = self.config.data, self.train_source
-        return ObjectDataset(source, self.transform, self.config.prompts, source.keys, data.seed, view)
+        wanted = source.keys if keys is None else keys
+        return ObjectDataset(source, self.transform, self.config.prompts, wanted, data.seed, view)
+
+    @cached_property
+    def cached_keys(self) -> list[str]:
+        """The training images of a run that reads the cache: those that the cache did not leave out."""
+        skipped = left_out_of(self.split_root, self.train_source)
+        return [key for key in self.train_source.keys if key not in skipped]
 
     def held_out(self) -> ObjectDataset | None:
         """One draw of prompts about the held-out images; None where nobody knows the answers."""
@@ -85,14 +95,21 @@ class PromptAssembly(Images[PromptRunConfig]):
             return None
         return ObjectDataset(source, self.transform, prompts, source.keys, self.config.data.seed)
 
+    def source_fingerprints(self, keys: Sequence[str]) -> dict[str, str]:
+        """Of the image and its annotation, which prompts are drawn from, that each record about ``keys`` is of."""
+        found = fingerprints(partial(self.train_source.fingerprint, labels=True), keys)
+        return {record_key(key, view): found[key] for view in range(self.config.data.views) for key in keys}
+
     def task(self, device: torch.device | str | None = None) -> PromptTask:
         """The job on all its images. device: where a projection is fitted if there is none yet.
 
         An online run sees another view in every epoch, a cached one those of the cache in turn.
         """
         signals = self.signals(device if device is not None else default_device())
-        views = self.config.data.views if self.config.cached else self.config.train.total_epochs
-        return PromptTask(self.config, signals, lambda epoch: self.objects(epoch % views), self.held_out())
+        cached = self.config.cached
+        views = self.config.data.views if cached else self.config.train.total_epochs
+        keys = self.cached_keys if cached else None
+        return PromptTask(self.config, signals, lambda epoch: self.objects(epoch % views, keys), self.held_out())
 
     def signals(self, device: torch.device | str) -> Signals | None:
         """Running teachers or the cache, whose teachers rank 0 opens once to prove that they are those of the config;
@@ -104,6 +121,7 @@ class PromptAssembly(Images[PromptRunConfig]):
         stores = {name: self.open_stores(name) for name in self.weights}
         self._refuse_incomplete(stores)
         if process_rank() == 0:
+            refuse_changed(self.split_root, self.source_fingerprints(self.cached_keys))
             for entry in self.config.teachers:
                 if entry.name in self.weights:
                     self.prove(PromptTeacher(entry), stores[entry.name])
@@ -234,11 +252,10 @@ class PromptAssembly(Images[PromptRunConfig]):
 
     def _refuse_incomplete(self, stores: dict[str, dict[str, FeatureStore]]) -> None:
         """Every view is cached or listed as skipped, for every teacher and feature that is read."""
-        keys, views, skipped = self.train_source.keys, self.config.data.views, skipped_keys(self.split_root)
-        names = [record_key(key, view) for view in range(views) for key in keys if key not in skipped]
+        names = [record_key(key, view) for view in range(self.config.data.views) for key in self.cached_keys]
         wanted = {FEATURE_OF[term] for term in self.config.distilled}
         for store in (store for features in stores.values() for name, store in features.items() if name in wanted):
-            refuse_missing(store.root, sum(name not in store for name in names), len(keys) * views)
+            refuse_missing(store.root, [name for name in names if name not in store], len(names))
 
 
 ELSEWHERE = "give distillation.precomputed_root another folder, or delete this one to cache again"
@@ -296,27 +313,30 @@ class PromptPlan:
     batch_norms: int
     steps_per_epoch: int
     steps: int
+    skipped: tuple[BadInput, ...] = ()
+    """Inputs that the run will leave out."""
 
     @property
     def trained_on(self) -> str:
         return f"{self.images} images"
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        return asdict(self) | {"skipped": [bad._asdict() for bad in self.skipped]}
 
 
 def plan_prompt(config: PromptRunConfig) -> PromptPlan:
     """What a run will need; decodes no image."""
     parts, train = PromptAssembly(config), config.train
     student, teachers = parts.student, tuple(_planned(parts))
-    params, images = sum(student.parts.values()), len(parts.train_source.keys)
+    params, images = sum(student.parts.values()), len(survey(parts.train_source).keys)
     per_image = sum(teacher.bytes_per_image for teacher in teachers)
     copies = 4 + (1 if train.ema else 0)  # weights, gradients, two Adam moments, weight average
     per_epoch = images // train.batch_size
     return PromptPlan(
         student=student.name, student_params=params, parts=student.parts, image_size=student.image_size,
         grid=student.grid, student_fp16_bytes=2 * params,
-        teachers=teachers, terms=config.distilled, images=images, held_out_images=len(parts.held_out_source().keys),
+        teachers=teachers, terms=config.distilled, images=images,
+        held_out_images=len(survey(parts.held_out_source()).keys),
         objects=config.prompts.objects, mode=config.prompts.mode, rounds=config.prompts.rounds, cached=config.cached,
         views=config.data.views, codec=config.cache.codec, bytes_per_image=per_image,
         cache_bytes=per_image * images * config.data.views, weights_and_optimiser_bytes=params * 4 * copies,

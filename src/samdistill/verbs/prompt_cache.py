@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from ..teachers import Ensemble
 from ..teachers.cached_signals import record_seeds, to_records
 from ..types import Prompts, UserError
 from .caching import CacheReport, blocks_to_do, list_skipped, refuse_damage, verify_files, verify_record
+from .changes import Renewal
 from .progress import Progress
 from .prompt import FEATURES, PromptAssembly
 
@@ -47,22 +48,29 @@ def cache_prompt(
     root = parts.split_root
     ensemble = _ensemble(parts, device, rank, verify)
     with ExitStack() as stack:
-        lines = stack.enter_context(PromptLines(root, rank))
         writers = _writers(parts, ensemble, stack, rank, world)
+        every = [writer for own in writers.values() for writer in own.values()]
+        cached = set.union(*(writer.done for writer in every))
+        now = parts.source_fingerprints(parts.train_source.keys[rank::world])
+        renewal = Renewal(root, rank, world, now, cached)
+        for writer in every:
+            writer.expire(renewal.stale)
+        lines = stack.enter_context(PromptLines(root, rank, renewal.stale))
         bad, written = _write(parts, ensemble, writers, lines, rank, world, progress and rank == 0)
+        renewed = renewal.conclude(set.intersection(*(writer.done for writer in every)))
     skipped = list_skipped(root, rank, [*(parts.train_source.problems if rank == 0 else ()), *bad])
     stores = {name: {feature: FeatureStore(w.root) for feature, w in own.items()} for name, own in writers.items()}
-    every = [store for own in stores.values() for store in own.values()]
-    records, per_record = min(map(len, every)), sum(store.bytes_per_record for store in every)
+    all_stores = [store for own in stores.values() for store in own.values()]
+    records, per_record = min(map(len, all_stores)), sum(store.bytes_per_record for store in all_stores)
     if records == 0:
         raise UserError(f"{root}: not one image could be cached; the first: {next(iter(skipped), None)}")
     checked, worst = _verify(parts, ensemble, stores, rank, world) if verify else (0, 0.0)
     if npy:
         _export(parts, stores, rank, world)
     return CacheReport(
-        str(root), records, written, sum(len(store) * store.bytes_per_record for store in every), per_record,
+        str(root), records, written, sum(len(store) * store.bytes_per_record for store in all_stores), per_record,
         time.monotonic() - start, skipped, [line for own in writers.values() for w in own.values() for line in
-                                            w.recovered], checked, worst,
+                                            w.recovered], checked, worst, renewed,
     )  # fmt: skip
 
 
@@ -227,13 +235,14 @@ class PromptLines:
     done: (key, view) of every whole line of all processes.
     """
 
-    def __init__(self, root: Path, rank: int) -> None:
+    def __init__(self, root: Path, rank: int, stale: Collection[str] = ()) -> None:
+        """stale: records that are renewed; their lines are dropped, and written again."""
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.path = root, root / ("prompts.jsonl" if rank == 0 else f"prompts-rank{rank}.jsonl")
         self.done: set[tuple[str, int]] = set()
         for path in sorted(root.glob("prompts*.jsonl"), key=lambda path: path != self.path):
-            lines = _whole_lines(path, self.done)
-            if path == self.path and path.read_bytes() != (content := b"".join(lines)):
+            lines = _whole_lines(path, self.done, set(stale))
+            if (path == self.path or stale) and path.read_bytes() != (content := b"".join(lines)):
                 with writing(root, path.name, len(content)):
                     replace_file(path, content)
 
@@ -259,8 +268,9 @@ class PromptLines:
             os.fsync(self.file.fileno())
 
 
-def _whole_lines(path: Path, done: set[tuple[str, int]]) -> list[bytes]:
-    """Lines that can be read and whose view is not among ``done``, to which theirs are added."""
+def _whole_lines(path: Path, done: set[tuple[str, int]], stale: Collection[str]) -> list[bytes]:
+    """Lines that can be read, whose record is not ``stale`` and whose view is not among ``done``, to which theirs are
+    added."""
     found = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
@@ -268,7 +278,7 @@ def _whole_lines(path: Path, done: set[tuple[str, int]]) -> list[bytes]:
             place = str(entry["key"]), int(entry["view"])
         except (ValueError, KeyError, TypeError):
             continue
-        if line.endswith(b"\n") and place not in done:
+        if line.endswith(b"\n") and place not in done and record_key(*place) not in stale:
             done.add(place)
             found.append(line)
     return found

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..checkpoints.promptable import load_promptable
 from ..config import PromptRunConfig, load_config
+from ..data.skipped import reporting
 from ..engine import CheckReport, FitResult, default_device
 from ..evaluation import EvaluationResult, evaluate_models
 from ..inference.prompting import KINDS
@@ -89,7 +90,8 @@ def walk_prompt(config: PromptRunConfig) -> PromptRoad:
     console.print("[bold]train[/]   the student on masks and on what its teachers say")
     trained = train(config, resume=True)
     console.print("[bold]evaluate[/] on held-out images")
-    evaluated = evaluate_road(config)
+    with reporting("evaluate", out):
+        evaluated = evaluate_road(config)
     (out / "evaluation.json").write_text(json.dumps(evaluated.to_dict(), indent=1) + "\n")
     console.print(evaluated.table())
     report = tell_prompt(config, checked, trained, evaluated)

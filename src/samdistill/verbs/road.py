@@ -15,6 +15,7 @@ from ..checkpoints.merge import merge
 from ..checkpoints.promptable import load_model
 from ..checkpoints.report import MergeReport
 from ..config import RunConfig, load_config
+from ..data import reporting
 from ..engine import CheckReport, FitResult, default_device
 from ..evaluation import EvaluationResult, evaluate_models
 from ..report import human_bytes
@@ -142,7 +143,8 @@ def walk(config: RunConfig) -> RoadResult:
     console.print("[bold]train[/]   the student on the cache")
     trained = train(config, resume=True)
     merged = _merge(config, out)
-    evaluated = _evaluate(config, merged)
+    with reporting("evaluate", out):
+        evaluated = _evaluate(config, merged)
     if evaluated is not None:
         (out / "evaluation.json").write_text(json.dumps(evaluated.to_dict(), indent=1) + "\n")
         console.print(evaluated.table())

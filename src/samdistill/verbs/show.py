@@ -48,16 +48,6 @@ def _facts(rows: dict[str, Any]) -> None:
         console.print(f"{name:<{width}}  {value}")
 
 
-def _skipped(bad: list[Any]) -> None:
-    """Nothing is lost silently: the count, and the first ten by name."""
-    if bad:
-        console.print(f"skipped {len(bad)} unreadable input(s):")
-        for item in bad[:10]:
-            console.print(f"  {item.key}: {item.reason}", markup=False)
-        if len(bad) > 10:
-            console.print(f"  and {len(bad) - 10} more, all in the store's rank*-skipped.jsonl")
-
-
 def plan(args: argparse.Namespace) -> int:
     from .plan import plan as run
 
@@ -103,6 +93,8 @@ def cache(args: argparse.Namespace) -> int:
             f"{report.store}: {report.records} records ({report.written} new), {human_bytes(report.bytes)}, "
             f"{human_bytes(report.bytes_per_record)} each, in {report.seconds:.1f} s"
         )
+        if report.renewed:
+            console.print(f"renewed: {report.renewed} records whose image or video had changed")
         for line in report.recovered:
             console.print(f"mended: {line}", markup=False)
         if args.verify:
@@ -110,7 +102,6 @@ def cache(args: argparse.Namespace) -> int:
                 f"verified: all checksums; {report.verified} records recomputed, worst relative difference "
                 f"{report.worst_error:.2g}"
             )
-    _skipped(report.skipped)
     return 0
 
 
@@ -197,7 +188,6 @@ def evaluate(args: argparse.Namespace) -> int:
         print_json(result.to_dict())
     else:
         console.print(result.table())
-        _skipped(list(result.skipped))
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..checkpoints.words import Words
 from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, Run, RunConfig, VideoRunConfig
+from ..data import reporting
 from ..engine import CheckReport, FitResult, check_terms, default_device, fit
 from ..store.spec import MANIFEST
 from ..tasks.base import Task
@@ -34,6 +35,12 @@ def train(config: AnyRun, *, resume: bool | Path = False) -> FitResult:
     folder, continues where the last checkpoint stands. Raises UserError where the cache is absent, incomplete or
     foreign, where the folder already holds a run, and on a non-finite loss.
     """
+    rank = int(os.environ.get("RANK", 0))
+    with reporting("train", config.output, rank, resume=resume is not False):
+        return _train(config, resume)
+
+
+def _train(config: AnyRun, resume: bool | Path) -> FitResult:
     words: Words | None = None
     if isinstance(config, DetectionRunConfig):
         if default_device().type == "cpu" and config.train.precision != "fp32" and config.questions.boxes:
@@ -72,7 +79,11 @@ def check(config: AnyRun, *, device: str | None = None) -> CheckReport:
     The encoder and the video job use the run's cache where there is one; else a temporary cache of a few images, or of
     two videos, is made first.
     """
-    device = device or str(default_device())
+    with reporting("check"):
+        return _check(config, device or str(default_device()))
+
+
+def _check(config: AnyRun, device: str) -> CheckReport:
     if isinstance(config, VideoRunConfig):
         return _check_video(config, device)
     if not isinstance(config, RunConfig):

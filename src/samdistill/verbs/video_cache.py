@@ -5,7 +5,6 @@ A record is of one frame: a clip reads a few frames of a video, and the records 
 
 from __future__ import annotations
 
-import json
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +18,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import VideoRunConfig
-from ..data import BadInput, BadVideo, VideoSource, ViewTransform, worker_count
+from ..data import BadInput, BadVideo, VideoSource, ViewTransform, leave_out, worker_count
+from ..data.fingerprints import fingerprints
 from ..evaluation.examples import evenly
 from ..store import Codec, FeatureStore, FeatureStoreWriter
 from ..store.spec import MANIFEST, Manifest
 from ..teachers import CachedLevels, Sam3Detector, frame_key
 from ..types import ImageBatch, UserError
+from .assembly import left_out_of
 from .caching import FIT_IMAGES, CacheReport, list_skipped, settled_codec, verify_files, verify_record
+from .changes import Renewal, refuse_changed
 from .progress import Progress
 from .prompt import process_rank
 from .video import VideoAssembly
@@ -40,10 +42,11 @@ Videos = dict[str, tuple[int, ...]]
 
 
 class _Group(NamedTuple):
-    """Some frames of a video."""
+    """Some frames of a video. problems: parts of its annotation that are left out."""
 
     key: str
     frames: tuple[int, ...]
+    problems: tuple[BadInput, ...] = ()
 
 
 class _Records(Dataset[_Group | BadInput]):
@@ -57,7 +60,8 @@ class _Records(Dataset[_Group | BadInput]):
 
     def __getitem__(self, index: int) -> _Group | BadInput:
         try:
-            return _Group(self.keys[index], self.source.record(self.keys[index]).annotated)
+            record = self.source.record(self.keys[index])
+            return _Group(record.key, record.annotated, record.problems)
         except BadVideo as error:
             return error.bad
 
@@ -72,7 +76,7 @@ class _Canvases(Dataset[UInt8[Tensor, "t 3 s s"] | BadInput]):
         return len(self.groups)
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "t 3 s s"] | BadInput:
-        key, numbers = self.groups[index]
+        key, numbers, _ = self.groups[index]
         try:
             frames = self.source.frames(key, numbers)
         except BadVideo as error:
@@ -99,6 +103,7 @@ def annotated(parts: VideoAssembly, keys: Sequence[str], progress: bool = False)
                     bad.append(found)
                 else:
                     videos[found.key] = found.frames
+                    leave_out(found.problems)
                 bar.advance()
     return videos, bad
 
@@ -116,7 +121,10 @@ def cache_videos(
     codec = settled_codec(root, spec, rank, verify, lambda: _sample(parts, teacher))
     videos, bad = annotated(parts, source.keys[rank::world], shown)
     with FeatureStoreWriter(root, spec, codec, rank, world) as writer:
+        renewal = Renewal(root, rank, world, source_fingerprints(source, videos), writer.done)
+        writer.expire(renewal.stale)
         broken, written = _write(parts, teacher, writer, videos, shown)
+        renewed = renewal.conclude(writer.done)
     bad += broken.values()
     skipped = list_skipped(root, rank, [*(source.problems if rank == 0 else ()), *bad])
     store, whole = FeatureStore(root, spec), {key: videos[key] for key in videos if key not in broken}
@@ -125,8 +133,14 @@ def cache_videos(
     checked, worst = _verify(parts, store, codec, teacher, whole, rank, world) if verify else (0, 0.0)
     return CacheReport(
         str(root), len(store), written, len(store) * store.bytes_per_record, store.bytes_per_record,
-        time.monotonic() - start, skipped, writer.recovered, checked, worst,
+        time.monotonic() - start, skipped, writer.recovered, checked, worst, renewed,
     )  # fmt: skip
+
+
+def source_fingerprints(source: VideoSource, videos: Videos) -> dict[str, str]:
+    """Of the video that the record of each frame is of."""
+    found = fingerprints(source.fingerprint, videos)
+    return {frame_key(key, number): found[key] for key, frames in videos.items() for number in frames}
 
 
 def _refuse_other_shape(parts: VideoAssembly, teacher: Sam3Detector) -> None:
@@ -201,7 +215,7 @@ def _write(
         if not all(frame_key(group.key, number) in writer.done for number in group.frames)
     ]
     with Progress("caching", sum(len(group.frames) for group in wanted), "frames", progress) as bar:
-        for (key, numbers), levels in _extract(parts, teacher, wanted):
+        for (key, numbers, _), levels in _extract(parts, teacher, wanted):
             if isinstance(levels, BadInput):
                 broken.setdefault(key, levels)
             elif key not in broken:
@@ -222,7 +236,7 @@ def _verify(
     verify_files(store, rank, world)
     errors = [
         verify_record(store, codec, frame_key(key, numbers[0]), levels[0])
-        for (key, numbers), levels in _extract(parts, teacher, _spread(videos, parts.config.cache.verify_records))
+        for (key, numbers, _), levels in _extract(parts, teacher, _spread(videos, parts.config.cache.verify_records))
         if not isinstance(levels, BadInput)
     ]
     return len(errors), max(errors, default=0.0)
@@ -250,7 +264,7 @@ def complete_videos(parts: VideoAssembly, store: FeatureStore) -> tuple[list[str
     """
     root, levels, keys = store.root, CachedLevels(store), parts.train_source.keys
     videos, bad = annotated(parts, keys)
-    left_out, whole, torn = _left_out(parts, store), list[str](), list[str]()
+    left_out, whole, torn = left_out_of(root, parts.train_source), list[str](), list[str]()
     for key, frames in videos.items():
         missing = len(levels.missing(key, frames))
         if missing == 0:
@@ -266,11 +280,6 @@ def complete_videos(parts: VideoAssembly, store: FeatureStore) -> tuple[list[str
         )
     if not whole:
         raise UserError(f"{root}: not one video can be trained on; the first: {bad[0].key}: {bad[0].reason}")
+    if process_rank() == 0:
+        refuse_changed(root, source_fingerprints(parts.train_source, {key: videos[key] for key in whole}))
     return whole, bad
-
-
-def _left_out(parts: VideoAssembly, store: FeatureStore) -> dict[str, BadInput]:
-    """What the cache listed as unusable, by key; not what listing the folder found, such as a second file of a name."""
-    lists = sorted(store.root.glob("rank*-skipped.jsonl"))
-    found = [BadInput(**json.loads(line)) for path in lists for line in path.read_text().splitlines() if line]
-    return {bad.key: bad for bad in found if bad not in parts.train_source.problems}

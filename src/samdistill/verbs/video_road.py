@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..config import VideoRunConfig, load_config
+from ..data.skipped import reporting
 from ..engine import CheckReport, FitResult, default_device
 from ..evaluation.clip_scores import LOOKALIKES, ClipScores, Kind
 from ..evaluation.clips import evaluate_clips
@@ -105,7 +106,8 @@ def walk_video(config: VideoRunConfig) -> VideoRoad:
     console.print("[bold]train[/]   the memory on masks; first it remembers the teacher's maps, then the student's own")
     trained = train(config, resume=True)
     console.print("[bold]evaluate[/] on held-out videos")
-    evaluated, predicted = evaluate_road(config)
+    with reporting("evaluate", out):
+        evaluated, predicted = evaluate_road(config)
     (out / "evaluation.json").write_text(json.dumps(evaluated.to_dict(), indent=1) + "\n")
     console.print(evaluated.table())
     report = tell_video(config, found, checked, cached, trained, evaluated)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
-from ..data import BadInput
+from ..data import BadInput, leave_out
 from ..data.videos import BadVideo, VideoSource
 from ..engine.frozen_norm import batch_norms
 from ..evaluation.examples import evenly
@@ -25,7 +24,6 @@ from .video_cache import complete_videos, open_levels, prove
 
 COUNTED = 16
 """Videos whose annotation is read to say how many frames one has."""
-logger = logging.getLogger("samdistill")
 
 
 def video_task(parts: VideoAssembly, prove_teacher: bool = True) -> VideoTask:
@@ -40,8 +38,7 @@ def video_task(parts: VideoAssembly, prove_teacher: bool = True) -> VideoTask:
         if prove_teacher and int(os.environ.get("RANK", 0)) == 0:
             prove(parts, store)
         keys, skipped = complete_videos(parts, store)
-        for bad in skipped:
-            logger.warning("%s is left out: %s", bad.key, bad.reason)
+        leave_out(skipped, seen_by_all=True)
         levels = CachedLevels(store)
     held_out = parts.held_out_source
     return VideoTask(parts.config, parts.start, parts.words, parts.view, parts.train_source, keys, levels, held_out)
@@ -77,13 +74,15 @@ class VideoPlan:
     batch_norms: int
     steps_per_epoch: int
     steps: int
+    skipped: tuple[BadInput, ...] = ()
+    """Inputs that the run will leave out."""
 
     @property
     def trained_on(self) -> str:
         return f"{self.clips_per_epoch} clips"
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        return asdict(self) | {"skipped": [bad._asdict() for bad in self.skipped]}
 
 
 def plan_video(parts: VideoAssembly) -> VideoPlan:
@@ -125,10 +124,12 @@ def _annotated(source: VideoSource, keys: Sequence[str]) -> list[int]:
     counts, bad = list[int](), list[BadInput]()
     for key in keys:
         try:
-            counts.append(len(source.record(key).annotated))
+            record = source.record(key)
+            counts.append(len(record.annotated))
+            leave_out(record.problems)
         except BadVideo as error:
             bad.append(error.bad)
-            logger.warning("%s is left out: %s", *error.bad)
+    leave_out(bad)
     if not counts:
         raise UserError(f"none of {len(keys)} videos can be used, first {bad[0].key}: {bad[0].reason}")
     return counts
