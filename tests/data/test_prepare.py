@@ -121,7 +121,7 @@ def test_skipped_inputs_are_counted_and_listed(tmp_path: Path) -> None:
     assert report.train == 2
     reasons = dict(report.problems)
     assert reasons["sa_0"] == "JSON without its image" and reasons["sa_1"] == "image without its JSON"
-    assert "JSON is not readable" in reasons["sa_2"] and "no 'image'" in reasons["sa_3"]
+    assert "JSON is not readable" in reasons["sa_2"] and "should be an object" in reasons["sa_3"]
     assert "image is not readable" in reasons["sa_4"] and "is PNG" in reasons["sa_5"]
     assert reasons["sa_6.jpg"].startswith("duplicate: ") and "unpack" in reasons[str(src / "old.tar.gz")]
     assert len(report.problems) == 8 and "8 inputs skipped" in str(report)
