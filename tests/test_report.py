@@ -80,7 +80,7 @@ def fake_concepts(**changes) -> ConceptResult:
     distilled = ConceptRow("distilled", 0.561, 0.649, 0.864, 0.76, 0.66, 0.512, 2_400_000, 82.0, 0.561 / 0.602)
     result = ConceptResult(
         (teacher, untrained, distilled), "teacher", 0.5, 40, 160, 110, Conditions("cpu", 1, 9, 126),
-        (BadInput("images/9.jpg", "not a readable image: truncated"),), tuple(fake_answers()), {},
+        (BadInput("images/9.jpg", "not a readable image: truncated"),), tuple(fake_answers()), {}, {},
     )  # fmt: skip
     return dataclasses.replace(result, **changes)
 

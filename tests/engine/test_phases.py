@@ -8,6 +8,7 @@ import torch
 from toy_task import ToyTask, toy_config, toy_yaml
 
 from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
+from samdistill.engine.schedule import GlobalBatches, Shard
 from samdistill.types import UserError
 
 PHASES = [
@@ -73,7 +74,7 @@ def test_the_second_phase_trains_its_own_term_alone_from_where_the_first_ended(t
     adam = torch.optim.AdamW([{"params": matrices}, {"params": [p for p in student.parameters() if p.ndim == 1]}])
     adam.load_state_dict(before.optimizer)
     student.train()
-    for batch in GlobalBatches(22, Shard(BATCH), 0, 2):
+    for batch in GlobalBatches(22, Shard(4), 0, 2):
         for group in adam.param_groups:
             group["lr"] = 5e-3
         adam.zero_grad()
