@@ -24,7 +24,7 @@ import samdistill
 from samdistill import RunConfig, load_config
 from samdistill.checkpoints.merge import sidecar
 from samdistill.checkpoints.promptable import load_model
-from samdistill.engine import default_device, newest, read_lines
+from samdistill.engine import default_device, read_lines
 from samdistill.evaluation import EvaluationResult, evaluate_models
 from samdistill.report import describe_machine
 from samdistill.verbs.assembly import Assembly
@@ -168,8 +168,7 @@ def train_once(recipe: str, settings: Sequence[str], log: Path, threads: int, la
         raise SystemExit(f"{run}: trained with other settings; remove it, or give another --work")
     if not (run / last).exists():
         note(f"training {run.name}")
-        resume = ["--resume", str(run)] if newest(run) is not None else []
-        run_cli(["train", recipe, *settings, *resume], log, threads)
+        run_cli(["train", recipe, *settings], log, threads)
 
 
 @dataclass(frozen=True)

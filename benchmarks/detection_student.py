@@ -23,7 +23,7 @@ from common import Sheet, arguments, run_cli, setting, use_device
 import samdistill
 from samdistill.config import DetectionRunConfig, load_config
 from samdistill.data.saco import ConceptSet, find_concepts
-from samdistill.engine import default_device, newest, read_lines
+from samdistill.engine import default_device, read_lines
 from samdistill.evaluation.concepts import evaluate_concepts
 from samdistill.inference.concepts import StudentDetector, load_concept_model
 from samdistill.verbs.detection import DetectionAssembly
@@ -45,12 +45,11 @@ def train(args: argparse.Namespace, name: str, schedule: list[dict[str, Any]], s
     """A finished run of the recipe in ``--work``."""
     run = args.work / f"{name}-seed{args.seed}"
     if not (run / "student" / "tokenizer.json").is_file():  # written last
-        resume = ["--resume", str(run)] if newest(run) is not None else []
         words = [
             *settings, *args.overrides, setting("output", run), setting("data.root", args.work / "scenes"),
             f"train.phases={json.dumps(schedule)}", f"train.seed={args.seed}", f"data.seed={args.seed}",
         ]  # fmt: skip
-        run_cli(["train", RECIPE, *words, *resume], args.work / f"{run.name}.txt", 1)
+        run_cli(["train", RECIPE, *words], args.work / f"{run.name}.txt", 1)
     return run
 
 

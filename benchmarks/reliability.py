@@ -56,12 +56,12 @@ class Work:
     made: str
     ranks: int = 1
 
-    def words(self, resume: bool) -> list[str]:
+    def words(self) -> list[str]:
+        """The same for the first call and for those that go on."""
         longer = ["train.epochs=4"] if self.job in ("encoder", "prompt") else []
         phase = {"detection": "all", "video": "memory"}.get(self.job)
         longer += [f"train.phases=[{{name: {phase}, epochs: 4, lr: 1e-3}}]"] if phase else []
-        start = ["--resume", f"runs/{self.job}"] if resume and self.verb == "train" else []
-        return [self.verb, f"configs/{self.job}.yaml", *longer, "train.batch_size=2", *start]
+        return [self.verb, f"configs/{self.job}.yaml", *longer, "train.batch_size=2"]
 
 
 @dataclass
@@ -173,7 +173,7 @@ def once(folder: Path, work: Work) -> tuple[dict[str, bytes], float]:
     """What an undisturbed run makes, and how long it takes."""
     clear(folder, work)
     begun = time.monotonic()
-    codes = finish(start(work.words(False), folder, work.ranks))
+    codes = finish(start(work.words(), folder, work.ranks))
     if codes is None or any(codes):
         raise SystemExit(f"{work.name}: fails undisturbed: {(folder / 'log.txt').read_text()[-2000:]}")
     return result(folder / work.made), time.monotonic() - begun
@@ -186,8 +186,7 @@ def kill(folder: Path, work: Work, wanted: int, rng: Random) -> Kills:
     found, attempts = Kills(seconds=seconds), 0
     while found.kills < wanted or attempts:
         last = found.kills >= wanted
-        resume = any((folder / "runs" / work.job).glob("ckpt_*.pt"))
-        codes = finish(start(work.words(resume), folder, work.ranks), None if last else rng.uniform(0, 1.1) * seconds)
+        codes = finish(start(work.words(), folder, work.ranks), None if last else rng.uniform(0, 1.1) * seconds)
         if codes is None and not last:
             found.kills, attempts = found.kills + 1, attempts + 1
             continue
@@ -206,7 +205,7 @@ def kill(folder: Path, work: Work, wanted: int, rng: Random) -> Kills:
 
 def verified(folder: Path, work: Work) -> bool:
     """``cache --verify`` finds nothing wrong."""
-    return work.verb != "cache" or finish(start([*work.words(False), "--verify"], folder, 1)) == [0]
+    return work.verb != "cache" or finish(start([*work.words(), "--verify"], folder, 1)) == [0]
 
 
 def kills(base: Path, folder: Path, count: int, sheet: Sheet) -> dict[str, Any]:

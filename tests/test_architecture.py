@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "samdistill"
 LEVELS = (
-    {"errors", "io", "locks", "types", "registry", "config", "names", "reading"},
+    {"errors", "io", "locks", "output", "processes", "types", "registry", "config", "names", "reading"},
     {"losses", "metrics", "ops"},
     {"teachers", "students", "data", "store", "checkpoints"},
     {"tasks", "inference"},

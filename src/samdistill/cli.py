@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from .errors import UserError
+from .io import reason
+from .output import OutputLost, checked_output
+from .processes import INTERRUPTED, INTERRUPTION, end_with_parent, sigterm_interrupts
 
-INTERRUPTED = 130
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 
@@ -66,7 +68,6 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     teacher.add_argument("--steps", type=int, help="optimiser steps (5000, 5000, 3000, 250)")
     teacher.add_argument("--batch-size", type=int, help="scenes a step (8; detector 10)")
     teacher.add_argument("--lr", type=float, help="base rate (0.001, 0.0005, 0.0006, 0.001)")
-    teacher.add_argument("--resume", action="store_true", help="go on from --out's last checkpoint")
     teacher.add_argument("--weights", type=_path, help="start from this teacher instead of from scratch")
 
 
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--layout", choices=["store", "npy"], default="store",
                        help="npy: also a .npy file per image and feature, of the prompt job (store)")  # fmt: skip
     train = _config_verb(verbs, "train", "train the student, with its teachers or on their cache", parallel=True)
-    train.add_argument("--resume", type=_path, metavar="RUN", help="a run folder to go on with")
+    train.add_argument("--resume", type=_path, metavar="RUN", help="start from another run or checkpoint")
     merge = verbs.add_parser("merge", help="put a trained trunk into its teacher's place")
     merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT")
     merge.add_argument("--into", required=True, type=_name, metavar="TEACHER")
@@ -186,37 +187,55 @@ def message(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 1 a term without gradient, 2 a user's error, 130 interrupted."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    args = _parse(arguments)
+    """Entry point. Exit codes: 0 done, 1 a term without gradient, or standard output was closed, 2 a user's error, 130
+    interrupted by SIGINT or SIGTERM."""
+    arguments, name = sys.argv[1:] if argv is None else list(argv), "samdistill"
     try:
-        many = hasattr(args, "nproc") and (args.nproc != 1 or os.environ.get("NNODES", "1") != "1")
-        if many and "LOCAL_RANK" not in os.environ:
-            from .engine import launch
-
-            return launch(args.nproc, arguments)
-        return _dispatch(args)
+        with sigterm_interrupts(), checked_output():
+            args = _parse(arguments)
+            name = f"samdistill {args.verb}"
+            return _run(args, arguments)
     except UserError as error:
-        print(f"samdistill {args.verb}: {message(error)}", file=sys.stderr)
+        _say(f"{name}: {message(error)}")
         return 2
     except KeyboardInterrupt:
-        print(
-            f"samdistill {args.verb}: interrupted; what was finished is kept, the same command goes on", file=sys.stderr
-        )
+        _say(f"{name}: {INTERRUPTION}")
         return INTERRUPTED
-    except BrokenPipeError:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        return 1
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"samdistill {args.verb}: {error.filename}: {error.strerror}", file=sys.stderr)
+    except OutputLost as error:
+        if isinstance(error.cause, BrokenPipeError):  # a reader that left, as ``| head`` does
+            return 1
+        _say(f"{name}: standard output: {reason(error.cause) or error.cause}")
         return 2
-    finally:
-        if "LOCAL_RANK" in os.environ:
-            from .engine import leave
+    except OSError as error:
+        if (found := reason(error)) is None:
+            raise
+        _say(f"{name}: {found}" if error.filename is None else f"{name}: {error.filename}: {found}")
+        return 2
 
-            leave()
+
+def _run(args: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """The verb, or the launcher of several processes that each run it."""
+    rank = "LOCAL_RANK" in os.environ
+    many = hasattr(args, "nproc") and (args.nproc != 1 or os.environ.get("NNODES", "1") != "1")
+    if many and not rank:
+        from .engine import launch
+
+        return launch(args.nproc, arguments)
+    if not rank:
+        return _dispatch(args)
+    end_with_parent()
+    try:
+        return _dispatch(args)
+    finally:
+        from .engine import leave
+
+        leave()
+
+
+def _say(text: str) -> None:
+    """A line on standard error, where that can be written to."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

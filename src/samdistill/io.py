@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO
 from .errors import UserError
 
 PARTIAL = ".partial"
-"""How the names of temporary folders end; they begin with a dot."""
+"""How the names of files and folders end that are not whole; they begin with a dot."""
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """What a file system without room says."""
 _HIDDEN_IN_OTHERS = FULL | {errno.EIO, errno.EROFS}
@@ -78,7 +79,26 @@ def disk_errors(path: Path, hint: str = "") -> Iterator[None]:
         named = getattr(error, "filename", None)
         elsewhere = isinstance(named, str | Path) and PARTIAL not in str(named) and not Path(named).is_relative_to(path)
         where, verb = (named, "") if elsewhere else (path, "cannot be written: ")
-        raise UserError(f"{where}: {verb}{found}{'; ' + hint if hint else ''}") from error
+        free = f" ({_free(path)} bytes free)" if getattr(error, "errno", None) in FULL else ""
+        raise UserError(f"{where}: {verb}{found}{free}{'; ' + hint if hint else ''}") from error
+
+
+def check_output(path: Path, *inputs: str | Path) -> None:
+    """Refuse a place for a file that could not be written, or that would destroy an input, before work is spent on it.
+
+    inputs: files and folders that are read; names that are no local path are left out. Raises ``UserError``.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"--out: there is no folder {path.parent}")
+    with disk_errors(path):
+        _refuse_link(path)
+        if path.is_dir():
+            raise UserError(f"--out: {path} is a folder; give a file")
+        for given in inputs:
+            if path.exists() and os.path.exists(given) and path.samefile(given):
+                raise UserError(f"--out: {path} is the input {given} itself; give another file")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--out: the folder {path.parent} cannot be written to")
 
 
 def make_folder(folder: Path) -> None:
@@ -101,40 +121,40 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = False, hint: str = "") -> Iterator[Path]:
-    """A place of the same name in a temporary folder beside ``path``, for a file or a folder that a library writes.
+    """A place beside ``path``, where nothing is yet, for a file or a folder that a library writes.
 
     It is moved to ``path`` at the end and takes the place of what is there; on any failure it is removed and ``path``
     stays as it was. sync: force it to the disk first, so that it survives a power cut. hint: see ``disk_errors``.
     Raises ``UserError`` for a destination that is a link or a device, and where the disk fails.
     """
-    with disk_errors(path, hint):
-        _refuse_link(path)
-        aside = path.parent / f".{path.name[:80]}.{secrets.token_hex(4)}{PARTIAL}"
-        aside.mkdir()
-        try:
-            new = aside / path.name
+    new = _aside(path)
+    try:
+        with disk_errors(path, hint):  # inside, so that it counts what is free while the new one is still there
+            _refuse_link(path)
             yield new
-            allowed = stat.S_IMODE(aside.stat().st_mode)  # 0777 less the umask
-            _settle(new, allowed, sync)
-            _move(new, path, aside / f"{path.name}.old")
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        if sync:
-            _sync(path.parent)
+            _settle(new, sync)
+            _move(new, path)
+    except BaseException as error:
+        with suppress(OSError):
+            _remove(new)
+        if isinstance(error, UserError) and str(new) in str(error):  # of a file inside a folder
+            raise UserError(str(error).replace(str(new), str(path))) from error
+        raise
+    if sync:
+        sync_folder(path.parent)
 
 
 @contextmanager
 def adding(folder: Path, *, hint: str = "") -> Iterator[Path]:
     """A temporary folder whose files are moved into ``folder`` one by one at the end, over those of the same name."""
     with disk_errors(folder, hint):
-        aside = folder / f".{secrets.token_hex(4)}{PARTIAL}"
+        aside = _aside(folder / "new")
         aside.mkdir()
         try:
             yield aside
-            allowed = stat.S_IMODE(aside.stat().st_mode)
             for new in sorted(aside.iterdir()):
                 _refuse_link(folder / new.name)
-                _settle(new, allowed, False)
+                _settle(new, False)
                 os.replace(new, folder / new.name)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -170,6 +190,15 @@ def copy_file(source: Path, target: Path) -> None:
     """The content alone, not the permissions."""
     with open(source, "rb") as given, writing(target) as file:
         shutil.copyfileobj(given, file)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for temporary files, where the system keeps those; removed afterwards."""
+    with disk_errors(Path("the folder for temporary files"), "set TMPDIR to one with room"):
+        folder = tempfile.TemporaryDirectory(prefix="samdistill_", ignore_cleanup_errors=True)
+    with folder:
+        yield Path(folder.name)
 
 
 class Appender:
@@ -243,18 +272,29 @@ def _refuse_link(path: Path) -> None:
         raise UserError(f"{path}: is neither a file nor a folder; give another path")
 
 
-def _settle(new: Path, allowed: int, sync: bool) -> None:
+def _aside(path: Path) -> Path:
+    return path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}{PARTIAL}"
+
+
+def _settle(new: Path, sync: bool) -> None:
     """Permissions of what a library wrote, and, if wanted, its bytes on the disk."""
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
     files = [new]
     if new.is_dir():
         files = []
         for folder, _, names in os.walk(new):
-            _permit(Path(folder), _FOLDER & allowed)
+            _permit(Path(folder), _FOLDER & ~umask)
             files += [Path(folder, name) for name in names]
     for file in files:
-        _permit(file, _FILE & allowed)
+        _permit(file, _FILE & ~umask)
         if sync:
             _sync(file)
+
+
+def _free(path: Path) -> int:
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def _permit(path: Path, mode: int) -> None:
@@ -273,18 +313,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _move(new: Path, path: Path, old: Path) -> None:
+def _move(new: Path, path: Path) -> None:
     """A file takes another's place at once; a folder that is in the way is moved out first, and back on failure."""
     _refuse_link(path)
     if not (new.is_dir() and path.is_dir()):
         os.replace(new, path)
         return
+    old = _aside(path)
     os.replace(path, old)
     try:
         os.replace(new, path)
     except BaseException:
         os.replace(old, path)
         raise
+    _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows has no advisory locks: two writers of one folder go unnoticed there
     fcntl = None  # type: ignore[assignment]
 
-NAME = "run.lock"
+NAME = ".samdistill.lock"
 _held: dict[Path, int] = {}
 """Lock files of this process, and the thread that holds each."""
 if hasattr(os, "register_at_fork"):

@@ -108,6 +108,22 @@ def read_json(path: Path, schema: type[T], what: str = "not readable as JSON") -
         raise UserError(f"{printable(str(path))}: {what}: {error}") from None
 
 
+def read_json_lines(path: Path, schema: type[T], what: str, *, torn: bool = False) -> list[T]:
+    """Every line of a JSON Lines file as ``schema`` has it. torn: leave out a last line without its end, which a kill
+    can leave of a log. Raises ``UserError`` with the file, the number of the line, ``what`` and the reason."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{printable(str(path))}: {error.strerror or error}") from None
+    found = list[T]()
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1 if torn else None].split(b"\n"), 1):
+        try:
+            found += [parse_json(line, schema)] if line.strip() else []
+        except ValueError as error:
+            raise UserError(f"{printable(str(path))}, line {number}: {what}: {error}") from None
+    return found
+
+
 def check_plain(value: Any) -> None:
     """Raise ``ValueError`` unless a parsed YAML value can be walked through: of bounded depth and size, no cycles.
 

@@ -18,6 +18,7 @@ from .data.skipped import BadInput
 from .engine.check import TermReport
 from .evaluation.result import DASH, Evaluation
 from .evaluation.result_story import Tile
+from .io import make_folder, write_text
 from .report_figures import curves, data_uri
 
 PACKAGES = ("samdistill", "torch", "torchvision", "transformers", "timm", "accelerate", "numpy")
@@ -83,9 +84,8 @@ def write_report(path: Path, data: ReportData) -> Path:
         d=data, headline=headline(data), tiles=tiles(data), curves=curves(data.history), dash=DASH,
         skipped=_skipped(data),
     )  # fmt: skip
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    make_folder(path.parent)
+    write_text(path, page)
     return path
 
 

@@ -17,6 +17,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .ops.images import encoded
+
 # drawn with these, replaced by what the page's light or dark style says
 _INK, _LINE = "#010203", "#040506"
 _STYLE = {
@@ -140,6 +142,5 @@ def _to_svg(figure: Figure) -> Markup:
 
 def data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
     """A JPEG that needs no file beside the page."""
-    raw = io.BytesIO()
-    Image.fromarray(image).save(raw, format="JPEG", quality=88, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(raw.getvalue()).decode()
+    content = encoded(Image.fromarray(image), "JPEG", quality=88, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode()

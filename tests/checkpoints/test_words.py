@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Sam3Processor
 
 from samdistill.checkpoints.words import Words
-from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer, save_tokenizer
+from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer, sandbox_words
 from samdistill.types import VISUAL, ConceptPrompts, UserError
 
 SIZE = len(VOCABULARY)
@@ -19,7 +19,7 @@ PAD, BOS, EOS = (VOCABULARY.index(mark) for mark in ("<pad>", "<bos>", "<eos>"))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(place)
+    sandbox_words().save(place)
     return place
 
 

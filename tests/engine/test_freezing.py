@@ -27,7 +27,7 @@ class StopAt(ToyTask):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def train(run, task=None, resume=False, **changes):
+def train(run, task=None, resume=None, **changes):
     config = toy_config(**SETTINGS | changes)
     return fit(task or ToyTask(), config, run, resume, 0, toy_yaml(config))
 
@@ -148,16 +148,16 @@ def test_interrupted_before_at_and_after_the_unfreeze_it_is_the_uninterrupted_ru
     with pytest.raises(Interrupted) as stop:
         train(tmp_path, StopAt(at=at))
     assert Checkpoint.load(stop.value.checkpoint).step == at
-    train(tmp_path, resume=True)
+    train(tmp_path, resume=None)
     assert_same(whole, tmp_path)
     assert [line["terms"] for line in lines(tmp_path)] == [line["terms"] for line in lines(whole)]
 
 
 def test_other_rules_are_another_run(whole):
     with pytest.raises(UserError, match=r"train\.freeze"):
-        train(whole, resume=True, freeze=[FROZEN[0] | {"until": 2}])
+        train(whole, resume=None, freeze=[FROZEN[0] | {"until": 2}])
     with pytest.raises(UserError, match=r"train\.rates"):
-        train(whole, resume=True, rates=[{"match": ["0.*"], "scale": 2.0}])
+        train(whole, resume=None, rates=[{"match": ["0.*"], "scale": 2.0}])
 
 
 def test_a_glob_that_matches_nothing_and_an_epoch_without_training_stop_the_run(tmp_path):

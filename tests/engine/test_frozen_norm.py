@@ -12,7 +12,7 @@ from samdistill.engine.schedule import GlobalBatches, Shard
 STATISTICS = ("1.running_mean", "1.running_var", "1.num_batches_tracked")
 
 
-def run(folder, task=None, resume=False, **changes):
+def run(folder, task=None, resume=None, **changes):
     config = toy_config(batch_norm="frozen", **changes)
     fit(task or ToyTask(dropout=0.0), config, folder, resume, 0, toy_yaml(config))
     return Checkpoint.load(folder / f"ckpt_epoch_{config.total_epochs}.pt").model
@@ -68,7 +68,7 @@ def test_a_student_with_statistics_keeps_them_and_a_resumed_run_measures_nothing
     run(whole)
     parts.mkdir()
     (parts / "ckpt_epoch_2.pt").write_bytes((whole / "ckpt_epoch_2.pt").read_bytes())
-    again = run(parts, resume=True)
+    again = run(parts)
     first = Checkpoint.load(whole / "ckpt_epoch_3.pt").model
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert "measured" not in (parts / "log_rank0.txt").read_text()
@@ -80,7 +80,7 @@ def test_batches_change_what_micro_batches_of_a_batch_norm_give_and_frozen_stati
     for name in ("batch", "frozen"):
         for parts in (1, 2):
             config = toy_config(batch_norm=name, accumulate=parts, epochs=1)
-            fit(ToyTask(dropout=0.0), config, tmp_path / f"{name}{parts}", False, 0, toy_yaml(config))
+            fit(ToyTask(dropout=0.0), config, tmp_path / f"{name}{parts}", None, 0, toy_yaml(config))
             ends[name, parts] = [line["terms"] for line in read_lines(tmp_path / f"{name}{parts}" / "metrics.jsonl")
                                  if "terms" in line]  # fmt: skip
     for one, two in zip(ends["frozen", 1], ends["frozen", 2], strict=True):

@@ -48,7 +48,7 @@ class StopAt(ToyTask):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def train(run, task=None, resume=False, workers=0, **changes):
+def train(run, task=None, resume=None, workers=0, **changes):
     config = toy_config(**changes)
     return fit(task or ToyTask(), config, run, resume, workers, toy_yaml(config))
 
@@ -126,7 +126,7 @@ def test_resume_from_an_epoch_ends_in_the_same_bits(whole, tmp_path, epoch):
     shutil.copytree(whole[0], tmp_path / "run")
     for later in range(epoch + 1, 4):
         (tmp_path / "run" / f"ckpt_epoch_{later}.pt").unlink()
-    result = train(tmp_path / "run", resume=True, ema=0.9)
+    result = train(tmp_path / "run", ema=0.9)
     assert same(final(whole[0]), final(tmp_path / "run"))
     assert result.terms == whole[1].terms and [s["step"] for s in steps(tmp_path / "run")] == list(range(1, 16))
     assert [s["terms"] for s in steps(tmp_path / "run")] == [s["terms"] for s in steps(whole[0])]
@@ -140,7 +140,7 @@ def test_interrupt_finishes_the_step_saves_and_resumes_in_the_same_bits(tmp_path
     step = -(-at // accumulate)
     assert stop.value.code == 130 and Checkpoint.load(stop.value.checkpoint).step == step
     assert stop.value.checkpoint.name == ("ckpt_interrupt.pt" if step % 5 else "ckpt_epoch_1.pt")
-    train(tmp_path / "run", resume=True, workers=workers, accumulate=accumulate)
+    train(tmp_path / "run", workers=workers, accumulate=accumulate)
     assert same(final(tmp_path / "whole"), final(tmp_path / "run"))
     assert not (tmp_path / "run" / "ckpt_interrupt.pt").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -190,7 +190,7 @@ def test_resume_reads_none_of_the_items_it_skips(tmp_path):
             return {}
 
     task = NoValidation()
-    train(tmp_path, task, resume=True, epochs=1)
+    train(tmp_path, task, epochs=1)
     assert len(task.data.read) == 2 * 4
 
 
@@ -244,31 +244,35 @@ def test_not_finite_stops_names_it_and_keeps_the_last_good_checkpoint(tmp_path, 
 def test_finished_run_says_so_and_is_left_alone(whole, tmp_path, capsys):
     shutil.copytree(whole[0], tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    result = train(tmp_path / "run", resume=True, ema=0.9)
+    result = train(tmp_path / "run", ema=0.9)
     assert (result.steps, result.terms, result.images_per_second) == (15, whole[1].terms, 0.0)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     assert "finished" in (tmp_path / "run" / "log_rank0.txt").read_text()
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(whole):
+def test_a_folder_that_holds_a_run_is_not_overwritten_by_another(whole):
     before = {p.name: p.stat().st_mtime_ns for p in whole[0].iterdir()}
-    with pytest.raises(UserError, match="--resume, or use another output"):
-        train(whole[0], ema=0.9)
-    with pytest.raises(UserError, match="--resume, or use another output"):
+    with pytest.raises(UserError, match=r"holds a run of its own .* or use another output"):
         train(whole[0], ema=0.9, resume=whole[0] / "ckpt_epoch_1.pt")
     assert before == {p.name: p.stat().st_mtime_ns for p in whole[0].iterdir()}
+
+
+def test_a_finished_run_is_not_gone_on_with_elsewhere(whole, tmp_path):
+    with pytest.raises(UserError, match=r"ckpt_epoch_3\.pt: its run is finished"):
+        train(tmp_path / "new", ema=0.9, resume=whole[0])
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"epochs": 4}, {"batch_size": 2}, {"lr": 0.1}])
 def test_resume_with_other_settings_names_them(whole, change):
     (key,) = change
     with pytest.raises(UserError, match=rf"train\.{key} \(was .*, now {change[key]}\)"):
-        train(whole[0], resume=True, ema=0.9, **change)
+        train(whole[0], ema=0.9, **change)
 
 
 def test_resume_with_other_data_gives_both_sizes(whole):
     with pytest.raises(UserError, match=r"22 image\(s\), it now has 23"):
-        train(whole[0], ToyTask(items=23), resume=True, ema=0.9)
+        train(whole[0], ToyTask(items=23), ema=0.9)
 
 
 def test_resume_by_path(whole, tmp_path):
@@ -280,7 +284,7 @@ def test_resume_by_path(whole, tmp_path):
 
 
 def test_resume_without_a_checkpoint_starts(tmp_path, whole):
-    assert train(tmp_path, resume=True, ema=0.9).terms == whole[1].terms
+    assert train(tmp_path, ema=0.9).terms == whole[1].terms
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
@@ -295,12 +299,12 @@ def test_full_disk_stops_and_the_run_can_be_resumed(tmp_path, whole):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
 
     try:
-        with pytest.raises(UserError, match=r"ckpt_epoch_2.pt: could not be written.*ckpt_epoch_1.pt"):
+        with pytest.raises(UserError, match=r"ckpt_epoch_2.pt: cannot be written.*ckpt_epoch_1.pt"):
             train(tmp_path, Fills(), ema=0.9)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     assert [p.name for p in tmp_path.glob("ckpt*")] == ["ckpt_epoch_1.pt"]
-    train(tmp_path, resume=True, ema=0.9)
+    train(tmp_path, ema=0.9)
     assert same(final(whole[0]), final(tmp_path))
 
 
@@ -311,12 +315,12 @@ def test_a_full_disk_at_the_student_leaves_no_half_of_it(tmp_path):
             return {}
 
     try:
-        with pytest.raises(UserError, match="student: could not be written"):
+        with pytest.raises(UserError, match="student: cannot be written"):
             train(tmp_path, Fills(), epochs=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     assert not list(tmp_path.glob("student*"))
-    assert train(tmp_path, HostedTask(), epochs=1, resume=True).student == tmp_path / "student"
+    assert train(tmp_path, HostedTask(), epochs=1).student == tmp_path / "student"
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])

@@ -25,7 +25,7 @@ class StopAt(ToyTask):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def train(run, task=None, resume=False, phases=PHASES, **changes):
+def train(run, task=None, resume=None, phases=PHASES, **changes):
     config = toy_config(phases=phases, ema=0.9, **changes)
     return fit(task or ToyTask(), config, run, resume, 0, toy_yaml(config))
 
@@ -93,7 +93,7 @@ def test_interrupted_and_resumed_it_is_the_uninterrupted_run(whole, tmp_path, at
         train(tmp_path, StopAt(at=at))
     assert Checkpoint.load(stop.value.checkpoint).step == at
     assert stop.value.checkpoint.name == ("ckpt_epoch_2.pt" if at == 10 else "ckpt_interrupt.pt")
-    train(tmp_path, resume=True)
+    train(tmp_path)
     assert_same(whole[0], tmp_path)
     assert [line["terms"] for line in steps(tmp_path)] == [line["terms"] for line in steps(whole[0])]
 
@@ -108,7 +108,7 @@ def test_one_phase_of_everything_is_a_run_without_phases(tmp_path):
 def test_other_phases_are_another_run(whole):
     longer = [PHASES[0], PHASES[1] | {"epochs": 2}]
     with pytest.raises(UserError, match=r"train\.phases"):
-        train(whole[0], resume=True, phases=longer)
+        train(whole[0], phases=longer)
 
 
 def test_a_term_outside_the_phase_does_not_matter_even_if_it_is_no_number(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy_task import ToyTask, toy_config, toy_yaml
 
-from samdistill.engine import Checkpoint, fit, launch, read_lines
+from samdistill.engine import Checkpoint, fit, launch, newest, read_lines
 from samdistill.engine.launch import _config
 from samdistill.engine.schedule import GlobalBatches, Shard
 from samdistill.types import UserError
@@ -44,7 +44,7 @@ def wait_for_step(process, run, step, limit=LIMIT):
         time.sleep(0.02)
 
 
-def train(run, task=None, resume=False):
+def train(run, task=None, resume=None):
     config = toy_config()
     return fit(task or ToyTask(), config, run, resume, 0, toy_yaml(config))
 
@@ -98,9 +98,11 @@ def test_kill_in_the_middle_then_resume_ends_in_the_same_bits(tmp_path, whole):
     run = tmp_path / "run"
     process = start(run, "delay=0.03", "workers=1")
     wait_for_step(process, run, 8)
+    with pytest.raises(UserError, match=rf"run: samdistill train \(process {process.pid} on .* is writing here"):
+        train(run)
     process.send_signal(signal.SIGKILL)
     assert process.wait(LIMIT) == -signal.SIGKILL and not (run / "ckpt_epoch_3.pt").exists()
-    train(run, resume=True)
+    train(run)
     assert_same(run, whole)
     assert terms(run) == terms(whole), "every step is logged once"
 
@@ -111,9 +113,9 @@ def test_signal_in_the_middle_of_an_epoch_saves_it_and_exits_with_130(tmp_path, 
     wait_for_step(process, run, 7)
     process.send_signal(signal.SIGTERM)
     assert process.wait(LIMIT) == 130
-    assert "Traceback" not in (said := process.stderr.read()) and "--resume" in said
+    assert "Traceback" not in (said := process.stderr.read()) and "the same command goes on" in said
     assert Checkpoint.load(run / "ckpt_interrupt.pt").step in (7, 8, 9)
-    train(run, resume=True)
+    train(run)
     assert_same(run, whole)
 
 
@@ -142,9 +144,73 @@ def test_ctrl_c_on_the_launcher_saves_on_all_ranks_and_resumes_in_the_same_bits(
     process.send_signal(signal.SIGINT)
     assert process.wait(LIMIT) == 130
     assert "Traceback" not in process.stderr.read() and (run / "ckpt_interrupt.pt").exists()
-    again = start(run, "--nproc", "2", "dropout=0", "--resume")
+    again = start(run, "--nproc", "2", "dropout=0")
     assert again.wait(LIMIT) == 0, again.stderr.read()
     assert_same(run, two_ranks)
+
+
+def ranks_of(launcher):
+    """Process ids of the ranks a launcher started, by rank."""
+    found = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            if parent == launcher.pid:
+                environment = dict(e.partition("=")[::2] for e in (status.parent / "environ").read_text().split("\0"))
+                found[int(environment["RANK"])] = int(status.parent.name)
+        except (OSError, KeyError):
+            continue
+    return found
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_is_named_with_its_signal(tmp_path, rank):
+    process = start(tmp_path / "run", "--nproc", "2", "dropout=0", "delay=0.03")
+    wait_for_step(process, tmp_path / "run", 2)
+    os.kill(ranks_of(process)[rank], signal.SIGKILL)
+    assert process.wait(LIMIT) == 128 + signal.SIGKILL
+    said = process.stderr.read()
+    assert f"rank {rank} was killed by signal 9 (SIGKILL), probably out of memory" in said and "Traceback" not in said
+
+
+@needs_proc
+def test_the_ranks_of_a_launcher_that_is_killed_save_and_end(tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "--nproc", "2", "dropout=0", "delay=0.05", "epochs=200")
+    wait_for_step(process, run, 2)
+    ranks = ranks_of(process)
+    assert sorted(ranks) == [0, 1]
+    process.send_signal(signal.SIGKILL)
+    process.wait(LIMIT)
+    end = time.monotonic() + LIMIT
+    while any(map(is_alive, ranks.values())):
+        assert time.monotonic() < end, "the ranks train on"
+        time.sleep(0.05)
+    assert Checkpoint.load(newest(run)).step >= 2
+
+
+def test_ranks_take_no_module_from_the_current_folder(tmp_path):
+    """``html`` is imported by the standard library, and was executed from where the command was called."""
+    (tmp_path / "html.py").write_text("import pathlib; pathlib.Path(__file__).with_name('ran').touch()")
+    path = os.pathsep.join(p for p in sys.path if p)
+    code = "import sys; from samdistill.engine import launch; sys.exit(launch(2, ['models', 'es_ev_s']))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, capture_output=True,
+        text=True, timeout=LIMIT,
+    )  # fmt: skip
+    assert done.returncode == 0 and "efficientvit_b0" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("fault", "words"), [("nan", "loss term cosine = nan"), ("rank1", "image 7 cannot be read")])
@@ -158,7 +224,7 @@ def test_an_error_of_any_rank_is_one_message_and_exit_code_2(tmp_path, fault, wo
 def one_like_two(alone, ranks, task, **changes):
     """Train on one process and compare with two: all terms, and the weights and their average after each epoch."""
     config = toy_config(**changes)
-    fit(task, config, alone, False, 0, toy_yaml(config))
+    fit(task, config, alone, None, 0, toy_yaml(config))
     for a, b in zip(terms(alone), terms(ranks), strict=True):
         assert a == pytest.approx(b, abs=1e-4)
     for epoch in (1, 3):
@@ -201,7 +267,7 @@ def test_a_run_on_two_ranks_goes_on_on_one(tmp_path, two_ranks):
     config = toy_config()
     saved = Checkpoint.load(run / "ckpt_epoch_2.pt")
     assert saved.config == toy_yaml(config)
-    fit(ToyTask(dropout=0.0), config, run, True, 0, toy_yaml(config))
+    fit(ToyTask(dropout=0.0), config, run, None, 0, toy_yaml(config))
     a, b = weights(run), weights(two_ranks)
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
     assert "saved on 2 rank(s), resumed on 1" in (run / "log_rank0.txt").read_text()

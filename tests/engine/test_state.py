@@ -2,6 +2,7 @@ import os
 import pickle
 import random
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,112 @@ def test_a_torn_or_foreign_or_missing_file_is_named(tmp_path):
             Checkpoint.load(tmp_path / name)
 
 
+def same(a, b):
+    return a.step == b.step and a.terms == b.terms and a.config == b.config and torch.equal(a.model["w"], b.model["w"])
+
+
+def test_a_flipped_bit_is_noticed_or_means_nothing(tmp_path):
+    """Any bit of the file: what is loaded in the end is what was saved, or it is refused by name."""
+    path, saved = tmp_path / "ckpt_epoch_1.pt", checkpoint(size=64)
+    saved.save(path)
+    whole, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for place in rng.integers(len(whole) * 8, size=300).tolist():
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert same(Checkpoint.load(path), saved)
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > 200
+
+
+def test_every_bit_of_a_weight_counts(tmp_path):
+    path, saved = tmp_path / "ckpt_epoch_1.pt", checkpoint(size=64)
+    saved.save(path)
+    whole = path.read_bytes()
+    start = whole.index(saved.model["w"].numpy().tobytes())
+    for bit in range(0, 64 * 4 * 8, 61):
+        damaged = bytearray(whole)
+        damaged[start + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="does not match its checksum"):
+            Checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["ckpt_epoch_12.pt", "ckpt_interrupt.pt"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, name):
+    for epoch in (9, 10):
+        checkpoint(step=epoch).save(tmp_path / f"ckpt_epoch_{epoch}.pt")
+    (tmp_path / "ckpt_epoch_10.pt").write_bytes(b"damaged too")
+    checkpoint(step=12).save(tmp_path / name)
+    damage(tmp_path / name)
+    with pytest.raises(UserError) as error:
+        state.open_run(tmp_path, None, "a: 1")
+    said = str(error.value)
+    assert said.startswith(f"{tmp_path / name}: damaged") and "\n" not in said
+    assert f"ckpt_epoch_9.pt before it is whole: to go on from there, remove {tmp_path / name} and" in said
+    assert f"{tmp_path / 'ckpt_epoch_10.pt'} and run the same command again" in said
+    (tmp_path / name).unlink()
+    (tmp_path / "ckpt_epoch_10.pt").unlink()
+    assert state.open_run(tmp_path, None, "a: 1") == tmp_path / "ckpt_epoch_9.pt"
+    damage(tmp_path / "ckpt_epoch_9.pt")
+    with pytest.raises(UserError, match="no checkpoint before it is whole"):
+        state.open_run(tmp_path, None, "a: 1")
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(4, dtype=torch.float32).numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("step", -1, "step"), ("step", "many", "step"), ("model", [1], "model"), ("model", {"w": 1}, "model.w"),
+        ("rng", [], "rng"), ("rng", [{"torch": 3}], "rng.0"), ("terms", {"mse": "x"}, "terms.mse"),
+        ("config", None, "config"), ("seconds", {}, "seconds"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_a_field_of_another_kind_is_refused_by_its_name(tmp_path, field, value, words):
+    checkpoint().save(tmp_path / "a.pt")
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    torch.save(content | {field: value}, tmp_path / "b.pt")
+    with pytest.raises(UserError, match=rf"b\.pt: not a checkpoint of this program: {words}"):
+        Checkpoint.load(tmp_path / "b.pt")
+    del content[field]
+    torch.save(content, tmp_path / "b.pt")
+    with pytest.raises(UserError, match=rf"{field}: Field required"):
+        Checkpoint.load(tmp_path / "b.pt")
+
+
+def test_data_are_known_by_what_they_hold_not_by_where_they_lie():
+    class Keys:
+        def __init__(self, *keys):
+            self.identity = keys
+
+    digest = state.data_digest(Keys("a", "b"))
+    assert len(digest) == 64 and digest == state.data_digest(Keys("a", "b"))
+    others = [Keys("b", "a"), Keys("ab"), Keys("a", "c"), Keys("a\0b"), Keys("a", "b", "")]
+    assert digest not in {state.data_digest(other) for other in others}
+    assert state.data_digest(object()) == state.data_digest(Keys()) == ""
+    saved = checkpoint()
+    for known, now in (("", digest), (digest, ""), (digest, digest)):
+        replace(saved, data=known).require_data(Path("c.pt"), 10, now)
+    with pytest.raises(UserError, match=r"c\.pt: trained on other images"):
+        replace(saved, data=digest).require_data(Path("c.pt"), 10, state.data_digest(others[0]))
+    with pytest.raises(UserError, match=r"of 10 image\(s\), it now has 9"):
+        replace(saved, data=digest).require_data(Path("c.pt"), 9, digest)
+
+
+def test_data_may_move_and_nothing_else_may():
+    before = "data: {root: /a, ids: /a/ids.txt, kind: sa1b}\nquestions: {file: /a/q.jsonl, per_image: 1}"
+    assert state.changed_keys(before, before.replace("/a", "/b")) == []
+    assert len(state.changed_keys(before, before.replace("sa1b", "coco").replace("per_image: 1", "per_image: 2"))) == 2
+
+
 @pytest.mark.parametrize("size", [4, 4_000_000])
 def test_full_disk_keeps_the_last_good_checkpoint(tmp_path, size):
     checkpoint(step=1).save(tmp_path / "ckpt_epoch_1.pt")
@@ -93,13 +200,14 @@ def test_changed_keys_names_what_matters_and_ignores_what_does_not():
 
 
 def test_harmless_keys_exist_in_the_config():
-    from samdistill.config import RunConfig
+    from samdistill.config.loading import JOBS
+
+    def known(model, parts):
+        field = getattr(model, "model_fields", {}).get(parts[0])
+        return field is not None and (len(parts) == 1 or known(field.annotation, parts[1:]))
 
     for key in state.HARMLESS:
-        model = RunConfig
-        for part in key.split("."):
-            assert part in model.model_fields
-            model = model.model_fields[part].annotation
+        assert any(known(model, key.split(".")) for model in JOBS.values()), key
 
 
 def test_ema_follows_its_formula_skips_frozen_and_gives_the_weights_back():

@@ -1,6 +1,6 @@
 """A small job for the engine's tests; as a script, a command that tests can interrupt and kill.
 
-python toy_task.py RUN [--nproc N] [--resume] [key=value ...] [--then RUN [key=value ...]]
+python toy_task.py RUN [--nproc N] [key=value ...] [--then RUN [key=value ...]]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from samdistill.config import TrainConfig
 from samdistill.engine import fit, is_worker, launch, leave
+from samdistill.processes import end_with_parent
 from samdistill.tasks.base import Task
 from samdistill.types import ImageBatch, Term, Terms, UserError
 
@@ -133,12 +134,14 @@ def main(argv: list[str]) -> int:
     names = {f.name for f in fields(ToyTask)}
     config = toy_config(**{k: v for k, v in given.items() if k not in names | {"workers"}})
     task = ToyTask(**{k: v for k, v in given.items() if k in names})
-    fit(task, config, run, "--resume" in argv, given.get("workers", 0), toy_yaml(config))
+    fit(task, config, run, None, given.get("workers", 0), toy_yaml(config))
     return 0
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if is_worker():
+        end_with_parent()
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

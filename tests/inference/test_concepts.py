@@ -13,7 +13,7 @@ from transformers import Sam3ImageProcessor, Sam3Model
 from samdistill.checkpoints.files import locate
 from samdistill.checkpoints.words import Words
 from samdistill.inference.concepts import StudentDetector, ask_image, detections, load_concept_model
-from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer, save_tokenizer
+from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer, sandbox_words
 from samdistill.sandbox.detector import detector_config
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import ConceptPrompts, DetectorOutput, ImageBatch, UserError
@@ -37,7 +37,7 @@ def student() -> EfficientSam3Model:
 def folder(student: EfficientSam3Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("run") / "student"
     student.save_pretrained(place)
-    save_tokenizer(place)
+    sandbox_words().save(place)
     return place
 
 
@@ -127,7 +127,7 @@ def test_what_was_saved_answers_alike(student: EfficientSam3Model, folder: Path)
 
 def test_sam3_is_a_detector_too_and_other_models_are_none(folder: Path, tmp_path: Path) -> None:
     Sam3Model(detector_config()).save_pretrained(tmp_path / "sam3")
-    save_tokenizer(tmp_path / "sam3")
+    sandbox_words().save(tmp_path / "sam3")
     found = ask_image(load_concept_model(tmp_path / "sam3"), Image.new("RGB", (60, 40)), "red circle", threshold=0)
     assert found.masks.shape == (25, 40, 60)
     with pytest.raises(UserError, match="'sam3_tracker', no detector of concepts"):

@@ -14,7 +14,7 @@ from PIL import Image
 from samdistill.checkpoints.student import load_with_memory
 from samdistill.inference.concepts import StudentDetector, ask_image
 from samdistill.inference.video import MOST_OBJECTS, SAME, VideoSession
-from samdistill.sandbox.concepts import VOCABULARY, sandbox_words, save_tokenizer
+from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import UserError
 
@@ -173,7 +173,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudentDetector,
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     folder = tmp_path_factory.mktemp("student")
     model.save_pretrained(folder)
-    save_tokenizer(folder)
+    sandbox_words().save(folder)
     torch.manual_seed(0)
     video = load_with_memory(folder, latents=12, layers=1, windows=2).eval()
     return StudentDetector(model, sandbox_words()), StudentDetector(video, sandbox_words())

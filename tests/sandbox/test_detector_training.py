@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedTeacher:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SHORT.items():
             patch.setattr(detector_training, name, value)
-        return train_detector(tmp_path_factory.mktemp("detector"), 2, 2, 5e-4, False, None)
+        return train_detector(tmp_path_factory.mktemp("detector"), 2, 2, 5e-4, None)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_it_can_be_trained_further(trained: TrainedTeacher) -> None:
 
 def test_training_further_changes_the_heads_and_keeps_the_features(trained: TrainedTeacher, tmp_path: Path) -> None:
     before = load_file(trained.folder / "model.safetensors")
-    after = load_file(train_detector(tmp_path, 2, 2, 1e-3, False, trained.folder).folder / "model.safetensors")
+    after = load_file(train_detector(tmp_path, 2, 2, 1e-3, trained.folder).folder / "model.safetensors")
     same = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
     vision = {name for name in before if name.startswith("vision_encoder.")}
     assert vision <= same and "geometry_encoder.cls_embed.weight" not in same

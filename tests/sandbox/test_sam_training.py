@@ -30,7 +30,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("train", "kind"), [(train_sam, SamModel), (train_mobile, MobileSamModel)])
 def test_it_writes_a_float16_folder_that_opens_and_its_figures(train, kind: type, tmp_path: Path) -> None:
-    found = train(tmp_path, 2, 2, 1e-4, False, None)
+    found = train(tmp_path, 2, 2, 1e-4, None)
     assert found.steps == 2
     assert set(found.figures) == {"box_miou", "point_miou", "refine_miou", "multimask_miou"}
     weights = load_file(found.folder / "model.safetensors")
@@ -42,7 +42,7 @@ def test_it_writes_a_float16_folder_that_opens_and_its_figures(train, kind: type
 
 
 def test_a_trained_sam_can_be_trained_further(tmp_path: Path) -> None:
-    found = train_sam(tmp_path, 2, 2, 2e-5, False, Path("sandbox-sam"))
+    found = train_sam(tmp_path, 2, 2, 2e-5, Path("sandbox-sam"))
     kept, moved = load_promptable("sandbox-sam").state_dict(), load_promptable(found.folder).state_dict()
     assert all(torch.allclose(moved[name], kept[name], atol=1e-3) for name in kept)
     assert any(not torch.equal(moved[name], kept[name]) for name in kept)
@@ -51,7 +51,7 @@ def test_a_trained_sam_can_be_trained_further(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", ["sandbox", "sandbox-mobile"])
 def test_weights_of_another_kind_are_refused(weights: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{weights}: a .* trains a SamModel"):
-        train_sam(tmp_path, 2, 2, 1e-4, False, Path(weights))
+        train_sam(tmp_path, 2, 2, 1e-4, Path(weights))
 
 
 def test_a_mobile_starts_with_the_packaged_sam_s_prompt_half_and_its_own_trunk() -> None:

@@ -18,7 +18,6 @@ from samdistill.sandbox.concepts import (
     build_tokenizer,
     phrases_of,
     sandbox_words,
-    save_tokenizer,
 )
 from samdistill.sandbox.scenes import COLOURS, SHAPES, render_scenes
 from samdistill.types import VISUAL
@@ -41,7 +40,7 @@ def test_ids_are_the_order_that_the_packaged_weights_know() -> None:
 
 
 def test_a_saved_tokenizer_is_the_same_words(tmp_path: Path) -> None:
-    save_tokenizer(tmp_path)
+    sandbox_words().save(tmp_path)
     found = Words.load(tmp_path, len(VOCABULARY), CONTEXT)
     assert found.digest == sandbox_words().digest and found.context == CONTEXT
     assert AutoTokenizer.from_pretrained(tmp_path)("pink ring")["input_ids"] == build_tokenizer()("pink ring").input_ids

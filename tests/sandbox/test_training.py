@@ -20,8 +20,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(training, name, value)
 
 
-def train(out: Path, resume: bool = False, weights: Path | None = None, lr: float = 1e-3) -> TrainedTeacher:
-    return train_tracker(out, 4, 2, lr, resume, weights)
+def train(out: Path, weights: Path | None = None, lr: float = 1e-3) -> TrainedTeacher:
+    return train_tracker(out, 4, 2, lr, weights)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_resumed_in_the_middle_it_ends_in_the_same_weights(
         patch.setattr(training, "render_scenes", dies)
         train(tmp_path)
     assert (tmp_path / "ckpt_epoch_1.pt").exists() and not (tmp_path / "weights").exists()
-    train(tmp_path, resume=True)
+    train(tmp_path)
     first, second = (load_file(folder / "model.safetensors") for folder in (trained.folder, tmp_path / "weights"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -75,9 +75,9 @@ def test_it_can_start_from_an_earlier_teacher(trained: TrainedTeacher, tmp_path:
     assert any(not torch.equal(moved[name], kept[name]) for name in kept)
 
 
-def test_a_second_run_into_the_same_folder_is_refused(trained: TrainedTeacher) -> None:
-    with pytest.raises(UserError, match="holds a run"):
-        train(trained.folder.parent)
+def test_another_run_into_the_same_folder_is_refused(trained: TrainedTeacher) -> None:
+    with pytest.raises(UserError, match=r"was trained with other settings: train\.lr"):
+        train(trained.folder.parent, lr=2e-3)
 
 
 def test_no_scene_is_seen_twice_and_prompts_follow_from_the_scenes() -> None:

@@ -176,9 +176,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         pytest.skip(f"no tmpfs here: {result.stderr.strip()}")
     words = result.stdout.split()
     assert words[:2] == ["7", "0"], result.stdout + result.stderr
-    needed, free = re.search(
-        r"disk full at the record of 'key7': (\d+) bytes needed, (\d+) free", result.stdout
-    ).groups()
+    free, needed = re.search(r"(\d+) bytes free\); at the record of 'key7' \((\d+) bytes\)", result.stdout).groups()
     assert int(needed) == 4 + 2 * 128 * 32 * 32 + 20 + 5 and 0 < int(free) < int(needed)
 
 

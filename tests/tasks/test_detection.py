@@ -313,7 +313,7 @@ def test_interrupted_in_a_phase_and_resumed_it_is_the_uninterrupted_run(
         fit(stopped, train, tmp_path / "run", workers=0)
     assert Checkpoint.load(stop.value.checkpoint).step == 3
     again = DetectionTask(job.config, job.teacher, job.words, job.questions)
-    assert fit(again, train, tmp_path / "run", resume=True, workers=0).steps == 4
+    assert fit(again, train, tmp_path / "run", workers=0).steps == 4
     one, other = (Checkpoint.load(tmp_path / name / "ckpt_epoch_2.pt") for name in ("whole", "run"))
     assert one.terms == other.terms and set(one.terms) == set(TERMS)
     assert all(torch.equal(one.model[name], other.model[name]) for name in one.model)

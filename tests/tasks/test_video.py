@@ -115,7 +115,7 @@ def test_going_on_ends_in_the_same_weights_and_another_image_student_is_refused(
     fit(task_of(config), config.train, whole, workers=0, resolved=config.to_yaml())
     parts.mkdir()
     (parts / "ckpt_epoch_2.pt").write_bytes((whole / "ckpt_epoch_2.pt").read_bytes())
-    fit(task_of(config), config.train, parts, resume=True, workers=0, resolved=config.to_yaml())
+    fit(task_of(config), config.train, parts, workers=0, resolved=config.to_yaml())
     ends = [load_file(folder / "student" / "model.safetensors") for folder in (whole, parts)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
     other = tmp_path / "other" / "student"
@@ -128,7 +128,7 @@ def test_going_on_ends_in_the_same_weights_and_another_image_student_is_refused(
     with pytest.raises(
         UserError, match=r"belongs to the image checkpoint \w{12}, and this is \w{12}; give student.start"
     ):
-        fit(task, config.train, parts, resume=True, workers=0, resolved=config.to_yaml())
+        fit(task, config.train, parts, workers=0, resolved=config.to_yaml())
 
 
 def test_the_fingerprint_is_of_the_image_student_alone(image_student: Path) -> None:

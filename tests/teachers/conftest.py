@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from samdistill.checkpoints.rename import to_original
-from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, save_tokenizer
+from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, sandbox_words
 
 VIT = {
     "model_type": "sam3_vit_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -72,7 +72,7 @@ def detector(tmp_path_factory):
     model = scramble(Sam3Model(config))
     folder = tmp_path_factory.mktemp("detector")
     model.save_pretrained(folder)
-    save_tokenizer(folder)
+    sandbox_words().save(folder)
     return model, folder
 
 

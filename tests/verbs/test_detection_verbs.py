@@ -174,13 +174,13 @@ def test_the_student_is_a_folder_that_answers_to_words(
     assert len(found.detected) == 4 and (tmp_path / "seen.png").is_file()
 
 
-def test_a_second_run_over_the_first_is_refused(
-    walked: tuple[DetectionRunConfig, DetectionRoad], refused, tmp_path
+def test_a_finished_run_is_left_alone_and_another_over_it_is_refused(
+    walked: tuple[DetectionRunConfig, DetectionRoad],
 ) -> None:
     config, _ = walked
-    assert "holds a run" in refused(["train", written(config, tmp_path / "run.yaml")])
+    assert train(config).images_per_second == 0
     with pytest.raises(UserError, match=r"train\.phases"):
-        train(config.model_copy(update={"train": config.train.model_copy(update={"phases": None})}), resume=True)
+        train(config.model_copy(update={"train": config.train.model_copy(update={"phases": None})}))
 
 
 def test_what_cannot_work_is_one_line(

@@ -16,7 +16,7 @@ from samdistill.evaluation.video_result import STUDENT, TEACHER, WITHOUT
 from samdistill.inference import video as session_module
 from samdistill.inference.tracks import Ring
 from samdistill.metrics.video_frames import DAVIS_2017, SAV
-from samdistill.sandbox.concepts import VOCABULARY, save_tokenizer
+from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write_videos import write_sav
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
@@ -43,9 +43,9 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     image, run = tmp_path_factory.mktemp("image"), tmp_path_factory.mktemp("run")
     model = EfficientSam3Model(efficient_sam3_config("efficientvit_b0", 126, 32, 2, 64, 1, 1, 5, TEXT))
     model.save_pretrained(image)
-    save_tokenizer(image)
+    sandbox_words().save(image)
     load_with_memory(image, latents=8, layers=1).save_pretrained(run / "student")
-    save_tokenizer(run / "student")
+    sandbox_words().save(run / "student")
     return image, run
 
 

@@ -16,7 +16,7 @@ from samdistill.cli import main
 from samdistill.data.saco import ConceptSet
 from samdistill.data.saco_predictions import load_predictions
 from samdistill.inference.concepts import load_concept_model
-from samdistill.sandbox.concepts import VOCABULARY, save_tokenizer
+from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
 from samdistill.sandbox.write import write_coco, write_concept_set
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
 
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in student.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     student.save_pretrained(folder / "student")
-    save_tokenizer(folder / "student")
+    sandbox_words().save(folder / "student")
     return folder
 
 

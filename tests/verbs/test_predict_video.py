@@ -20,7 +20,7 @@ from samdistill.checkpoints.student import load_with_memory
 from samdistill.evaluation.pictures import COLOURS
 from samdistill.inference.concepts import Box, StudentDetector, load_concept_model
 from samdistill.inference.video import Tracked, VideoSession
-from samdistill.sandbox.concepts import VOCABULARY, save_tokenizer
+from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import UserError
 from samdistill.verbs.predict_video import draw_tracked, predict_video
@@ -42,7 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.manual_seed(0)
     load_with_memory(folder / "image" / "student", 12, 1, 2).save_pretrained(folder / "video" / "student")
     for name in ("image", "video"):
-        save_tokenizer(folder / name / "student")
+        sandbox_words().save(folder / name / "student")
     return {name: folder / name for name in ("image", "video")}
 
 

@@ -17,8 +17,8 @@ from samdistill.verbs import sandbox
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["tracker"], (Path("runs/teacher"), 5000, 8, 1e-3, False, None)),
-        (["detector"], (Path("runs/teacher"), 5000, 10, 5e-4, False, None)),
+        (["tracker"], (Path("runs/teacher"), 5000, 8, 1e-3, None)),
+        (["detector"], (Path("runs/teacher"), 5000, 10, 5e-4, None)),
         (
             [
                 "detector",
@@ -30,11 +30,10 @@ from samdistill.verbs import sandbox
                 "2",
                 "--lr",
                 "0.1",
-                "--resume",
                 "--weights",
                 "b",
             ],
-            (Path("a"), 7, 2, 0.1, True, Path("b")),
+            (Path("a"), 7, 2, 0.1, Path("b")),
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from samdistill.cli import main
 from samdistill.config import RunConfig, load_config, packaged
 from samdistill.store import FeatureStore
 from samdistill.types import UserError
+from samdistill.verbs.assembly import read_skipped
 from samdistill.verbs.cache import cache
 from samdistill.verbs.train import check, train
 
@@ -94,9 +96,27 @@ def test_the_run_folder_is_the_published_one_and_its_student_opens(cached: RunCo
     student = samdistill.StudentTrunk.from_pretrained(result.student)
     with torch.no_grad():
         assert student(pixel_values=torch.zeros(1, 3, 126, 126)).last_hidden_state.shape == (1, 81, 192)
-    with pytest.raises(UserError, match="holds a run"):
-        train(config)
-    assert train(config, resume=True).images_per_second == 0  # finished
+    assert train(config).images_per_second == 0  # finished
+
+
+def test_data_may_move_between_two_calls_and_other_images_are_refused(
+    cached: RunConfig, world: Path, recipe, tmp_path: Path
+) -> None:
+    settings = (f"cache.root={cached.store_root}", "train.epochs=1")
+    train(recipe(tmp_path / "run", *settings))
+    moved = shutil.copytree(world, tmp_path / "elsewhere")
+    assert train(recipe(tmp_path / "run", *settings, f"data.root={moved}")).images_per_second == 0
+    state = torch.load(tmp_path / "run" / "ckpt_epoch_1.pt", weights_only=True)
+    torch.save(state | {"data": "0" * 64}, tmp_path / "run" / "ckpt_epoch_1.pt")  # as of 24 other images
+    with pytest.raises(UserError, match=r"ckpt_epoch_1\.pt: trained on other images"):
+        train(recipe(tmp_path / "run", *settings))
+
+
+@pytest.mark.parametrize("content", ["{", '{"key": 3}', "[]", '{"reason": "x"}'])
+def test_a_damaged_list_of_skipped_inputs_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "rank0-skipped.jsonl").write_text('{"key": "a", "reason": "torn"}\n' + content + "\n")
+    with pytest.raises(UserError, match=r"rank0-skipped\.jsonl, line 2: .*delete it and cache again"):
+        read_skipped(tmp_path)
 
 
 def test_kill_9_in_the_middle_of_training_then_resume_ends_in_the_same_bits(
@@ -117,6 +137,6 @@ def test_kill_9_in_the_middle_of_training_then_resume_ends_in_the_same_bits(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed.output / "ckpt_epoch_5.pt").exists()
-    assert main(["train", str(path), "--resume", str(killed.output)]) == 0
+    assert main(["train", str(path)]) == 0
     for name in ("model.safetensors", "config.json"):
         assert (killed.output / "student" / name).read_bytes() == (whole.output / "student" / name).read_bytes()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..io import copy_file, replacing, write_json
 from ..reading import Table, foreign, read_json
 from ..students import StudentTrunkConfig
 from ..types import UserError
@@ -73,9 +72,9 @@ def copy_companions(folder: Path, to: Path, host: Host, image_size: int) -> None
             continue
         if path.name in ("preprocessor_config.json", "processor_config.json") and image_size != host.image_size:
             resized = _resized(read_json(path, Table), host, image_size)
-            (to / path.name).write_text(json.dumps(resized, indent=2) + "\n")
+            write_json(to / path.name, resized, indent=2)
         else:
-            shutil.copyfile(path, to / path.name)
+            copy_file(path, to / path.name)
 
 
 def _resized(node: Any, host: Host, image_size: int) -> Any:
@@ -108,12 +107,12 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
     where: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({name: tensors[name].contiguous() for name in names}, folder / file, {"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors makes files that only their owner reads
+        with replacing(folder / file) as new:
+            save_file({name: tensors[name].contiguous() for name in names}, new, {"format": "pt"})
         where.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(about.bytes for about in info.values())}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / "model.safetensors.index.json", index, indent=2)
 
 
 def check_loads(folder: Path, config: dict[str, Any]) -> None:

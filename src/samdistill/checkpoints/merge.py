@@ -6,16 +6,14 @@ Two layouts: a Hugging Face folder of ``Sam3Model``, ``Sam3TrackerModel`` or ``S
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from ..io import as_path, make_folder, replacing, write_json, writing
 from ..reading import Table as Settings
 from ..reading import read_json
 from ..students import StudentTrunkConfig
@@ -53,7 +51,7 @@ def merge(
     Raises ``UserError``, with nothing written, for a source without a student, nothing to replace, a tensor of the
     teacher's ViT that would remain, a name without a match, or a trunk and heads whose shapes disagree.
     """
-    place, student_place, out = locate(into), Path(source).expanduser(), Path(out).expanduser()
+    place, student_place, out = locate(into), as_path(source), as_path(out)
     _check_out(out, place)
     if place.is_dir():
         return _into_folder(student_place, place, out, target_prefix, replace_prefix)
@@ -86,14 +84,15 @@ def _into_folder(
         tuple(notes),
     )  # fmt: skip
     tensors = _Joined(teacher, student, kept, names)
-    with _staged(out) as temporary:
-        temporary.mkdir()
+    make_folder(out.parent)
+    with replacing(out, sync=True) as temporary:
+        make_folder(temporary)
         copy_companions(folder, temporary, host, student.config.image_size)
-        (temporary / "config.json").write_text(json.dumps(merged, indent=2, sort_keys=True) + "\n")
+        write_json(temporary / "config.json", merged, indent=2)
         save_shards(temporary, tensors, tensors.info)
         _check_written(open_weights(temporary), tensors)
         check_loads(temporary, merged)
-        (temporary / REPORT).write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+        write_json(temporary / REPORT, report.to_dict(), indent=1)
     return report
 
 
@@ -128,10 +127,12 @@ def _into_original(
         tuple(notes),
     )
     tensors = _Joined(teacher, student, kept, names)
-    with _staged(out) as temporary:
-        torch.save({"model": {name: tensors[name] for name in tensors}}, temporary)
+    make_folder(out.parent)
+    with replacing(out, sync=True) as temporary:
+        with writing(temporary) as file:
+            torch.save({"model": {name: tensors[name] for name in tensors}}, file)
         _check_written(open_weights(temporary), tensors)
-        sidecar(out).write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+        write_json(sidecar(out), report.to_dict(), indent=1)
     return report
 
 
@@ -215,34 +216,6 @@ def _check_out(out: Path, into: Path) -> None:
         raise UserError(f"{out}: exists and no merge wrote it; choose another --out, or remove it first")
     if out.exists() and out.is_dir() != into.is_dir():
         raise UserError(f"{out}: holds an earlier merge of the other layout; choose another --out, or remove it first")
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A place beside ``out`` to write to; moved to ``out`` at the end, removed on any failure."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}.partial")
-        _remove(temporary)
-        try:
-            yield temporary
-            old = out.with_name(f".{out.name}.old")
-            _remove(old)
-            if out.exists():
-                out.rename(old)
-            temporary.rename(out)
-            _remove(old)
-        finally:
-            _remove(temporary)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def merged_student(path: Path) -> StudentTrunkConfig:

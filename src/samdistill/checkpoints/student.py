@@ -18,7 +18,7 @@ from ..students import EfficientSam3Config, EfficientSam3Model, StudentTrunk, St
 from ..students.memory import warm_start
 from ..students.sam3 import MEMORY
 from ..types import UserError
-from .files import TORCH_SUFFIXES, TensorInfo, load_torch, open_weights
+from .files import TORCH_SUFFIXES, TensorInfo, check_archive, load_torch, open_weights
 from .layout import ORIGINAL_STUDENT, STUDENT
 from .loading import build_config, compare, model_kinds, open_config, pretrained, read_settings
 
@@ -92,7 +92,7 @@ def _in_run(run: Path) -> Path:
         return run / "student"
     checkpoints = sorted(run.glob("ckpt_epoch_*.pt"), key=lambda p: p.stat().st_mtime)
     if checkpoints:
-        raise UserError(f"{run}: this run has not finished (no student/); resume it, or merge {checkpoints[-1]}")
+        raise UserError(f"{run}: this run has not finished (no student/); train on, or merge {checkpoints[-1]}")
     raise UserError(f"{run}: not a run with a student (no student/ and no config.json in it)")
 
 
@@ -105,7 +105,8 @@ def _from_folder(folder: Path) -> Student:
 
 
 def _from_checkpoint(path: Path, host: Host) -> Student:
-    content = load_torch(path)
+    content = load_torch(path)  # which says most about a file that is no checkpoint
+    check_archive(path)
     model, text = content.get("model"), content.get("config")
     if not isinstance(model, dict) or not isinstance(text, str):
         raise UserError(f"{path}: not a checkpoint of a training run (no 'model' and 'config' in it)")

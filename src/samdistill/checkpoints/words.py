@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ..io import adding, as_path
 from ..reading import foreign
 from ..types import VISUAL, ConceptPrompts, UserError
 from .files import locate
@@ -92,7 +93,8 @@ class Words:
         """Write the tokenizer where ``load`` and transformers' ``AutoTokenizer`` find it, with its context."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = self.context
-        tokenizer.save_pretrained(folder)
+        with adding(as_path(folder)) as new:
+            tokenizer.save_pretrained(new)
 
     @property
     def digest(self) -> str:

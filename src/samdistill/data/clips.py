@@ -186,6 +186,11 @@ class ClipDataset(Dataset[ClipItem]):
         self.source, self.transform, self.keys, self.rules = source, transform, list(keys), rules
         self.seed, self.epoch = seed, epoch
 
+    @property
+    def identity(self) -> Sequence[str]:
+        """What tells the clips from those of other data."""
+        return self.keys
+
     def __len__(self) -> int:
         return len(self.keys) * self.rules.per_video
 

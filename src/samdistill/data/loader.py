@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..processes import outlive_signals
 from ..types import ImageBatch
 from .skipped import BadInput
 from .sources import BadImage, Source
@@ -87,5 +88,10 @@ def image_loader(
     """Batches in the order of ``dataset.keys``; the last one may be short. The same bytes for any ``workers``."""
     processes = worker_count(workers)
     return DataLoader(
-        dataset, batch_size, num_workers=processes, collate_fn=collate_images, persistent_workers=processes > 0
+        dataset,
+        batch_size,
+        num_workers=processes,
+        collate_fn=collate_images,
+        persistent_workers=processes > 0,
+        worker_init_fn=outlive_signals,
     )

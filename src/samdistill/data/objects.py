@@ -66,6 +66,11 @@ class ObjectDataset(Dataset[ObjectItem]):
         self.source, self.prompts = source, prompts
         self.images = ImageDataset(source, transform, keys, seed, view)
 
+    @property
+    def identity(self) -> Sequence[str]:
+        """What tells the items from those of other data."""
+        return self.images.keys
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
@@ -13,18 +12,29 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL import Image
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from ..reading import Table, parse_json
+from ..io import as_path, disk_errors, make_folder, sweep, write_bytes, write_json, write_text
+from ..locks import locked
+from ..reading import Table, parse_json, read_json
 from ..types import UserError
 from .images import DECODE_ERRORS, IMAGE_SUFFIXES, unread
 from .sa1b import JPEG_SUFFIXES
 from .skipped import BadInput
 from .sources import key_problem, split_keys
 
+AGAIN = "run it again when that is mended: it goes on where it stopped"
 SPLITS = ("train", "val")
 _SETTINGS, _SKIPPED = "prepare.json", "skipped.txt"
 _ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
+
+
+class _Claim(TypedDict):
+    """What a tree was made with."""
+
+    kind: Literal["sa1b"]
+    val_fraction: float
 
 
 class _Found(NamedTuple):
@@ -171,36 +181,32 @@ def _place(found: _Found, target: Path) -> Literal["linked", "copied"]:
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(found.read())
-    os.replace(partial, target)
+    write_bytes(target, found.read(), hint=AGAIN)
     return "copied"
 
 
 def _claim(dst: Path, val_fraction: float) -> None:
     """Make the tree, or check that an earlier run made it with the same settings; drop what that run left half-done."""
-    settings = {"kind": "sa1b", "val_fraction": val_fraction}
-    try:
-        for split in SPLITS:
-            (dst / "images" / split).mkdir(parents=True, exist_ok=True)
-            (dst / "annotations" / split).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{dst}: cannot make the tree: {error}") from None
+    settings = _Claim(kind="sa1b", val_fraction=float(val_fraction))
+    for split in SPLITS:
+        make_folder(dst / "images" / split)
+        make_folder(dst / "annotations" / split)
     path = dst / _SETTINGS
     if path.is_file():
-        if (earlier := json.loads(path.read_text())) != settings:
-            raise UserError(f"{dst}: was prepared with val_fraction={earlier.get('val_fraction')}, not {val_fraction}; "
+        earlier = read_json(
+            path, _Claim, "not the settings of a prepared tree; give another folder, or delete this one"
+        )
+        if earlier != settings:
+            raise UserError(f"{dst}: was prepared with val_fraction={earlier['val_fraction']:g}, not {val_fraction:g}; "
                             "give the same or another folder")  # fmt: skip
     else:
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(settings))
-        os.replace(partial, path)
-    for partial in dst.glob("*/*/.*.partial"):
-        partial.unlink()
+        write_json(path, settings)
+    for folder in dst.glob("*/*/"):
+        sweep(folder)
 
 
 def prepare_sa1b(
-    src: Path, dst: Path, val_fraction: float = 0.01, progress: Callable[[int, int], None] | None = None
+    src: str | Path, dst: str | Path, val_fraction: float = 0.01, progress: Callable[[int, int], None] | None = None
 ) -> PrepareReport:
     """Build ``dst/{images,annotations}/{train,val}`` from everything below ``src``.
 
@@ -211,7 +217,7 @@ def prepare_sa1b(
     ``progress(done, total)`` is called after each image. Raises ``UserError`` if there is nothing to prepare, if
     ``dst`` was prepared otherwise, or if the disk is full.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst = as_path(src), as_path(dst)
     if not src.exists() or src.resolve() == dst.resolve():
         raise UserError(f"{src}: {'is also the destination' if src.exists() else 'does not exist'}")
     if not 0 <= val_fraction < 1:
@@ -225,13 +231,9 @@ def prepare_sa1b(
     if not pairs:
         left_out = "".join(f"; {key}: {reason}" for key, reason in report.problems[:3])
         raise UserError(f"{src}: no pair of sa_*.jpg and sa_*.json in it{left_out}")
-    _claim(dst, val_fraction)
-    try:
+    with locked(dst, "prepare"), disk_errors(dst, AGAIN):
+        _claim(dst, val_fraction)
         _build(dst, index, pairs, val_fraction, report, progress)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full; make room" if full else f"{error}; mend it"
-        raise UserError(f"{dst}: {what} and run it again, it goes on where it stopped") from None
     return report
 
 
@@ -261,6 +263,4 @@ def _build(
         if progress is not None:
             progress(done, len(pairs))
     lines = "".join(f"{key}: {reason}\n" for key, reason in report.problems)
-    partial = dst / f".{_SKIPPED}.partial"
-    partial.write_text(lines, encoding="utf-8", errors="backslashreplace")
-    os.replace(partial, dst / _SKIPPED)
+    write_text(dst / _SKIPPED, lines)

@@ -143,6 +143,11 @@ class QuestionDataset(Dataset[QuestionItem]):
         self.book, self.seed, self.epoch = book, seed, epoch
         self.images = ImageDataset(book.source, transform, book.keys, seed, epoch % views)
 
+    @property
+    def identity(self) -> list[str]:
+        """What tells the items from those of other data: images and what can be asked about each."""
+        return ["\n".join((key, *self.book.phrases(key))) for key in self.book.keys]
+
     def __len__(self) -> int:
         return len(self.images)
 

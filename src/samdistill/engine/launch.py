@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +15,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ..io import scratch
+from ..processes import GRACE, INTERRUPTED, INTERRUPTION, LAUNCHER, heeded
 from ..types import UserError
-from .signals import heeded
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_GRACE = 120
-"""Seconds the ranks have to finish their step and save after a signal, before they are killed."""
 
 
 def is_worker() -> bool:
@@ -29,14 +27,15 @@ def is_worker() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def launch(nproc: int, argv: Sequence[str], program: Sequence[str] = ("-m", "samdistill")) -> int:
+def launch(nproc: int, argv: Sequence[str], program: Sequence[str] = ("-P", "-m", "samdistill")) -> int:
     """Run ``python PROGRAM ARGV`` as ``nproc`` ranks on this node; its exit code (130 after a Ctrl-C).
 
     One node by default, on a free port of the loopback. Several: start the same command on each with ``NNODES`` and
     either ``MASTER_ADDR``, ``MASTER_PORT`` and ``NODE_RANK``, or ``RDZV_ENDPOINT`` (``RDZV_BACKEND`` then is ``c10d``
-    unless set). Only local rank 0 speaks on the console; when another one fails its message is shown. SIGINT, SIGTERM,
-    SIGHUP and SIGQUIT are passed on unless this process ignores them (``nohup``), and the ranks have two minutes to
-    save. Raises ``UserError`` for settings that contradict.
+    unless set). Only local rank 0 speaks on the console; when another one fails its message is shown, and a rank that a
+    signal killed is named. SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on unless this process ignores them
+    (``nohup``), and the ranks have two minutes to save; they end when this process is killed. ``-P``: no module is
+    taken from the current folder. Raises ``UserError`` for settings that contradict.
     """
     if nproc < 1:
         raise UserError(f"--nproc {nproc}: give the number of processes, 1 or more")
@@ -44,17 +43,40 @@ def launch(nproc: int, argv: Sequence[str], program: Sequence[str] = ("-m", "sam
         logging.getLogger(name).setLevel(logging.CRITICAL)  # its news of a signal or a failure is retold below
     threads = max(1, (os.cpu_count() or 1) // nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # inherited: else every rank starts a thread per core
-    with tempfile.TemporaryDirectory(prefix="samdistill_ranks_") as logs:
+    os.environ[LAUNCHER] = str(os.getpid())
+    with scratch() as logs:
         try:
-            elastic_launch(_config(nproc, logs), sys.executable)(*program, *argv)
+            elastic_launch(_config(nproc, str(logs)), sys.executable)(*program, *argv)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.local_rank != 0:
-                _show(rank, *Path(logs).glob(f"*/attempt_*/{failure.local_rank}/stderr.log"))
-            return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+                _show(rank, *logs.glob(f"*/attempt_*/{failure.local_rank}/stderr.log"))
+            if failure.exitcode < 0:
+                print(f"samdistill: {killed(rank, -failure.exitcode)}", file=sys.stderr)
+                return 128 - failure.exitcode
+            return failure.exitcode
         except SignalException as error:
-            return 128 + int(error.sigval)
+            if error.sigval == signal.SIGTERM:  # with SIGINT rank 0 has said it
+                print(f"samdistill: {INTERRUPTION}", file=sys.stderr)
+            return INTERRUPTED if error.sigval in (signal.SIGINT, signal.SIGTERM) else 128 + int(error.sigval)
+        finally:
+            os.environ.pop(LAUNCHER, None)
     return 0
+
+
+def killed(rank: int, number: int) -> str:
+    """What to say of a rank that the signal ``number`` ended."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        name = "unnamed"
+    cause = {
+        signal.SIGKILL: "probably out of memory (the system log says so): use fewer or smaller processes, a smaller "
+        "batch or fewer data.workers",
+        signal.SIGBUS: "probably no shared memory left: use fewer data.workers, or a larger /dev/shm",
+        signal.SIGSEGV: "a library crashed",
+    }.get(number, "not by this program")
+    return f"rank {rank} was killed by signal {number} ({name}), {cause}; the same command goes on"
 
 
 def leave() -> None:
@@ -66,7 +88,8 @@ def leave() -> None:
 def _show(rank: int, *logs: Path) -> None:
     """What a rank that does not speak on the console said before it failed."""
     for path in logs:
-        print(f"rank {rank}: {path.read_text(errors='replace').strip()}", file=sys.stderr)
+        if said := path.read_text(errors="replace").strip():
+            print(f"rank {rank}: {said}", file=sys.stderr)
 
 
 def _config(nproc: int, logs: str) -> LaunchConfig:
@@ -94,7 +117,7 @@ def _config(nproc: int, logs: str) -> LaunchConfig:
         max_restarts=0,
         local_addr="127.0.0.1" if nodes == 1 else None,
         logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=alone),
-        shutdown_timeout=_GRACE,
+        shutdown_timeout=GRACE,
         signals_to_handle=",".join(number.name for number in heeded(_PASSED_ON)),  # nohup stays nohup
     )
 

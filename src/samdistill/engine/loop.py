@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from torch.utils.data import DataLoader
 
 from ..config import TrainConfig
 from ..data import reporting, worker_count
+from ..io import replacing, write_text
+from ..locks import locked
+from ..processes import outlive_signals
 from ..tasks.base import Task
 from ..types import UserError
 from .check import default_device
@@ -28,22 +31,23 @@ from .groups import Freezing, parameter_groups
 from .norm import synchronise_batch_norm
 from .schedule import GlobalBatches, Phases, Shard, stream_seed
 from .shares import shares
-from .signals import Interrupted, StopSignal, outlive_signals
+from .signals import Interrupted, StopSignal
 from .state import (
     INTERRUPT,
     Checkpoint,
     Ema,
     capture_rng,
+    data_digest,
     gather,
+    kept,
     newest,
     on_main,
     open_run,
     prune,
     restore_rng,
     seed_rng,
-    written,
 )
-from .tracking import Tracker, write_text
+from .tracking import Tracker
 
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -70,15 +74,16 @@ def fit(
     task: Task[Any],
     config: TrainConfig,
     run_dir: Path,
-    resume: Path | bool = False,
+    resume: Path | None = None,
     workers: int = 2,
     resolved: str = "",
 ) -> FitResult:
     """Train ``task``'s student; call it on every rank.
 
-    ``resume``: True goes on from the newest checkpoint in ``run_dir``, or starts if there is none; a path names a
-    checkpoint or a run folder. ``resolved``: the YAML of the whole run, saved as ``config.yaml`` and compared on resume
-    (see ``state.HARMLESS`` for the keys that may differ). ``workers``: loader processes per rank.
+    It goes on from the newest checkpoint in ``run_dir``, or starts if there is none, so the same call can be repeated.
+    ``resume``: another checkpoint or run folder to start from. ``resolved``: the YAML of the whole run, saved as
+    ``config.yaml`` and compared on resume (see ``state.HARMLESS`` for the keys that may differ). ``workers``: loader
+    processes per rank.
 
     The run folder gets ``config.yaml``, ``log_rank{r}.txt``, ``metrics.jsonl`` (see ``Tracker``), ``tensorboard/``,
     ``skipped.jsonl`` where inputs are left out,
@@ -86,12 +91,16 @@ def fit(
 
     Stopping: the first SIGINT or SIGTERM finishes the step, saves and raises ``Interrupted`` (a ``SystemExit`` with
     code 130); a second one aborts. Raises ``UserError`` for a batch that does not divide, too little data, fp16
-    without CUDA, a run folder that holds another run, a resume with changed settings, a term or gradient that is not
-    finite (before the weights are touched) and a disk that is full; the last good checkpoint always stays.
+    without CUDA, a run folder that another process writes or that holds another run, changed settings or data, a
+    damaged checkpoint, a term or gradient that is not finite (before the weights are touched) and a disk that is full;
+    the last good checkpoint always stays.
     """
     accelerator = _accelerator(config, task.leaves_unused or bool(config.freeze))
     try:
-        with reporting("train", run_dir, accelerator.process_index, resume=resume is not False):
+        with ExitStack() as stack:
+            on_main(lambda: stack.enter_context(locked(run_dir, "train")))
+            started = newest(run_dir) is not None
+            stack.enter_context(reporting("train", run_dir, accelerator.process_index, resume=started))
             return _fit(accelerator, task, config, run_dir, resume, workers, resolved)
     except UserError:
         if not accelerator.is_main_process:
@@ -100,27 +109,28 @@ def fit(
 
 
 def _fit(
-    accelerator: Accelerator, task: Task[Any], config: TrainConfig, run_dir: Path, resume: Path | bool,
+    accelerator: Accelerator, task: Task[Any], config: TrainConfig, run_dir: Path, resume: Path | None,
     workers: int, resolved: str,
 ) -> FitResult:  # fmt: skip
     shard = Shard(config.batch_size, config.accumulate, accelerator.process_index, accelerator.num_processes)
     data = task.dataset(0)
-    items = len(data)  # type: ignore[arg-type]
+    items, digest = len(data), data_digest(data)  # type: ignore[arg-type]
     schedule = Phases.of(config, shard.steps_per_epoch(items))
     source = on_main(lambda: open_run(run_dir, resume, resolved))
     saved = Checkpoint.load(source) if source else None
-    if saved and saved.items != items:
-        raise UserError(
-            f"{source}: trained on a data set of {saved.items} image(s), it now has {items}; "
-            "restore the data or start again with another output"
-        )
-    on_main(lambda: write_text(run_dir / "config.yaml", resolved))
+    if saved:
+        saved.require_data(source, items, digest)
+        if saved.step == schedule.total and source.resolve().parent != run_dir.resolve():
+            raise UserError(f"{source}: its run is finished, there is nothing to go on with; take its student/")
+    on_main(lambda: write_text(run_dir / "config.yaml", resolved, hint=kept(run_dir)))
     start = saved.step if saved else 0
     with Tracker(run_dir, shard.rank, schedule.total, start, config.log_every) as tracker:
         try:
             if source:
                 tracker.info(f"resumed from {source} at step {start} of {schedule.total}")
-            loop = _Loop(task, config, run_dir, workers, resolved, accelerator, shard, schedule, items, tracker, saved)
+            loop = _Loop(
+                task, config, run_dir, workers, resolved, accelerator, shard, schedule, items, digest, tracker, saved
+            )
             return loop.run()
         except UserError as error:
             tracker.log.error(str(error))
@@ -150,13 +160,13 @@ class _Loop:
 
     def __init__(
         self, task: Task[Any], config: TrainConfig, run_dir: Path, workers: int, resolved: str,
-        accelerator: Accelerator, shard: Shard, schedule: Phases, items: int, tracker: Tracker,
+        accelerator: Accelerator, shard: Shard, schedule: Phases, items: int, digest: str, tracker: Tracker,
         saved: Checkpoint | None,
     ) -> None:  # fmt: skip
         self.task, self.config, self.run_dir, self.resolved = task, config, run_dir, resolved
         self.workers = worker_count(workers)
         self.accelerator, self.shard, self.schedule, self.items = accelerator, shard, schedule, items
-        self.tracker, self.device = tracker, accelerator.device
+        self.tracker, self.device, self.digest = tracker, accelerator.device, digest
         self.per_epoch = shard.steps_per_epoch(items)
         seed_rng(config.seed)
         self.student = self._build()
@@ -350,7 +360,7 @@ class _Loop:
             Checkpoint(
                 self.step, epochs_done, self.student.state_dict(), self.ema.shadow if self.ema else None,
                 self.optimizer.state_dict(), scaler.state_dict() if scaler else None, streams, self.resolved,
-                self.items, self.terms, self.seconds,
+                self.items, self.terms, self.seconds, self.digest,
             ).save(path)  # fmt: skip
             if name != INTERRUPT:
                 prune(self.run_dir, self.config.keep)
@@ -361,7 +371,7 @@ class _Loop:
     def _interrupt(self, name: str, epochs_done: int) -> None:
         path = self._save(name, epochs_done)
         self.tracker.info(
-            f"interrupted at step {self.step} of {self.schedule.total}, saved {path}; go on with --resume"
+            f"interrupted at step {self.step} of {self.schedule.total}, saved {path}; the same command goes on"
         )
         raise Interrupted(path)
 
@@ -376,6 +386,6 @@ class _Loop:
             if not path.exists():
                 from ..checkpoints.loading import quiet_transformers  # transformers takes half of a rank's start
 
-                with written(path) as aside, quiet_transformers():
-                    student.save_pretrained(aside)
+                with replacing(path, sync=True, hint=kept(self.run_dir)) as new, quiet_transformers():
+                    student.save_pretrained(new)
         return path

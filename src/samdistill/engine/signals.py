@@ -5,24 +5,22 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from ..processes import INTERRUPTED, heeded
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_PRESS = 1.0
 """Seconds within which signals count as one: a terminal and a launcher may both deliver the same Ctrl-C."""
-
-_WORKER_GRACE = 20
-"""Seconds a loader worker lives on after a SIGTERM."""
 
 
 class Interrupted(SystemExit):
     """The run stopped when asked to, its state saved in ``checkpoint``. Ends the process with code 130."""
 
     def __init__(self, checkpoint: Path) -> None:
-        super().__init__(130)
+        super().__init__(INTERRUPTED)
         self.checkpoint = checkpoint
 
 
@@ -61,18 +59,3 @@ class StopSignal:
             raise KeyboardInterrupt
         if not self.asked:
             self.asked, self._first = True, now
-
-
-def heeded(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """Those of ``signals`` that this process does not ignore."""
-    return [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-def outlive_signals(worker: int) -> None:
-    """For loader workers, which a terminal or a scheduler signals too: serve the step that is being finished.
-
-    SIGINT is ignored. SIGTERM kills after a grace, not at once, because multiprocessing also ends its children with it.
-    """
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_WORKER_GRACE))

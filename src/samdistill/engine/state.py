@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import random
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors import SafetensorError
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from ..checkpoints.files import check_archive
+from ..io import remove, sweep, writing
+from ..reading import fits
 from ..types import UserError
 
 T = TypeVar("T")
 INTERRUPT = "ckpt_interrupt.pt"
 _EPOCH = re.compile(r"ckpt_epoch_(\d+)\.pt")
 
-HARMLESS = ("output", "cache", "evaluate", "data.workers", "train.keep", "train.log_every")
+HARMLESS = (
+    "output", "cache", "evaluate", "data.root", "data.ids", "data.workers", "questions.file", "train.keep",
+    "train.log_every",
+)  # fmt: skip
 """Config keys (with all below them) that may change between a run and its resume: they do not change a weight.
 
-``cache`` is in the list because a store proves itself by its own fingerprints. ``train.epochs`` is not: the cosine
-spans the whole run, so other epochs are another schedule, and the rate would jump.
+``cache`` is in the list because a store proves itself by its own fingerprints, and where the data lie because a
+checkpoint knows the keys, in their order, and the phrases that it was trained on (``data_digest``). ``train.epochs`` is
+not: the cosine spans the whole run, so other epochs are another schedule, and the rate would jump.
 """
+
+
+class _Streams(TypedDict):
+    """What ``capture_rng`` gives."""
+
+    python: tuple[int, Tensor, float | None]
+    numpy: tuple[str, Tensor, int, int, float]
+    torch: Tensor
+    device: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -38,80 +54,73 @@ class Checkpoint:
     """A run after ``step`` optimiser steps, ``epoch`` of its epochs complete. Loads with ``weights_only=True``.
 
     model: state dict of the raw student; ema: of its average, or None. rng: one entry per rank. config: the resolved
-    YAML. items: length of the data set. terms: their last values. seconds: spent training so far.
+    YAML. items: length of the data set. terms: their last values. seconds: spent training so far. data: fingerprint of
+    the data set's keys (``data_digest``), empty where it has none.
     """
 
-    step: int
-    epoch: int
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
+
+    step: Annotated[int, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=0)]
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
-    rng: list[dict[str, Any]]
+    rng: Annotated[list[_Streams], Field(min_length=1)]
     config: str
-    items: int
+    items: Annotated[int, Field(ge=0)]
     terms: dict[str, float]
     seconds: float
+    data: str = ""
 
     def save(self, path: Path) -> None:
         """Write aside, flush to the disk, rename: ``path`` is the old file or the whole new one, never a part.
 
-        Raises ``UserError`` when it cannot be written (disk full, no permission); nothing is left behind then.
+        The archive has a CRC-32 of each tensor, which ``load`` compares. Raises ``UserError`` when it cannot be written
+        (disk full, no permission); nothing is left behind then.
         """
-        with written(path) as aside, open(aside, "wb") as file:
+        with writing(path, sync=True, hint=kept(path.parent)) as file:
             torch.save({f.name: getattr(self, f.name) for f in fields(self)}, file)
-            file.flush()
-            os.fsync(file.fileno())
 
     @classmethod
-    def load(cls, path: Path, mmap: bool = False) -> Checkpoint:
-        """Read to the CPU; with ``mmap`` tensors stay in the file. ``UserError`` for what is not a checkpoint."""
+    def load(cls, path: Path) -> Checkpoint:
+        """Read to the CPU. Raises ``UserError`` for what is missing, damaged or no checkpoint."""
+        check_archive(path)
+        return cls._read(path, mmap=False)
+
+    @classmethod
+    def peek(cls, path: Path) -> Checkpoint:
+        """``load`` without comparing checksums; tensors stay in the file. For the small fields."""
+        return cls._read(path, mmap=True)
+
+    @classmethod
+    def _read(cls, path: Path, mmap: bool) -> Checkpoint:
         try:
-            return cls(**torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except FileNotFoundError:
             raise UserError(f"{path}: no such checkpoint") from None
         except Exception as error:  # torch raises five kinds for a bad file
-            reason = str(error).split("\n")[0]
-            raise UserError(f"{path}: not a readable checkpoint ({reason}); move it away to fall back") from error
+            raise UserError(f"{path}: damaged, or no checkpoint ({str(error).splitlines()[0]})") from error
+        try:
+            fits(content, cls)
+        except ValueError as error:
+            raise UserError(f"{path}: not a checkpoint of this program: {error}") from None
+        return cls(**content)
+
+    def require_data(self, source: Path, items: int, digest: str) -> None:
+        """``UserError`` where the data set is another than the one trained on, wherever it lies now."""
+        where = "restore the data or start again with another output"
+        if self.items != items:
+            raise UserError(f"{source}: trained on a data set of {self.items} image(s), it now has {items}; {where}")
+        if self.data and digest and self.data != digest:
+            raise UserError(f"{source}: trained on other images (or phrases) of the same number; {where}")
 
 
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to; renamed to ``path`` at the end, removed on any failure.
-
-    A failure of the disk becomes a ``UserError`` that names ``path`` and the newest checkpoint that stays.
-    """
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        yield aside
-        os.replace(aside, path)
-    except BaseException as error:
-        remove(aside)
-        reason = _disk_reason(error)
-        if reason is None:
-            raise
-        good = newest(path.parent)
-        kept = f"the last good checkpoint is {good}" if good else "there is no earlier checkpoint"
-        raise UserError(f"{path}: could not be written ({reason}); {kept}; free some space and resume") from error
-
-
-def _disk_reason(error: BaseException | None) -> str | None:
-    """What the disk said. torch's archive writer and safetensors wrap it in errors of their own."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.strerror or str(error)
-        if isinstance(error, SafetensorError) and "os error" in str(error):
-            return str(error)
-        error = error.__context__
-    return None
-
-
-def remove(path: Path) -> None:
-    """A file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def kept(run_dir: Path) -> str:
+    """What is left where something could not be written, and what to do."""
+    good = newest(run_dir)
+    there = f"the last good checkpoint is {good}" if good else "there is no earlier checkpoint"
+    return f"{there}; make room and run the same command again"
 
 
 def epoch_checkpoints(run_dir: Path) -> list[Path]:
@@ -125,14 +134,44 @@ def newest(run_dir: Path) -> Path | None:
     epochs, interrupt = epoch_checkpoints(run_dir)[-1:], run_dir / INTERRUPT
     if not interrupt.exists():
         return epochs[0] if epochs else None
-    return max([*epochs, interrupt], key=lambda path: Checkpoint.load(path, mmap=True).step)
+    try:
+        return max([*epochs, interrupt], key=lambda path: Checkpoint.peek(path).step)
+    except UserError:  # it is newer than the epoch before it, and ``require_whole`` says what is wrong with it
+        return interrupt
+
+
+def require_whole(path: Path) -> None:
+    """``UserError`` for a checkpoint that is damaged; it names the newest one before it that is not."""
+    if (problem := _damage(path)) is None:
+        return
+    number, useless = _EPOCH.fullmatch(path.name), [path]
+    for earlier in reversed(epoch_checkpoints(path.parent)):
+        if number is not None and int(_EPOCH.fullmatch(earlier.name)[1]) >= int(number[1]):  # type: ignore[index]
+            continue
+        if _damage(earlier) is None:
+            remove_these = " and ".join(map(str, useless))
+            raise UserError(
+                f"{problem}; {earlier.name} before it is whole: to go on from there, remove {remove_these} and run the "
+                "same command again"
+            )
+        useless.append(earlier)
+    raise UserError(f"{problem}; no checkpoint before it is whole: remove {path.parent} to start again")
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        check_archive(path)
+        Checkpoint.peek(path)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def prune(run_dir: Path, keep: int) -> None:
     """After a new epoch checkpoint: drop all but the last ``keep``, and the interrupt one it supersedes."""
-    for path in epoch_checkpoints(run_dir)[:-keep]:
-        path.unlink()
-    (run_dir / INTERRUPT).unlink(missing_ok=True)
+    for path in [*epoch_checkpoints(run_dir)[:-keep], run_dir / INTERRUPT]:
+        remove(path)
 
 
 def changed_keys(before: str, after: str) -> list[str]:
@@ -143,34 +182,50 @@ def changed_keys(before: str, after: str) -> list[str]:
     return [f"{k} (was {old.get(k, 'absent')}, now {new.get(k, 'absent')})" for k in keys]
 
 
-def open_run(run_dir: Path, resume: Path | bool, resolved: str) -> Path | None:
-    """On rank 0: make the folder, decide which checkpoint to start from, refuse what would lose or mix runs."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    for torn in list(run_dir.glob("*.tmp")):  # left by a kill in the middle of a write
-        remove(torn)
+def open_run(run_dir: Path, resume: Path | None, resolved: str) -> Path | None:
+    """On rank 0, with the folder locked: which checkpoint to start from. Refuses what would lose or mix runs.
+
+    ``resume`` None goes on where ``run_dir`` stands, or starts; a path names the run or checkpoint to start from.
+    """
+    sweep(run_dir)
     here = newest(run_dir)
-    if resume is False:
-        source = None
-    elif resume is True or resume.is_dir():
-        source = newest(run_dir if resume is True else resume)
-        if source is None and resume is not True and not (resume / "config.yaml").exists():
-            raise UserError(f"{resume}: holds no run to resume (no checkpoint, no config.yaml)")
-    elif resume.is_file():
-        source = resume
-    else:
-        raise UserError(f"{resume}: no such run folder or checkpoint to resume from")
-    if here is not None and (source is None or source.resolve() != here.resolve()):
-        raise UserError(f"{run_dir}: holds a run ({here.name}); resume that with --resume, or use another output")
-    if here is None and (run_dir / "student").exists():
+    source = here if resume is None else _named(resume)
+    if resume is not None and here is not None and (source is None or source.resolve() != here.resolve()):
+        raise UserError(
+            f"{run_dir}: holds a run of its own ({here.name}); go on with it without --resume, or use another output"
+        )
+    if source is None and (run_dir / "student").exists():
         raise UserError(f"{run_dir}: holds a student but no checkpoint; move it away or use another output")
     if source is not None:
-        changed = changed_keys(Checkpoint.load(source, mmap=True).config, resolved)
-        if changed:
+        require_whole(source)
+        if changed := changed_keys(Checkpoint.peek(source).config, resolved):
             raise UserError(
-                f"{source}: cannot resume with other settings: {', '.join(changed)}; "
-                "restore them or start again with another output"
+                f"{source}: was trained with other settings: {', '.join(changed)}; "
+                "restore them, or start again with another output"
             )
     return source
+
+
+def _named(resume: Path) -> Path | None:
+    """The checkpoint that a run folder or a file stands for; None for a run that has none yet."""
+    if resume.is_dir():
+        found = newest(resume)
+        if found is None and not (resume / "config.yaml").exists():
+            raise UserError(f"{resume}: holds no run to resume (no checkpoint, no config.yaml)")
+        return found
+    if not resume.is_file():
+        raise UserError(f"{resume}: no such run folder or checkpoint to resume from")
+    return resume
+
+
+def data_digest(dataset: object) -> str:
+    """SHA-256 over what tells the items of a data set apart, in their order (``dataset.identity``); empty without."""
+    identity: Sequence[str] = getattr(dataset, "identity", ())
+    digest = hashlib.sha256()
+    for text in identity:
+        raw = text.encode("utf-8", "surrogateescape")
+        digest.update(b"%d:" % len(raw) + raw)
+    return digest.hexdigest() if identity else ""
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -5,20 +5,55 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import ConfigDict, Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from .state import written
+from ..io import Appender, write_lines
+from ..reading import read_json_lines
+from ..types import UserError
+from .state import kept
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
+
+
+class _Place(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    step: Annotated[int, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=1)]
+
+
+class Step(_Place):
+    """What is logged of a step; a figure that is not finite is None."""
+
+    terms: dict[str, float | None]
+    weights: dict[str, float]
+    total: float | None
+    lr: float
+    grad_norm: float | None
+    images_per_second: float
+    seconds: float
+
+
+class Validation(_Place):
+    """The figures of a validation."""
+
+    validate: dict[str, float | None]
+
+
+Line = Step | Validation
 
 
 class Tracker:
@@ -39,7 +74,7 @@ class Tracker:
     def __enter__(self) -> Tracker:
         self.log.setLevel(logging.INFO)
         self.log.propagate = False
-        self._handlers: list[logging.Handler] = [logging.FileHandler(self.run_dir / f"log_rank{self.rank}.txt")]
+        self._handlers: list[logging.Handler] = [_LogFile(self.run_dir / f"log_rank{self.rank}.txt")]
         self._handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._bar: Progress | None = None
         if self.rank == 0:
@@ -63,6 +98,7 @@ class Tracker:
             self._bar.stop()
         if self.rank == 0:
             self._metrics.close()
+            threading.excepthook = self._hook
             self._on_board(lambda board: board.close())
         for handler in self._handlers:
             self.log.removeHandler(handler)
@@ -73,9 +109,9 @@ class Tracker:
 
         path = self.run_dir / METRICS
         lines = [line for line in read_lines(path) if line["step"] <= self.start]
-        with written(path) as aside:
-            aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        self._metrics = open(path, "a")  # noqa: SIM115 - closed by __exit__
+        write_lines(path, lines, hint=kept(self.run_dir))
+        self._metrics = Appender(path, kept(self.run_dir))
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
         self._board: SummaryWriter | None = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self.start + 1)
 
     def info(self, text: str) -> None:
@@ -112,6 +148,11 @@ class Tracker:
             for name, value in figures.items():
                 self._on_board(lambda board, n=name, v=value: board.add_scalar(f"validate/{n}", v, step))
 
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread dies of a full disk with a traceback, and says it again at the next call."""
+        if not (issubclass(failure.exc_type, OSError) and type(failure.thread).__name__ == "_AsyncWriterThread"):
+            self._hook(failure)
+
     def _on_board(self, act: Callable[[SummaryWriter], None]) -> None:
         """TensorBoard writes from a thread and reports a full disk at a later call: that must not end or mask a run."""
         if self._board is None:
@@ -124,7 +165,28 @@ class Tracker:
 
     def _write(self, record: dict[str, Any]) -> None:
         self._metrics.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        self._metrics.flush()
+
+
+class _LogFile(logging.Handler):
+    """A rank's log. A disk that fails ends it quietly: what the run itself cannot write is told where that happens."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file: Appender | None = Appender(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(self.format(record) + "\n")
+            except UserError:
+                self.close()
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(UserError):
+                file.close()
+        super().close()
 
 
 def _progress(console: Console) -> Progress:
@@ -141,16 +203,11 @@ def _finite(node: Any) -> Any:
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a ``metrics.jsonl``; a last line torn by a kill is left out. No file: no lines."""
+def read_lines(path: Path) -> list[Line]:
+    """The objects of a ``metrics.jsonl``; a last line torn by a kill is left out. No file: no lines.
+
+    Raises ``UserError`` for a line that is something else.
+    """
     if not path.exists():
         return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    with written(path) as aside:
-        aside.write_text(text)
+    return read_json_lines(path, Line, "not a line of metrics, remove it", torn=True)

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +23,7 @@ from ..data.transforms import Geometry
 from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
 from ..inference.video import MOST_OBJECTS, VideoSession
+from ..io import scratch
 from ..metrics.video import evaluate_videos
 from ..metrics.video_files import MaskFile, load_objects
 from ..metrics.video_frames import VideoConvention, first_frame_objects
@@ -78,14 +78,14 @@ def evaluate_videos_with(
     contexts = {WITHOUT: 0, STUDENT: context} | ({} if teacher is None else {TEACHER: context})
     run = _Run(model, source, convention, contexts, every_frame, teacher, geometry)
     skipped, files = list(source.problems), dict[str, Path]()
-    with TemporaryDirectory() as folder, evaluating(model.model):
+    with scratch() as folder, evaluating(model.model):
         for number, key in enumerate(keys):
             try:
                 followed = run.follow(key)
             except BadVideo as error:
                 skipped.append(error.bad)
             else:
-                files[key] = Path(folder, f"{number}.npz")
+                files[key] = folder / f"{number}.npz"
                 followed.save(files[key])
             if progress is not None:
                 progress(1)

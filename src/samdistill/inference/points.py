@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,30 @@ class Segmented:
         return len(self.scores)
 
 
+def labelled(points: Iterable[Sequence[float]]) -> tuple[Point, ...]:
+    """Points with their labels; one without is on the object. Raises ``UserError`` for what is no point."""
+    found = []
+    for point in points:
+        try:
+            x, y, label = [*point, 1] if len(point) == 2 else point
+            found.append((float(x), float(y), int(label)))
+        except (TypeError, ValueError):
+            raise UserError(f"points: {point!r} is not (x, y) or (x, y, label); give a list of those") from None
+    return tuple(found)
+
+
+def cornered(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:
+    """Boxes as tuples of numbers. Raises ``UserError`` for what is no box."""
+    found = []
+    for box in boxes:
+        try:
+            left, top, right, bottom = (float(value) for value in box)
+        except (TypeError, ValueError):
+            raise UserError(f"boxes: {box!r} is not (left, top, right, bottom); give a list of those") from None
+        found.append((left, top, right, bottom))
+    return tuple(found)
+
+
 def own_geometry(model: Promptable) -> str:
     """How the model's training images lay on its canvas: a SAM's keep their aspect, a SAM 3 tracker's are stretched."""
     return "longest_side" if isinstance(model, SamModel) else "square"
@@ -46,16 +70,17 @@ def own_geometry(model: Promptable) -> str:
 
 @torch.no_grad()
 def segment_image(
-    model: Promptable, image: str | Path | Image.Image, points: Sequence[Point] = (), boxes: Sequence[Box] = (),
-    geometry: str | None = None,
+    model: Promptable, image: str | Path | Image.Image, points: Sequence[Point | tuple[float, float]] = (),
+    boxes: Sequence[Box] = (), geometry: str | None = None,
 ) -> Segmented:  # fmt: skip
     """The object that ``points`` mark, with at most one box around it, or the object in each of ``boxes``.
 
-    points: indices of pixels, as image viewers count them. boxes: xyxy, edge to edge. geometry: None takes the model's
-    own. A single point inside is ambiguous: of three masks the one with the highest
-    score is given. Raises ``UserError`` for an image that cannot be read, and for prompts that are off it or do not go
-    together.
+    points: indices of pixels, as image viewers count them, and a label, 1 where it is left out. boxes: xyxy, edge to
+    edge. geometry: None takes the model's own. A single point inside is ambiguous: of three masks the one with the
+    highest score is given. Raises ``UserError`` for an image that cannot be read, and for prompts that are off it or do
+    not go together.
     """
+    points, boxes = labelled(points), cornered(boxes)
     if not points and not boxes:
         raise UserError("nothing is asked: give --point or --box")
     if points and len(boxes) > 1:

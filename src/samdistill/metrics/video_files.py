@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from ..io import writing
 from .video import ObjectMasks
 from .video_frames import visibility_flags
 
@@ -51,7 +52,8 @@ class MaskFile:
         for (column, name), packed in self._masks.items():
             parts[f"{column}/masks/{name}"] = np.stack(packed) if packed else np.zeros((0, 0), np.uint8)
         about = np.array([*self.size, self.within], np.int64)
-        np.savez_compressed(path, about=about, objects=np.array(self.objects, np.int64), **parts)
+        with writing(path) as file:
+            np.savez_compressed(file, about=about, objects=np.array(self.objects, np.int64), **parts)
 
 
 def load_objects(path: Path, name: str) -> Iterator[ObjectMasks]:

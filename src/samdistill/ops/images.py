@@ -1,9 +1,13 @@
-"""From uint8 images to what a network reads: the published pixel statistics and the one function that applies them."""
+"""From uint8 images to what a network reads, and to what a file holds."""
 
 from __future__ import annotations
 
+from io import BytesIO
+from typing import Any, Literal
+
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 Statistics = tuple[float, float, float]
@@ -21,3 +25,10 @@ def normalise(
     shape, device = (1, 3, 1, 1), images.device
     centred = images.float() / 255 - torch.tensor(mean, device=device).view(shape)
     return centred / torch.tensor(std, device=device).view(shape)
+
+
+def encoded(image: Image.Image, kind: Literal["PNG", "JPEG"], **options: Any) -> bytes:
+    """The content of an image file. options: of Pillow's writer, such as ``quality``."""
+    content = BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()

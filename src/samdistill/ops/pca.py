@@ -5,7 +5,6 @@ A projection that learns together with a student can collapse to what is easy to
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..io import make_folder, replacing
 from ..types import UserError
 
 
@@ -67,11 +67,10 @@ class Projection:
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write a safetensors file, whole or not at all. fingerprint: of what it was fitted on; ``load`` checks it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        make_folder(path.parent)
         tensors = {"mean": self.mean.cpu(), "basis": self.basis.cpu()}
-        save_file(tensors, partial, {"fingerprint": fingerprint, "scale": repr(self.scale)})
-        os.replace(partial, path)
+        with replacing(path) as new:
+            save_file(tensors, new, {"fingerprint": fingerprint, "scale": repr(self.scale)})
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> Projection:

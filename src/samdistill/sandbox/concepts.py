@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -44,11 +43,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def sandbox_words() -> Words:
     """The tokenizer as models ask it."""
     return Words(build_tokenizer(), CONTEXT)
-
-
-def save_tokenizer(folder: Path) -> None:
-    """Write it where ``AutoTokenizer`` finds it."""
-    build_tokenizer().save_pretrained(folder)
 
 
 def phrases_of(names: Sequence[str]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from ..config.parts import FreezeConfig
 from ..engine import default_device, fit
 from ..engine.state import Checkpoint
 from ..inference.concepts import detections
+from ..io import replacing
 from ..metrics.concepts import SCORE_THRESHOLD, ConceptScores, mask_ious
 from ..tasks.base import Task
 from ..teachers import Sam3Detector
@@ -120,9 +121,7 @@ def score_answers(model: Sam3Model, scenes: Scenes, questions: Questions) -> Con
     return scores
 
 
-def train_detector(
-    out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None
-) -> TrainedTeacher:
+def train_detector(out: Path, steps: int, batch_size: int, lr: float, weights: Path | None) -> TrainedTeacher:
     """Train in ``out`` and write ``out/weights``, tokenizer included; ``steps`` is rounded up to whole epochs of 250.
 
     With ``weights`` the vision encoder stays frozen: students that were aligned to its features stay aligned.
@@ -137,7 +136,7 @@ def train_detector(
         freeze=() if weights is None else (FreezeConfig(match=("model.vision_encoder.*", "naming.*")),),
     )  # fmt: skip
     resolved = yaml.safe_dump({"teacher": "detector", "weights": str(weights), "train": train.model_dump(mode="json")})
-    result = fit(DetectorTask(batch_size, weights), train, out, resume=resume, workers=0, resolved=resolved)
+    result = fit(DetectorTask(batch_size, weights), train, out, workers=0, resolved=resolved)
     export_detector(result.checkpoint, out / "weights")
     model = Sam3Detector(TeacherConfig(kind="sam3", path=str(out / "weights")), default_device()).model
     figures = held_out_concepts(model, FINAL_SCENES)
@@ -152,6 +151,7 @@ def export_detector(checkpoint: Path, folder: Path) -> None:
     model = Sam3Model(detector_config())
     model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
     calibrate(model.eval())
-    with quiet_transformers():
-        model.half().save_pretrained(folder)
-    sandbox_words().save(folder)
+    with replacing(folder) as new:
+        with quiet_transformers():
+            model.half().save_pretrained(new)
+        sandbox_words().save(new)

@@ -14,13 +14,11 @@ SAM = Recipe("sam", SamModel, build_sam, prompts_per_image=2, multimask=True)
 MOBILE = Recipe("mobile", MobileSamModel, build_mobile, prompts_per_image=2, multimask=True)
 
 
-def train_sam(out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None) -> TrainedTeacher:
+def train_sam(out: Path, steps: int, batch_size: int, lr: float, weights: Path | None) -> TrainedTeacher:
     """``train_promptable`` of the tiny SAM."""
-    return train_promptable(SAM, out, steps, batch_size, lr, resume, weights)
+    return train_promptable(SAM, out, steps, batch_size, lr, weights)
 
 
-def train_mobile(
-    out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None
-) -> TrainedTeacher:
+def train_mobile(out: Path, steps: int, batch_size: int, lr: float, weights: Path | None) -> TrainedTeacher:
     """``train_promptable`` of the tiny MobileSAM."""
-    return train_promptable(MOBILE, out, steps, batch_size, lr, resume, weights)
+    return train_promptable(MOBILE, out, steps, batch_size, lr, weights)

@@ -16,6 +16,7 @@ from ..checkpoints.loading import quiet_transformers
 from ..checkpoints.promptable import load_promptable
 from ..config import TrainConfig
 from ..engine import default_device, fit
+from ..io import replacing
 from ..ops.promptable import Promptable, image_size
 from ..tasks.base import Task
 from ..types import Terms, UserError
@@ -129,15 +130,13 @@ def held_out_miou(model: Promptable, count: int) -> dict[str, float]:
     return {kind: torch.cat(ious).mean().item() for kind, ious in found.items()}
 
 
-def train_tracker(
-    out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None
-) -> TrainedTeacher:
+def train_tracker(out: Path, steps: int, batch_size: int, lr: float, weights: Path | None) -> TrainedTeacher:
     """``train_promptable`` of the tracker."""
-    return train_promptable(TRACKER, out, steps, batch_size, lr, resume, weights)
+    return train_promptable(TRACKER, out, steps, batch_size, lr, weights)
 
 
 def train_promptable(
-    recipe: Recipe, out: Path, steps: int, batch_size: int, lr: float, resume: bool, weights: Path | None
+    recipe: Recipe, out: Path, steps: int, batch_size: int, lr: float, weights: Path | None
 ) -> TrainedTeacher:
     """Train in ``out`` and write ``out/weights``; ``steps`` is rounded up to whole epochs of 250."""
     epochs = -(-steps // EPOCH_STEPS)
@@ -147,11 +146,11 @@ def train_promptable(
     )  # fmt: skip
     resolved = yaml.safe_dump({"teacher": recipe.name, "weights": str(weights), "train": train.model_dump(mode="json")})
     task = TeacherTask(batch_size, weights, recipe)
-    result = fit(task, train, out, resume=resume, workers=0, resolved=resolved)
+    result = fit(task, train, out, workers=0, resolved=resolved)
     assert result.student is not None
     model = load_promptable(result.student).half()
-    with quiet_transformers():
-        model.save_pretrained(out / "weights")
+    with replacing(out / "weights") as folder, quiet_transformers():
+        model.save_pretrained(folder)
     miou = held_out_miou(load_promptable(out / "weights").float().to(default_device()), FINAL_SCENES)
     figures = {f"{kind}_miou": value for kind, value in miou.items()}
     return TrainedTeacher(out / "weights", result.steps, result.seconds, figures)

@@ -5,9 +5,7 @@ An image of scene ``index`` of world ``seed`` has the id ``seed * 1,000,000 + in
 
 from __future__ import annotations
 
-import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +17,11 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from ..data.saco import ConceptPair, to_rle, write_concepts
+from ..io import make_folder, sweep, write_bytes, write_json
 from ..ops.boxes import xyxy_to_xywh
+from ..ops.images import encoded
 from ..ops.masks import centre_points, masks_to_boxes
+from ..reading import Table, read_json
 from ..types import UserError
 from .concepts import GENERIC, absent_phrase, phrases_of
 from .scenes import COLOURS, SHAPES, SceneStyle, render_scenes
@@ -62,18 +63,9 @@ def _draw(indices: list[int], size: tuple[int, int], seed: int, style: SceneStyl
             yield _Drawn(index, image, scenes.masks[row, slots], [names[s] for s in slots], [names[s] for s in hidden])
 
 
-def put_file(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or absent, even when the process is killed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
 def _jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    out = io.BytesIO()
     # full chroma resolution: the colour at an object's edge is what its mask is judged by
-    Image.fromarray(image).save(out, "JPEG", quality=QUALITY, subsampling=0)
-    return out.getvalue()
+    return encoded(Image.fromarray(image), "JPEG", quality=QUALITY, subsampling=0)
 
 
 def _claim(
@@ -90,12 +82,13 @@ def _claim(
 
 def claim(path: Path, settings: dict[str, Any]) -> None:
     """Write down what a split is rendered with. Raises ``UserError`` where it was something else."""
-    if path.is_file() and json.loads(path.read_text()) != settings:
-        raise UserError(
-            f"{path}: this split was rendered with other settings; delete {path.parent} or give another folder"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    put_file(path, json.dumps(settings).encode())
+    again = f"delete {path.parent} or give another folder"
+    if path.is_file() and read_json(path, Table, f"not the settings of a rendered split; {again}") != json.loads(
+        json.dumps(settings)
+    ):
+        raise UserError(f"{path}: this split was rendered with other settings; {again}")
+    make_folder(path.parent)
+    write_json(path, settings)
 
 
 def _objects(drawn: _Drawn) -> Iterator[tuple[dict[str, Any], int, list[float]]]:
@@ -151,14 +144,15 @@ def write_sa1b(
     height_width = _claim(Path(root), split, count, size, seed, style)
     images, annotations = Path(root) / "images" / split, Path(root) / "annotations" / split
     for folder in (images, annotations):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        sweep(folder)
     keys = [f"sa_{seed * WORLD + index}" for index in range(count)]
     there = {p.stem for p in images.glob("sa_*.jpg")} & {p.stem for p in annotations.glob("sa_*.json")}
     missing = [index for index, key in enumerate(keys) if key not in there]
     for done, drawn in enumerate(_draw(missing, height_width, seed, style), count - len(missing) + 1):
         record = _sa1b_record(drawn, seed * WORLD + drawn.index)
-        put_file(annotations / f"{keys[drawn.index]}.json", json.dumps(record).encode())
-        put_file(images / f"{keys[drawn.index]}.jpg", _jpeg(drawn.image))
+        write_json(annotations / f"{keys[drawn.index]}.json", record)
+        write_bytes(images / f"{keys[drawn.index]}.jpg", _jpeg(drawn.image))
         if progress is not None:
             progress(done, count)
     return keys
@@ -183,7 +177,8 @@ def write_coco(
     height, width = _claim(Path(root), split, count, size, seed, style)
     images, target = Path(root) / "images" / split, Path(root) / "annotations" / f"instances_{split}.json"
     for folder in (images, target.parent):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        sweep(folder)
     ids = [seed * WORLD + index for index in range(count)]
     keys = [f"{image_id:012d}" for image_id in ids]
     numbers = {name: number for number, name in enumerate(CATEGORIES, 1)}
@@ -198,7 +193,7 @@ def write_coco(
             })  # fmt: skip
         path = images / f"{keys[drawn.index]}.jpg"
         if not path.is_file():
-            put_file(path, _jpeg(drawn.image))
+            write_bytes(path, _jpeg(drawn.image))
         if progress is not None:
             progress(done, count)
     record = {
@@ -209,7 +204,7 @@ def write_coco(
         "annotations": annotations,
         "categories": [{"id": n, "name": name, "supercategory": name.split()[1]} for name, n in numbers.items()],
     }  # fmt: skip
-    put_file(target, json.dumps(record).encode())
+    write_json(target, record)
     return keys
 
 

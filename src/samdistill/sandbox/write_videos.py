@@ -5,8 +5,6 @@ Every 4th frame is annotated, as there. Video ``index`` of world ``seed`` has th
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,11 @@ import torch
 from jaxtyping import Bool, UInt8
 
 from ..data.saco import Rle, to_rle
+from ..io import make_folder, replacing, sweep, write_json
 from ..types import UserError
 from .concepts import phrases_of
 from .videos import Video, VideoStyle, render_video
-from .write import WORLD, Progress, claim, put_file
+from .write import WORLD, Progress, claim
 
 RATE = 24
 """Frames per second, as in SA-V."""
@@ -50,9 +49,8 @@ def _claim(root: Path, split: str, count: int, size: tuple[int, int], seed: int,
 
 
 def _write_mp4(path: Path, images: UInt8[torch.Tensor, "t 3 h w"]) -> None:
-    """A file that is either whole or absent, as ``put_file`` leaves it."""
-    partial = path.with_name(f".{path.name}.partial")
-    with av.open(str(partial), "w", format="mp4") as container:
+    """A file that is either whole or absent."""
+    with replacing(path) as new, av.open(str(new), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=RATE, options=ENCODER)
         stream.height, stream.width = images.shape[-2:]
         stream.pix_fmt = PIXELS
@@ -61,7 +59,6 @@ def _write_mp4(path: Path, images: UInt8[torch.Tensor, "t 3 h w"]) -> None:
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=PIXELS, threads=1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    os.replace(partial, path)
 
 
 def _bucket(area: float) -> str:
@@ -137,14 +134,15 @@ def write_sav(
     height_width = (size, size) if isinstance(size, int) else size
     _claim(Path(root), split, count, height_width, seed, style)
     folder = Path(root) / split
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
+    sweep(folder)
     names = [f"sav_{seed * WORLD + index:06d}" for index in range(count)]
     there = {path.name for path in folder.iterdir()}
     missing = [i for i, name in enumerate(names) if not {f"{name}.mp4", f"{name}_manual.json"} <= there]
     for done, index in enumerate(missing, count - len(missing) + 1):
         name, video = names[index], render_video(index, height_width, seed, style)
         _write_mp4(folder / f"{name}.mp4", video.images)
-        put_file(folder / f"{name}_manual.json", json.dumps(_record(video, name, split)).encode())
+        write_json(folder / f"{name}_manual.json", _record(video, name, split))
         if progress is not None:
             progress(done, count)
     return names

@@ -9,20 +9,20 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
-import shutil
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import PositiveInt
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from ..io import disk_errors, write_json
+from ..reading import fits
 from ..types import UserError
 
 FORMAT, VERSION = "samdistill-features", 1
@@ -30,8 +30,6 @@ MANIFEST, CODEC_STATE = "manifest.json", "codec.safetensors"
 
 # CRC-32 finds every burst error up to 32 bits and runs at 4 GB/s; cryptographic hashes would halve the read rate.
 INDEX_DTYPE = np.dtype([("key_hash", "<u8"), ("key_end", "<u8"), ("crc32", "<u4")])
-
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,20 @@ class StoreSpec:
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"a record is channels x height x width, not {self.shape}")
+
+
+class _Stored(TypedDict):
+    """The fields of a manifest's file beside format and version."""
+
+    tap: str
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    image_size: int
+    teacher: str
+    transform: str
+    codec: str
+    dtype: str
+    record_bytes: PositiveInt
+    codec_digest: str | None
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class Manifest:
     def save(self, root: Path) -> None:
         """Write it atomically: a manifest is whole or not there."""
         settings = {"format": FORMAT, "version": VERSION} | self._settings() | {"shape": list(self.spec.shape)}
-        replace_file(root / MANIFEST, (json.dumps(settings, indent=2) + "\n").encode())
+        write_json(root / MANIFEST, settings, indent=2, sync=True)
 
     @classmethod
     def load(cls, root: Path) -> Manifest:
@@ -93,17 +105,18 @@ class Manifest:
             raw = json.loads(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{root}: no feature store here ({MANIFEST} is missing); write it with the cache") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: not readable: {error}; restore it, or delete the store and cache again") from None
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise UserError(f"{path}: not the manifest of a feature store; choose another folder")
         if raw.get("version") != VERSION:
             raise UserError(f"{path}: store format {raw.get('version')}, this program reads format {VERSION}")
         try:
-            spec = StoreSpec(**{name: raw[name] for name in StoreSpec.__dataclass_fields__})
-            return cls(spec, raw["dtype"], raw["record_bytes"], raw["codec_digest"])
-        except (KeyError, TypeError, ValueError) as error:
+            found = fits(raw, _Stored)
+        except ValueError as error:
             raise UserError(f"{path}: damaged ({error}); restore it, or delete the store and cache again") from None
+        spec = StoreSpec(**{name: found[name] for name in StoreSpec.__dataclass_fields__})  # type: ignore[literal-required]
+        return cls(spec, found["dtype"], found["record_bytes"], found["codec_digest"])
 
 
 @dataclass(frozen=True)
@@ -179,42 +192,6 @@ def pack_entry(record: bytes, raw_key: bytes, key_end: int) -> bytes:
     return np.array([(key_hash(raw_key), key_end, zlib.crc32(record))], INDEX_DTYPE).tobytes()
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, meets the old one or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make new names in ``folder`` survive a power cut. Windows opens no folders and journals names itself."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def writing(root: Path, what: str, needed: int) -> Iterator[None]:
-    """Turn an operating-system error while writing ``needed`` bytes of ``what`` into a ``UserError``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise UserError(f"{root}: cannot write {what}: {error.strerror or error}") from error
-        there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-        free = shutil.disk_usage(there).free
-        raise UserError(
-            f"{root}: disk full at {what}: {needed} bytes needed, {free} free ({error.strerror}); "
-            "everything written before is kept: make room and run again to resume"
-        ) from error
+def writing(root: Path, what: str) -> AbstractContextManager[None]:
+    """Turn an operating-system error while writing ``what`` into a ``UserError``."""
+    return disk_errors(root, f"at {what}; everything written before is kept: make room and run again to resume")

@@ -9,13 +9,11 @@ checksums compared, and the files are cut at the first that fails. Older damage 
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -24,6 +22,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ..io import make_folder, open_records, sync_folder, write_bytes
+from ..locks import locked
 from ..types import UserError
 from .codecs import Codec, FeatureError, pack_state
 from .spec import (
@@ -37,15 +37,8 @@ from .spec import (
     find_ranks,
     key_hash,
     pack_entry,
-    replace_file,
-    sync_folder,
     writing,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks: two writers of one rank go unnoticed there
-    fcntl = None  # type: ignore[assignment]
 
 SYNC_RECORDS = 32
 
@@ -68,28 +61,32 @@ class FeatureStoreWriter:
         self._expired: dict[str, tuple[RankFiles, int, np.ndarray]] = {}
         self._establish()
         self.recovered: list[str] = []
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             own = RankFiles(self.root, rank)
-            stack.enter_context(_locked(own))
+            stack.enter_context(self._lock(rank))
             index = self._recover(own)
             for other in find_ranks(self.root):
                 # Ranks of an earlier, larger world have no writer of their own now.
                 if other != rank and other % world == rank:
-                    with _locked(RankFiles(self.root, other)):
+                    with self._lock(other):
                         self._recover(RankFiles(self.root, other))
             self.done = self._durable_keys()
-            with writing(self.root, f"files of rank {rank}", 0):
-                self._files = [stack.enter_context(_opened(p)) for p in (own.values, own.index, own.keys)]
+            with writing(self.root, f"files of rank {rank}"):
+                # Records go to offsets: an append that failed half-way is overwritten, not followed.
+                self._files = [stack.enter_context(open_records(p)) for p in (own.values, own.index, own.keys)]
                 sync_folder(self.root)
             self._stack = stack.pop_all()
         self._count, self._key_end = len(index), int(index["key_end"][-1]) if len(index) else 0
         self._synced = self._count
 
+    def _lock(self, rank: int) -> AbstractContextManager[None]:
+        """Keep a second process from writing the same rank."""
+        return locked(self.root, "cache", f"rank{rank}.lock")
+
     def _establish(self) -> None:
         """Create the store, or make sure that it is the one wanted."""
         codec = self.codec
-        with writing(self.root, "the folder of the store", 0):
-            self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         exists = (self.root / MANIFEST).exists()
         if exists:
             Manifest.load(self.root).require(self.root, self.spec)
@@ -101,11 +98,8 @@ class FeatureStoreWriter:
         wanted = Manifest(self.spec, codec.dtype, codec.record_bytes, codec.digest)
         if not exists:
             if wanted.codec_digest is not None:
-                state = pack_state(codec)
-                with writing(self.root, CODEC_STATE, len(state)):
-                    replace_file(self.root / CODEC_STATE, state)
-            with writing(self.root, MANIFEST, 1024):
-                wanted.save(self.root)
+                write_bytes(self.root / CODEC_STATE, pack_state(codec), sync=True)
+            wanted.save(self.root)
         # Read back even when just written: of two ranks creating at once with different bases, one must notice.
         Manifest.load(self.root).require(self.root, wanted)
 
@@ -123,7 +117,7 @@ class FeatureStoreWriter:
         paths = (files.values, files.index, files.keys)
         for path, before, after in reversed(list(zip(paths, held, wanted, strict=True))):
             if before > after:
-                with writing(self.root, path.name, 0), path.open("r+b") as file:
+                with writing(self.root, path.name), open_records(path) as file:
                     file.truncate(after)
                     os.fsync(file.fileno())
                 self.recovered.append(f"{path.name}: {before - after} bytes cut behind record {kept}")
@@ -158,11 +152,11 @@ class FeatureStoreWriter:
         entry["crc32"] = zlib.crc32(record)
         with ExitStack() as stack:
             if files.rank != self.rank:
-                stack.enter_context(_locked(files))
+                stack.enter_context(self._lock(files.rank))
             for path, offset, part in (
                 (files.values, row * size, record), (files.index, row * INDEX_DTYPE.itemsize, entry.tobytes()),
             ):  # fmt: skip
-                file = stack.enter_context(path.open("r+b", buffering=0))
+                file = stack.enter_context(open_records(path))
                 _put(file, offset, part)
                 os.fsync(file.fileno())
 
@@ -183,7 +177,7 @@ class FeatureStoreWriter:
         except FeatureError as error:
             raise UserError(f"{self.root}: {key!r}: {error}") from None
         if key in self._expired:
-            with writing(self.root, f"the record of {key!r}", len(record)):
+            with writing(self.root, f"the record of {key!r} ({len(record)} bytes)"):
                 self._renew(*self._expired.pop(key), record)
             self.done.add(key)
             return
@@ -191,7 +185,7 @@ class FeatureStoreWriter:
         key_end = self._key_end + len(line)
         parts = (record, pack_entry(record, raw, key_end), line)
         offsets = self._offsets()
-        with writing(self.root, f"the record of {key!r}", sum(map(len, parts))):
+        with writing(self.root, f"the record of {key!r} ({sum(map(len, parts))} bytes)"):
             try:
                 for file, offset, part in zip(self._files, offsets, parts, strict=True):
                     _put(file, offset, part)
@@ -209,8 +203,7 @@ class FeatureStoreWriter:
 
     def flush(self) -> None:
         """Force everything written so far to disk."""
-        unsynced = (self._count - self._synced) * self.codec.record_bytes
-        with writing(self.root, f"{self._count - self._synced} records", unsynced):
+        with writing(self.root, f"the last {self._count - self._synced} records"):
             for file in self._files:
                 os.fsync(file.fileno())
         self._synced = self._count
@@ -230,12 +223,6 @@ class FeatureStoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _opened(path: Path) -> BinaryIO:
-    # Neither "a" nor "w": records go to offsets, so an append that failed half-way is overwritten, not followed.
-    path.touch()
-    return path.open("r+b", buffering=0)
 
 
 def _put(file: BinaryIO, offset: int, data: bytes) -> None:
@@ -268,29 +255,3 @@ def _durable(files: RankFiles, record_bytes: int) -> np.ndarray:
                 return index[:number]
             begin = end
     return index
-
-
-@contextlib.contextmanager
-def _locked(files: RankFiles) -> Iterator[None]:
-    """Keep a second process from writing the same rank. The lock dies with its process.
-
-    ``lockf`` on a file of its own: ``flock`` would live on in forked loader workers, and a ``lockf`` on the data goes
-    when anything in this process closes them.
-    """
-    path = files.root / f"rank{files.rank}.lock"
-    with contextlib.ExitStack() as stack:
-        with writing(files.root, path.name, 0):
-            file = stack.enter_context(path.open("wb"))
-        try:
-            if fcntl is not None:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(
-                    f"{files.root}: another process is writing rank {files.rank}; wait for it or stop it"
-                ) from None
-            # Some network file systems have no locks; writing without one is what they offer.
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

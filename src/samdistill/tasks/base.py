@@ -27,6 +27,8 @@ class Task(ABC, Generic[Batch]):
 
     Rules that exact resume and equal losses on any number of ranks rest on:
 
+    - ``dataset(epoch).identity``, where there is one, is a list of strings that other data would not have: a run goes
+      on with data that were moved, and refuses others.
     - ``dataset(epoch)[i]`` depends on ``epoch`` and ``i`` alone (draw from a seed kept with the item, not from a global
       generator), and every epoch has the same length.
     - A term's value is a mean over units of the batch: images, questions, frames. ``counts`` says how many each batch

@@ -47,6 +47,10 @@ class CachedViews(Dataset):
     def __init__(self, images: ImageDataset, store: FeatureStore) -> None:
         self.images, self.store = images, store
 
+    @property
+    def identity(self) -> Sequence[str]:
+        return self.images.keys
+
     def __len__(self) -> int:
         return len(self.images)
 

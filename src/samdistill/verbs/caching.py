@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from ..data import BadInput, leave_out, record_key
+from ..io import write_lines
 from ..store import Codec, FeatureStore, Problem, StoreSpec, make_codec, stored_codec
 from ..types import UserError
 from .assembly import skipped_path
@@ -67,7 +67,7 @@ def list_skipped(root: Path, rank: int, skipped: Iterable[BadInput]) -> list[Bad
     """Write this rank's list of inputs that were left out, each once, beside the records, and return it."""
     found = list(dict.fromkeys(skipped))
     leave_out(found)
-    skipped_path(root, rank).write_text("".join(json.dumps(bad._asdict()) + "\n" for bad in found))
+    write_lines(skipped_path(root, rank), (bad._asdict() for bad in found))
     return found
 
 

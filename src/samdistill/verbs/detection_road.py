@@ -16,6 +16,8 @@ from ..data.skipped import reporting
 from ..engine import CheckReport, FitResult, default_device
 from ..evaluation.concepts import ConceptResult, evaluate_concepts, some_images
 from ..inference.concepts import StudentDetector, load_concept_model
+from ..io import as_path, write_json
+from ..locks import locked
 from ..types import UserError
 from .detection import DetectionAssembly, plan_detection
 from .progress import Progress
@@ -48,15 +50,17 @@ class DetectionRoad:
         )
 
 
-def demo_detection(out: Path, *, overrides: Sequence[str] = ()) -> DetectionRoad:
+def demo_detection(out: str | Path, *, overrides: Sequence[str] = ()) -> DetectionRoad:
     """The detection job on the sandbox: rendered scenes with words, the bundled detector, minutes on two cores."""
+    out = as_path(out)
     data = out / "data"
-    console.print("[bold]render[/]  scenes with their words, COCO and SA-Co layouts")
-    render_sandbox(data, format="coco")
-    settings = [f"output={json.dumps(str(out / 'run'))}", f"data.root={json.dumps(str(data))}"]
-    config = load_config("detection/sandbox", [*settings, *overrides])
-    assert isinstance(config, DetectionRunConfig)
-    return walk_detection(config)
+    with locked(out, "demo"):
+        console.print("[bold]render[/]  scenes with their words, COCO and SA-Co layouts")
+        render_sandbox(data, format="coco")
+        settings = [f"output={json.dumps(str(out / 'run'))}", f"data.root={json.dumps(str(data))}"]
+        config = load_config("detection/sandbox", [*settings, *overrides])
+        assert isinstance(config, DetectionRunConfig)
+        return walk_detection(config)
 
 
 def walk_detection(config: DetectionRunConfig) -> DetectionRoad:
@@ -76,11 +80,11 @@ def walk_detection(config: DetectionRunConfig) -> DetectionRoad:
     if not checked.ok:
         raise UserError("; ".join(checked.problems))
     console.print("[bold]train[/]   the student on what the teacher answers")
-    trained = train(config, resume=True)
+    trained = train(config)
     console.print("[bold]evaluate[/] on held-out questions")
     with reporting("evaluate", out):
         evaluated = evaluate_road(config)
-    (out / "evaluation.json").write_text(json.dumps(evaluated.to_dict(), indent=1) + "\n")
+    write_json(out / "evaluation.json", evaluated.to_dict(), indent=1)
     console.print(evaluated.table())
     report = tell_detection(config, checked, trained, evaluated)
     return DetectionRoad(config, checked, trained, evaluated, report)

@@ -16,6 +16,7 @@ from ..evaluation import EvaluationResult, evaluate_models
 from ..evaluation import concepts as detectors
 from ..inference.concepts import load_concept_model
 from ..inference.prompting import KINDS, PROMPTS, PromptKind
+from ..io import as_path, check_output
 from ..ops.promptable import image_size
 from ..registry import did_you_mean
 from ..types import UserError
@@ -51,7 +52,7 @@ def prompt_kinds(names: Sequence[str]) -> tuple[PromptKind, ...]:
 
 @reporting("evaluate")
 def evaluate(
-    model: Path, data: Path, *, teacher: str | None = None, prompts: Sequence[str] = PROMPTS,
+    model: str | Path, data: str | Path, *, teacher: str | Path | None = None, prompts: Sequence[str] = PROMPTS,
     images: int | None = None, batch_size: int = 4, geometry: str = "square", progress: bool = True,
 ) -> EvaluationResult:  # fmt: skip
     """mIoU against the data's masks, agreement with ``teacher``, features, parameters, FLOPs and latency.
@@ -66,7 +67,7 @@ def evaluate(
         loaded = {"teacher": load_model(teacher, size)} | loaded
     if geometry not in ("square", "longest_side"):
         raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
-    source = held_out_images(data)
+    source = held_out_images(as_path(data))
     total = len(source.keys) if images is None else min(images, len(source.keys))
     with Progress("evaluating", total, "images", progress) as bar:
         return evaluate_models(
@@ -77,9 +78,9 @@ def evaluate(
 
 @reporting("evaluate")
 def evaluate_concepts(
-    model: Path, data: Path | Sequence[Path], *, teacher: str | None = None, threshold: float = 0.5,
-    images: int | None = None, batch_size: int = 4, geometry: str = "square", out: Path | None = None,
-    iou: IouKind = "masks", progress: bool = True,
+    model: str | Path, data: str | Path | Sequence[str | Path], *, teacher: str | Path | None = None,
+    threshold: float = 0.5, images: int | None = None, batch_size: int = 4, geometry: str = "square",
+    out: str | Path | None = None, iou: IouKind = "masks", progress: bool = True,
 ) -> detectors.ConceptResult:  # fmt: skip
     """cgF1 and its factors, mask AP, parameters and time per question of a detector, beside its ``teacher``.
 
@@ -95,16 +96,19 @@ def evaluate_concepts(
         raise UserError(f"--images: {images} leaves nothing to measure")
     if iou not in ("masks", "boxes"):
         raise UserError(f"--iou: {iou!r} is neither masks nor boxes")
-    names = {"student": str(model)} if teacher is None else {"teacher": teacher, "student": str(model)}
+    names = {"student": str(model)} if teacher is None else {"teacher": str(teacher), "student": str(model)}
     files = {name: path for name, path in names.items() if path.endswith(".json")}
     if files and (len(files) < len(names) or out is not None):
         raise UserError("a file of predictions is compared with files alone, and there is nothing new to write: give "
                         "--teacher as a file too, and no --out")  # fmt: skip
     if iou == "boxes" and not files:
         raise UserError("--iou boxes: a model answers with masks; give a file of predictions, or leave --iou out")
-    if out is not None and (out.suffix != ".json" or not out.parent.is_dir()):
-        raise UserError(f"--out: {out} is not a .json file in a folder that exists")
-    truth = detectors.some_images(_ground_truth([data] if isinstance(data, (str, Path)) else data, not files), images)
+    places, target = _listings([data] if isinstance(data, str | Path) else data), None if out is None else as_path(out)
+    if target is not None and target.suffix != ".json":
+        raise UserError(f"--out: {out} does not end in .json")
+    if target is not None:
+        check_output(target, *places)
+    truth = detectors.some_images(ConceptSet.load_annotators(places, check_images=not files), images)
     by = "teacher" if teacher is not None else None
     if files:
         found = {name: load_predictions(Path(path)) for name, path in files.items()}
@@ -117,19 +121,19 @@ def evaluate_concepts(
             loaded, truth, teacher=by, geometry=geometry, threshold=threshold, batch_size=batch_size, pictures=0,
             progress=bar.advance,
         )  # fmt: skip
-    if out is not None:
-        write_predictions(out, result.predictions["student"])
+    if target is not None:
+        write_predictions(target, result.predictions["student"])
     return result
 
 
-def _ground_truth(data: Sequence[str | Path], check_images: bool) -> ConceptSet:
-    """One file per annotator."""
-    places = []
-    for path in map(Path, data):
+def _listings(data: Sequence[str | Path]) -> list[Path]:
+    """The file of each annotator."""
+    places = list[Path]()
+    for path in map(as_path, data):
         place = find_concepts(path)
         if place is None:
             raise UserError(f"{path}: no concepts here; give an SA-Co .json, or a folder that holds concepts_val.json")
         if place in places:
             raise UserError(f"{place}: given twice; give one file per annotator")
         places.append(place)
-    return ConceptSet.load_annotators(places, check_images=check_images)
+    return places

@@ -15,6 +15,7 @@ from ..evaluation.examples import evenly
 from ..evaluation.video_result import VideoResult
 from ..evaluation.videos import evaluate_videos_with
 from ..inference.concepts import StudentDetector, load_concept_model
+from ..io import as_path
 from ..metrics.video_frames import DAVIS_2017, SAV, VideoConvention
 from ..registry import did_you_mean
 from ..teachers import Sam3Detector
@@ -65,8 +66,9 @@ def held_out_videos(root: Path) -> tuple[VideoSource, VideoConvention]:
 
 @reporting("evaluate")
 def evaluate_videos(
-    model: Path, data: Path, *, teacher: str | None = None, convention: str | None = None, videos: int | None = None,
-    every_frame: bool = False, geometry: str = "square", workers: int = 1, progress: bool = True,
+    model: str | Path, data: str | Path, *, teacher: str | Path | None = None, convention: str | None = None,
+    videos: int | None = None, every_frame: bool = False, geometry: str = "square", workers: int = 1,
+    progress: bool = True,
 ) -> VideoResult:  # fmt: skip
     """J&F of a student that follows objects with its own memory, without it, and with its ``teacher``'s maps.
 
@@ -82,7 +84,7 @@ def evaluate_videos(
         raise UserError(f"--videos: {videos} leaves nothing to measure")
     if workers < 1:
         raise UserError(f"--workers: {workers} processes cannot score; give 1 or more")
-    source, suggested = held_out_videos(data)
+    source, suggested = held_out_videos(as_path(data))
     student = _student(model)
     theirs = None if teacher is None else _teacher(teacher, student)
     keys = evenly(source.keys, videos)
@@ -105,7 +107,7 @@ def _layout(folder: Path) -> str | None:
     return None
 
 
-def _student(path: Path) -> StudentDetector:
+def _student(path: str | Path) -> StudentDetector:
     found = load_concept_model(path, device=default_device())
     if not isinstance(found, StudentDetector) or not found.model.config.memory_latents:
         raise UserError(
@@ -114,7 +116,7 @@ def _student(path: Path) -> StudentDetector:
     return found
 
 
-def _teacher(path: str, student: StudentDetector) -> Sam3Detector:
+def _teacher(path: str | Path, student: StudentDetector) -> Sam3Detector:
     """On a canvas of the student's size, as when its maps were cached."""
     found = load_concept_model(path, student.image_size, default_device())
     if not isinstance(found, Sam3Detector):

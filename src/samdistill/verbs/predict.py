@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -18,11 +18,13 @@ from ..data.saco import to_rle
 from ..engine import default_device
 from ..evaluation.detections import draw_instances
 from ..inference.concepts import Box, ConceptModel, Detected, ask_image, load_concept_model, open_image
-from ..inference.points import Point, Segmented, segment_image
+from ..inference.points import Point, Segmented, cornered, labelled, segment_image
+from ..io import as_path, check_output, write_bytes
+from ..ops.images import encoded
 from ..ops.promptable import Promptable
 from ..types import UserError
 
-PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES: dict[str, Literal["PNG", "JPEG"]] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 THRESHOLD = 0.5
 """Least score of a detected instance, unless another is asked for."""
 _PROMPTED = ("sam", "sam3_tracker", "samdistill_mobile_sam")
@@ -114,25 +116,25 @@ def parse_point(text: str) -> Point:
 
 def predict(
     image: str | Path | Image.Image, model: str | Path | ConceptModel | Promptable, text: str | None = None,
-    boxes: Sequence[Box] = (), threshold: float | None = None, geometry: str | None = None, out: Path | None = None,
-    points: Sequence[Point] = (),
+    boxes: Sequence[Box] = (), threshold: float | None = None, geometry: str | None = None,
+    out: str | Path | None = None, points: Sequence[Point | tuple[float, float]] = (),
 ) -> Prediction | PromptedPrediction:  # fmt: skip
     """Ask a detector for every instance of what ``text`` names, of what ``boxes`` show, or of both together; or a
     promptable model for the mask of the object that ``points`` mark, or of the one in each of ``boxes``.
 
     image: a file, or an opened one. model: what ``load_concept_model`` or ``load_promptable`` takes, or what it
-    returned. boxes, points: in pixels of the image, a file's turned upright. threshold: least score of an instance
-    (0.5). geometry: square or longest_side; None is square for a detector and the model's own way for a promptable
-    one. out: a PNG or JPEG to draw into. Raises ``UserError`` for what cannot be asked, read or written.
+    returned. boxes: x0, y0, x1, y1. points: x, y and a label, 1 (left out: 1) on the object or 0 off it; both in pixels
+    of the image, a file's turned upright. threshold: least score of an instance (0.5). geometry: square or
+    longest_side; None is square for a detector and the model's own way for a promptable one. out: a PNG or JPEG to draw
+    into, other than ``image``. Raises ``UserError`` for what cannot be asked, read or written.
     """
+    points, boxes = labelled(points), cornered(boxes)
+    image = image if isinstance(image, Image.Image) else as_path(image)
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
     if geometry not in (None, "square", "longest_side"):
         raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
-    if out is not None and out.suffix.lower() not in PICTURES:
-        raise UserError(f"--out: {out} does not end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out: there is no folder {out.parent}")
+    place = None if out is None else _picture_file(out, image)
     if points and text is not None:
         raise UserError("--text and --point do not go together: a detector reads words, a promptable model points")
     picture = open_image(image)
@@ -146,9 +148,17 @@ def predict(
         if isinstance(model, Promptable):
             raise UserError("a promptable model reads no words: give --point or --box")
         found = _detect(picture, name, model, text, boxes, threshold, geometry)
-    if out is not None:
-        found.draw().save(out)
+    if place is not None:
+        write_bytes(place, encoded(found.draw(), PICTURES[place.suffix.lower()]))
     return found
+
+
+def _picture_file(out: str | Path, image: Path | Image.Image) -> Path:
+    place, (*others, last) = as_path(out), PICTURES
+    if place.suffix.lower() not in PICTURES:
+        raise UserError(f"--out: {place} does not end in {', '.join(others)} or {last}")
+    check_output(place, *([] if isinstance(image, Image.Image) else [image]))
+    return place
 
 
 def _detect(

@@ -26,7 +26,9 @@ from ..data.videos import read_frames, scan_video
 from ..engine import default_device
 from ..evaluation.pictures import COLOURS, overlay
 from ..inference.concepts import Box, StudentDetector, check_prompts, load_concept_model
+from ..inference.points import cornered
 from ..inference.video import Tracked, VideoSession
+from ..io import as_path, check_output, replacing
 from ..types import UserError
 from .progress import Progress
 
@@ -119,7 +121,7 @@ class _Footage:
 @reporting("predict")
 def predict_video(
     video: str | Path, model: str | Path | StudentDetector, text: str | None = None, boxes: Sequence[Box] = (), *,
-    threshold: float = 0.5, geometry: str = "square", out: Path | None = None, frames: int | None = None,
+    threshold: float = 0.5, geometry: str = "square", out: str | Path | None = None, frames: int | None = None,
     progress: bool = True,
 ) -> VideoPrediction:  # fmt: skip
     """Follow every instance of what ``text`` names, also those that come later; or the object in each of ``boxes`` in
@@ -131,7 +133,7 @@ def predict_video(
     out: an MP4 to draw masks and ids into; it is there when it is whole. frames: look at so many at most.
     Raises ``UserError`` for what cannot be asked, read or written.
     """
-    video = Path(video)
+    video, out, boxes = as_path(video), None if out is None else as_path(out), cornered(boxes)
     _check(video, text, boxes, threshold, geometry, out, frames)
     footage = _open(video)
     asked = load_concept_model(model, device=default_device()) if isinstance(model, str | Path) else model
@@ -167,10 +169,8 @@ def _check(
         raise UserError(f"--frames: {frames} is not 1 or more")
     if out is not None and out.suffix.lower() != ".mp4":
         raise UserError(f"--out: {out} does not end in .mp4")
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out: there is no folder {out.parent}")
-    if out is not None and (out.is_dir() or (out.exists() and video.exists() and out.samefile(video))):
-        raise UserError(f"--out: {out} is {'a folder' if out.is_dir() else 'the video itself'}")
+    if out is not None:
+        check_output(out, video)
     if not video.exists():
         raise UserError(f"{video}: no such video")
 
@@ -239,26 +239,22 @@ def draw_tracked(frame: Frame, objects: Sequence[Tracked]) -> Frame:
 def _film(path: Path, size: Size, rate: float) -> Iterator[Callable[[Frame], None]]:
     """Takes the frames of an MP4 that is there when it is whole: they go into a partial file beside it, which an error
     removes. An odd side is made even by its last row or column, once more."""
-    partial, (height, width) = path.with_name(f".{path.name}.partial"), size
-    try:
-        with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            # 24000/1001 and the like have come as a float
-            stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001), options=ENCODER)
-            # colour at half resolution, which every player reads, needs even sides
-            stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
-            container.start_encoding()  # what cannot be written shows now, and not after a minute of frames
+    height, width = size
+    with replacing(path) as new, av.open(str(new), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        # 24000/1001 and the like have come as a float
+        stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001), options=ENCODER)
+        # colour at half resolution, which every player reads, needs even sides
+        stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+        container.start_encoding()  # what cannot be written shows now, and not after a minute of frames
 
-            def add(picture: Frame) -> None:
-                even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                # in one thread, for the sake of whoever forks loader workers after this; see data/videos.py
-                shown = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p", threads=1)
-                container.mux(stream.encode(shown))
+        def add(picture: Frame) -> None:
+            even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            # in one thread, since loader workers may be forked after this; see data/videos.py
+            shown = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p", threads=1)
+            container.mux(stream.encode(shown))
 
-            yield add
-            container.mux(stream.encode(None))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield add
+        container.mux(stream.encode(None))
 
 
 def _open(video: Path) -> _Footage:

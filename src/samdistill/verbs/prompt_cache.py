@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader, Subset
 from ..config import PromptRunConfig
 from ..data import BadInput, ObjectBatch, collate_objects, record_key, worker_count
 from ..evaluation.examples import evenly
+from ..io import Appender, make_folder, write_bytes
 from ..names import file_name
+from ..processes import outlive_signals
 from ..store import FeatureStore, FeatureStoreWriter, make_codec
-from ..store.spec import MANIFEST, replace_file, writing
+from ..store.spec import MANIFEST
 from ..teachers import Ensemble
 from ..teachers.cached_signals import record_seeds, to_records
 from ..types import Prompts, UserError
@@ -114,7 +116,10 @@ def _batches(parts: PromptAssembly, keys: Sequence[str], view: int) -> Iterator[
     objects, at = parts.objects(view), {key: index for index, key in enumerate(parts.train_source.keys)}
     workers = worker_count(parts.config.data.workers)
     subset = Subset(objects, [at[key] for key in keys])
-    yield from DataLoader(subset, parts.config.cache.batch_size, num_workers=workers, collate_fn=collate_objects)
+    yield from DataLoader(
+        subset, parts.config.cache.batch_size, num_workers=workers, collate_fn=collate_objects,
+        worker_init_fn=outlive_signals,
+    )  # fmt: skip
 
 
 def _write(
@@ -213,15 +218,10 @@ def npy_name(key: str, view: int) -> str:
 
 def _save(path: Path, values: Tensor, kind: type[np.floating[Any]]) -> None:
     """Whole or not at all: a script that reads along meets no half of a file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path.parent, path.name, values.nbytes):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.save(file, values.numpy().astype(kind))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    make_folder(path.parent)
+    content = BytesIO()
+    np.save(content, values.numpy().astype(kind))
+    write_bytes(path, content.getvalue())
 
 
 class PromptLines:
@@ -237,14 +237,13 @@ class PromptLines:
 
     def __init__(self, root: Path, rank: int, stale: Collection[str] = ()) -> None:
         """stale: records that are renewed; their lines are dropped, and written again."""
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         self.root, self.path = root, root / ("prompts.jsonl" if rank == 0 else f"prompts-rank{rank}.jsonl")
         self.done: set[tuple[str, int]] = set()
         for path in sorted(root.glob("prompts*.jsonl"), key=lambda path: path != self.path):
             lines = _whole_lines(path, self.done, set(stale))
             if (path == self.path or stale) and path.read_bytes() != (content := b"".join(lines)):
-                with writing(root, path.name, len(content)):
-                    replace_file(path, content)
+                write_bytes(path, content, sync=True)
 
     def write(self, batch: ObjectBatch, row: int, view: int) -> None:
         """The line of one image of ``batch``; nothing where it is there."""
@@ -252,20 +251,18 @@ class PromptLines:
         if (key, view) in self.done:
             return
         line = json.dumps({"key": key, "view": view, **_described(batch, row)}).encode() + b"\n"
-        with writing(self.root, self.path.name, len(line)):
-            self.file.write(line)
+        self.file.write(line)
         self.done.add((key, view))
 
     def __enter__(self) -> PromptLines:
-        with writing(self.root, self.path.name, 0):
-            self.file = self.path.open("ab", buffering=0)
+        self.file = Appender(self.path, "all before it is kept: make room and run again to resume")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self.file:
-            os.fsync(self.file.fileno())
+            self.file.sync()
 
 
 def _whole_lines(path: Path, done: set[tuple[str, int]], stale: Collection[str]) -> list[bytes]:

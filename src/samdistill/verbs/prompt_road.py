@@ -16,6 +16,8 @@ from ..data.skipped import reporting
 from ..engine import CheckReport, FitResult, default_device
 from ..evaluation import EvaluationResult, evaluate_models
 from ..inference.prompting import KINDS
+from ..io import as_path, write_json
+from ..locks import locked
 from ..ops.promptable import Promptable, image_size
 from ..report import human_bytes
 from ..sandbox.scenes import SceneStyle
@@ -55,17 +57,19 @@ class PromptRoad:
         return "\n".join([*lines, f"student: {self.trained.student}", f"report: {self.report}"])
 
 
-def demo_prompt(out: Path, *, overrides: Sequence[str] = ()) -> PromptRoad:
+def demo_prompt(out: str | Path, *, overrides: Sequence[str] = ()) -> PromptRoad:
     """The prompt job on the sandbox: rendered scenes with masks, the bundled SAM and MobileSAM; minutes."""
+    out = as_path(out)
     data = out / "data"
-    console.print("[bold]render[/]  scenes with their masks, COCO layout")
-    for seed, (split, count) in enumerate(SCENES.items(), SEED):
-        with Progress(f"rendering {split}", count, "scenes") as bar:
-            write_coco(data, count, SIZE, seed, split, WORLD, progress=lambda done, _, bar=bar: bar.at(done))
-    settings = [f"output={json.dumps(str(out / 'run'))}", f"data.root={json.dumps(str(data))}"]
-    config = load_config("prompt/sandbox", [*settings, *overrides])
-    assert isinstance(config, PromptRunConfig)
-    return walk_prompt(config)
+    with locked(out, "demo"):
+        console.print("[bold]render[/]  scenes with their masks, COCO layout")
+        for seed, (split, count) in enumerate(SCENES.items(), SEED):
+            with Progress(f"rendering {split}", count, "scenes") as bar:
+                write_coco(data, count, SIZE, seed, split, WORLD, progress=lambda done, _, bar=bar: bar.at(done))
+        settings = [f"output={json.dumps(str(out / 'run'))}", f"data.root={json.dumps(str(data))}"]
+        config = load_config("prompt/sandbox", [*settings, *overrides])
+        assert isinstance(config, PromptRunConfig)
+        return walk_prompt(config)
 
 
 def walk_prompt(config: PromptRunConfig) -> PromptRoad:
@@ -88,11 +92,11 @@ def walk_prompt(config: PromptRunConfig) -> PromptRoad:
     if not checked.ok:
         raise UserError("; ".join(checked.problems))
     console.print("[bold]train[/]   the student on masks and on what its teachers say")
-    trained = train(config, resume=True)
+    trained = train(config)
     console.print("[bold]evaluate[/] on held-out images")
     with reporting("evaluate", out):
         evaluated = evaluate_road(config)
-    (out / "evaluation.json").write_text(json.dumps(evaluated.to_dict(), indent=1) + "\n")
+    write_json(out / "evaluation.json", evaluated.to_dict(), indent=1)
     console.print(evaluated.table())
     report = tell_prompt(config, checked, trained, evaluated)
     return PromptRoad(config, checked, trained, evaluated, report)

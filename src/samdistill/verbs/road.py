@@ -18,6 +18,8 @@ from ..config import RunConfig, load_config
 from ..data import reporting
 from ..engine import CheckReport, FitResult, default_device
 from ..evaluation import EvaluationResult, evaluate_models
+from ..io import as_path, write_json
+from ..locks import locked
 from ..report import human_bytes
 from ..students import STUDENTS, build_trunk
 from ..tasks.encoder import student_config
@@ -65,7 +67,9 @@ class RoadResult:
         return "\n".join([*lines, f"report: {self.report}"])
 
 
-def run(images: Path, teacher: str, student: str, out: Path, *, overrides: Sequence[str] = ()) -> RoadResult:
+def run(
+    images: str | Path, teacher: str | Path, student: str, out: str | Path, *, overrides: Sequence[str] = ()
+) -> RoadResult:
     """Distil ``teacher`` into ``student`` on the images of one folder, and show what came of it.
 
     images: any folder of images, an SA-1B tree or a COCO folder. teacher: a SAM 3 folder, hub id or sam3.pt, or
@@ -76,17 +80,19 @@ def run(images: Path, teacher: str, student: str, out: Path, *, overrides: Seque
         raise UserError(
             "job: `run` walks the encoder job; for detection use `train` with a config that extends detection/_base"
         )
+    images, out = as_path(images), as_path(out)
     kind = data_kind(images)
     recipe = f"encoder/{student}" if student in STUDENTS else "encoder/_base"
     settings = [
-        f"output={json.dumps(str(out))}", f"teacher.path={json.dumps(teacher)}", f"student.backbone={student}",
+        f"output={json.dumps(str(out))}", f"teacher.path={json.dumps(str(teacher))}", f"student.backbone={student}",
         f"data.kind={kind}", f"data.root={json.dumps(str(images))}", "data.fraction=1.0", "data.workers=2",
         "teacher.image_size=null",
     ]  # fmt: skip
     if default_device().type != "cuda":
         settings.append("train.precision=fp32")  # bf16 is slower than fp32 on most CPUs
     config = load_config(recipe, [*settings, *overrides])
-    return walk(_fitted(config, overrides))
+    with locked(config.output, "run"):
+        return walk(_fitted(config, overrides))
 
 
 def _fitted(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -112,13 +118,15 @@ def _fitted(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update=settings)})
 
 
-def demo(out: Path, *, overrides: Sequence[str] = ()) -> RoadResult:
+def demo(out: str | Path, *, overrides: Sequence[str] = ()) -> RoadResult:
     """The main job on the sandbox: rendered scenes, the bundled teacher, minutes on two cores."""
+    out = as_path(out)
     data = out / "data"
-    console.print("[bold]render[/]  scenes in the SA-1B layout")
-    render_sandbox(data)
-    settings = [f"output={json.dumps(str(out / 'run'))}", f"data.root={json.dumps(str(data))}"]
-    return walk(load_config("encoder/sandbox", [*settings, *overrides]))
+    with locked(out, "demo"):
+        console.print("[bold]render[/]  scenes in the SA-1B layout")
+        render_sandbox(data)
+        settings = [f"output={json.dumps(str(out / 'run'))}", f"data.root={json.dumps(str(data))}"]
+        return walk(load_config("encoder/sandbox", [*settings, *overrides]))
 
 
 def walk(config: RunConfig) -> RoadResult:
@@ -141,12 +149,12 @@ def walk(config: RunConfig) -> RoadResult:
     if not checked.ok:
         raise UserError("; ".join(checked.problems))
     console.print("[bold]train[/]   the student on the cache")
-    trained = train(config, resume=True)
+    trained = train(config)
     merged = _merge(config, out)
     with reporting("evaluate", out):
         evaluated = _evaluate(config, merged)
     if evaluated is not None:
-        (out / "evaluation.json").write_text(json.dumps(evaluated.to_dict(), indent=1) + "\n")
+        write_json(out / "evaluation.json", evaluated.to_dict(), indent=1)
         console.print(evaluated.table())
     report = tell(config, found, checked, cached, trained, merged, evaluated)
     return RoadResult(config, checked, cached, trained, merged, evaluated, report)

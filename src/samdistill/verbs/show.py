@@ -108,7 +108,7 @@ def cache(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     from .train import train as run
 
-    result = run(_config(args), resume=args.resume or False)
+    result = run(_config(args), resume=args.resume)
     if _rank_and_world()[0] == 0:
         terms = "  ".join(f"{name} {value:.4g}" for name, value in result.terms.items())
         console.print(
@@ -331,7 +331,7 @@ def sandbox(args: argparse.Namespace) -> int:
         console.print(f"{args.target}: {made}, {args.format}")
         return 0
     found = train_teacher(
-        args.name, args.out, steps=args.steps, batch_size=args.batch_size, lr=args.lr, resume=args.resume,
+        args.name, args.out, steps=args.steps, batch_size=args.batch_size, lr=args.lr,
         weights=args.weights,
     )  # fmt: skip
     figures = ", ".join(f"{kind} {value:.4f}" for kind, value in found.figures.items())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints.words import Words
 from ..config import AnyRun, DetectionRunConfig, PromptRunConfig, Run, RunConfig, VideoRunConfig
 from ..data import reporting
-from ..engine import CheckReport, FitResult, check_terms, default_device, fit
+from ..engine import CheckReport, FitResult, check_terms, default_device, fit, newest
+from ..io import as_path, scratch, write_text
+from ..locks import locked
 from ..store.spec import MANIFEST
 from ..tasks.base import Task
 from ..tasks.encoder import EncoderTask
@@ -18,7 +19,7 @@ from ..types import UserError
 from .assembly import Assembly
 from .cache import cache
 from .detection import DetectionAssembly
-from .prompt import PromptAssembly
+from .prompt import PromptAssembly, process_rank
 from .video import VideoAssembly
 from .video_task import video_task
 
@@ -26,21 +27,25 @@ CHECK_IMAGES, CHECK_VIDEOS = 4, 2
 STUDENT = "student"
 
 
-def train(config: AnyRun, *, resume: bool | Path = False) -> FitResult:
-    """Train the student of ``config``; the run folder is ``config.output``.
+def train(config: AnyRun, *, resume: str | Path | None = None) -> FitResult:
+    """Train the student of ``config``; the run folder is ``config.output``, and one process at a time writes it.
 
     The encoder job learns from its cached embeddings, the detection job from its teacher online, the prompt job from
     its teachers online or, with ``distillation.use_precomputed_features``, from its cache, the video job from masks and
-    its teacher's cached maps. resume: True, or a run
-    folder, continues where the last checkpoint stands. Raises UserError where the cache is absent, incomplete or
-    foreign, where the folder already holds a run, and on a non-finite loss.
+    its teacher's cached maps. The same call goes on where an earlier one stopped, and leaves a finished run alone.
+    resume: another run folder or checkpoint to start from. Raises UserError where the cache is absent, incomplete or
+    foreign, where another process trains in the folder, where the folder holds a run with other settings or data, and
+    on a non-finite loss.
     """
-    rank = int(os.environ.get("RANK", 0))
-    with reporting("train", config.output, rank, resume=resume is not False):
-        return _train(config, resume)
+    start, started = None if resume is None else as_path(resume), newest(config.output) is not None
+    with ExitStack() as stack:
+        if process_rank() == 0:
+            stack.enter_context(locked(config.output, "train"))
+        stack.enter_context(reporting("train", config.output, process_rank(), resume=started))
+        return _train(config, start)
 
 
-def _train(config: AnyRun, resume: bool | Path) -> FitResult:
+def _train(config: AnyRun, resume: Path | None) -> FitResult:
     words: Words | None = None
     if isinstance(config, DetectionRunConfig):
         if default_device().type == "cpu" and config.train.precision != "fp32" and config.questions.boxes:
@@ -61,7 +66,7 @@ def _train(config: AnyRun, resume: bool | Path) -> FitResult:
         task = parts.task(parts.proven_store())
     workers, resolved = config.data.workers, config.to_yaml()
     result = fit(task, config.train, config.output, resume=resume, workers=workers, resolved=resolved)
-    if words is not None and int(os.environ.get("RANK", 0)) == 0:
+    if words is not None and process_rank() == 0:
         finish(config, words)
     return result
 
@@ -99,12 +104,12 @@ def _check(config: AnyRun, device: str) -> CheckReport:
         return check_terms(
             _small(parts.task(parts.proven_store()), config), device, seed=config.train.seed, train=config.train
         )
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         keys = Assembly(config).train_source.keys[:CHECK_IMAGES]
-        listing = Path(folder) / "ids.txt"
-        listing.write_text("\n".join(keys))
+        listing = folder / "ids.txt"
+        write_text(listing, "\n".join(keys))
         data = config.data.model_copy(update={"ids": listing, "fraction": 1.0, "views": 1, "workers": 0})
-        store = config.cache.model_copy(update={"root": Path(folder) / "store", "codec": "fp16"})
+        store = config.cache.model_copy(update={"root": folder / "store", "codec": "fp16"})
         trial = config.model_copy(update={"data": data, "cache": store})
         cache(trial, device=device, progress=False)
         parts = Assembly(trial)
@@ -117,11 +122,11 @@ def _check_video(config: VideoRunConfig, device: str) -> CheckReport:
     micro = min(CHECK_IMAGES, micro)
     if not parts.reads_teacher or (config.store_root / MANIFEST).is_file():
         return check_terms(video_task(parts), device, micro, config.train.seed, config.train)
-    with tempfile.TemporaryDirectory() as folder:
-        listing = Path(folder) / "ids.txt"
-        listing.write_text("\n".join(parts.train_source.keys[:CHECK_VIDEOS]))
+    with scratch() as folder:
+        listing = folder / "ids.txt"
+        write_text(listing, "\n".join(parts.train_source.keys[:CHECK_VIDEOS]))
         data = config.data.model_copy(update={"ids": listing, "fraction": 1.0, "workers": 0})
-        store = config.cache.model_copy(update={"root": Path(folder) / "store", "codec": "fp16"})
+        store = config.cache.model_copy(update={"root": folder / "store", "codec": "fp16"})
         trial = VideoAssembly(config.model_copy(update={"data": data, "cache": store}))
         cache(trial.config, device=device, progress=False)
         return check_terms(video_task(trial, False), device, micro, config.train.seed, config.train)

@@ -21,6 +21,7 @@ from ..config import VideoRunConfig
 from ..data import BadInput, BadVideo, VideoSource, ViewTransform, leave_out, worker_count
 from ..data.fingerprints import fingerprints
 from ..evaluation.examples import evenly
+from ..processes import outlive_signals
 from ..store import Codec, FeatureStore, FeatureStoreWriter
 from ..store.spec import MANIFEST, Manifest
 from ..teachers import CachedLevels, Sam3Detector, frame_key
@@ -90,7 +91,10 @@ def _as_it_is(item: T) -> T:
 
 def _loaded(dataset: Dataset[T], workers: int) -> DataLoader[T]:
     """The items one by one, in order, made beside the teacher's work."""
-    return DataLoader(dataset, batch_size=None, num_workers=worker_count(workers), collate_fn=_as_it_is)
+    processes = worker_count(workers)
+    return DataLoader(
+        dataset, batch_size=None, num_workers=processes, collate_fn=_as_it_is, worker_init_fn=outlive_signals
+    )
 
 
 def annotated(parts: VideoAssembly, keys: Sequence[str], progress: bool = False) -> tuple[Videos, list[BadInput]]:

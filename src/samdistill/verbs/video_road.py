@@ -19,6 +19,8 @@ from ..evaluation.video_pictures import Answers, film_picture, frame_pictures
 from ..evaluation.video_result import STUDENT, TEACHER, WITHOUT, VideoResult
 from ..evaluation.videos import evaluate_videos_with
 from ..inference.concepts import StudentDetector, load_concept_model
+from ..io import as_path, write_json
+from ..locks import locked
 from ..report import human_bytes
 from ..teachers import LiveLevels, Sam3Detector
 from ..types import UserError
@@ -70,15 +72,17 @@ class VideoRoad:
         return "\n".join([*lines, f"student: {self.trained.student}", f"film: {drawn}", f"report: {self.report}"])
 
 
-def demo_video(out: Path, *, overrides: Sequence[str] = ()) -> VideoRoad:
+def demo_video(out: str | Path, *, overrides: Sequence[str] = ()) -> VideoRoad:
     """The video job on the sandbox: rendered videos, the bundled detector and its bundled student; minutes."""
+    out = as_path(out)
     data = out / "data"
-    console.print("[bold]render[/]  videos with masks and words, SA-V layout")
-    render_sandbox(data, format="sav", size=SIZE)
-    settings = [f"output={json.dumps(str(out / 'run'))}", f"data.root={json.dumps(str(data))}"]
-    config = load_config("video/sandbox", [*settings, *overrides])
-    assert isinstance(config, VideoRunConfig)
-    return walk_video(config)
+    with locked(out, "demo"):
+        console.print("[bold]render[/]  videos with masks and words, SA-V layout")
+        render_sandbox(data, format="sav", size=SIZE)
+        settings = [f"output={json.dumps(str(out / 'run'))}", f"data.root={json.dumps(str(data))}"]
+        config = load_config("video/sandbox", [*settings, *overrides])
+        assert isinstance(config, VideoRunConfig)
+        return walk_video(config)
 
 
 def walk_video(config: VideoRunConfig) -> VideoRoad:
@@ -104,11 +108,11 @@ def walk_video(config: VideoRunConfig) -> VideoRoad:
     if not checked.ok:
         raise UserError("; ".join(checked.problems))
     console.print("[bold]train[/]   the memory on masks; first it remembers the teacher's maps, then the student's own")
-    trained = train(config, resume=True)
+    trained = train(config)
     console.print("[bold]evaluate[/] on held-out videos")
     with reporting("evaluate", out):
         evaluated, predicted = evaluate_road(config)
-    (out / "evaluation.json").write_text(json.dumps(evaluated.to_dict(), indent=1) + "\n")
+    write_json(out / "evaluation.json", evaluated.to_dict(), indent=1)
     console.print(evaluated.table())
     report = tell_video(config, found, checked, cached, trained, evaluated)
     return VideoRoad(config, checked, cached, trained, evaluated, predicted, report)
