@@ -182,6 +182,8 @@ def once(folder: Path, work: Work) -> tuple[dict[str, bytes], float]:
 def kill(folder: Path, work: Work, wanted: int, rng: Random) -> Kills:
     """Kill ``work`` ``wanted`` times, going on each time; every result that is reached is compared."""
     expected, seconds = once(folder, work)
+    if not expected:
+        raise SystemExit(f"{work.name}: made nothing that could be compared")
     clear(folder, work)
     found, attempts = Kills(seconds=seconds), 0
     while found.kills < wanted or attempts:
@@ -268,6 +270,21 @@ def mutations(base: Path, folder: Path, first: int, count: int, jobs: int) -> li
     return outcomes
 
 
+def intact(base: Path, folder: Path) -> int:
+    """How many commands the campaign has, once all of them succeed on undamaged material."""
+    folder.mkdir()
+
+    def work() -> int:
+        failed = [outcome for outcome in Campaign(base, folder / "work").intact() if outcome.status or outcome.fault]
+        for outcome in failed:
+            print(outcome.command, outcome.fault, outcome.said)
+        return int(bool(failed))
+
+    if finish([forked(work, folder / "log.txt")], limit=3600.0) != [0]:
+        raise SystemExit(f"fails on undamaged material: {(folder / 'log.txt').read_text()[-2000:]}")
+    return sum(len(target.commands) for target in TARGETS if not target.plants)
+
+
 def kind_of(number: int) -> str:
     index = number % (len(TARGETS) + 2)
     return TARGETS[index].kind if index < len(TARGETS) else LINES
@@ -310,6 +327,8 @@ def main() -> int:
         if given.kills:
             figures["kills"] = kills(base, base.parent / "kills", given.kills, sheet)
         if given.mutations:
+            commands = intact(base, base.parent / "intact")
+            sheet.say(f"{commands} commands succeed on undamaged material")
             outcomes = mutations(base, base.parent / "damage", given.first, given.mutations, given.jobs)
             figures["mutations"] = tabulate(outcomes, sheet)
     sheet.say(f"{time.monotonic() - begun:.0f} s")

@@ -87,6 +87,15 @@ def fits(value: Any, schema: type[T]) -> T:
         raise ValueError(problem(error)) from None
 
 
+def misfit(value: Any, schema: Any) -> str | None:
+    """Why ``value`` is not as ``schema`` has it, or None."""
+    try:
+        fits(value, schema)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def parse_json(content: bytes | str, schema: type[T]) -> T:
     """JSON (UTF-8, nested 200 deep at most, no lone surrogates) as ``schema`` has it.
 

@@ -268,5 +268,8 @@ def test_whatever_a_part_of_the_file_is_the_error_names_it(part: str, value: obj
     (tmp_path / "images").mkdir()
     Image.new("RGB", (10, 8)).save(tmp_path / "images" / "a.png")
     (tmp_path / "instances.json").write_text(json.dumps({**record(), part: value}))
+    if part == "annotations" and isinstance(value, list) and value and isinstance(value[0], dict):
+        assert [p.key for p in CocoSource(tmp_path, None).problems if p.key.startswith("annotation")]
+        return
     with pytest.raises(UserError, match=r"instances\.json: not a COCO instances file: [^\n]+$"):
         CocoSource(tmp_path, None)

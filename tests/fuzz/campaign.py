@@ -136,8 +136,21 @@ class Campaign:
             kind = target.kind
             self._copy(folder, target.copy)
             self._damage(folder, target, rng)
-            line = rng.choice(target.commands)
-            words = shlex.split(line.format(mp4=next((f"sav/val/{p.name}" for p in folder.glob("sav/val/*.mp4")), "x")))
+            words = self._words(folder, rng.choice(target.commands))
+        return self._judged(number, kind, folder, words)
+
+    def intact(self) -> Iterator[Outcome]:
+        """Every command on undamaged material: each has to succeed, or its cases try nothing."""
+        for number, (target, line) in enumerate((t, line) for t in TARGETS if not t.plants for line in t.commands):
+            folder = self.work / "a" / "b" / f"intact{number}"
+            self._copy(folder, target.copy)
+            yield self._judged(-number, target.kind, folder, self._words(folder, line))
+
+    def _words(self, folder: Path, line: str) -> list[str]:
+        films = sorted(folder.glob("sav/val/*.mp4"))
+        return shlex.split(line.replace("{mp4}", f"sav/val/{films[0].name}" if films else "sav/val/none.mp4"))
+
+    def _judged(self, number: int, kind: str, folder: Path, words: list[str]) -> Outcome:
         before = time.perf_counter()
         status, error, said = self._run(folder, words)
         fault = self._fault(status, error, said)

@@ -120,7 +120,8 @@ def models(root: Path) -> None:
         (root / "originals" / name.split(".")[0]).mkdir(parents=True)
         whole = {key: tensor.clone() for key, tensor in state.items()}
         torch.save({"model": whole} if name == "sam3.pt" else whole, root / "originals" / name.split(".")[0] / name)
-    shutil.copyfile(root / "detector" / "config.json", root / "originals" / "sam3" / "config.json")
+    for path in (path for path in (root / "detector").iterdir() if path.suffix == ".json"):
+        shutil.copyfile(path, root / "originals" / "sam3" / path.name)
 
 
 def data(root: Path) -> None:

@@ -26,7 +26,7 @@ PHOTOS = ("a.png", "b.jpg", "c.webp", "d.tif", "e.bmp", "f.png", "g.gif")
 MODEL = ("/config.json", "/*.safetensors")
 JOBS = {
     "encoder": ("configs", "tracker", "sa1b"), "detection": ("configs", "detector", "coco"),
-    "prompt": ("configs", "sam", "sa1b"), "video": ("configs", "detector", "sav", "images"),
+    "prompt": ("configs", "sam", "sa1b", "runs/prompt"), "video": ("configs", "detector", "sav", "images"),
 }  # fmt: skip
 
 
@@ -81,11 +81,14 @@ TARGETS = [
     Target("store", (*JOBS["encoder"], "runs/encoder"), ("runs/encoder/embeddings/*",),
            ("cache configs/encoder.yaml", "cache configs/encoder.yaml --verify", "inspect runs/encoder",
             "train configs/encoder.yaml output=new cache.root=runs/encoder/embeddings")),
-    Target("cached signals", (*JOBS["prompt"], "runs/prompt"), ("runs/prompt/features/**/*.*",),
+    Target("cached signals", JOBS["prompt"], ("runs/prompt/features/**/*.*",),
            ("cache configs/prompt.yaml", "cache configs/prompt.yaml --verify", "check configs/prompt.yaml")),
     Target("run", (*JOBS["encoder"], "runs/encoder"), ("runs/encoder/*.*",),
-           ("train configs/encoder.yaml --resume runs/encoder train.epochs=2", "inspect runs/encoder",
-            "merge runs/encoder/ckpt_epoch_1.pt --into tracker --out merged", "evaluate runs/encoder sa1b --json")),
+           ("train configs/encoder.yaml --resume runs/encoder", "inspect runs/encoder",
+            "merge runs/encoder/ckpt_epoch_1.pt --into tracker --out merged")),
+    Target("prompt run", JOBS["prompt"], ("runs/prompt/*.*", "runs/prompt/student/*"),
+           ("evaluate runs/prompt sa1b --json", "train configs/prompt.yaml --resume runs/prompt", "inspect runs/prompt",
+            "predict sa1b/images/val/sa_3000000.jpg runs/prompt --point 20,20 --json")),
     *(Target(f"YAML of {job}", copy, (f"configs/{job}.yaml",),
              (f"plan configs/{job}.yaml", f"check configs/{job}.yaml")) for job, copy in JOBS.items()),
 ]  # fmt: skip

@@ -15,8 +15,8 @@ from campaign import Campaign, Outcome
 from mutations import Canary
 from targets import TARGETS
 
-CASES = 2 * (len(TARGETS) + 2)
-"""Each kind of input twice. A number of cases and no time limit: a busy machine tries as much as an idle one."""
+CASES = 3 * (len(TARGETS) + 2)
+"""Each kind of input three times. A number of cases and no time limit: a busy machine tries as much as an idle one."""
 SEED = 7
 
 

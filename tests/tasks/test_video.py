@@ -132,7 +132,7 @@ def test_going_on_ends_in_the_same_weights_and_another_image_student_is_refused(
 
 
 def test_the_fingerprint_is_of_the_image_student_alone(image_student: Path) -> None:
-    from samdistill.students import load_with_memory
+    from samdistill.checkpoints.student import load_with_memory
 
     first, second = load_with_memory(image_student, 12, 1), load_with_memory(image_student, 9, 2)
     assert image_fingerprint(first) == image_fingerprint(second)

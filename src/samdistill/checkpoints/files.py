@@ -20,10 +20,9 @@ from pydantic import BaseModel
 from safetensors import safe_open
 from torch import Tensor
 
-from .. import reading
 from ..io import as_path
 from ..names import key_problem
-from ..reading import foreign, one_line
+from ..reading import foreign, one_line, read_json
 from ..types import UserError
 
 SANDBOX = "sandbox"
@@ -156,7 +155,7 @@ def check_archive(path: Path) -> None:
 def _folder(folder: Path) -> Weights:
     index = folder / _INDEX
     if index.is_file():
-        mapping = reading.read_json(index, _Index, "not a readable safetensors index").weight_map
+        mapping = read_json(index, _Index, "not a readable safetensors index").weight_map
         for name in set(mapping.values()):
             if key_problem(name) or "/" in name:
                 raise UserError(f"{index}: {name!r} is no file beside it; a shard is named by its file's name alone")
@@ -186,11 +185,6 @@ def _safetensors(source: Path, shards: list[Path]) -> Weights:
                 info[name] = TensorInfo(tuple(view.get_shape()), _DTYPES[view.get_dtype()])
                 where[name] = shard
     return Weights(source, info, where, {})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or a ``UserError`` that names the file."""
-    return reading.read_json(path, reading.Table)
 
 
 def locate(

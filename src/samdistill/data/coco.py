@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from pycocotools import mask as coco_mask
 from pydantic import BaseModel
 
-from ..reading import Table, fits, foreign, read_json, shown
+from ..reading import Table, Whole, fits, foreign, misfit, read_json, shown
 from ..types import UserError
 from .images import IMAGE_SUFFIXES, unread
 from .skipped import BadInput
@@ -117,6 +117,15 @@ class _File(BaseModel):
     categories: list[Table]
 
 
+class _Annotation(BaseModel):
+    """What an annotation has to say of itself; its outline is looked at when it is drawn."""
+
+    id: Whole | str | None = None
+    image_id: Whole | str
+    category_id: Whole | str
+    concepts: list[str] | None = None
+
+
 @SOURCES.register("coco")
 class CocoSource(Source):
     """``instances.json`` beside ``images/``, or ``annotations/instances_<split>.json`` with ``images/<split>`` or ``<split>``.
@@ -177,11 +186,13 @@ class CocoSource(Source):
         keys = {record["id"]: key for key, record in self._records.items()}
         grouped: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for number, annotation in enumerate(annotations):
-            annotation.setdefault("id", number)
+            label = f"annotation {shown(annotation.setdefault('id', number))}"
+            if reason := misfit(annotation, _Annotation):
+                self.problems.append(BadInput(label, reason))
+                continue
             image, category = annotation["image_id"], annotation["category_id"]
             _refuse_other_type(self.file, "image_id", image, listed)
             _refuse_other_type(self.file, "category_id", category, self._categories)
-            label = f"annotation {annotation['id']}"
             if image not in keys:
                 self.problems.append(BadInput(label, f"its image {image} is missing"))
             elif category not in self._categories:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..reading import running
 from ..types import DetectorOutput
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ def ask(
         labels = torch.full(boxes.shape[:2], PADDING, device=boxes.device)
     encoder = model.detr_encoder
     with (
-        rewritten(encoder, partial(_enriched, enrich)), recorded(encoder) as seen,
+        running(model), rewritten(encoder, partial(_enriched, enrich)), recorded(encoder) as seen,
         _own_precision(model.geometry_encoder, text.device.type),
     ):  # fmt: skip
         out = (forward or model)(

@@ -238,7 +238,8 @@ def _durable(files: RankFiles, record_bytes: int) -> np.ndarray:
     Reads plainly, without a memory map: another rank may be cutting the file meanwhile.
     """
     index = files.read_index()
-    index = index[: files.sizes()[0] // record_bytes]
+    values_size, _, most = files.sizes()
+    index = index[: values_size // record_bytes]
     start = max(0, len(index) - SYNC_RECORDS)
     if start == len(index):
         return index
@@ -248,7 +249,7 @@ def _durable(files: RankFiles, record_bytes: int) -> np.ndarray:
         keys.seek(begin)
         for number in range(start, len(index)):
             end = int(index["key_end"][number])
-            line = keys.read(end - begin) if end > begin else b""
+            line = keys.read(end - begin) if begin < end <= most else b""
             record = values.read(record_bytes)
             intact = line.endswith(b"\n") and key_hash(line[:-1]) == index["key_hash"][number]
             if not intact or zlib.crc32(record) != index["crc32"][number]:

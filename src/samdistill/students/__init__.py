@@ -7,7 +7,7 @@ from .catalogue import StudentInfo, breakdown, list_students
 from .heads import HEADS, HeadCost, compare_heads
 from .promptable import MobileSamConfig, MobileSamModel, build_promptable
 from .pyramid import PyramidModel
-from .sam3 import EfficientSam3Model, EfficientSam3Output, build_detector, inherit, load_with_memory
+from .sam3 import EfficientSam3Model, EfficientSam3Output, build_detector, inherit
 from .sam3_config import EfficientSam3Config, PyramidConfig, efficient_sam3_config
 from .trunk import StudentTrunk, StudentTrunkConfig, build_trunk
 
@@ -33,6 +33,5 @@ __all__ = [
     "efficient_sam3_config",
     "inherit",
     "list_students",
-    "load_with_memory",
     "resolve_backbone",
 ]

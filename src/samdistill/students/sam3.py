@@ -18,8 +18,8 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteT
 from transformers.utils import ModelOutput
 
 from ..ops.outputs import ask
-from ..types import DetectorOutput, UserError
-from .memory import LATENT_STD, MemoryCrossAttention, PerceiverResampler, warm_start
+from ..types import DetectorOutput
+from .memory import LATENT_STD, MemoryCrossAttention, PerceiverResampler
 from .pyramid import PyramidModel
 from .sam3_config import EfficientSam3Config
 from .trunk import start_backbone
@@ -255,27 +255,6 @@ def _teacher_name(name: str, teacher: Mapping[str, int], student: Mapping[str, i
         return name
     stack, layer = match[1], int(match[2])
     return f"{stack}.{_spread(layer, teacher[stack], student[stack])}.{name[match.end() :]}"
-
-
-def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: int = 0) -> EfficientSam3Model:
-    """A student of images with new memory modules, as ``warm_start`` has them; everything else is what it was.
-
-    Raises ``UserError`` for a student that has a memory, and where anything but the memory is missing or left over.
-    """
-    config = EfficientSam3Config.from_pretrained(folder)
-    if config.memory_latents:
-        raise UserError(f"{folder}: has a memory already")
-    config.memory_latents, config.memory_layers, config.memory_windows = latents, layers, windows
-    model, report = EfficientSam3Model.from_pretrained(
-        folder, config=config, dtype=torch.float32, output_loading_info=True
-    )
-    strange = [name for name in report["missing_keys"] if not name.startswith(MEMORY)]
-    strange += [*report["unexpected_keys"], *(key[0] for key in report["mismatched_keys"])]
-    if strange:
-        raise UserError(f"{folder}: not a student of images: {', '.join(strange[:3])} do not fit")
-    assert model.memory_resampler is not None and model.memory_attention is not None
-    warm_start(model.memory_resampler, model.memory_attention)
-    return model
 
 
 AutoModel.register(EfficientSam3Config, EfficientSam3Model)

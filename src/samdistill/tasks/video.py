@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..checkpoints.loading import quiet_transformers
+from ..checkpoints.student import load_with_memory
 from ..checkpoints.words import Words
 from ..config import VideoRunConfig
 from ..data import BadInput, leave_out
@@ -27,7 +28,6 @@ from ..losses.detection import fpn_term
 from ..losses.video import TERMS, video_terms
 from ..ops.masks import masks_to_boxes
 from ..ops.matching import MatchCost, match_truth
-from ..students import load_with_memory
 from ..types import ConceptPrompts, ImageBatch, ObjectTruth, Term, Terms, UserError
 from .base import Task, stages_at
 from .held_out import held_out_terms

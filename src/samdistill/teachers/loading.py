@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
 
-from ..checkpoints.files import locate, read_json
-from ..checkpoints.loading import quiet_transformers
 from ..ops.images import Statistics
 from ..types import UserError
-
-
-def read_config(path: str, kind: str) -> tuple[Path, PreTrainedConfig]:
-    """Folder of a Hugging Face checkpoint and its configuration; only ``config.json`` is fetched from the hub."""
-    folder = locate(path, ("config.json",))
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json, so this is no Hugging Face folder of a {kind} model")
-    model_type = read_json(folder / "config.json").get("model_type")
-    try:
-        with quiet_transformers():
-            return folder, AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise UserError(f"{folder / 'config.json'}: model type {model_type!r} cannot be read: {reason}") from None
 
 
 def square(size: Any, where: str) -> int:
     """A configuration's image size, given as a number or as two equal ones."""
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-    if len(sides) != 2 or sides[0] != sides[1]:
+    if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
         raise UserError(f"{where}: image size {size} is not square; only square inputs are supported")
-    return int(sides[0])
+    return sides[0]
 
 
 def freeze(module: nn.Module, dtype: torch.dtype) -> nn.Module:
