@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from original_names import as_original
+from safetensors.torch import save_file
 from transformers import (
     Sam3Config,
     Sam3Model,
@@ -105,6 +106,7 @@ def file(hosts, tmp_path_factory):
         json.loads((folder / "config.json").read_text())["tracker_config"] | {"model_type": "sam3_tracker"}
     )
     config.vision_config.backbone_config.layer_norm_eps = 1e-5  # the original code's
+    config.vision_config.scale_factors = [4.0, 2.0, 1.0]  # with a fourth, "no memory" is added to what no head reads
     model = Sam3TrackerModel(config).eval()
     generator = torch.Generator().manual_seed(3)
     for value in model.state_dict().values():
@@ -112,7 +114,9 @@ def file(hosts, tmp_path_factory):
     model.shared_image_embedding.load_state_dict(model.prompt_encoder.shared_embedding.state_dict())
     memory = {n: v for n, v in video.tracker_model.state_dict().items() if n not in model.state_dict()}
     detector, left = to_original(video.detector_model.state_dict())
-    tracker = as_original(memory | model.state_dict())
+    unread = "vision_encoder.neck.fpn_layers.3."
+    fourth = {n: v for n, v in video.detector_model.state_dict().items() if n.startswith(unread)}
+    tracker = as_original(memory | model.state_dict() | fourth)
     assert not left
     path = tmp_path_factory.mktemp("original") / "sam3.pt"
     torch.save({"model": {name: value.clone() for name, value in (detector | tracker).items()}}, path)
@@ -178,6 +182,7 @@ def test_other_sizes_and_a_file_without_a_configuration(file, tmp_path):
     config = original_config(Path(shutil.copy(path, tmp_path)), Sam3TrackerConfig)
     published = Sam3TrackerConfig()
     published.vision_config.backbone_config.layer_norm_eps = 1e-5
+    published.vision_config.scale_factors = [4.0, 2.0, 1.0]
     assert settings(config.to_dict()) == settings(published.to_dict())
 
 
@@ -236,3 +241,32 @@ def test_a_tracker_that_is_not_whole_is_refused(file, tmp_path):
         torch.save({key: value for key, value in state.items() if key != name}, tmp_path / "sam3.pt")
         with pytest.raises(UserError, match="wrong checkpoint: 1 missing keys for a Sam3TrackerModel"):
             load_promptable(tmp_path / "sam3.pt")
+
+
+@torch.no_grad()
+def test_the_tracker_in_a_video_models_folder_opens_as_the_original_does(file, hosts, tmp_path):
+    """With the names of the published repository; ``save_pretrained`` writes ``tracker_model.`` twice."""
+    path, model = file
+    folder = shutil.copytree(hosts["video"][1], tmp_path / "video")
+    state = {name: value.clone() for name, value in hosts["video"][0].state_dict().items()}
+    for name, value in model.state_dict().items():
+        if name.startswith("vision_encoder.neck."):
+            state[name.replace("vision_encoder.neck.", "tracker_neck.")] = value
+        else:
+            part = "detector_model" if name.startswith("vision_encoder.") else "tracker_model"
+            state[f"{part}.{name}"] = value
+    state = {name: value.contiguous() for name, value in state.items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    raw = json.loads((folder / "config.json").read_text())
+    for part in ("detector_config", "tracker_config"):
+        raw[part]["vision_config"]["backbone_config"]["layer_norm_eps"] = 1e-5
+    (folder / "config.json").write_text(json.dumps(raw))
+    by_folder, by_file = load_promptable(folder), load_promptable(path)
+    images, prompts = asked()
+    for prompt in prompts.values():
+        first, second = (predict(found, embed(found, images), prompt) for found in (by_folder, by_file))
+        assert torch.equal(first.low_res_masks, second.low_res_masks)
+    by_folder.save_pretrained(tmp_path / "saved")
+    again = load_promptable(tmp_path / "saved")
+    assert type(again.config) is Sam3TrackerConfig
+    assert torch.equal(predict(again, embed(again, images), prompt).low_res_masks, first.low_res_masks)

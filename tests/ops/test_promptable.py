@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from transformers import SamConfig, SamModel
+from transformers import Sam3TrackerModel, SamConfig, SamModel
 
 from samdistill.ops import promptable
 from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD
@@ -195,7 +197,7 @@ def test_nothing_is_left_on_the_model(model, batch):
     assert said.mask_tokens.is_inference() and not said.prompt_embed.requires_grad
     hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert hooked == []
-    with pytest.raises(RuntimeError), torch.no_grad():
+    with pytest.raises(UserError, match="cannot run"), torch.no_grad():
         predict(model, embed(model, batch), Prompts(torch.ones(2, 1, dtype=torch.bool), boxes=torch.rand(2, 1, 3)))
     assert not model.mask_decoder.transformer._forward_hooks
 
@@ -242,3 +244,22 @@ def test_the_best_mask_is_the_one_with_the_highest_predicted_iou():
     scores = torch.tensor([[[0.1, 0.9, 0.2], [0.5, 0.3, 0.8]]])
     best, score = promptable.MaskPrediction(logits, scores, torch.zeros(0), torch.zeros(0)).best()
     assert best[0, :, 0, 0].tolist() == [1.0, 2.0] and score[0].tolist() == pytest.approx([0.9, 0.8])
+
+
+@torch.no_grad()
+def test_no_memory_is_added_to_the_level_that_is_read_whatever_the_neck_has_besides():
+    """SAM 3's own neck has a fourth, coarser level, to which transformers' image tracker would add it."""
+    three = build("tracker")
+    torch.nn.init.normal_(three.no_memory_embedding)
+    config = copy.deepcopy(three.config)
+    config.vision_config.scale_factors = [4.0, 2.0, 1.0, 0.5]
+    four = Sam3TrackerModel(config).eval()
+    missing, unexpected = four.load_state_dict(three.state_dict(), strict=False)
+    assert unexpected == [] and {name.split(".")[3] for name in missing} == {"3"}
+    batch = ImageBatch.full(torch.randint(0, 256, (2, 3, 126, 126), dtype=torch.uint8))
+    first, second = embed(three, batch), embed(four, batch)
+    assert len(second.levels) == 3 and all(torch.equal(*pair) for pair in zip(first.levels, second.levels, strict=True))
+    inputs = {"input_boxes": torch.tensor([[[10.0, 12.0, 90.0, 80.0]]]).repeat(2, 1, 1), "multimask_output": False}
+    direct = three((batch.images / 255 - 0.5) / 0.5, **inputs).pred_masks
+    prompts = Prompts(torch.ones(2, 1, dtype=torch.bool), boxes=inputs["input_boxes"])
+    torch.testing.assert_close(predict(four, second, prompts).low_res_masks, direct, atol=1e-4, rtol=1e-4)

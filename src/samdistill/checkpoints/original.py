@@ -19,6 +19,7 @@ from transformers import (
     Sam3Config,
     Sam3Model,
     Sam3TrackerConfig,
+    Sam3TrackerModel,
     Sam3TrackerVideoConfig,
     Sam3ViTConfig,
 )
@@ -71,7 +72,19 @@ def original_config(path: Path, kind: type[Config]) -> Config:
         elif isinstance(vision.backbone_config, Sam3ViTConfig):
             vision.backbone_config.layer_norm_eps = LAYER_NORM_EPS
         set_image_size(config, vision.backbone_config.image_size)
+        if isinstance(config, Sam3TrackerConfig):
+            read_levels_alone(config)
         return config
+
+
+def read_levels_alone(config: Sam3TrackerConfig) -> None:
+    """Leave out the level of the neck that no head of the tracker reads.
+
+    With it, transformers' own ``Sam3TrackerModel`` adds the embedding of "no memory" to that level in place of the one
+    that is read; the original, and ``Sam3TrackerVideoModel``, drop it before.
+    """
+    vision = config.vision_config
+    vision.scale_factors = list(vision.scale_factors[: len(vision.backbone_feature_sizes)])
 
 
 def set_image_size(config: PreTrainedConfig, side: int) -> None:
@@ -140,7 +153,7 @@ def load_original(
     else:
         state, _ = rename(weights)
     copied = {name: tensor.clone() for name, tensor in state.items()}  # so that the file may go away
-    return pretrained(kind, config, copied, path, dtype)
+    return pretrained(kind, config, copied, path, dtype, spare=issubclass(kind, Sam3TrackerModel))
 
 
 def merged_state(

@@ -22,7 +22,7 @@ from ..types import UserError
 from .files import TORCH_SUFFIXES, Weights, locate, open_weights
 from .layout import STUDENT
 from .loading import CONFIG, build_config, model_kinds, open_config, pretrained, read_settings
-from .original import as_tracker, load_original, original_config, original_parts, set_image_size
+from .original import as_tracker, load_original, original_config, original_parts, read_levels_alone, set_image_size
 from .rename_sam import MOBILE_SAM, SAM, layout, sam_settings, to_ours
 
 # the published repository of SAM 3 is a sam3_video, which holds the tracker
@@ -78,7 +78,7 @@ def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) ->
     if kind is MobileSamModel:
         sized = {} if image_size is None else {"image_size": image_size}
         return build_config(MobileSamConfig, {**read_settings(folder), **sized}, folder / CONFIG)
-    config = open_config(folder, kind.config_class)
+    config = open_config(folder)  # of a video model, where that is what is in it
     if isinstance(config, SamConfig):
         _same_size(config.vision_config.image_size, image_size, folder)
         return config
@@ -90,6 +90,8 @@ def _sized_sam3(config: PreTrainedConfig, image_size: int | None) -> PreTrainedC
     """With every size that follows from the input set for ``image_size``."""
     if hasattr(config, "tracker_config"):
         config = as_tracker(config.tracker_config)  # a video checkpoint holds the tracker's inside
+    if isinstance(config, Sam3TrackerConfig):
+        read_levels_alone(config)
     if image_size not in (None, config.vision_config.backbone_config.image_size):
         set_image_size(config, image_size)
     return config

@@ -131,11 +131,12 @@ def _embed_sam(model: SamModel, batch: ImageBatch) -> Embeddings:
 
 def _embed_tracker(model: Sam3TrackerModel, batch: ImageBatch) -> Embeddings:
     features = model.get_image_features(normalise(batch.images).to(model.dtype), return_dict=True)
-    maps = list(features.fpn_hidden_states)
-    maps[-1] = maps[-1] + model.no_memory_embedding
     sizes = model.backbone_feature_sizes
+    # a neck of four levels has one that no head reads; transformers adds the embedding to that one
+    maps = list(features.fpn_hidden_states[: len(sizes)])
+    maps[-1] = maps[-1] + model.no_memory_embedding
     return Embeddings(
-        tuple(m.permute(1, 2, 0).reshape(len(batch), -1, *s) for m, s in zip(maps, sizes, strict=False)),
+        tuple(m.permute(1, 2, 0).reshape(len(batch), -1, *s) for m, s in zip(maps, sizes, strict=True)),
         as_grid(features.last_hidden_state, model, batch),
     )
 
