@@ -27,7 +27,7 @@ from samdistill.checkpoints.rename import to_original
 from samdistill.checkpoints.rename_sam import to_original as sam_to_original
 from samdistill.checkpoints.student import load_with_memory
 from samdistill.cli import main
-from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, save_tokenizer
+from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write import write_coco, write_concept_set, write_sa1b
 from samdistill.sandbox.write_videos import write_sav
@@ -113,7 +113,7 @@ def models(root: Path) -> None:
         model.save_pretrained(root / name)
     load_with_memory(root / "images" / "student", 4, 1).save_pretrained(root / "memory" / "student")
     for name in ("detector", "images/student", "memory/student"):
-        save_tokenizer(root / name)
+        build_tokenizer().save_pretrained(root / name)
     (root / "trunk" / "config.yaml").write_text("job: encoder\n")
     for name, state in (("sam3.pt", to_original(built["detector"].state_dict())[0]),
                         ("sam_vit.pth", sam_to_original(built["sam"].state_dict())[0])):  # fmt: skip
