@@ -40,7 +40,7 @@ def test_the_factor_undoes_how_unsure_an_oracle_was_made(scale: float, monkeypat
     assert found.query == pytest.approx(scale, rel=0.25)
 
 
-def test_logits_are_multiplied_and_nothing_else_changes() -> None:
+def test_logits_are_multiplied_and_nothing_else_changes(near) -> None:
     model = build_detector_teacher().eval()
     before = copy.deepcopy(model)
     factors = calibrate(model, scenes=4)
@@ -52,4 +52,4 @@ def test_logits_are_multiplied_and_nothing_else_changes() -> None:
     torch.testing.assert_close(scaled.pred_logits, plain.pred_logits * factors.query, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(scaled.presence_logits, plain.presence_logits * factors.presence, rtol=1e-3, atol=1e-4)
     for name in ("pred_masks", "pred_boxes", "semantic_seg", "encoder"):
-        assert torch.equal(getattr(plain, name), getattr(scaled, name))
+        near(getattr(scaled, name), getattr(plain, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, Sam3Model
 from samdistill.engine.state import Checkpoint
 from samdistill.inference.concepts import ask_image, load_concept_model
 from samdistill.sandbox import detector_training
+from samdistill.sandbox.detector_calibration import calibrate
 from samdistill.sandbox.detector_objective import WEIGHTS
 from samdistill.sandbox.detector_questions import Questions, draw_questions
 from samdistill.sandbox.detector_training import (
@@ -28,7 +30,10 @@ from samdistill.sandbox.teacher import HELD_OUT_SEED, IMAGE_SIZE
 from samdistill.sandbox.training import TrainedTeacher
 from samdistill.types import VISUAL, DetectorOutput, UserError
 
-SHORT = {"EPOCH_STEPS": 1, "NAMING_EPOCHS": 1, "PER_SCENE": 2, "VALIDATION_SCENES": 2, "FINAL_SCENES": 3}
+SHORT = {
+    "EPOCH_STEPS": 1, "NAMING_EPOCHS": 1, "PER_SCENE": 2, "VALIDATION_SCENES": 2, "FINAL_SCENES": 3,
+    "calibrate": partial(calibrate, scenes=4),
+}  # fmt: skip
 CPU = torch.device("cpu")
 
 
