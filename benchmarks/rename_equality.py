@@ -67,7 +67,7 @@ def original_code(folder: Path, package: str) -> ModuleType:
 
 
 @torch.no_grad()
-def scramble(model: nn.Module, seed: int) -> nn.Module:
+def scramble(model: nn.Module, seed: int, tables: tuple[str, ...] = TABLES) -> nn.Module:
     """Every tensor random, scaled so that activations stay of order one; zeros and ones at the start hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
@@ -79,7 +79,7 @@ def scramble(model: nn.Module, seed: int) -> nn.Module:
         elif value.ndim == 1 or "rel_pos" in name or "attention_biases" in name:
             value.copy_(0.2 * noise)
         else:
-            value.copy_(noise if any(part in name for part in TABLES) else noise / value[0].numel() ** 0.5)
+            value.copy_(noise if any(part in name for part in tables) else noise / value[0].numel() ** 0.5)
     return model.eval()
 
 
