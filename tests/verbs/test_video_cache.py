@@ -367,7 +367,11 @@ def test_verify_sees_damage_and_that_the_teacher_answers_otherwise(
 def test_a_sample_is_spread_over_all_frames() -> None:
     videos = {"a": (0, 4), "none": (), "b": (3,), "c": tuple(range(0, 40, 4))}
     frames = [(key, (number,)) for key, numbers in videos.items() for number in numbers]
-    assert video_cache._spread(videos, 13) == video_cache._spread(videos, 99) == frames
+
+    def spread(count: int) -> list[tuple[str, tuple[int, ...]]]:
+        return [(group.key, group.frames) for group in video_cache._spread(videos, count)]
+
+    assert spread(13) == spread(99) == frames
     for count in range(1, 13):
-        assert video_cache._spread(videos, count) == [frames[i * 13 // count] for i in range(count)]
+        assert spread(count) == [frames[i * 13 // count] for i in range(count)]
     assert video_cache._spread({}, 5) == []
