@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 from ..config import Run, RunConfig
 from ..data import BadInput, Geometry, ImageDataset, Source, ViewTransform, leave_out, open_source, record_key
 from ..data.fingerprints import fingerprints
-from ..data.skipped import read_skipped
 from ..data.videos import VideoSource
+from ..reading import read_json_lines
 from ..store import FeatureStore, StoreSpec
 from ..store.spec import MANIFEST, Manifest
 from ..tasks.encoder import EncoderTask
@@ -135,9 +135,12 @@ def skipped_path(store_root: Path, rank: int) -> Path:
 
 def left_out_of(store_root: Path, source: Source | VideoSource) -> dict[str, BadInput]:
     """What the cache listed as unusable, by key, which is named here too; not what listing the data set found, such as
-    a second file of a name."""
-    lines = (line for path in sorted(store_root.glob("rank*-skipped.jsonl")) for line in read_skipped(path))
-    found = [BadInput(str(line["key"]), str(line["reason"])) for line in lines]
+    a second file of a name. Raises ``UserError`` for a list that is damaged."""
+    found = [
+        bad
+        for path in sorted(store_root.glob("rank*-skipped.jsonl"))
+        for bad in read_json_lines(path, BadInput, "not a list of skipped inputs, delete it and cache again")
+    ]
     left = {bad.key: bad for bad in found if bad not in source.problems}
     leave_out([left[key] for key in source.keys if key in left], seen_by_all=True)
     return left
