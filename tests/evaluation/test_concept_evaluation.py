@@ -190,7 +190,7 @@ def test_what_cannot_be_used_is_skipped_and_listed(root: Path, tmp_path: Path) -
     reasons = {bad.key: bad.reason for bad in result.skipped}
     assert len(result.skipped) == 3 and result.images == 4 and result.row("one").pmf1 == PERFECT
     assert "not a readable image" in reasons[str(first)]
-    assert f"{SIZE} x {SIZE + 1} pixels" in reasons[str(second)] and f"says {SIZE} x {SIZE}" in reasons[str(second)]
+    assert f"is {SIZE} x {SIZE} pixels, its image {SIZE} x {SIZE + 1}" in reasons[str(second)]
     assert "longer than the 6 tokens" in reasons[repr(long)]
     for path in truth.by_image():
         path.write_bytes(b"")
