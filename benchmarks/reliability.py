@@ -217,7 +217,7 @@ def kills(base: Path, folder: Path, count: int, sheet: Sheet) -> dict[str, Any]:
         if work.verb == "train" and work.job != "detection":
             cached = Work("", "cache", work.job, "")
             clear(folder, cached)
-            finish(start(cached.words(False), folder, 1))
+            finish(start(cached.words(), folder, 1))
         share = max(1, round(count * (0.5 if work.ranks > 1 else 1) / (len(WORKS) - 1)))
         found = kill(folder, work, share, rng)
         note(f"{work.name}: {found.kills} kills, {found.equal} of {found.finished} results equal")

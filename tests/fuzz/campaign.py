@@ -117,6 +117,9 @@ class Campaign:
         self.material, self.work, self.seed = material, work, seed
         self.canary = Canary(work / "canary")
         self.outside = work / "outside"
+        self._lay_out()
+
+    def _lay_out(self) -> None:
         self.outside.mkdir(parents=True)
         (self.outside / "kept").write_text("kept")
 
@@ -197,7 +200,10 @@ class Campaign:
             self.canary.path.unlink()
             return "executes code of a file"
         if [path.name for path in self.outside.iterdir()] != ["kept"]:
-            return f"writes outside its folder: {sorted(path.name for path in self.outside.iterdir())}"
+            found = sorted(path.name for path in self.outside.iterdir())
+            shutil.rmtree(self.outside)
+            self._lay_out()
+            return f"writes outside its folder: {found}"
         if error is not None:
             return error
         if "Traceback (most recent call last)" in said:

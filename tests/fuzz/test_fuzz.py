@@ -78,4 +78,3 @@ def test_the_campaign_sees_what_it_looks_for(campaign: Campaign, monkeypatch: py
     for command, words in expected.items():
         monkeypatch.setattr("campaign.main", command)
         assert words in (campaign.case(0).fault or ""), words
-        (campaign.outside / "escaped").unlink(missing_ok=True)

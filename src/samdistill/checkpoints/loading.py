@@ -128,10 +128,21 @@ def build_config(kind: type[Config], settings: Table, where: Path) -> Config:
         return config
 
 
-def skeleton(build: Callable[[], nn.Module]) -> nn.Module:
-    """The module with parameters that hold no memory; buffers, which are computed and not loaded, are real."""
-    with init_empty_weights(include_buffers=False):
-        return build()
+def skeleton(build: Callable[[], nn.Module], where: object) -> nn.Module:
+    """The module with parameters that hold no memory; buffers, which are computed and not loaded, are real.
+
+    Raises ``UserError`` that names ``where`` for a configuration that nothing, or nothing of a usual size, is built of.
+    """
+    with foreign(where, "no model can be built from its configuration"):
+        with torch.device("meta"):
+            _check_buffers(build())
+        with init_empty_weights(include_buffers=False):
+            return build()
+
+
+def _check_buffers(model: nn.Module) -> None:
+    if sum(buffer.numel() for buffer in model.buffers()) > MOST_BUFFERS:
+        raise ValueError("the sizes in its configuration are beyond what fits into memory")
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -202,8 +213,7 @@ def _check_size(kind: type[PreTrainedModel], config: PreTrainedConfig, held: int
     wanted = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(tuple(new)))
     if wanted > 2 * held + MOST_SPARE:  # what is missing is named later, once the model is there
         raise ValueError(f"its configuration asks for {wanted} parameters, but it holds {held}")
-    if sum(b.numel() for b in model.buffers()) > MOST_BUFFERS:
-        raise ValueError("the sizes in its configuration are beyond what fits into memory")
+    _check_buffers(model)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..data.images import read_image
 from ..data.transforms import Geometry, Size
 from ..ops.boxes import xyxy_to_cxcywh
 from ..ops.images import normalise
-from ..reading import running
+from ..reading import foreign, running
 from ..students import EfficientSam3Config, EfficientSam3Model
 from ..teachers import Sam3Detector
 from ..types import VISUAL, ConceptPrompts, DetectorOutput, ImageBatch, UserError
@@ -80,7 +80,8 @@ def load_concept_model(
     detector. image_size: side of the input in pixels; None keeps the checkpoint's. Raises ``UserError`` for what is
     missing, incomplete or of another kind.
     """
-    teacher = TeacherConfig(kind="sam3", path=str(path), image_size=image_size)
+    with foreign(path, "no path of a model"):
+        teacher = TeacherConfig(kind="sam3", path=str(path), image_size=image_size)
     if str(path) == SANDBOX:
         return Sam3Detector(teacher, device)
     place = locate(path)

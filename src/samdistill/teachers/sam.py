@@ -35,7 +35,7 @@ class _SamEncoder(OnlineTeacher):
         self.image_size, self.embedding_shape = self._geometry(vision, config)
         self.device = device
         self.taps = {IMAGE_EMBEDDING: self.layout}
-        encoder = skeleton(lambda: self._build(vision))
+        encoder = skeleton(lambda: self._build(vision), config.path)
         self._load(encoder, locate(config.path))
         self._encoder = freeze(encoder, DTYPES[config.precision])
         self.fingerprint = fingerprint(
@@ -47,7 +47,7 @@ class _SamEncoder(OnlineTeacher):
     def describe(cls, config: TeacherConfig) -> TeacherInfo:
         vision = cls._vision(config)
         size, shape = cls._geometry(vision, config)
-        params = parameter_count(skeleton(lambda: cls._build(vision)))
+        params = parameter_count(skeleton(lambda: cls._build(vision), config.path))
         return TeacherInfo(cls.kind, config.path, size, shape, params, cls.mean, cls.std)
 
     @classmethod

@@ -43,7 +43,7 @@ class Sam3Teacher(OnlineTeacher):
         self.embedding_shape = (vit.hidden_size, grid, grid)
         self.device = device
         self.taps = {IMAGE_EMBEDDING: self.layout}
-        trunk = skeleton(lambda: AutoModel.from_config(vit))
+        trunk = skeleton(lambda: AutoModel.from_config(vit), config.path)
         _load(trunk, _download_weights(path, config.path))
         self._trunk = freeze(trunk, DTYPES[config.precision])
         behaviour: dict[str, Any] = {name: getattr(vit, name, None) for name in _BEHAVIOUR}
@@ -54,7 +54,7 @@ class Sam3Teacher(OnlineTeacher):
     def describe(cls, config: TeacherConfig) -> TeacherInfo:
         _, vit = _find(config.path)
         size, grid = _sized(vit, config)
-        params = parameter_count(skeleton(lambda: AutoModel.from_config(vit)))
+        params = parameter_count(skeleton(lambda: AutoModel.from_config(vit), config.path))
         return TeacherInfo("sam3", config.path, size, (vit.hidden_size, grid, grid), params, cls.mean, cls.std)
 
     def _forward(self, batch: ImageBatch) -> dict[str, Tensor]:

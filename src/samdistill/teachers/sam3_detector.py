@@ -24,7 +24,7 @@ from ..checkpoints.words import Words
 from ..config import TeacherConfig
 from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics, normalise
 from ..ops.outputs import ask
-from ..reading import running
+from ..reading import foreign, running
 from ..types import ConceptPrompts, DetectorOutput, ImageBatch, UserError
 from .base import DTYPES
 from .loading import fingerprint, freeze, settings, square
@@ -172,16 +172,17 @@ def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
 
 
 def _describe(path: str, host: Sam3Config) -> DetectorInfo:
-    vision, text = host.vision_config, host.text_config
-    size = vision.backbone_config.image_size
-    grid = size // vision.backbone_config.patch_size
-    with torch.device("meta"), quiet_transformers():
-        params = parameter_count(Sam3Model(host))
-    return DetectorInfo(
-        path, size, host.detr_decoder_config.num_queries, vision.fpn_hidden_size,
-        tuple(int(grid * scale) for scale in vision.scale_factors[:-1]), grid,
-        params, Sam3Detector.mean, Sam3Detector.std, text.vocab_size, text.max_position_embeddings,
-    )  # fmt: skip
+    with foreign(path, "no model can be built from its configuration"):
+        vision, text = host.vision_config, host.text_config
+        size = vision.backbone_config.image_size
+        grid = size // vision.backbone_config.patch_size
+        with torch.device("meta"), quiet_transformers():
+            params = parameter_count(Sam3Model(host))
+        return DetectorInfo(
+            path, size, host.detr_decoder_config.num_queries, vision.fpn_hidden_size,
+            tuple(int(grid * scale) for scale in vision.scale_factors[:-1]), grid,
+            params, Sam3Detector.mean, Sam3Detector.std, text.vocab_size, text.max_position_embeddings,
+        )  # fmt: skip
 
 
 def _load(place: Path, host: Sam3Config) -> Sam3Model:
