@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import samdistill as sd
+from samdistill.checkpoints.student import load_with_memory
 from samdistill.config import RunConfig
 from samdistill.inference.concepts import load_concept_model
 from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
@@ -20,7 +22,7 @@ from samdistill.sandbox.training import TrainedTeacher
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write import write_coco, write_concept_set
 from samdistill.sandbox.write_videos import write_sav
-from samdistill.students import EfficientSam3Model, efficient_sam3_config, load_with_memory
+from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.verbs import road
 from samdistill.verbs import sandbox as sandbox_room
 
@@ -95,6 +97,14 @@ def evaluate_concepts(n: Notebook) -> None:
     assert sd.evaluate_concepts(n.out("said.json"), data, teacher=n.out("said.json"), progress=False).rows
 
 
+def evaluate_masks(n: Notebook) -> None:
+    for place in (n.tmp / "found" / "a", n.tmp / "truth" / "Annotations" / "a"):
+        place.mkdir(parents=True)
+        for frame in range(3):
+            Image.fromarray(np.pad(np.ones((4, 4), np.uint8), 4)).save(place / f"{frame:05}.png")
+    assert sd.evaluate_masks(n.out("found"), n.out("truth"), progress=False).rows[0].jf == 1
+
+
 def evaluate_videos(n: Notebook) -> None:
     assert sd.evaluate_videos(n.detector(memory=True), n.as_(n.videos()), videos=1, progress=False).rows
 
@@ -153,6 +163,7 @@ CELLS: dict[str, Callable[[Notebook], Any]] = {
     "demo": demo,
     "evaluate": lambda n: sd.evaluate("sandbox", n.as_(n.world), images=1, prompts=["box"], progress=False),
     "evaluate_concepts": evaluate_concepts,
+    "evaluate_masks": evaluate_masks,
     "evaluate_videos": evaluate_videos,
     "inspect": lambda n: sd.inspect(n.as_(n.cached.store_root)),
     "load_config": lambda n: n.config(),
