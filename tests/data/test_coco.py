@@ -273,3 +273,9 @@ def test_whatever_a_part_of_the_file_is_the_error_names_it(part: str, value: obj
         return
     with pytest.raises(UserError, match=r"instances\.json: not a COCO instances file: [^\n]+$"):
         CocoSource(tmp_path, None)
+
+
+@pytest.mark.parametrize("size", [[float("inf"), 10], ["8", 10], 3, None, [8], [[8], 10], {}])
+def test_a_mask_whose_size_is_none_is_no_mask(size: object) -> None:
+    with pytest.raises(ValueError, match="mask of size"):
+        decode_segmentation({"size": size, "counts": [80]}, 8, 10)

@@ -45,7 +45,7 @@ class Words:
         """
         found = locate(place, _PATTERNS)
         tokenizer = _read(found)
-        count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+        count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
         if count != vocab_size:
             raise UserError(
                 f"{found}: a tokenizer of {count} tokens, but the text encoder knows {vocab_size}; "
@@ -53,7 +53,8 @@ class Words:
             )
         if tokenizer.pad_token_id is None:
             raise UserError(f"{found}: names no padding token; keep the tokenizer_config.json that came with it beside")
-        return cls(tokenizer, min(context, tokenizer.model_max_length))
+        with foreign(found, "not a readable tokenizer"):
+            return cls(tokenizer, min(context, tokenizer.model_max_length))
 
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "p t"], Int[Tensor, "p t"]]:
         """Token ids and attention mask (1 for tokens, 0 for padding), ``t`` being ``context``.

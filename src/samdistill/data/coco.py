@@ -59,7 +59,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
             box = min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])
             _require_inside("a polygon", box, height, width)
     elif isinstance(segmentation, dict) and "counts" in segmentation:
-        if [int(s) for s in segmentation.get("size", [])] != [height, width]:
+        if segmentation.get("size") not in ([height, width], (height, width)):
             raise ValueError(f"mask of size {segmentation.get('size')} on an image of {[height, width]}")
         counts = segmentation["counts"]
         lengths = np.array(counts, np.int64) if isinstance(counts, list) else run_lengths(counts)  # SA-V lists floats

@@ -69,7 +69,9 @@ def runs_of(segmentation: Any, height: int, width: int) -> Rle:
             return {"size": [height, width], "counts": counts}
     try:
         return to_rle(decode_segmentation(segmentation, height, width))
-    except (KeyError, TypeError, AttributeError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # whatever its values lead to
         raise ValueError(f"segmentation cannot be read: {error!r}") from error
 
 

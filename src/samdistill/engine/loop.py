@@ -23,6 +23,7 @@ from ..data import reporting, worker_count
 from ..io import replacing, write_text
 from ..locks import locked
 from ..processes import outlive_signals
+from ..reading import foreign
 from ..tasks.base import Task
 from ..types import UserError
 from .check import default_device
@@ -49,6 +50,7 @@ from .state import (
 )
 from .tracking import Tracker
 
+_UNFIT = "what its checkpoint holds does not fit the run; start again with another output"
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 _RANK_0_FIRST = 5.0
@@ -175,8 +177,9 @@ class _Loop:
         groups = parameter_groups(self.student, config.weight_decay, config.rates)
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         if saved:
-            self.student.load_state_dict(saved.model)
-            optimizer.load_state_dict(saved.optimizer)
+            with foreign(run_dir, _UNFIT):
+                self.student.load_state_dict(saved.model)
+                optimizer.load_state_dict(saved.optimizer)
         elif frozen and (measured := measure_frozen(task, self.student, config, self.device)):
             tracker.info(f"statistics of {measured} batch norm(s) measured, they stay as they are")
         self.trainable = [p for p in self.student.parameters() if p.requires_grad]
@@ -186,7 +189,8 @@ class _Loop:
         self.weights = dict[str, float]()
         seed_rng(stream_seed(config.seed, shard.rank))
         if saved:
-            self._restore(saved)
+            with foreign(run_dir, _UNFIT):
+                self._restore(saved)
         self.earlier = self.seconds
 
     def _build(self) -> nn.Module:
