@@ -26,16 +26,24 @@ from sam3_original import FULL, REDUCED, SIZE, Depth, Original, Question, build,
 from sam3_original import save_words as save_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Sam3Model, Sam3TrackerModel, Sam3TrackerVideoModel
+from transformers import (
+    Sam3Model,
+    Sam3TrackerConfig,
+    Sam3TrackerModel,
+    Sam3TrackerVideoModel,
+    Sam3ViTConfig,
+    Sam3ViTModel,
+)
 from transformers.models.sam3_tracker_video.modeling_sam3_tracker_video import Sam3TrackerVideoInferenceSession
 
+from samdistill.checkpoints.layout import HF_TRUNK, ORIGINAL_TRUNK
 from samdistill.checkpoints.loading import quiet_transformers
-from samdistill.checkpoints.original import load_original
+from samdistill.checkpoints.original import load_original, original_config
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.checkpoints.rename import to_hf
 from samdistill.checkpoints.rename_tracker import to_tracker
 from samdistill.config import TeacherConfig
-from samdistill.ops.outputs import recorded
+from samdistill.ops.outputs import PADDING, recorded
 from samdistill.ops.promptable import Promptable, embed, predict
 from samdistill.teachers.sam3_detector import Sam3Detector
 from samdistill.types import ConceptPrompts, ImageBatch, Prompts
@@ -104,6 +112,24 @@ def coverage(builder: Any, words: Path) -> dict[str, dict[str, int]]:
     return found
 
 
+@torch.inference_mode()
+def initial_trunk(builder: Any) -> Differences:
+    """The trunk with the original's own initial weights, whose small activations show the epsilon more."""
+    torch.manual_seed(0)
+    original = builder._create_vit_backbone().eval()
+    state, _ = to_hf({f"{ORIGINAL_TRUNK}{name}": value for name, value in original.state_dict().items()})
+    config = Sam3ViTConfig(num_hidden_layers=len(original.blocks), global_attn_indexes=original.full_attn_ids)
+    ours = Sam3ViTModel(config).eval()
+    ours.load_state_dict({name.removeprefix(HF_TRUNK): value for name, value in state.items()})
+    pixels, found = (frames().images[:1] / 255 - 0.5) / 0.5, {}
+    theirs = original(pixels)[-1]
+    for name, eps in (("trunk with initial weights", 1e-5), (f"{BEYOND}layer norms with 1e-6, initial weights", 1e-6)):
+        with layer_norms(ours, eps):
+            said = ours(pixels).last_hidden_state.transpose(1, 2).unflatten(2, (72, 72))
+        found[name] = (float((said - theirs).abs().max()), float(theirs.abs().max()))
+    return found
+
+
 def ask_original(builder: Any, words: Path, path: Path, seed: int) -> Original:
     """Build, save as ``path``, and ask everything."""
     model = build(builder, words, seed)
@@ -130,30 +156,36 @@ def layer_norms(model: nn.Module, eps: float) -> Iterator[None]:
 
 
 def ask_detector(path: Path) -> Stages:
-    """The detector, as a teacher is asked."""
+    """The detector, as a teacher is asked: all questions about one image at once."""
     teacher = Sam3Detector(TeacherConfig(kind="sam3", path=str(path)))
     batch, model = frames(), teacher.model
     one = ImageBatch(batch.images[:1], batch.sizes[:1], batch.original_sizes[:1], batch.keys[:1], batch.seeds[:1])
-    found: Stages = {}
-    for name, question in QUESTIONS.items():
-        boxes = torch.tensor(question.boxes).view(1, -1, 4)
-        asked = ConceptPrompts((question.text,), torch.zeros(1, dtype=torch.int64), boxes,
-                               torch.tensor(question.labels, dtype=torch.int64).view(1, -1))  # fmt: skip
-        with ExitStack() as stack:
-            trunk, text, geometry = (
-                stack.enter_context(recorded(module))
-                for module in (model.vision_encoder.backbone, model.text_projection, model.geometry_encoder)
-            )
-            said = teacher.answer(one, asked)
-        valid = teacher.words.encode([question.text])[1][0].bool()
-        tokens = geometry.output.last_hidden_state[0][geometry.output.attention_mask[0].bool()]
+    most = max(len(question.boxes) for question in QUESTIONS.values())
+    boxes, labels = torch.zeros(len(QUESTIONS), most, 4), torch.full((len(QUESTIONS), most), PADDING)
+    for row, question in enumerate(QUESTIONS.values()):
+        for column, (box, label) in enumerate(zip(question.boxes, question.labels, strict=True)):
+            boxes[row, column], labels[row, column] = torch.tensor(box), label
+    texts = tuple(question.text for question in QUESTIONS.values())
+    asked = ConceptPrompts(texts, torch.zeros(len(texts), dtype=torch.int64), boxes, labels)
+    with ExitStack() as stack:
+        trunk, text, geometry = (
+            stack.enter_context(recorded(module))
+            for module in (model.vision_encoder.backbone, model.text_projection, model.geometry_encoder)
+        )
+        said = teacher.answer(one, asked)
+    words, shown = teacher.words.encode(texts)[1].bool(), geometry.output.attention_mask.bool()
+    found: Stages = {
+        "trunk": trunk.output.last_hidden_state.transpose(1, 2).unflatten(2, (72, 72)),
+        **{f"FPN level {n}": level for n, level in enumerate(said.fpn)},
+    }  # fmt: skip
+    for row, name in enumerate(QUESTIONS):
+        at = slice(row, row + 1)
         found |= {
-            "trunk": trunk.output.last_hidden_state.transpose(1, 2).unflatten(2, (72, 72)),
-            **{f"FPN level {n}": level for n, level in enumerate(said.fpn)},
-            f"text features: {name}": text.output[0][valid], f"geometry tokens: {name}": tokens,
-            f"DETR encoder: {name}": said.encoder, f"logits: {name}": said.pred_logits,
-            f"boxes: {name}": said.pred_boxes, f"masks: {name}": said.pred_masks,
-            f"semantic: {name}": said.semantic_seg, f"presence: {name}": said.presence_logits,
+            f"text features: {name}": text.output[row][words[row]],
+            f"geometry tokens: {name}": geometry.output.last_hidden_state[row][shown[row]],
+            f"DETR encoder: {name}": said.encoder[at], f"logits: {name}": said.pred_logits[at],
+            f"boxes: {name}": said.pred_boxes[at], f"masks: {name}": said.pred_masks[at],
+            f"semantic: {name}": said.semantic_seg[at], f"presence: {name}": said.presence_logits[at],
         }  # fmt: skip
     with layer_norms(model.vision_encoder.backbone, 1e-6), recorded(model.vision_encoder.backbone) as trunk:
         said = teacher.answer(one, ConceptPrompts.words([QUESTIONS["words"].text], [0]))
@@ -185,13 +217,28 @@ def ask_tracker(model: Promptable) -> Stages:
 
 
 @torch.inference_mode()
+def ask_transformers_tracker(path: Path) -> Stages:
+    """transformers' own image tracker, with the four levels of its default neck."""
+    config = original_config(path, Sam3TrackerConfig)
+    config.vision_config.scale_factors = [4.0, 2.0, 1.0, 0.5]
+    model, prompt = load_original(path, Sam3TrackerModel, config), prompts()["three points"]
+    pixels = (frames().images[:1] / 255 - 0.5) / 0.5
+    said = model(pixels, input_points=prompt.points, input_labels=prompt.labels, multimask_output=True)
+    begin = f"{BEYOND}no memory added to the level that is not read, "
+    return {f"{begin}masks of the tracker": said.pred_masks, f"{begin}predicted IoU": said.iou_scores}
+
+
+@torch.inference_mode()
 def ask_memory(model: Sam3TrackerVideoModel) -> Stages:
     """One step of a video, with the mask prepared for the memory as in the original: first 0 and 1, then resized.
 
     transformers resizes first and keeps the memory in bfloat16; what follows from that is in the stages that begin with
     ``BEYOND``.
     """
-    session = Sam3TrackerVideoInferenceSession((frames().images / 255 - 0.5) / 0.5, SIZE, SIZE, dtype=torch.float32)
+    pixels = (frames().images / 255 - 0.5) / 0.5
+    session = Sam3TrackerVideoInferenceSession(
+        pixels, SIZE, SIZE, dtype=torch.float32, max_vision_features_cache_size=2
+    )
     index = session.obj_id_to_idx(1)
     points, labels = clicks()
     session.add_point_inputs(index, 0, {"point_coords": points[:, None], "point_labels": labels[:, None]})
@@ -200,7 +247,9 @@ def ask_memory(model: Sam3TrackerVideoModel) -> Stages:
         first = model(inference_session=session, frame_idx=0)
     kept = session.output_dict_per_obj[index]["cond_frame_outputs"][0]
     transformers_memory, native = own.output[0].clone(), dict(kept)
-    native_second = model(inference_session=session, frame_idx=1)
+    with recorded(model.mask_decoder) as decoded:
+        model(inference_session=session, frame_idx=1)
+    native_masks = decoded.output[0][:, 0]
     del session.output_dict_per_obj[index]["non_cond_frame_outputs"][1]
     mask = (kept["high_res_masks"] > 0).float() * 20 - 10
     mask = F.interpolate(mask, (1152, 1152), mode="bilinear", align_corners=False, antialias=True)
@@ -209,22 +258,24 @@ def ask_memory(model: Sam3TrackerVideoModel) -> Stages:
     absent = (kept["object_score_logits"] <= 0).float()[..., None]
     stored = memory + absent * model.occlusion_spatial_embedding_parameter[..., None, None]
     kept["maskmem_features"] = stored.flatten(2).permute(2, 0, 1)
-    with recorded(model.memory_attention) as attended:
+    with recorded(model.memory_attention) as attended, recorded(model.mask_decoder) as decoded:
         second = model(inference_session=session, frame_idx=1)
     begin = f"{BEYOND}mask resized before it is 0 and 1, "
     return {
         "video: masks of frame 0": first.pred_masks, "video: object pointer": native["object_pointer"].view(1, -1),
         "video: memory encoder": memory, "video: memory positions": positions,
         "video: memory attention": attended.output.view(1, SIZE // 14 * SIZE // 14, -1).transpose(0, 1),
-        "video: masks of frame 1": second.pred_masks, "video: object score": second.object_score_logits,
-        f"{begin}memory": transformers_memory, f"{begin}masks of frame 1": native_second.pred_masks,
+        "video: masks of frame 1": decoded.output[0][:, 0], "video: object score": second.object_score_logits,
+        f"{begin}memory": transformers_memory, f"{begin}masks of frame 1": native_masks,
     }  # fmt: skip
 
 
 def counterpart(name: str, theirs: Stages) -> Tensor:
     """What the original has for one of our stages."""
     twins = {"trunk": "trunk", "logits": "logits: words", "masks": "masks: words", "boxes": "boxes: words",
-             "memory": "video: memory encoder", "masks of frame 1": "video: masks of frame 1"}  # fmt: skip
+             "memory": "video: memory encoder", "masks of frame 1": "video: masks of frame 1",
+             "masks of the tracker": "tracker masks: three points, three masks",
+             "predicted IoU": "tracker predicted IoU: three points, three masks"}  # fmt: skip
     return theirs[twins[name.rpartition(", ")[2]] if name.startswith(BEYOND) else name]
 
 
@@ -256,6 +307,9 @@ def run(builder: Any, words: Path, depth: Depth, seed: int) -> Differences:
         note("the tracker")
         ours |= ask_tracker(load_promptable(path))
         gc.collect()
+        if depth is not FULL:
+            ours |= ask_transformers_tracker(path)
+            gc.collect()
         note("the memory")
         ours |= ask_memory(load_original(path, Sam3TrackerVideoModel))
         if unseen := theirs.keys() - ours.keys():
@@ -300,7 +354,9 @@ def main() -> None:
             with imported(Path(folder)) as builder:
                 if depth is FULL:
                     figures["coverage"] = coverage(builder, words)
+                initial = initial_trunk(builder)
                 runs = [run(builder, words, depth, seed) for seed in range(args.seeds if depth is REDUCED else 1)]
+        runs[0] |= initial
         figures["differences"][name] = {f"seed {seed}": found for seed, found in enumerate(runs)}
         layers = f"{depth.vit} blocks, {depth.text} text layers, {depth.detr} + {depth.detr} DETR layers"
         say(sheet, f"{name} depth ({layers}), {len(runs)} seed(s), {SIZE} px, float32", runs, beyond=False)

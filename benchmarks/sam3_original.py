@@ -260,12 +260,15 @@ class Original:
                 0, True, *self.frames[0], point_inputs={"point_coords": points, "point_labels": labels}, **about
             )
         given["cond_frame_outputs"][0] = first
-        with self._recording(tracker.transformer.encoder) as attended:
+        with (
+            self._recording(tracker.transformer.encoder) as attended,
+            self._recording(tracker.sam_mask_decoder) as decoded,
+        ):
             second = tracker.track_step(1, False, *self.frames[1], point_inputs=None, **about)
         self.found |= {
             "video: masks of frame 0": first["pred_masks"], "video: object pointer": first["obj_ptr"],
             "video: memory encoder": seen[0]["vision_features"],
             "video: memory positions": seen[0]["vision_pos_enc"][0],
             "video: memory attention": attended[0]["memory"],
-            "video: masks of frame 1": second["pred_masks"], "video: object score": second["object_score_logits"],
+            "video: masks of frame 1": decoded[0][0], "video: object score": second["object_score_logits"],
         }  # fmt: skip
