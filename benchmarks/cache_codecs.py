@@ -19,11 +19,11 @@ from common import Sheet, Study, say_study, study, study_arguments, use_device
 from samdistill import load_config
 from samdistill.config import TeacherConfig
 from samdistill.data import ImageDataset, image_loader
+from samdistill.jobs.encoder.parts import EncoderParts
 from samdistill.metrics.features import feature_cosine
 from samdistill.store import record_bytes, stored_codec
 from samdistill.teachers import describe_teacher
 from samdistill.teachers.base import IMAGE_EMBEDDING
-from samdistill.verbs.assembly import Assembly
 
 BASELINE, FULL_SIZE, FULL_PCA, GOAL_POINTS = "fp16", (1024, 72, 72), 256, 0.5
 AGREEMENTS = ("agreement.box", "agreement.point", "agreement.refine")
@@ -38,7 +38,7 @@ def codec_names(teacher: TeacherConfig) -> list[str]:
 def reconstruction(found: Study, device: str) -> dict[str, dict[str, float]]:
     """Each store's codec on the teacher's features of the held-out scenes: relative L2 error, mean cosine per cell."""
     configs = {name: found.config(name, found.seeds[0]) for name in found.variants}
-    parts = Assembly(next(iter(configs.values())))
+    parts = EncoderParts(next(iter(configs.values())))
     teacher, source = parts.build_teacher(device), parts.held_out_source()
     errors: dict[str, list[float]] = {name: [] for name in configs}
     cosines: dict[str, list[float]] = {name: [] for name in configs}

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import samdistill
-from samdistill import RunConfig, load_config
+from samdistill import load_config
 from samdistill.checkpoints.merge import sidecar
 from samdistill.checkpoints.promptable import load_model
-from samdistill.engine import default_device, read_lines
+from samdistill.dist import default_device
+from samdistill.engine import read_lines
 from samdistill.evaluation import EvaluationResult, evaluate_models
+from samdistill.jobs.encoder.config import EncoderRunConfig
+from samdistill.jobs.encoder.parts import EncoderParts
 from samdistill.report import describe_machine
-from samdistill.verbs.assembly import Assembly
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEACHER = "teacher"
@@ -195,7 +197,7 @@ class Study:
     def data(self) -> Path:
         return self.work / f"scenes-{self.scenes}-{self.val}"
 
-    def config(self, variant: str, seed: int) -> RunConfig:
+    def config(self, variant: str, seed: int) -> EncoderRunConfig:
         """The resolved settings of one training; variants with one codec share one store."""
         return load_config(self.recipe, self._settings(variant, seed))
 
@@ -233,7 +235,7 @@ class Study:
         """Fill ``results``: per seed the teacher and every variant, on all held-out scenes."""
         for seed in self.seeds:
             config = self.config(next(iter(self.variants)), seed)
-            parts = Assembly(config)
+            parts = EncoderParts(config)
             models = {TEACHER: load_model(config.teacher.path, parts.teacher_info.image_size)}
             models |= {name: load_model(self.config(name, seed).output / "merged") for name in self.variants}
             note(f"evaluating seed {seed}")

@@ -21,12 +21,14 @@ import torch
 from common import Sheet, arguments, run_cli, setting, use_device
 
 import samdistill
-from samdistill.config import DetectionRunConfig, load_config
 from samdistill.data.saco import ConceptSet, find_concepts
-from samdistill.engine import default_device, read_lines
+from samdistill.dist import default_device
+from samdistill.engine import read_lines
 from samdistill.evaluation.concepts import evaluate_concepts
 from samdistill.inference.concepts import StudentDetector, load_concept_model
-from samdistill.verbs.detection import DetectionAssembly
+from samdistill.jobs.detection.config import DetectionRunConfig
+from samdistill.jobs.detection.parts import DetectionParts
+from samdistill.jobs.loading import load_config
 
 RECIPE, GOAL = "detection/sandbox", 0.90
 TEACHER, UNTRAINED, DISTILLED = "teacher", "untrained", "distilled"
@@ -61,7 +63,7 @@ def evaluate(args: argparse.Namespace, student: Path | str) -> dict[str, Any]:
     data = args.work / "scenes"
     config, listing = load_config(RECIPE, [setting("data.root", data), *args.overrides]), find_concepts(data)
     assert isinstance(config, DetectionRunConfig) and listing is not None
-    parts, device = DetectionAssembly(config), default_device()
+    parts, device = DetectionParts(config), default_device()
     torch.manual_seed(args.seed)
     models = {
         TEACHER: load_concept_model(config.teacher.path, device=device),

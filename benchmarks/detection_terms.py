@@ -31,8 +31,9 @@ from common import Sheet, arguments, run_python, setting, use_device
 from study import Trainings, say_differences, say_figures
 
 import samdistill
-from samdistill.config import DetectionRunConfig, load_config
-from samdistill.engine import default_device
+from samdistill.dist import default_device
+from samdistill.jobs.detection.config import DetectionRunConfig
+from samdistill.jobs.loading import load_config
 
 RECIPE = "detection/sandbox"
 BASELINE, FPN = "all", "fpn"

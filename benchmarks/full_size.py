@@ -146,7 +146,7 @@ class Stages:
 
         from samdistill.checkpoints.original import load_original
         from samdistill.data import FolderSource, Geometry
-        from samdistill.engine import default_device
+        from samdistill.dist import default_device
         from samdistill.ops.images import normalise
         from samdistill.students import StudentTrunk
 

@@ -27,11 +27,13 @@ from common import Sheet, arguments, open_work, run_stage, setting, use_device
 from full_size import PHOTOGRAPHS, peak_bytes, tiny_config
 from transformers import PreTrainedTokenizerFast, Sam3Config, Sam3Model
 
-from samdistill.config import DetectionRunConfig, load_config
-from samdistill.engine import check_terms, default_device
+from samdistill.dist import default_device
+from samdistill.engine import check_terms
 from samdistill.engine.groups import parameter_groups
-from samdistill.tasks import detection
-from samdistill.verbs.detection import DetectionAssembly
+from samdistill.jobs.detection import task as detection
+from samdistill.jobs.detection.config import DetectionRunConfig
+from samdistill.jobs.detection.parts import DetectionParts
+from samdistill.jobs.loading import load_config
 
 RECIPE = "detection/efficient_sam3"
 HELD_OUT = 8
@@ -127,7 +129,7 @@ class Stages:
         config, around = self.config(), self.clock.around
         assert config.train.phases is not None
         phase, epoch = config.train.phases[number], config.train.phase_starts()[number][1]
-        task = around("load the teacher", DetectionAssembly(config).task)()
+        task = around("load the teacher", DetectionParts(config).task)()
         torch.manual_seed(config.train.seed)
         student = around("build the student", task.build_student)().to(self.device).train()
         optimiser = torch.optim.AdamW(
@@ -156,7 +158,7 @@ class Stages:
 
     def check(self) -> dict[str, Any]:
         config = self.config()
-        task = DetectionAssembly(config).task()
+        task = DetectionParts(config).task()
         found = self.clock.around("check", check_terms)(
             task, self.device, self.args.batch, config.train.seed, config.train
         )

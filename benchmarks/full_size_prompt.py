@@ -29,14 +29,16 @@ from transformers import SamConfig, SamModel
 
 import samdistill
 from samdistill.checkpoints.promptable import load_promptable
-from samdistill.config import PromptRunConfig, load_config
 from samdistill.data import Geometry, open_source
-from samdistill.engine import default_device, read_lines
+from samdistill.dist import default_device
+from samdistill.engine import read_lines
 from samdistill.engine.groups import parameter_groups
+from samdistill.jobs.loading import load_config
+from samdistill.jobs.prompt.config import PromptRunConfig
+from samdistill.jobs.prompt.parts import PromptParts
 from samdistill.ops.promptable import embed, image_size, predict, to_canvas
 from samdistill.students import MobileSamConfig, MobileSamModel
 from samdistill.types import ImageBatch, Prompts
-from samdistill.verbs.prompt import PromptAssembly
 
 DATA = REPOSITORY.parent / "shared" / "data"
 HELD_OUT, STEPS, CACHED = 2, 3, 2
@@ -104,7 +106,7 @@ class Stages:
         """A few optimiser steps, as the engine does them."""
         output, around = setting("output", self.work / f"steps-{name}"), self.clock.around
         config = self.config(*self.on(name, STEPS * self.args.batch), output)
-        task = around("open the teachers, fit their projections", PromptAssembly(config).task)(self.device)
+        task = around("open the teachers, fit their projections", PromptParts(config).task)(self.device)
         torch.manual_seed(config.train.seed)
         student = around("build the student", task.build_student)().to(self.device).train()
         groups = parameter_groups(student, config.train.weight_decay, config.train.rates)

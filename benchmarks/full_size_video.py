@@ -29,16 +29,17 @@ from PIL import Image
 from transformers import Sam3Config, Sam3Model
 
 import samdistill
-from samdistill.config import VideoRunConfig, load_config
 from samdistill.data.sav import SavSource
-from samdistill.engine import default_device
+from samdistill.dist import default_device
+from samdistill.evaluation.evaluate_videos import evaluate_videos
 from samdistill.inference.concepts import StudentDetector, load_concept_model
+from samdistill.inference.predict_video import predict_video
 from samdistill.inference.video import VideoSession
+from samdistill.jobs.loading import load_config
+from samdistill.jobs.video.config import VideoRunConfig
+from samdistill.jobs.video.parts import VideoParts
 from samdistill.students import build_detector, efficient_sam3_config
 from samdistill.types import ImageBatch
-from samdistill.verbs.evaluate_videos import evaluate_videos
-from samdistill.verbs.predict_video import predict_video
-from samdistill.verbs.video import VideoAssembly
 
 RECIPE = "video/efficient_sam3"
 STAGES = ("build", "parts", "cache", "check", "train", "evaluate", "predict", "davis")
@@ -114,7 +115,7 @@ class Stages:
     def parts(self) -> dict[str, Any]:
         """Seconds per frame of decoding, of the teacher's vision encoder and of the student with its memory."""
         config = self.config()
-        parts = VideoAssembly(config)
+        parts = VideoParts(config)
         source = SavSource(self.work / "sav" / "train")
         record = source.record(KEY)
         rows, device = record.annotated[:4], default_device()

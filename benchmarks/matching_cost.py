@@ -28,8 +28,9 @@ from common import Sheet, arguments, use_device
 from full_size import peak_bytes
 from torch import Tensor, nn
 
-from samdistill.config import DetectionLossConfig, MatchConfig, TeacherConfig
-from samdistill.engine import default_device
+from samdistill.config import TeacherConfig
+from samdistill.dist import default_device
+from samdistill.jobs.detection.config import DetectionLossConfig, MatchConfig
 from samdistill.losses.detection import TERMS, feature_terms, output_terms
 from samdistill.ops.matching import MATCHERS, MatchCost, match, match_cost
 from samdistill.students import EfficientSam3Model, efficient_sam3_config

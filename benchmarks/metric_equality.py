@@ -29,10 +29,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from samdistill.data.saco import to_rle
+from samdistill.evaluation.evaluate import evaluate_concepts
+from samdistill.evaluation.evaluate_masks import evaluate_masks
 from samdistill.evaluation.video_result import PREDICTIONS
 from samdistill.types import UserError
-from samdistill.verbs.evaluate import evaluate_concepts
-from samdistill.verbs.evaluate_masks import evaluate_masks
 
 GOAL = 1e-6
 CONCEPTS = {

@@ -25,12 +25,12 @@ from prompt_terms import RECIPE, recipe, render, taught
 from training_speed import train
 
 import samdistill
-from samdistill.config import PromptRunConfig
-from samdistill.engine import default_device
+from samdistill.dist import default_device
+from samdistill.jobs.prompt.config import PromptRunConfig
+from samdistill.jobs.prompt.parts import FEATURES, PromptParts
+from samdistill.jobs.prompt.task import PromptTask
 from samdistill.store import FeatureStore
-from samdistill.tasks.prompt import PromptTask
 from samdistill.types import Terms
-from samdistill.verbs.prompt import FEATURES, PromptAssembly
 
 ONLINE, CODECS = "running teachers", ("fp32", "fp16")
 SKIPPED = 2
@@ -55,7 +55,7 @@ def configs(args: argparse.Namespace, folder: Path) -> dict[str, PromptRunConfig
 
 def fill(config: PromptRunConfig) -> dict[str, Any]:
     """Cache all scenes; bytes of one view by teacher and feature, and seconds."""
-    report, root = samdistill.cache(config, progress=False), PromptAssembly(config).split_root
+    report, root = samdistill.cache(config, progress=False), PromptParts(config).split_root
     sizes: dict[str, int] = {}
     for teacher in (entry.name for entry in config.teachers):
         for feature in FEATURES:
@@ -160,7 +160,7 @@ def main() -> None:
         folder = Path(temporary)
         wanted = configs(args, folder)
         caches = {name: fill(config) for name, config in wanted.items() if name != ONLINE}
-        tasks = {name: PromptAssembly(config).task() for name, config in wanted.items()}
+        tasks = {name: PromptParts(config).task() for name, config in wanted.items()}
         for task in tasks.values():
             task.held_out = None  # nothing is validated: steps are timed
         losses = compare(tasks, wanted[ONLINE], args.compared)

@@ -35,8 +35,9 @@ from common import Sheet, arguments, run_python, setting, use_device
 from study import Trainings, say_differences, say_figures
 
 import samdistill
-from samdistill.config import PromptRunConfig, load_config
 from samdistill.inference.prompting import KINDS
+from samdistill.jobs.loading import load_config
+from samdistill.jobs.prompt.config import PromptRunConfig
 from samdistill.sandbox.scenes import SceneStyle
 from samdistill.sandbox.write import write_coco
 

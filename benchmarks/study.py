@@ -12,8 +12,9 @@ from typing import Any
 
 from common import Sheet, note, setting, spread, train_once
 
-from samdistill.config import AnyRun, load_config
+from samdistill.config import Run
 from samdistill.engine import read_lines
+from samdistill.jobs.loading import load_config
 
 Measures = Mapping[str, str]
 """Columns of a table: title, and where the figure stands in a measured model's row, such as ``miou.box``."""
@@ -46,7 +47,7 @@ class Trainings:
         own = [text.replace("{seed}", str(seed)) for text in (*self.base, *self.variants[variant])]
         return [*own, setting("output", self.folder(variant, seed)), f"train.seed={seed}", f"data.seed={seed}"]
 
-    def config(self, variant: str, seed: int) -> AnyRun:
+    def config(self, variant: str, seed: int) -> Run:
         return load_config(self.recipe, self.settings(variant, seed))
 
     def run(self) -> None:

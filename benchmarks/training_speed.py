@@ -27,12 +27,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import samdistill
-from samdistill import RunConfig, load_config
+from samdistill import load_config
 from samdistill.config import Run
 from samdistill.engine import FitResult, fit, read_lines
-from samdistill.tasks.base import Task
-from samdistill.tasks.encoder import EncoderTask
-from samdistill.verbs.assembly import Assembly
+from samdistill.engine.task import Task
+from samdistill.jobs.encoder.config import EncoderRunConfig
+from samdistill.jobs.encoder.parts import EncoderParts
+from samdistill.jobs.encoder.task import EncoderTask
 
 MEMORY, GOAL = "in memory", 0.9
 
@@ -69,7 +70,7 @@ def train(task: Task[Any], config: Run, workers: int, folder: Path) -> tuple[Fit
 
 
 def measure(
-    tasks: dict[str, tuple[EncoderTask, int]], config: RunConfig, repeats: int, folder: Path
+    tasks: dict[str, tuple[EncoderTask, int]], config: EncoderRunConfig, repeats: int, folder: Path
 ) -> dict[str, list[tuple[float, float]]]:
     """Per contender and repeat: steps a second over the whole training, and by its median step."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
@@ -99,7 +100,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(args: argparse.Namespace) -> RunConfig:
+def prepare(args: argparse.Namespace) -> EncoderRunConfig:
     """Scenes rendered and cached, as far as they are not yet there."""
     data, store = args.work / f"scenes-{args.scenes}", args.work / f"embeddings-{args.scenes}-{args.image_size}"
     samdistill.render_sandbox(data, train=args.scenes, val=2, progress=False)
@@ -118,7 +119,7 @@ def main() -> None:
     device = use_device(args.device)
     sheet = Sheet(device)
     config = prepare(args)
-    parts = Assembly(config)
+    parts = EncoderParts(config)
     task = parts.task(parts.open_store())
     held = InMemory(config, task.teacher, task.store, task.views).hold()
     tasks: dict[str, tuple[EncoderTask, int]] = {MEMORY: (held, 0)}

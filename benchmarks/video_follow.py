@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from common import Sheet, arguments, run_python, spread, use_device
 
-from samdistill.verbs.evaluate_videos import evaluate_videos
+from samdistill.evaluation.evaluate_videos import evaluate_videos
 
 MEASURES = ("jf", "j", "f", "reappeared", "occluded")
 

@@ -37,14 +37,15 @@ from torch import Tensor
 
 import samdistill
 from samdistill.checkpoints.student import load_with_memory
-from samdistill.config import VideoRunConfig, load_config
 from samdistill.data import Geometry
 from samdistill.data.videos import VideoSource, open_videos
 from samdistill.evaluation.clips import evaluate_clips
 from samdistill.inference.concepts import StudentDetector, load_concept_model
+from samdistill.jobs.loading import load_config
+from samdistill.jobs.video.config import VideoRunConfig
+from samdistill.jobs.video.parts import VideoParts
 from samdistill.teachers import Sam3Detector
 from samdistill.types import ConceptPrompts, ImageBatch
-from samdistill.verbs.video import VideoAssembly
 
 RECIPE, BASELINE = "video/sandbox", "memory"
 KINDS = ("none", "teacher", "own")
@@ -166,7 +167,7 @@ def evaluate_child(model: str, data: Path, kept: Path, work: Path) -> None:
 def milliseconds(config: VideoRunConfig, repeats: int = 30) -> tuple[float, float]:
     """Of one frame with four objects: with a full memory, and without any; the two take turns."""
     memory = config.student.memory
-    parts = VideoAssembly(config)
+    parts = VideoParts(config)
     model = load_with_memory(parts.start, memory.latents, memory.layers, memory.windows).eval()
     level, side, width = memory.level, config.clips.context, model.config.vision_config.fpn_hidden_size
     pixels = torch.randn(1, 3, parts.view.geometry.image_size, parts.view.geometry.image_size)

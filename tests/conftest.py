@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from samdistill.config import RunConfig, load_config
+from samdistill.jobs.encoder.config import EncoderRunConfig
+from samdistill.jobs.loading import load_config
+
+sys.path.insert(0, str(Path(__file__).parent / "jobs"))  # for the small runs of every job, which many tests share
+sys.path.insert(0, str(Path(__file__).parent / "checkpoints"))  # for original_names
+
+from tiny_detection import detection, detector, scenes, tracker  # noqa: F401
+from tiny_jobs import tiny_job  # noqa: F401
+from tiny_prompt import prompted, sams  # noqa: F401
+from tiny_video import films, image_student, video  # noqa: F401
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Recipe = Callable[..., RunConfig]
+Recipe = Callable[..., EncoderRunConfig]
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 MAY_SKIP = (
@@ -73,7 +83,7 @@ def near() -> Callable[[Tensor, Tensor], None]:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 training and 8 held-out scenes as an SA-1B tree. Read only: copy it before you change it."""
-    from samdistill.verbs.sandbox import render_sandbox
+    from samdistill.sandbox.render import render_sandbox
 
     root = tmp_path_factory.mktemp("world")
     render_sandbox(root, train=24, val=8, size=140, progress=False)
@@ -84,7 +94,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(world: Path) -> Recipe:
     """recipe(output, *overrides): ``encoder/sandbox`` on the world, small."""
 
-    def make(output: Path, *overrides: str) -> RunConfig:
+    def make(output: Path, *overrides: str) -> EncoderRunConfig:
         small = [
             f"output={output}", f"data.root={world}", "data.workers=0", "cache.batch_size=4", "train.batch_size=8",
             "train.epochs=2", "evaluate.images=8",
@@ -95,9 +105,9 @@ def recipe(world: Path) -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def cached(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def cached(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> EncoderRunConfig:
     """A run whose cache is complete: 24 records as fp16. Read only."""
-    from samdistill.verbs.cache import cache
+    from samdistill.pipeline import cache
 
     config = recipe(tmp_path_factory.mktemp("cached"))
     cache(config, device="cpu", progress=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from samdistill.cli import main, message
-from samdistill.config import RunConfig
+from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.students import STUDENTS, StudentTrunk, StudentTrunkConfig
 from samdistill.types import UserError
 
@@ -147,7 +147,9 @@ def test_a_pickle_that_runs_code_is_refused_by_merge_and_never_runs(failed, tmp_
     assert (tmp_path / "ran").exists()  # the bomb is a real one
 
 
-def test_check_json_is_the_contract(cached: RunConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_check_json_is_the_contract(
+    cached: EncoderRunConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(cached.to_yaml())
     assert main(["check", str(path), "--json"]) == 0
@@ -160,7 +162,7 @@ def test_check_json_is_the_contract(cached: RunConfig, capsys: pytest.CaptureFix
     assert found["trainable"] == [name for name, _ in student.named_parameters()]
 
 
-def test_check_fails_with_1_when_a_term_is_dead(cached: RunConfig, capsys, tmp_path: Path) -> None:
+def test_check_fails_with_1_when_a_term_is_dead(cached: EncoderRunConfig, capsys, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(cached.to_yaml())
     assert main(["check", str(path), "loss.cosine=0"]) == 1
@@ -209,7 +211,7 @@ def test_overrides_may_stand_before_and_after_options(world: Path, capsys: pytes
     assert json.loads(capsys.readouterr().out)["steps"] == 15
 
 
-def test_inspect_json_of_a_store(cached: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_json_of_a_store(cached: EncoderRunConfig, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(cached.store_root), "--json"]) == 0
     assert "24" in capsys.readouterr().out
 
@@ -218,7 +220,7 @@ def test_an_interrupt_is_130_and_one_line(monkeypatch: pytest.MonkeyPatch, capsy
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("samdistill.verbs.show.load_config", interrupted)
+    monkeypatch.setattr("samdistill.display.load_config", interrupted)
     assert main(["cache", "encoder/sandbox"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -227,7 +229,7 @@ def test_a_programming_error_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of this package")
 
-    monkeypatch.setattr("samdistill.verbs.show.load_config", broken)
+    monkeypatch.setattr("samdistill.display.load_config", broken)
     with pytest.raises(RuntimeError, match="a fault of this package"):
         main(["cache", "encoder/sandbox"])
 

@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from samdistill.config import (
-    DetectionRunConfig,
-    PhaseConfig,
-    PromptRunConfig,
-    RunConfig,
-    TrainConfig,
-    VideoRunConfig,
-    load_config,
-    packaged,
-)
+from samdistill.config import PhaseConfig, TrainConfig, packaged
+from samdistill.jobs.detection.config import DetectionRunConfig
+from samdistill.jobs.encoder.config import EncoderRunConfig
+from samdistill.jobs.loading import load_config
+from samdistill.jobs.prompt.config import PromptRunConfig
+from samdistill.jobs.video.config import VideoRunConfig
 from samdistill.students import STUDENTS
 from samdistill.types import UserError
 
@@ -30,7 +26,12 @@ BACKBONES |= {f"detection/{name}": backbone for name, backbone in DETECTORS.item
 PROMPTED = ("everything", "mobile_sam", "published", "sam3_tracker", "sandbox")
 BACKBONES |= {f"prompt/{name}": "tiny_vit_5m_224" for name in PROMPTED}  # all of them start from a checkpoint
 VIDEOS = ("described", "efficient_sam3", "sandbox")
-KINDS = {"encoder": RunConfig, "detection": DetectionRunConfig, "prompt": PromptRunConfig, "video": VideoRunConfig}
+KINDS = {
+    "encoder": EncoderRunConfig,
+    "detection": DetectionRunConfig,
+    "prompt": PromptRunConfig,
+    "video": VideoRunConfig,
+}
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_recipes_of_the_nine_students_are_the_published_one() -> None:
 
 def test_a_config_without_extends_has_the_defaults(write) -> None:
     config = load_config(write(MINIMAL))
-    assert isinstance(config, RunConfig) and config.job == "encoder" and config.cache.codec == "fp16"
+    assert isinstance(config, EncoderRunConfig) and config.job == "encoder" and config.cache.codec == "fp16"
     assert config.store_root == config.output / "embeddings"
     assert load_config(write(MINIMAL), ["cache.root=elsewhere"]).store_root == Path("elsewhere")
 

@@ -15,17 +15,11 @@ import yaml
 from pydantic import BaseModel
 
 from samdistill.cli import _parse, _parser
-from samdistill.config import (
-    DetectionRunConfig,
-    FreezeConfig,
-    PhaseConfig,
-    PromptRunConfig,
-    RateConfig,
-    RunConfig,
-    TeacherEntry,
-    VideoRunConfig,
-    packaged,
-)
+from samdistill.config import FreezeConfig, PhaseConfig, RateConfig, TeacherEntry, packaged
+from samdistill.jobs.detection.config import DetectionRunConfig
+from samdistill.jobs.encoder.config import EncoderRunConfig
+from samdistill.jobs.prompt.config import PromptRunConfig
+from samdistill.jobs.video.config import VideoRunConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -97,7 +91,7 @@ def section(title: str) -> str:
 
 SHARED, TEACHER = "Keys of all jobs", "Keys of a teacher"
 KEYS: dict[tuple[str, ...], type[BaseModel]] = {
-    (SHARED, TEACHER, "Keys of the encoder job"): RunConfig,
+    (SHARED, TEACHER, "Keys of the encoder job"): EncoderRunConfig,
     (SHARED, TEACHER, "Keys of the detection job"): DetectionRunConfig,
     (SHARED, "Keys of the prompt job"): PromptRunConfig,
     (SHARED, TEACHER, "Keys of the video job"): VideoRunConfig,

@@ -15,16 +15,16 @@ from PIL import Image
 
 import samdistill as sd
 from samdistill.checkpoints.student import load_with_memory
-from samdistill.config import RunConfig
 from samdistill.inference.concepts import load_concept_model
+from samdistill.jobs.encoder import job as encoder_job
+from samdistill.jobs.encoder.config import EncoderRunConfig
+from samdistill.sandbox import render as sandbox_room
 from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
 from samdistill.sandbox.training import TrainedTeacher
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write import write_coco, write_concept_set
 from samdistill.sandbox.write_videos import write_sav
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
-from samdistill.verbs import road
-from samdistill.verbs import sandbox as sandbox_room
 
 As = Callable[[Path], str | Path]
 TEXT = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
@@ -34,7 +34,9 @@ TEXT = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 6
 class Notebook:
     """What the cells work on. ``as_`` makes a path of the kind that is tried."""
 
-    def __init__(self, as_: As, tmp: Path, world: Path, cached: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, as_: As, tmp: Path, world: Path, cached: EncoderRunConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         self.as_, self.tmp, self.world, self.cached, self.monkeypatch = as_, tmp, world, cached, monkeypatch
 
     @property
@@ -146,13 +148,12 @@ def run(n: Notebook) -> None:
 
 def demo(n: Notebook) -> None:
     n.monkeypatch.setattr(
-        road, "render_sandbox", lambda data: sd.render_sandbox(data, train=8, val=2, size=126, progress=False)
+        encoder_job, "render_sandbox", lambda data: sd.render_sandbox(data, train=8, val=2, size=126, progress=False)
     )
     assert sd.demo(n.out("demo"), overrides=SMALL).report == n.tmp / "demo" / "run" / "report.html"
 
 
 CELLS: dict[str, Callable[[Notebook], Any]] = {
-    "RunConfig": lambda n: sd.RunConfig.model_validate(n.config().model_dump()),
     "StudentTrunk": lambda n: sd.StudentTrunk(sd.StudentTrunkConfig(backbone="es_ev_s", hidden_size=8, image_size=56)),
     "StudentTrunkConfig": lambda n: sd.StudentTrunkConfig(backbone="es_ev_s").save_pretrained(n.out("config")),
     "UserError": user_error,
@@ -168,7 +169,7 @@ CELLS: dict[str, Callable[[Notebook], Any]] = {
     "inspect": lambda n: sd.inspect(n.as_(n.cached.store_root)),
     "load_config": lambda n: n.config(),
     "merge": merge,
-    "models": lambda n: sd.models("es_ev_s"),
+    "list_models": lambda n: sd.list_models("es_*"),
     "plan": lambda n: sd.plan(n.config()),
     "predict": predict,
     "predict_video": predict_video,
@@ -183,10 +184,10 @@ CELLS: dict[str, Callable[[Notebook], Any]] = {
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("name", sd.__all__)
 def test_a_cell_runs(
-    name: str, kind: As, tmp_path: Path, world: Path, cached: RunConfig, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: As, tmp_path: Path, world: Path, cached: EncoderRunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert name in CELLS, f"give {name}, which is exported, a cell"
-    if name in ("models", "__version__", "StudentTrunk", "RunConfig") and kind is Path:
+    if name in ("models", "__version__", "StudentTrunk", "EncoderRunConfig") and kind is Path:
         return  # takes no path
     CELLS[name](Notebook(kind, tmp_path, world, cached, monkeypatch))
 

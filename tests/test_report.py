@@ -15,10 +15,10 @@ import pytest
 from samdistill.data.skipped import BadInput
 from samdistill.engine.check import TermReport
 from samdistill.evaluation.concepts import ConceptResult
-from samdistill.evaluation.detections import draw_instances
 from samdistill.evaluation.pictures import GROUND_TRUTH, picture
 from samdistill.evaluation.result import Conditions, EvaluationResult, Panel, Picture
 from samdistill.evaluation.rows import ConceptRow, ModelRow
+from samdistill.inference.drawing import draw_instances
 from samdistill.inference.prompting import Targets
 from samdistill.ops.masks import masks_to_boxes
 from samdistill.report import CacheFacts, MergeGroup, ReportData, describe_machine, headline, tiles, write_report

@@ -27,7 +27,7 @@ ALLOWED = {
     ("locks.py", "mkdir"): "the folder that is locked",
     ("locks.py", "unlink"): "the lock file",
     ("store/reader.py", "np.memmap"): "opened for reading",
-    ("verbs/prompt_cache.py", "np.save"): "into memory",
+    ("jobs/prompt/cache.py", "np.save"): "into memory",
     ("ops/images.py", "save"): "into memory",
 }
 
@@ -95,7 +95,7 @@ def test_every_exception_is_still_one(file: str) -> None:
     ],
 )  # fmt: skip
 def test_a_write_is_found(line: str) -> None:
-    assert len(writes(line, "verbs/a.py")) == 1
+    assert len(writes(line, "jobs/a.py")) == 1
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_a_write_is_found(line: str) -> None:
     ],
 )  # fmt: skip
 def test_what_writes_nothing_is_not(line: str) -> None:
-    assert writes(line, "verbs/a.py") == []
+    assert writes(line, "jobs/a.py") == []

@@ -109,7 +109,7 @@ def recipes() -> dict[str, str]:
     """Every packaged recipe with all its settings."""
     from importlib.resources import files
 
-    from samdistill.config import load_config
+    from samdistill import load_config
 
     root = Path(str(files("samdistill") / "configs"))
     names = sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))

@@ -15,42 +15,39 @@ from ._registration import register
 if TYPE_CHECKING:
     from .checkpoints.inspect import inspect_path as inspect
     from .checkpoints.merge import merge
-    from .config import RunConfig, load_config
     from .data import prepare_sa1b
     from .errors import UserError
+    from .evaluation.evaluate import evaluate, evaluate_concepts
+    from .evaluation.evaluate_masks import evaluate_masks
+    from .evaluation.evaluate_videos import evaluate_videos
+    from .inference.predict import predict
+    from .inference.predict_video import predict_video
     from .inference.video import VideoSession
+    from .jobs.loading import load_config
+    from .pipeline import cache, check, demo, plan, run, train
+    from .sandbox.render import render_sandbox
+    from .sandbox.teachers import train_teacher
     from .students import StudentTrunk, StudentTrunkConfig
-    from .verbs.cache import cache
-    from .verbs.evaluate import evaluate, evaluate_concepts
-    from .verbs.evaluate_masks import evaluate_masks
-    from .verbs.evaluate_videos import evaluate_videos
-    from .verbs.models import models
-    from .verbs.plan import plan
-    from .verbs.predict import predict
-    from .verbs.predict_video import predict_video
-    from .verbs.road import demo, run
-    from .verbs.sandbox import render_sandbox, train_teacher
-    from .verbs.train import check, train
+    from .students.catalogue import list_models
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "RunConfig", "StudentTrunk", "StudentTrunkConfig", "UserError", "VideoSession", "__version__", "cache", "check",
+    "StudentTrunk", "StudentTrunkConfig", "UserError", "VideoSession", "__version__", "cache", "check",
     "demo", "evaluate", "evaluate_concepts", "evaluate_masks", "evaluate_videos", "inspect", "load_config", "merge",
-    "models", "plan", "predict", "predict_video", "prepare_sa1b", "render_sandbox", "run", "train", "train_teacher",
+    "list_models", "plan", "predict", "predict_video", "prepare_sa1b", "render_sandbox", "run", "train", "train_teacher",
 ]  # fmt: skip
 
 _HOMES = {
-    "UserError": "errors", "RunConfig": "config", "load_config": "config",
-    "StudentTrunk": "students", "StudentTrunkConfig": "students", "prepare_sa1b": "data",
-    "VideoSession": "inference.video",
-    "merge": "checkpoints.merge", "inspect": "checkpoints.inspect",
-    "plan": "verbs.plan", "check": "verbs.train", "cache": "verbs.cache", "train": "verbs.train",
-    "evaluate": "verbs.evaluate", "evaluate_concepts": "verbs.evaluate", "evaluate_videos": "verbs.evaluate_videos",
-    "evaluate_masks": "verbs.evaluate_masks",
-    "predict": "verbs.predict", "predict_video": "verbs.predict_video",
-    "models": "verbs.models", "run": "verbs.road", "demo": "verbs.road",
-    "render_sandbox": "verbs.sandbox", "train_teacher": "verbs.sandbox",
+    "UserError": "errors", "StudentTrunk": "students", "StudentTrunkConfig": "students",
+    "VideoSession": "inference.video", "prepare_sa1b": "data", "load_config": "jobs.loading",
+    "merge": "checkpoints.merge", "inspect": "checkpoints.inspect", "list_models": "students.catalogue",
+    "plan": "pipeline", "check": "pipeline", "cache": "pipeline", "train": "pipeline", "run": "pipeline",
+    "demo": "pipeline",
+    "evaluate": "evaluation.evaluate", "evaluate_concepts": "evaluation.evaluate",
+    "evaluate_videos": "evaluation.evaluate_videos", "evaluate_masks": "evaluation.evaluate_masks",
+    "predict": "inference.predict", "predict_video": "inference.predict_video",
+    "render_sandbox": "sandbox.render", "train_teacher": "sandbox.teachers",
 }  # fmt: skip
 
 register()

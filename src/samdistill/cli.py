@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from .errors import UserError
 from .io import reason
+from .jobs import JOBS
 from .output import OutputLost, checked_output
 from .processes import INTERRUPTED, INTERRUPTION, end_with_parent, sigterm_interrupts
 
@@ -110,10 +111,10 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="samdistill", description="Distil the Segment Anything family.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    demo = verbs.add_parser("demo", help="the whole road on rendered scenes, offline, in minutes")
-    demo.add_argument("--job", choices=["encoder", "detection", "prompt", "video"], default="encoder")
+    demo = verbs.add_parser("demo", help="the whole pipeline on rendered scenes, offline, in minutes")
+    demo.add_argument("--job", choices=list(JOBS), default=next(iter(JOBS)))
     demo.add_argument("--out", type=_path, help="run folder (runs/demo, runs/demo-detection, ...)")
-    run = verbs.add_parser("run", help="the whole road on your own photographs")
+    run = verbs.add_parser("run", help="the whole pipeline on your own photographs")
     run.add_argument("images", type=_path, help="a folder of photographs, an SA-1B tree or a COCO folder")
     run.add_argument("overrides", nargs="*", metavar="key=value")
     run.add_argument("--teacher", required=True, type=_name, help="a SAM 3 folder, hub id or sam3.pt; or 'sandbox'")
@@ -169,12 +170,12 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _dispatch(args: argparse.Namespace) -> int:
-    from .verbs import show  # imported here: `samdistill --help` must not wait for torch
+    from . import display
 
     verb = {
-        "plan": show.plan, "check": show.check, "cache": show.cache, "train": show.train, "models": show.models,
-        "merge": show.merge, "inspect": show.inspect, "evaluate": show.evaluate, "predict": show.predict,
-        "prepare": show.prepare, "sandbox": show.sandbox, "run": show.run, "demo": show.demo,
+        "plan": display.plan, "check": display.check, "cache": display.cache, "train": display.train, "models": display.models,
+        "merge": display.merge, "inspect": display.inspect, "evaluate": display.evaluate, "predict": display.predict,
+        "prepare": display.prepare, "sandbox": display.sandbox, "run": display.run, "demo": display.demo,
     }[args.verb]  # fmt: skip
     return verb(args)
 

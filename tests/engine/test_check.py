@@ -4,7 +4,8 @@ import pytest
 import torch
 from toy_task import ToyTask, toy_config
 
-from samdistill.engine.check import check_terms, default_device
+from samdistill.dist import default_device
+from samdistill.engine.check import check_terms
 from samdistill.engine.schedule import GlobalBatches, Shard
 from samdistill.types import Term, Terms, UserError
 

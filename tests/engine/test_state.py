@@ -200,7 +200,7 @@ def test_changed_keys_names_what_matters_and_ignores_what_does_not():
 
 
 def test_harmless_keys_exist_in_the_config():
-    from samdistill.config.loading import JOBS
+    from samdistill.jobs import JOBS
 
     def known(model, parts):
         field = getattr(model, "model_fields", {}).get(parts[0])

@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 
 from samdistill.config import TrainConfig
 from samdistill.engine import fit, is_worker, launch, leave
+from samdistill.engine.task import Task
 from samdistill.processes import end_with_parent
-from samdistill.tasks.base import Task
 from samdistill.types import ImageBatch, Term, Terms, UserError
 
 SIZE, SCALE = 8, 255.0

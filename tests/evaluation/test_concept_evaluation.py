@@ -20,8 +20,7 @@ from samdistill.data.saco import ConceptPair, ConceptSet, to_rle, write_concepts
 from samdistill.data.saco_predictions import load_predictions, write_predictions
 from samdistill.evaluation import concepts as module
 from samdistill.evaluation.concepts import ConceptResult, evaluate_concepts, score_files, some_images
-from samdistill.evaluation.detections import draw_instances
-from samdistill.evaluation.pictures import COLOURS
+from samdistill.inference.drawing import COLOURS, draw_instances
 from samdistill.sandbox.concepts import CONTEXT, build_tokenizer
 from samdistill.sandbox.write import write_coco, write_concept_set
 from samdistill.types import ConceptPrompts, DetectorOutput, ImageBatch, UserError

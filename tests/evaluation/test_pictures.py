@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from samdistill.evaluation.pictures import COLOURS, overlay, picture
+from samdistill.evaluation.pictures import picture
+from samdistill.inference.drawing import COLOURS, overlay
 from samdistill.inference.prompting import Targets
 
 

@@ -9,6 +9,7 @@ from transformers import SamConfig, SamModel
 
 from samdistill.data import Geometry, Sa1bSource
 from samdistill.evaluation import evaluate_models
+from samdistill.evaluation.evaluate import evaluate
 from samdistill.evaluation.examples import load_example, to_batch
 from samdistill.evaluation.latency import trunk_gflops
 from samdistill.ops.flops import count_flops
@@ -16,7 +17,6 @@ from samdistill.ops.promptable import embed
 from samdistill.sandbox.write import write_sa1b
 from samdistill.students import MobileSamConfig, MobileSamModel
 from samdistill.types import UserError
-from samdistill.verbs.evaluate import evaluate
 
 SIZE, WIDTH = 64, 16
 GEOMETRY = Geometry(SIZE, "longest_side")

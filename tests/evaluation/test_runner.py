@@ -10,8 +10,9 @@ from PIL import Image
 from transformers import Sam3Config, Sam3Model
 
 from samdistill.data import CocoSource, FolderSource, Geometry, Sa1bSource
+from samdistill.data.sources import evenly
 from samdistill.evaluation import evaluate_models
-from samdistill.evaluation.examples import evenly, load_example
+from samdistill.evaluation.examples import load_example
 from samdistill.evaluation.latency import encoder_latency, trunk_gflops
 from samdistill.sandbox.scenes import render_scenes
 from samdistill.sandbox.teacher import build_teacher, score

@@ -12,9 +12,10 @@ import pytest
 from drawn_videos import SIZE, Drawn, boxes
 
 from samdistill.evaluation.clip_scores import ClipAnswer, ClipScores
-from samdistill.evaluation.pictures import COLOURS, GROUND_TRUTH, SIDE
+from samdistill.evaluation.pictures import GROUND_TRUTH, SIDE
 from samdistill.evaluation.video_pictures import PAST, Answers, film_picture, frame_pictures, shown_frames
 from samdistill.evaluation.video_result import STUDENT, WITHOUT, VideoResult, VideoRow
+from samdistill.inference.drawing import COLOURS
 
 LEFT, RIGHT = (4, 4, 20, 28), (40, 4, 60, 28)
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,17 +15,9 @@ from pydantic import BaseModel, ValidationError
 from ..errors import UserError
 from ..reading import MOST_DEPTH, check_plain, foreign, shown
 from ..registry import did_you_mean
-from .detection import DetectionRunConfig
-from .encoder import RunConfig
 from .parts import ONE_SCHEDULE
-from .prompt import PromptRunConfig
-from .video import VideoRunConfig
 
-AnyRun = RunConfig | DetectionRunConfig | PromptRunConfig | VideoRunConfig
-JOBS: dict[str, type[AnyRun]] = {
-    "encoder": RunConfig, "detection": DetectionRunConfig, "prompt": PromptRunConfig, "video": VideoRunConfig,
-}  # fmt: skip
-"""The configuration of each job by its name; a config without ``job`` is the encoder's."""
+AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -139,38 +131,37 @@ def _field_names(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     return list(model.model_fields)
 
 
-def validate(raw: dict[str, Any], origin: str) -> AnyRun:
-    """A checked config, or a ``UserError`` with origin, key, problem and suggestion, one line per problem."""
-    job = raw.get("job", "encoder")
-    if not isinstance(job, str) or job not in JOBS:
-        raise UserError(f"{origin}: no job is called {shown(job)}{did_you_mean(str(job), list(JOBS))}")
+def check_against(kind: type[AnyConfig], raw: dict[str, Any], origin: str) -> AnyConfig:
+    """``raw`` as a checked config of ``kind``, or a ``UserError`` with one line per problem."""
     try:
-        return JOBS[job].model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        lines = []
-        problems = error.errors()
-        inside = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
-        for problem in problems:
-            if problem["type"] == "too_short" and problem["loc"] in inside:
-                continue  # pydantic does not count entries that have a problem of their own
-            where = ".".join(str(p) for p in problem["loc"])
-            if problem["type"] == "extra_forbidden":
-                *parents, last = problem["loc"]
-                known = _field_names(JOBS[job], parents)
-                lines.append(f"{origin}: unknown key {where!r}{did_you_mean(str(last), known)}")
-            elif problem["loc"] == ("train", "phases") and problem["type"] == "too_short":
-                lines.append(f"{origin}: train.phases is empty: give each phase its epochs, or leave the key out")
-            else:
-                says_it = problem["type"] in ("missing", "value_error")
-                given = "" if says_it else f" (given: {shown(problem['input'])})"
-                lines.append(f"{origin}: {where or 'config'}: {problem['msg'].removeprefix('Value error, ')}{given}")
-        raise UserError("\n".join(lines)) from None
+        raise UserError("\n".join(_problems(kind, error, origin))) from None
 
 
-def load_config(name: str | Path, overrides: Sequence[str] = ()) -> AnyRun:
-    """Read ``name`` (a path, or a packaged recipe), follow ``extends``, apply ``key=value`` overrides, validate."""
+def _problems(kind: type[BaseModel], error: ValidationError, origin: str) -> Iterator[str]:
+    """Origin, key, problem and suggestion of each problem."""
+    problems = error.errors()
+    inside = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    for problem in problems:
+        if problem["type"] == "too_short" and problem["loc"] in inside:
+            continue  # pydantic does not count entries that have a problem of their own
+        where = ".".join(str(p) for p in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            *parents, last = problem["loc"]
+            yield f"{origin}: unknown key {where!r}{did_you_mean(str(last), _field_names(kind, parents))}"
+        elif problem["loc"] == ("train", "phases") and problem["type"] == "too_short":
+            yield f"{origin}: train.phases is empty: give each phase its epochs, or leave the key out"
+        else:
+            says_it = problem["type"] in ("missing", "value_error")
+            given = "" if says_it else f" (given: {shown(problem['input'])})"
+            yield f"{origin}: {where or 'config'}: {problem['msg'].removeprefix('Value error, ')}{given}"
+
+
+def read_config(name: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of ``name`` (a path, or a packaged recipe) over those that it extends, under the overrides."""
     path = _find(str(name))
     given: dict[str, Any] = {}
     for text in overrides:
         given = _override(given, text)
-    return validate(_overlay(_read(path), given), str(name))
+    return _overlay(_read(path), given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -21,6 +21,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Pixels = Annotated[int, Field(gt=0, le=16384)]
 """Side of a square input."""
 Rate = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
 Ratio = Annotated[float, Field(gt=0, le=1000)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -235,6 +236,8 @@ class Run(Strict):
 
     TERMS: ClassVar[tuple[str, ...]]
 
+    if TYPE_CHECKING:
+        job: str  # a literal in the class of each job, after which pydantic keeps the order of the keys
     output: Path
     data: DataConfig
     train: TrainConfig
@@ -250,3 +253,10 @@ class Run(Strict):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class EvaluateConfig(Strict):
+    prompts: tuple[Literal["box", "point", "refine", "refine2"], ...] = ("box", "point", "refine")
+    images: Positive | None = None
+    """At most this many held-out images; None takes all."""
+    batch_size: Positive = 4

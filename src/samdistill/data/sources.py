@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 
 from ..config import DataConfig
-from ..names import key_problem as key_problem  # of every source, whose modules import it from here
+from ..names import key_problem as key_problem
 from ..ops.masks import masks_to_boxes
 from ..registry import Registry, did_you_mean
 from ..types import UserError
@@ -162,6 +162,7 @@ def size_problem(what: str, said: Size, size: Size, of: str = "its image") -> st
     return f"{text}: give the image that was annotated, or annotate this one"
 
 
+T = TypeVar("T")
 SOURCES: Registry[type[Source]] = Registry("data set kind")
 
 
@@ -278,3 +279,10 @@ def survey(source: Source, most: int = 1000) -> Source:
             found.append(error.bad)
     leave_out(found)
     return source
+
+
+def evenly(items: Sequence[T], count: int | None) -> list[T]:
+    """``count`` items spread over the whole sequence (photographs next to each other are alike); None takes all."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]

@@ -1,6 +1,7 @@
 """The engine: one training loop, its proof (`check_terms`) and its launcher."""
 
-from .check import CheckReport, TermReport, check_terms, default_device
+from ..dist import default_device
+from .check import CheckReport, TermReport, check_terms
 from .launch import is_worker, launch, leave
 from .loop import FitResult, fit
 from .schedule import Schedule

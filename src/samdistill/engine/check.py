@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,19 +10,12 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..tasks.base import Task
+from ..dist import default_device
 from ..types import Term, Terms, UserError
 from .frozen_norm import measure_frozen
 from .groups import Freezing, parameter_groups
 from .schedule import GlobalBatches, Shard
-
-
-def default_device() -> torch.device:
-    """CUDA if there is one (under torchrun the one of this process), else MPS, else the CPU."""
-    if torch.cuda.is_available():
-        rank = os.environ.get("LOCAL_RANK")
-        return torch.device("cuda") if rank is None else torch.device("cuda", int(rank) % torch.cuda.device_count())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+from .task import Task
 
 
 @dataclass(frozen=True)

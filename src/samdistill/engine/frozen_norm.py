@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ..config import TrainConfig
-from ..tasks.base import Task
 from .schedule import GlobalBatches, Shard
+from .task import Task
 
 PASSES, PER_PASS = 8, 2
 """Forward passes that measure, and images in each: the same for any number of ranks and micro-batches."""

@@ -20,13 +20,12 @@ from torch.utils.data import DataLoader
 
 from ..config import TrainConfig
 from ..data import reporting, worker_count
+from ..dist import default_device
 from ..io import replacing, write_text
 from ..locks import locked
 from ..processes import outlive_signals
 from ..reading import foreign
-from ..tasks.base import Task
 from ..types import UserError
-from .check import default_device
 from .frozen_norm import measure_frozen
 from .groups import Freezing, parameter_groups
 from .norm import synchronise_batch_norm
@@ -48,6 +47,7 @@ from .state import (
     restore_rng,
     seed_rng,
 )
+from .task import Task
 from .tracking import Tracker
 
 _UNFIT = "what its checkpoint holds does not fit the run; start again with another output"
@@ -388,7 +388,7 @@ class _Loop:
             if hosts is None or not isinstance(student, hosts.PreTrainedModel):
                 return None
             if not path.exists():
-                from ..checkpoints.loading import quiet_transformers  # transformers takes half of a rank's start
+                from ..checkpoints.loading import quiet_transformers
 
                 with replacing(path, sync=True, hint=kept(self.run_dir)) as new, quiet_transformers():
                     student.save_pretrained(new)

@@ -13,7 +13,6 @@ ALL, LOOKALIKES, UNIQUE, OCCLUDED, REAPPEARED = GROUPS = ("all", "lookalikes", "
 """Every question. Objects that share all their names with another one in the frame, and those that do not; objects
 without names are neither. Objects less than half visible, which only rendered videos tell. Objects that the frame
 before did not show, but one before that in the context did."""
-
 Kind = Literal["none", "own", "teacher"]
 
 

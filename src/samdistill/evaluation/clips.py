@@ -18,17 +18,16 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteT
 
 from ..data.objects import LEAST_PIXELS
 from ..data.skipped import leave_out
+from ..data.sources import evenly
 from ..data.transforms import Geometry, Size
 from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
 from ..metrics.video import boundary_f, region_similarity
-from ..ops.images import normalise
+from ..ops.images import normalise, to_grid
 from ..ops.outputs import take_images
-from ..tasks.video import Levels
-from ..tasks.video_student import to_grid
+from ..teachers.base import Levels
 from ..types import ConceptPrompts, UserError
 from .clip_scores import LOOKALIKES, OCCLUDED, REAPPEARED, UNIQUE, ClipAnswer, ClipScores, Kind
-from .examples import evenly
 from .videos import evaluating, frames_of, phrase_of, visible_shares
 
 HIDDEN_BELOW = 0.5

@@ -19,15 +19,14 @@ from ..data.images import UnreadableImage, read_image
 from ..data.saco import ConceptPair, ConceptSet, Rle, to_rle
 from ..data.saco_predictions import IouKind, Prediction, unused_predictions
 from ..data.skipped import BadInput, leave_out
-from ..data.sources import size_problem
+from ..data.sources import evenly, size_problem
 from ..data.transforms import Geometry
 from ..inference.concepts import ConceptModel, detections
+from ..inference.drawing import draw_instances
 from ..metrics.concepts import SCORE_THRESHOLD
 from ..ops.masks import masks_to_boxes
 from ..types import ConceptPrompts, ImageBatch, UserError
 from .concept_files import mask_ap, score_predictions
-from .detections import draw_instances
-from .examples import evenly
 from .latency import device_name, parameters
 from .pictures import GROUND_TRUTH, SIDE
 from .result import DASH, Conditions, Evaluation, Measure, Panel, Picture, count
@@ -38,7 +37,6 @@ MOST = 100
 """Predictions kept of a question beside those that count, as COCO's average precision ranks them."""
 AT_ONCE = 32
 """Questions in one call: a question's masks are some 70 MB at 1008 px."""
-
 Found = dict[int, list[Prediction]]
 """What a model found, best first, by the id of the pair."""
 

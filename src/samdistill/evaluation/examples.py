@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.prompts import pad_masks
 from ..data.skipped import BadInput, leave_out
-from ..data.sources import BadImage, Source
+from ..data.sources import BadImage, Source, evenly
 from ..data.transforms import Geometry
 from ..types import ImageBatch
 
@@ -33,13 +33,6 @@ class Example:
     original_size: tuple[int, int]
     masks: Bool[Tensor, "n s s"]
     left_out: int
-
-
-def evenly(items: Sequence[T], count: int | None) -> list[T]:
-    """``count`` items spread over the whole sequence (photographs next to each other are alike); None takes all."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def load_example(source: Source, geometry: Geometry, key: str, max_objects: int) -> Example:

@@ -8,16 +8,12 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..inference.drawing import COLOURS, overlay
 from ..inference.prompting import PromptKind, Targets
 from ..ops.masks import mask_iou
 from .result import Panel, Picture
 
-COLOURS = (
-    (230, 25, 75), (60, 180, 75), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240), (240, 50, 230),
-    (210, 245, 60), (250, 190, 212), (0, 128, 128), (170, 110, 40), (255, 225, 25),
-)  # fmt: skip
 GROUND_TRUTH = "ground truth"
 SIDE = 384  # longer side of a panel in pixels
 MOST = 8  # objects drawn on one picture; more hide each other
@@ -49,27 +45,6 @@ def picture(
         iou = None if name == reference else float(mask_iou(masks, drawn[reference]).mean())
         panels.append(Panel(name, overlay(np.asarray(shown), masks[0, :, :height, :width]), iou))
     return Picture(key, kind, reference, tuple(panels))
-
-
-def overlay(image: UInt8[np.ndarray, "h w 3"], masks: Bool[Tensor, "n a b"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Masks of any resolution over ``image``: a tint and an outline in each object's own colour."""
-    height, width = image.shape[:2]
-    result = image.astype(np.float32) * 0.85
-    for number in masks.flatten(1).sum(1).argsort(descending=True).tolist():  # a large mask hides no small one
-        # smooth edges: bilinear before the threshold, as the models' own masks are made
-        one = masks[number][None, None].float().cpu()
-        mask = F.interpolate(one, (height, width), mode="bilinear", align_corners=False)[0, 0] > 0.5
-        colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
-        inside = mask.numpy()
-        result[inside] = 0.45 * result[inside] + 0.55 * colour
-        result[_outline(mask)] = 0.25 * 255 + 0.75 * colour
-    return result.clip(0, 255).astype(np.uint8)
-
-
-def _outline(mask: Bool[Tensor, "h w"]) -> np.ndarray:
-    """The two pixels inside a mask's edge; the image's border is no edge."""
-    outside = (~mask)[None, None].float()
-    return (mask & (F.max_pool2d(outside, 5, stride=1, padding=2)[0, 0] > 0)).numpy()
 
 
 def _with_prompts(image: np.ndarray, kind: PromptKind, targets: Targets, scale: float) -> UInt8[np.ndarray, "h w 3"]:

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, SamModel
 
 from ..data.prompts import pad_masks
 from ..data.skipped import BadInput
-from ..data.sources import Source
+from ..data.sources import Source, evenly
 from ..data.transforms import Geometry
 from ..inference.prompting import KINDS, PROMPTS, PromptKind, Targets, prompted_masks, prompts_at_once
 from ..ops.promptable import Embeddings, Promptable, embed, embed_trunk, image_size
 from ..types import ImageBatch, UserError
 from .agreement import PseudoObjects
-from .examples import evenly, load_batches, to_batch
+from .examples import load_batches, to_batch
 from .latency import encoder_latency
 from .pictures import MOST, picture
 from .result import EvaluationResult, Picture

@@ -12,15 +12,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ..data.saco import Rle, to_rle
+from ..data.sources import evenly
 from ..data.videos import VideoSource, read_frames, scan_video
+from ..inference.drawing import overlay
 from .clip_scores import LOOKALIKES, ClipAnswer, ClipScores
-from .examples import evenly
-from .pictures import GROUND_TRUTH, MOST, SIDE, overlay
+from .pictures import GROUND_TRUTH, MOST, SIDE
 from .result import Panel, Picture
 from .video_result import STUDENT
 
 PAST = "the frame before"
-
 Frame = UInt8[np.ndarray, "h w 3"]
 Question = tuple[str, int, int]
 """A video, a frame of it and an object."""

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 Statistics = tuple[float, float, float]
 
@@ -32,3 +33,10 @@ def encoded(image: Image.Image, kind: Literal["PNG", "JPEG"], **options: Any) ->
     content = BytesIO()
     image.save(content, kind, **options)
     return content.getvalue()
+
+
+def to_grid(maps: Float[Tensor, "n c h w"], grid: tuple[int, int]) -> Float[Tensor, "n c gh gw"]:
+    """Maps of another stride on the wanted grid, as grids: in a row of tokens the rows would slide past each other."""
+    if tuple(maps.shape[-2:]) == grid:
+        return maps
+    return F.interpolate(maps, grid, mode="bilinear", align_corners=False, antialias=True)

@@ -15,12 +15,13 @@ from transformers import Sam3Model
 from ..checkpoints.loading import quiet_transformers
 from ..config import TeacherConfig, TrainConfig
 from ..config.parts import FreezeConfig
-from ..engine import default_device, fit
+from ..dist import default_device
+from ..engine import fit
 from ..engine.state import Checkpoint
+from ..engine.task import Task
 from ..inference.concepts import detections
 from ..io import replacing
 from ..metrics.concepts import SCORE_THRESHOLD, ConceptScores, mask_ious
-from ..tasks.base import Task
 from ..teachers import Sam3Detector
 from ..types import Terms, UserError
 from .concepts import sandbox_words

@@ -15,10 +15,11 @@ from transformers import Sam3TrackerModel
 from ..checkpoints.loading import quiet_transformers
 from ..checkpoints.promptable import load_promptable
 from ..config import TrainConfig
-from ..engine import default_device, fit
+from ..dist import default_device
+from ..engine import fit
+from ..engine.task import Task
 from ..io import replacing
 from ..ops.promptable import Promptable, image_size
-from ..tasks.base import Task
 from ..types import Terms, UserError
 from .objective import prompt_terms, teacher_terms
 from .scenes import Scenes, render_scenes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,21 @@ class Breakdown:
     trunk_gflops: float
     head_gflops: float
     modules: list[ModuleInfo]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the ready-made students that match a shell pattern, in order.
+
+    Any other timm model with feature maps can be a student too; timm's own ``list_models`` has their names.
+
+    Args:
+        pattern: With ``*``, ``?`` and ``[...]``, as in ``fnmatch``.
+
+    Example:
+        >>> list_models("es_rv_*")
+        ['es_rv_l', 'es_rv_m', 'es_rv_s']
+    """
+    return sorted(fnmatch.filter(STUDENTS, pattern))
 
 
 def list_students(head: str = "fused", hidden_size: int = 1024) -> list[StudentInfo]:

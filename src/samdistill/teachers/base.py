@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..config import TeacherConfig
@@ -106,3 +108,9 @@ def build_teacher(config: TeacherConfig, device: torch.device | str = "cpu") -> 
 def describe_teacher(config: TeacherConfig) -> TeacherInfo:
     """Image size, embedding shape and parameters of ``config``'s teacher; reads its ``config.json``, no weights."""
     return TEACHERS.get(config.kind).describe(config)
+
+
+class Levels(Protocol):
+    """Maps of the teacher of chosen frames of a video."""
+
+    def read(self, key: str, frames: Sequence[int]) -> Float[Tensor, "t c h w"]: ...

@@ -1,0 +1,50 @@
+"""Figures on held-out data: means over its items, however they are divided into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from .task import Task
+
+Batch = TypeVar("Batch")
+
+
+HELD_OUT_BATCHES = 8
+"""The most batches after an epoch: training shall not wait long for its figures."""
+
+
+def held_out_batches(task: Task[Batch], data: Dataset[Any], size: int, student: nn.Module) -> Iterator[Batch]:
+    """The first ``HELD_OUT_BATCHES`` batches of ``data`` on the student's device; the last one may be smaller."""
+    device, items = next(student.parameters()).device, min(len(data), HELD_OUT_BATCHES * size)  # type: ignore[arg-type]
+    for start in range(0, items, size):
+        yield task.to(task.collate([data[i] for i in range(start, min(start + size, items))]), device)
+
+
+def pooled(measured: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+    """Of each name's means over batches, with the number of units that each is a mean of, the mean over all units.
+
+    A name without any unit is left out.
+    """
+    sums: dict[str, tuple[float, int]] = {}
+    for figures in measured:
+        for name, (value, count) in figures.items():
+            total, units = sums.get(name, (0.0, 0))
+            sums[name] = total + value * count, units + count
+    return {name: total / units for name, (total, units) in sums.items() if units}
+
+
+def held_out_terms(
+    task: Task[Any], data: Dataset[Any], size: int, student: nn.Module, wanted: Iterable[str]
+) -> dict[str, float]:
+    """The terms called ``wanted`` over held-out ``data``, and their weighted ``total``; call it without gradients."""
+    measured, weights, names = list[dict[str, tuple[float, int]]](), dict[str, float](), tuple(wanted)
+    for batch in held_out_batches(task, data, size, student):
+        terms, counts = task.terms(student, batch).only(names), task.counts(batch)
+        measured.append({name: (term.value.item(), counts[name]) for name, term in terms.items()})
+        weights |= {name: term.weight for name, term in terms.items()}
+    means = pooled(measured)
+    return {**means, "total": sum(weights[name] * value for name, value in means.items())} if means else {}

@@ -1,0 +1,119 @@
+"""``samdistill evaluate``: a model on a data set, beside its teacher where one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..checkpoints.promptable import load_model
+from ..data import Geometry, reporting
+from ..data.layouts import held_out_images
+from ..data.saco import ConceptSet, find_concepts
+from ..data.saco_predictions import IouKind, load_predictions, write_predictions
+from ..dist import default_device
+from ..inference.concepts import load_concept_model
+from ..inference.prompting import KINDS, PROMPTS, PromptKind
+from ..io import as_path, check_output
+from ..ops.promptable import image_size
+from ..progress import Progress
+from ..registry import did_you_mean
+from ..types import UserError
+from . import EvaluationResult, evaluate_models
+from . import concepts as detectors
+
+
+def prompt_kinds(names: Sequence[str]) -> tuple[PromptKind, ...]:
+    """Checked names of prompt kinds."""
+    for name in names:
+        if name not in KINDS:
+            raise UserError(f"no prompt kind is called {name!r}{did_you_mean(name, list(KINDS))}")
+    return tuple(kind for kind in KINDS if kind in names)
+
+
+@reporting("evaluate")
+def evaluate(
+    model: str | Path, data: str | Path, *, teacher: str | Path | None = None, prompts: Sequence[str] = PROMPTS,
+    images: int | None = None, batch_size: int = 4, geometry: str = "square", progress: bool = True,
+) -> EvaluationResult:  # fmt: skip
+    """mIoU against the data's masks, agreement with ``teacher``, features, parameters, FLOPs and latency.
+
+    model: what ``load_promptable`` opens, or a ``Sam3Model``'s folder beside its teacher. data: an SA-1B tree, a COCO
+    folder or any folder of images; without masks a teacher is needed. Raises UserError for what cannot be measured.
+    """
+    kinds = prompt_kinds(prompts)
+    loaded = {"student": load_model(model)}
+    size = image_size(loaded["student"])
+    if teacher is not None:
+        loaded = {"teacher": load_model(teacher, size)} | loaded
+    if geometry not in ("square", "longest_side"):
+        raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
+    source = held_out_images(as_path(data))
+    total = len(source.keys) if images is None else min(images, len(source.keys))
+    with Progress("evaluating", total, "images", progress) as bar:
+        return evaluate_models(
+            loaded, source, Geometry(size, geometry), teacher="teacher" if teacher is not None else None,
+            prompts=kinds, images=images, batch_size=batch_size, device=default_device(), progress=bar.advance,
+        )  # fmt: skip
+
+
+@reporting("evaluate")
+def evaluate_concepts(
+    model: str | Path, data: str | Path | Sequence[str | Path], *, teacher: str | Path | None = None,
+    threshold: float = 0.5, images: int | None = None, batch_size: int = 4, geometry: str = "square",
+    out: str | Path | None = None, iou: IouKind = "masks", progress: bool = True,
+) -> detectors.ConceptResult:  # fmt: skip
+    """cgF1 and its factors, mask AP, parameters and time per question of a detector, beside its ``teacher``.
+
+    model: what ``load_concept_model`` takes, or a ``.json`` of predictions; then ``teacher`` is one too, and only files
+    are compared. data: a file of concepts in the SA-Co layout, or a folder that holds one; several are the same pairs
+    as several annotators marked them, of which the best counts. threshold: scores from here on count. out: write the
+    model's predictions there. iou: compare ``masks`` or, of files of predictions, ``boxes``. Raises ``UserError`` for
+    what cannot be measured.
+    """
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
+    if images is not None and images < 1:
+        raise UserError(f"--images: {images} leaves nothing to measure")
+    if iou not in ("masks", "boxes"):
+        raise UserError(f"--iou: {iou!r} is neither masks nor boxes")
+    names = {"student": str(model)} if teacher is None else {"teacher": str(teacher), "student": str(model)}
+    files = {name: path for name, path in names.items() if path.endswith(".json")}
+    if files and (len(files) < len(names) or out is not None):
+        raise UserError("a file of predictions is compared with files alone, and there is nothing new to write: give "
+                        "--teacher as a file too, and no --out")  # fmt: skip
+    if iou == "boxes" and not files:
+        raise UserError("--iou boxes: a model answers with masks; give a file of predictions, or leave --iou out")
+    places, target = _listings([data] if isinstance(data, str | Path) else data), None if out is None else as_path(out)
+    if target is not None and target.suffix != ".json":
+        raise UserError(f"--out: {out} does not end in .json")
+    if target is not None:
+        check_output(target, *places)
+    truth = detectors.some_images(ConceptSet.load_annotators(places, check_images=not files), images)
+    by = "teacher" if teacher is not None else None
+    if files:
+        found = {name: load_predictions(Path(path)) for name, path in files.items()}
+        return detectors.score_files(found, truth, teacher=by, threshold=threshold, iou=iou)
+    if geometry not in ("square", "longest_side"):
+        raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
+    loaded = {name: load_concept_model(path, device=default_device()) for name, path in names.items()}
+    with Progress("evaluating", len(truth.pairs), "questions", progress) as bar:
+        result = detectors.evaluate_concepts(
+            loaded, truth, teacher=by, geometry=geometry, threshold=threshold, batch_size=batch_size, pictures=0,
+            progress=bar.advance,
+        )  # fmt: skip
+    if target is not None:
+        write_predictions(target, result.predictions["student"])
+    return result
+
+
+def _listings(data: Sequence[str | Path]) -> list[Path]:
+    """The file of each annotator."""
+    places = list[Path]()
+    for path in map(as_path, data):
+        place = find_concepts(path)
+        if place is None:
+            raise UserError(f"{path}: no concepts here; give an SA-Co .json, or a folder that holds concepts_val.json")
+        if place in places:
+            raise UserError(f"{place}: given twice; give one file per annotator")
+        places.append(place)
+    return places

@@ -1,0 +1,106 @@
+"""``samdistill evaluate`` on videos: how well a student follows objects, and what its memory is worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data.davis import LAYOUTS, DavisSource
+from ..data.layouts import layout_of, video_kind
+from ..data.masks import SPLITS
+from ..data.predicted_masks import OFFICIAL_IDS
+from ..data.skipped import reporting
+from ..data.sources import evenly
+from ..data.videos import VideoSource, open_videos
+from ..dist import default_device
+from ..inference.concepts import StudentDetector, load_concept_model
+from ..io import as_path
+from ..metrics.video_frames import DAVIS_2017, SAV, VideoConvention
+from ..progress import Progress
+from ..registry import did_you_mean
+from ..teachers import Sam3Detector
+from ..types import UserError
+from .video_result import VideoResult
+from .videos import evaluate_videos_with
+
+RULES = {"davis2017": DAVIS_2017, "sav": SAV}
+"""By the names of ``evaluate.convention``."""
+HELD_OUT = "val"
+
+
+def convention_named(name: str) -> VideoConvention:
+    """Raises ``UserError`` for a name that no convention has."""
+    if name not in RULES:
+        raise UserError(f"no convention is called {name!r}{did_you_mean(name, list(RULES))}")
+    return RULES[name]
+
+
+def held_out_videos(root: Path) -> tuple[VideoSource, VideoConvention]:
+    """Every video of an undivided folder, of a divided one the ``val`` part; and whose rules its layout suggests.
+
+    Of a whole DAVIS 2017 those in its ``ImageSets/2017/val.txt``. Raises ``UserError`` where there is no video.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of videos")
+    kind = video_kind(root)
+    if kind is None:
+        raise UserError(
+            f"{root}: no videos with masks here; give a folder with sav_<id>.mp4 and sav_<id>_manual.json, or one with "
+            "JPEGImages/<video>/ and Annotations/<video>/"
+        )
+    place = next(folder for folder in (root / HELD_OUT, root, *(root / n for n in SPLITS)) if layout_of(folder) == kind)
+    listed = place / OFFICIAL_IDS
+    source = open_videos(place, kind, "held_out", 1.0, ids=listed if kind == "davis" and listed.is_file() else None)
+    # the val and test parts of SA-V come as folders of frames
+    from_sav = kind == "sav" or (isinstance(source, DavisSource) and source.images.name == LAYOUTS[1][0])
+    return source, SAV if from_sav else DAVIS_2017
+
+
+@reporting("evaluate")
+def evaluate_videos(
+    model: str | Path, data: str | Path, *, teacher: str | Path | None = None, convention: str | None = None,
+    videos: int | None = None, every_frame: bool = False, geometry: str = "square", workers: int = 1,
+    progress: bool = True,
+) -> VideoResult:  # fmt: skip
+    """J&F of a student that follows objects with its own memory, without it, and with its ``teacher``'s maps.
+
+    model: a run of the video job, or its ``student/``. data: SA-V or DAVIS, or the sandbox's videos; of a divided
+    folder the ``val`` part. teacher: what ``load_concept_model`` opens as SAM 3. convention: ``davis2017`` or ``sav``,
+    None for that of the data's layout. videos: at most so many, spread over the folder. every_frame: push the frames
+    between the annotated ones too. workers: processes that score. Raises ``UserError`` for what cannot be measured.
+    """
+    rules = None if convention is None else convention_named(convention)
+    if geometry not in ("square", "longest_side"):
+        raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
+    if videos is not None and videos < 1:
+        raise UserError(f"--videos: {videos} leaves nothing to measure")
+    if workers < 1:
+        raise UserError(f"--workers: {workers} processes cannot score; give 1 or more")
+    source, suggested = held_out_videos(as_path(data))
+    student = _student(model)
+    theirs = None if teacher is None else _teacher(teacher, student)
+    keys = evenly(source.keys, videos)
+    with Progress("evaluating", len(keys), "videos", progress) as bar:
+        return evaluate_videos_with(
+            student, source, keys, convention=rules or suggested,
+            every_frame=every_frame, teacher=theirs, geometry=geometry, workers=workers, progress=bar.advance,
+        )  # fmt: skip
+
+
+def _student(path: str | Path) -> StudentDetector:
+    found = load_concept_model(path, device=default_device())
+    if not isinstance(found, StudentDetector) or not found.model.config.memory_latents:
+        raise UserError(
+            f"{path}: has no memory of videos; give a run of the video job (samdistill train with job: video)"
+        )
+    return found
+
+
+def _teacher(path: str | Path, student: StudentDetector) -> Sam3Detector:
+    """On a canvas of the student's size, as when its maps were cached."""
+    found = load_concept_model(path, student.image_size, default_device())
+    if not isinstance(found, Sam3Detector):
+        raise UserError(f"--teacher: {path} is a student; give the SAM 3 whose maps were remembered in training")
+    width = student.model.config.vision_config.fpn_hidden_size
+    if found.info.hidden_size != width:
+        raise UserError(f"--teacher: {path} has maps of {found.info.hidden_size} channels, the student of {width}")
+    return found

@@ -1,0 +1,108 @@
+"""Configuration of the detection job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from ...config.parts import Fraction, Positive, Run, Strict, TeacherConfig, TrainConfig, Weight
+from ...config.questions import QuestionsConfig
+
+
+class TextConfig(Strict):
+    """The student's text encoder: MobileCLIP's, of MobileCLIP-S1's size by default."""
+
+    hidden: Positive = 512
+    layers: Positive = 12
+    heads: Positive = 8
+    ffn: Positive = 2048
+    context: Positive = 32
+    """Tokens a phrase may have, begin and end marks included."""
+
+
+class DetectorConfig(Strict):
+    """EfficientSam3. Its width is the teacher's: the features of both are compared channel by channel."""
+
+    backbone: str = "es_rv_l"
+    """A student's name (es_rv_m) or any timm model with maps at strides 4, 8, 16 and 32."""
+    pretrained: bool | Path = False
+    """True downloads timm's ImageNet weights; a path reads them from a file."""
+    trunk: Path | None = None
+    """A finished run of the encoder job (or its ``student/``), whose backbone's weights are the start."""
+    start: Path | None = None
+    """A finished run of this job (or its ``student/``) with the same student, whose weights are all taken."""
+    inherit: bool = False
+    """Heads start from the teacher's wherever name and shape fit; layers and queries are taken evenly."""
+    queries: Positive = 100
+    encoder_layers: Positive = 3
+    decoder_layers: Positive = 3
+    heads: Positive = 8
+    ffn: Positive = 1024
+    checkpointing: bool = False
+    """Compute the backbone's stages again in the backward pass instead of keeping what they computed."""
+    text: TextConfig = TextConfig()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> DetectorConfig:
+        if sum((self.trunk is not None, self.pretrained is not False, self.start is not None)) > 1:
+            raise ValueError("give one of 'trunk', 'pretrained' and 'start'")
+        if self.start is not None and self.inherit:
+            raise ValueError("'inherit' would replace heads that 'start' brings; give one of them")
+        return self
+
+
+class MatchConfig(Strict):
+    """Which student query learns from which teacher query."""
+
+    method: Literal["hungarian", "greedy"] = "hungarian"
+    mask: Weight = 2.0
+    box: Weight = 5.0
+    logit: Weight = 2.0
+    resolution: Positive = 72
+    """Side in pixels at which masks are compared."""
+    floor: Fraction = 0.0
+    """Teacher queries that score less are nobody's target; the student queries left over learn "no object"."""
+
+
+class DetectionLossConfig(Strict):
+    """Weights of the eight terms, as described."""
+
+    mask: Weight = 5.0
+    box_l1: Weight = 5.0
+    giou: Weight = 2.0
+    logit: Weight = 2.0
+    presence: Weight = 1.0
+    semantic: Weight = 2.0
+    fpn: Weight = 1.0
+    encoder: Weight = 1.0
+    unmatched: bool = True
+    """Student queries without a pair are taught "no object" by the logit term."""
+
+
+class ConceptEvaluateConfig(Strict):
+    concepts: Path | None = None
+    """Held-out questions with their masks, in the SA-Co layout; None looks for one in ``data.root``."""
+    threshold: Fraction = 0.5
+    images: Positive | None = None
+    """At most this many held-out images; None takes all."""
+    batch_size: Positive = 4
+
+
+class DetectionRunConfig(Run):
+    """One run of detection distillation: everything needed to repeat it. Written resolved into the run folder."""
+
+    TERMS: ClassVar[tuple[str, ...]] = (
+        "mask", "box_l1", "giou", "logit", "presence", "semantic", "fpn", "encoder",
+    )  # fmt: skip
+
+    job: Literal["detection"] = "detection"
+    output: Path = Path("runs/detection")
+    teacher: TeacherConfig
+    student: DetectorConfig = DetectorConfig()
+    questions: QuestionsConfig = QuestionsConfig()
+    match: MatchConfig = MatchConfig()
+    loss: DetectionLossConfig = DetectionLossConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: ConceptEvaluateConfig = ConceptEvaluateConfig()

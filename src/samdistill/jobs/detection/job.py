@@ -1,0 +1,56 @@
+"""The detection job, as the pipeline sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ...checkpoints.report import MergeReport
+from ...dist import default_device
+from ...evaluation.concepts import ConceptResult
+from ...sandbox.render import render_sandbox
+from ...types import UserError
+from ..base import STUDENT, TEACHER, UNTRAINED, Evaluated, Job, Plan, Ready, ReportNames
+from .config import DetectionRunConfig
+from .evaluate import evaluate
+from .parts import DetectionParts
+from .plan import plan_detection
+
+
+class DetectionJob(Job[DetectionRunConfig]):
+    """EfficientSam3 learns a SAM 3's answers to questions, and the features behind them; the teacher runs online."""
+
+    name = "detection"
+    config = DetectionRunConfig
+
+    def plan(self, config: DetectionRunConfig, world: int = 1) -> Plan:
+        return plan_detection(config)
+
+    def prepare(self, config: DetectionRunConfig, device: str) -> Ready:
+        if default_device().type == "cpu" and config.train.precision != "fp32" and config.questions.boxes:
+            raise UserError(
+                f"train.precision={config.train.precision}: on the CPU boxes are pooled in float32 alone; "
+                "set train.precision=fp32 (it is faster here too) or questions.boxes=0"
+            )
+        parts = DetectionParts(config)
+        return Ready(parts.task(), parts.words)
+
+    def evaluate(self, config: DetectionRunConfig, merged: MergeReport | None) -> Evaluated:
+        return Evaluated(evaluate(config))
+
+    def summary(self, evaluated: Evaluated) -> list[str]:
+        result = evaluated.result
+        assert isinstance(result, ConceptResult)
+        student, start, teacher = result.row(STUDENT), result.row(UNTRAINED), result.row(TEACHER)
+        kept = f"{student.kept:.1%} of " if student.kept is not None else ""
+        return [
+            f"cgF1: the student's {student.cgf1:.3f} is {kept}the teacher's {teacher.cgf1:.3f} "
+            f"(untrained {start.cgf1:.3f})"
+        ]
+
+    def report_names(self, config: DetectionRunConfig) -> ReportNames:
+        return ReportNames(f"EfficientSam3 on {config.student.backbone} from {Path(config.teacher.path).name}")
+
+    def demo(self, folder: Path) -> tuple[str, list[str]]:
+        render_sandbox(folder, format="coco")
+        return "detection/sandbox", [f"data.root={json.dumps(str(folder))}"]

@@ -1,0 +1,92 @@
+"""What a detection run will need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ...data.questions import PhraseBook
+from ...data.sources import survey
+from ...engine.frozen_norm import batch_norms
+from ...report import human_bytes
+from ...students import EfficientSam3Model
+from ..base import Plan, optimiser_bytes
+from .config import DetectionRunConfig
+from .parts import DetectionParts
+from .task import student_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionPlan(Plan):
+    """Sizes in bytes. parts: parameters of the student by module. levels: sides of the maps the heads read.
+    batch_norms: layers of batch norm."""
+
+    teacher: str
+    teacher_params: int
+    image_size: int
+    teacher_queries: int
+    teacher_levels: tuple[int, ...]
+    student: str
+    student_params: int
+    parts: dict[str, int]
+    student_fp16_bytes: int
+    queries: int
+    images: int
+    held_out_images: int
+    questions_per_image: int
+    phases: tuple[tuple[str, int], ...]
+    weights_and_optimiser_bytes: int
+    teacher_bytes: int
+
+    @property
+    def trained_on(self) -> str:
+        return f"{self.images} images"
+
+    @property
+    def headline(self) -> str:
+        return (
+            f"{self.student}: {self.student_params / 1e6:.2f}M parameters and {self.queries} queries for "
+            f"{self.teacher_params / 1e6:.2f}M and {self.teacher_queries}; {self.images} images, {self.steps} steps"
+        )
+
+    def facts(self) -> dict[str, str]:
+        levels = ", ".join(map(str, self.teacher_levels))
+        parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in self.parts.items())
+        phases = "; ".join(f"{name} {steps}" for name, steps in self.phases)
+        return {
+            "teacher": f"{self.teacher} ({self.teacher_params / 1e6:.2f}M, {self.teacher_queries} queries), "
+            f"{self.image_size} px, maps of {levels}",
+            "student": f"{self.student} ({self.student_params / 1e6:.2f}M, {self.queries} queries): {parts}",
+            "images": f"{self.images} to train on, {self.held_out_images} held out, "
+            f"{self.questions_per_image} question(s) each",
+            "memory": f"{human_bytes(self.weights_and_optimiser_bytes)} weights and optimiser, "
+            f"{human_bytes(self.teacher_bytes)} teacher; activations are not counted",
+            "student's file": f"{human_bytes(self.student_fp16_bytes)} in fp16",
+            "steps": f"{self.steps} ({self.steps_per_epoch} an epoch)" + (f": {phases}" if phases else ""),
+        }
+
+
+def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
+    """What a run will need; reads configs and lists files, loads no weights and decodes no image.
+
+    images: those that something can be asked about; phrases too long for a text encoder are not known yet.
+    """
+    parts = DetectionParts(config)
+    info, train = parts.teacher_info, config.train
+    with torch.device("meta"):
+        student = EfficientSam3Model(student_config(config, info))
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in student.named_children()}
+    params, images = sum(sizes.values()), len(PhraseBook(config.questions, survey(parts.train_source)).keys)
+    per_epoch = images // train.batch_size
+    half = 2 if config.teacher.precision != "fp32" else 4
+    return DetectionPlan(
+        teacher=config.teacher.path, teacher_params=info.params, image_size=info.image_size,
+        teacher_queries=info.queries, teacher_levels=tuple(info.levels), student=config.student.backbone,
+        student_params=params, parts=sizes, student_fp16_bytes=2 * params, queries=config.student.queries,
+        images=images, held_out_images=len(survey(parts.held_out_source()).keys),
+        questions_per_image=config.questions.per_image,
+        phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
+        weights_and_optimiser_bytes=optimiser_bytes(params, train), teacher_bytes=half * info.params,
+        batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
+    )  # fmt: skip

@@ -1,0 +1,135 @@
+"""Detection distillation: SAM 3's answers to questions, and the features behind them, into EfficientSam3.
+
+The teacher runs online: what it says depends on the image and the question, and is many times larger than both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ...checkpoints.student import start_from, trunk_weights
+from ...checkpoints.words import Words
+from ...data import BadInput, leave_out
+from ...data.questions import QuestionItem, collate_questions
+from ...engine.held_out import held_out_terms
+from ...engine.task import Task
+from ...losses.detection import FEATURE_TERMS, TERMS, feature_terms, fpn_term, output_terms
+from ...ops.images import normalise
+from ...ops.matching import MatchCost, match
+from ...students import EfficientSam3Config, EfficientSam3Model, build_detector, efficient_sam3_config, inherit
+from ...students.backbones import checkpoint_stages
+from ...teachers import DetectorInfo, Sam3Detector
+from ...types import ConceptPrompts, ImageBatch, Term, Terms
+from .config import DetectionRunConfig
+
+
+@dataclass(frozen=True)
+class DetectionBatch:
+    """Images as they travel, and what both models are asked about them. bad: images that others stand in for."""
+
+    images: ImageBatch
+    prompts: ConceptPrompts
+    bad: tuple[BadInput, ...] = ()
+
+
+def student_config(config: DetectionRunConfig, teacher: DetectorInfo) -> EfficientSam3Config:
+    """The student that can be held against the teacher: of its width, its input size and its vocabulary."""
+    student, text = config.student, config.student.text
+    return efficient_sam3_config(
+        backbone=student.backbone, image_size=teacher.image_size, hidden_size=teacher.hidden_size, heads=student.heads,
+        ffn=student.ffn, encoder_layers=student.encoder_layers, decoder_layers=student.decoder_layers,
+        queries=student.queries,
+        text={
+            "hidden_size": text.hidden, "projection_dim": text.hidden, "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads, "intermediate_size": text.ffn, "vocab_size": teacher.vocab_size,
+        },
+    )  # fmt: skip
+
+
+class DetectionTask(Task[DetectionBatch]):
+    """Eight terms between two detectors that were asked the same questions about the same uint8 images.
+
+    words: the student's tokenizer. questions: the training items of an epoch. held_out: items whose terms are logged
+    after every epoch, or None.
+    """
+
+    leaves_unused = True  # the box encoder when nobody shows a box
+
+    def __init__(
+        self, config: DetectionRunConfig, teacher: Sam3Detector, words: Words,
+        questions: Callable[[int], Dataset[QuestionItem]], held_out: Dataset[QuestionItem] | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.teacher, self.words = config, teacher, words
+        self.questions, self.held_out = questions, held_out
+        self.student = student_config(config, teacher.info)
+        self.wanted = frozenset(TERMS)
+
+    def build_student(self) -> EfficientSam3Model:
+        settings = self.config.student
+        backbone = self.student.vision_config.backbone
+        trunk = settings.pretrained if settings.trunk is None else trunk_weights(settings.trunk, backbone)
+        student = build_detector(self.student, trunk)
+        if settings.start is not None:
+            start_from(student, settings.start)
+        if settings.inherit:
+            inherit(student, self.teacher.model.state_dict())
+        student.vision_encoder.to(memory_format=torch.channels_last)
+        if settings.checkpointing:
+            checkpoint_stages(student.vision_encoder.backbone)
+        return student
+
+    def dataset(self, epoch: int) -> Dataset[QuestionItem]:
+        phase = self.config.train.phase_at(epoch)
+        self.wanted = frozenset(TERMS if phase is None or phase.terms is None else phase.terms)
+        return self.questions(epoch)
+
+    def collate(self, items: Sequence[QuestionItem]) -> DetectionBatch:
+        images, prompts, bad = collate_questions(items)
+        return DetectionBatch(images, prompts, tuple(bad))
+
+    def to(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
+        self.teacher.to(device)
+        leave_out(batch.bad)
+        return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.bad)
+
+    def counts(self, batch: DetectionBatch) -> dict[str, int]:
+        """Questions; of ``fpn`` images."""
+        return dict.fromkeys(TERMS, len(batch.prompts)) | {"fpn": len(batch.images)}
+
+    def terms(self, student: nn.Module, batch: DetectionBatch) -> Terms:
+        """The terms of the epoch's phase, and at most those that come with them for nothing.
+
+        A phase of ``fpn`` alone asks nobody anything: only the two vision encoders run.
+        """
+        vision, device = self.student.vision_config, batch.images.images.device
+        pixels = normalise(batch.images.images, tuple(vision.image_mean), tuple(vision.image_std))
+        if self.wanted == {"fpn"}:
+            levels = student(pixel_values=pixels).fpn_hidden_states
+            with torch.autocast(device.type, enabled=False):
+                return self._weighted({"fpn": fpn_term(levels, self.teacher.features(batch.images))})
+        teacher = self.teacher.answer(batch.images, batch.prompts)
+        asked = self.words.inputs(batch.prompts, device)
+        found = student(pixel_values=pixels, prompt_images=batch.prompts.image, **asked).answer()
+        with torch.autocast(device.type, enabled=False):  # losses are float32 in any precision
+            pairs = self.config.match
+            cost = MatchCost(pairs.mask, pairs.box, pairs.logit, pairs.resolution, pairs.floor)
+            matches = match(found, teacher, cost, pairs.method)
+            values = output_terms(found, teacher, matches, self.config.loss.unmatched)
+            if self.wanted & set(FEATURE_TERMS):
+                values |= feature_terms(found, teacher)
+        return self._weighted(values)
+
+    def _weighted(self, values: Mapping[str, Tensor]) -> Terms:
+        return Terms({name: Term(value, getattr(self.config.loss, name)) for name, value in values.items()})
+
+    @torch.no_grad()
+    def validate(self, student: nn.Module) -> dict[str, float]:
+        """The trained terms and their weighted total on the held-out questions, a few batches of them."""
+        if self.held_out is None:
+            return {}
+        return held_out_terms(self, self.held_out, self.config.evaluate.batch_size, student, self.wanted)

@@ -1,0 +1,70 @@
+"""Merging of a finished trunk, and the merged model on held-out images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import Sam3TrackerModel
+
+from ...checkpoints.merge import merge
+from ...checkpoints.promptable import load_model
+from ...checkpoints.report import MergeReport
+from ...dist import default_device
+from ...evaluation import EvaluationResult, evaluate_models
+from ...progress import Progress
+from ...students import build_trunk
+from ..base import STUDENT, TEACHER, UNTRAINED
+from .config import EncoderRunConfig
+from .parts import EncoderParts
+from .task import student_config
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def merge_student(config: EncoderRunConfig) -> MergeReport | None:
+    """Put the finished trunk into its teacher; None where the teacher is no SAM 3."""
+    if config.teacher.kind != "sam3":
+        console.print(f"[bold]merge[/]   left out: a {config.teacher.kind} teacher has no place for a SAM 3 trunk")
+        return None
+    out, suffix = config.output, Path(config.teacher.path).suffix
+    target = out / (f"merged{suffix}" if suffix in (".pt", ".pth") else "merged")
+    found = merge(out, config.teacher.path, target)
+    totals = found.totals
+    console.print(
+        "[bold]merge[/]   "
+        + ", ".join(f"{name} {t['tensors']} tensors ({t['elements'] / 1e6:.2f}M)" for name, t in totals.items())
+    )
+    return found
+
+
+def evaluate(config: EncoderRunConfig, merged: MergeReport | None) -> EvaluationResult | None:
+    """Teacher, untrained and distilled student on the held-out images; None where no host model can be built."""
+    if merged is None or merged.layout != "transformers":
+        console.print("[bold]evaluate[/] left out: only a transformers folder can be run")
+        return None
+    parts = EncoderParts(config)
+    models = {
+        TEACHER: load_model(config.teacher.path, parts.teacher_info.image_size),
+        UNTRAINED: _untrained(parts),
+        STUDENT: load_model(merged.out),
+    }
+    source = parts.held_out_source()
+    settings = config.evaluate
+    total = len(source.keys) if settings.images is None else min(settings.images, len(source.keys))
+    with Progress("evaluating", total, "images") as bar:
+        return evaluate_models(
+            models, source, parts.geometry, teacher=TEACHER, prompts=settings.prompts, images=settings.images,
+            batch_size=settings.batch_size, device=default_device(), progress=bar.advance,
+        )  # fmt: skip
+
+
+def _untrained(parts: EncoderParts) -> Sam3TrackerModel:
+    """The teacher's heads on the student as the training found it: same seed, no step."""
+    host = load_model(parts.config.teacher.path, parts.teacher_info.image_size)
+    torch.manual_seed(parts.config.train.seed)
+    trunk = build_trunk(student_config(parts.config.student, parts.teacher_info), parts.config.student.pretrained)
+    host.vision_encoder.backbone = trunk.eval()
+    host.config.vision_config.backbone_config = trunk.config
+    return host

@@ -1,0 +1,121 @@
+"""``samdistill plan``: shapes, parameters, disk, memory and steps of a config, before anything is spent."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ...data.sources import survey
+from ...engine.frozen_norm import batch_norms
+from ...report import human_bytes
+from ...store import record_bytes
+from ...students import StudentTrunk
+from ..base import Plan, optimiser_bytes
+from .config import EncoderRunConfig
+from .parts import EncoderParts
+from .task import student_config
+
+logger = logging.getLogger("samdistill")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderPlan(Plan):
+    """Sizes in bytes, shapes as (channels, height, width); activations are those autograd keeps for one micro-batch.
+
+    batch_norms: layers of batch norm that train.
+    """
+
+    teacher: str
+    teacher_trunk_params: int
+    image_size: int
+    embedding_shape: tuple[int, int, int]
+    student: str
+    trunk_params: int
+    head_params: int
+    images: int
+    held_out_images: int
+    views: int
+    codec: str
+    bytes_per_record: int
+    cache_bytes: int
+    micro_batch: int
+    weights_and_optimiser_bytes: int
+    activation_bytes: int
+
+    @property
+    def trained_on(self) -> str:
+        return f"{self.images} images"
+
+    @property
+    def headline(self) -> str:
+        return (
+            f"{self.student}: {(self.trunk_params + self.head_params) / 1e6:.2f}M parameters for "
+            f"{self.teacher_trunk_params / 1e6:.2f}M; {self.images} images, {human_bytes(self.cache_bytes)} of cache, "
+            f"{self.steps} steps"
+        )
+
+    @property
+    def raw_record_bytes(self) -> int:
+        return record_bytes("fp16", self.embedding_shape)
+
+    def facts(self) -> dict[str, str]:
+        shape = " x ".join(map(str, self.embedding_shape))
+        return {
+            "teacher": f"{self.teacher} ({self.teacher_trunk_params / 1e6:.2f}M in its image encoder)",
+            "student": f"{self.student} ({self.trunk_params / 1e6:.3f}M trunk + {self.head_params / 1e6:.3f}M head)",
+            "embedding": f"{shape} from {self.image_size} px",
+            "images": f"{self.images} to train on, {self.held_out_images} held out, {self.views} view(s) each",
+            "cache": f"{human_bytes(self.cache_bytes)}: {self.codec}, {human_bytes(self.bytes_per_record)} a record",
+            "memory": f"{human_bytes(self.weights_and_optimiser_bytes)} weights and optimiser, "
+            f"{human_bytes(self.activation_bytes)} activations of {self.micro_batch} images",
+            "steps": f"{self.steps} ({self.steps_per_epoch} an epoch)",
+        }
+
+
+def saved_activation_bytes(student: nn.Module, batch: int, image_size: int) -> int:
+    """Bytes autograd keeps for the backward pass of ``batch`` images, counted on the meta device."""
+    seen: dict[int, int] = {}
+    keep: list[torch.Tensor] = []
+    weights = {p.data_ptr() if p.device.type != "meta" else id(p) for p in student.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        if id(base) not in weights and not isinstance(base, nn.Parameter) and id(base) not in seen:
+            seen[id(base)] = base.numel() * base.element_size()
+            keep.append(base)  # ids are only unique among the living
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        student(pixel_values=torch.empty(batch, 3, image_size, image_size, device="meta"))
+    return sum(seen.values())
+
+
+def _meta_student(parts: EncoderParts) -> StudentTrunk:
+    with torch.device("meta"):
+        return StudentTrunk(student_config(parts.config.student, parts.teacher_info))
+
+
+def plan_encoder(config: EncoderRunConfig, world: int = 1) -> EncoderPlan:
+    """``plan`` of the encoder job."""
+    parts = EncoderParts(config)
+    info, train = parts.teacher_info, config.train
+    student = _meta_student(parts)
+    images, held_out = len(survey(parts.train_source).keys), len(survey(parts.held_out_source()).keys)
+    micro = train.batch_size // (world * train.accumulate)
+    params = sum(p.numel() for p in student.parameters())
+    trunk = sum(p.numel() for p in student.backbone.parameters())
+    per_epoch = images // train.batch_size
+    per_record = record_bytes(config.cache.codec, info.embedding_shape)
+    half = 2 if train.precision in ("bf16", "fp16") else 1
+    return EncoderPlan(
+        teacher=config.teacher.path, teacher_trunk_params=info.params, image_size=info.image_size,
+        embedding_shape=info.embedding_shape, student=config.student.backbone, trunk_params=trunk,
+        head_params=params - trunk, images=images, held_out_images=held_out, views=config.data.views,
+        codec=config.cache.codec, bytes_per_record=per_record, cache_bytes=per_record * images * config.data.views,
+        micro_batch=micro, weights_and_optimiser_bytes=optimiser_bytes(params, train),
+        activation_bytes=saved_activation_bytes(student, micro, info.image_size) // half,
+        batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
+    )  # fmt: skip

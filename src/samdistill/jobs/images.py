@@ -1,0 +1,38 @@
+"""The images of a run, whatever the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar
+
+from ..config import Run
+from ..data import Geometry, Source, ViewTransform, open_source
+
+AnyConfig = TypeVar("AnyConfig", bound=Run)
+
+
+@dataclass(frozen=True)
+class Images(Generic[AnyConfig]):
+    """The images of one run, on the teacher's canvas, whatever the job; built when they are first asked for."""
+
+    config: AnyConfig
+
+    @property
+    def image_size(self) -> int:
+        raise NotImplementedError
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        return Geometry(self.image_size, self.config.data.geometry)
+
+    @cached_property
+    def transform(self) -> ViewTransform:
+        return ViewTransform(self.geometry, self.config.data.augment)
+
+    @cached_property
+    def train_source(self) -> Source:
+        return open_source(self.config.data, "train")
+
+    def held_out_source(self) -> Source:
+        return open_source(self.config.data, "held_out")

@@ -1,0 +1,158 @@
+"""Configuration of the prompt job."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ...config.parts import Count, EvaluateConfig, Fraction, Positive, Run, Strict, TrainConfig, Weight
+from ...config.prompting import PromptableConfig, PromptsConfig, TeacherEntry
+
+Epoch = Count
+Scheduled = Weight | Annotated[dict[Epoch, Weight], Field(min_length=1)]
+"""A number, or epochs and the values there: linear between them, constant before the first and after the last."""
+
+
+def at_epoch(value: Scheduled, epoch: int) -> float:
+    """What a scheduled value is in ``epoch`` (from 0)."""
+    if not isinstance(value, dict):
+        return float(value)
+    points = sorted(value.items())
+    for (start, low), (end, high) in pairwise(points):
+        if start <= epoch < end:
+            return low + (high - low) * (epoch - start) / (end - start)
+    return float(points[0][1] if epoch < points[0][0] else points[-1][1])
+
+
+class PatchTermConfig(Strict):
+    enable: bool = True
+    weight: Scheduled = 1.0
+    w_l2: Weight = 1.0
+    w_cos: Weight = 1.0
+
+
+class EmbedTermConfig(Strict):
+    enable: bool = True
+    weight: Scheduled = 1.0
+    w_mse: Weight = 0.7
+    w_cos: Weight = 0.3
+
+
+class TokenTermConfig(Strict):
+    enable: bool = True
+    weight: Scheduled = 1.0
+    w_kl: Weight = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 0.5
+
+
+class DenseTermConfig(Strict):
+    enable: bool = True
+    weight: Scheduled = 1.0
+    w_kl: Weight = 0.6
+    w_focal: Weight = 0.4
+    gamma: Weight = 2.0
+
+
+class DistillationConfig(Strict):
+    """The published block, with the published values as defaults; ``weight`` and the last three keys are ours."""
+
+    enable: bool = True
+    use_precomputed_features: bool = False
+    """Read the teachers' features from the cache: no teacher is in memory."""
+    precomputed_root: Path | None = None
+    """Of the cache; None puts it into the run folder under ``features/``."""
+    lambda_coef: Scheduled = 1.0
+    encoder_patch: PatchTermConfig = PatchTermConfig()
+    prompt_embed: EmbedTermConfig = EmbedTermConfig()
+    decoder_mask_token: TokenTermConfig = TokenTermConfig()
+    dense_mask_logits: DenseTermConfig = DenseTermConfig()
+    standardise: bool | None = None
+    """Divide each teacher's patch features by their standard deviation; None does with several teachers."""
+    sample: Positive = 64
+    """Training images that the projection of a teacher's patch features is fitted on."""
+    rounds: Literal["first", "all"] = "all"
+    """Prompts that the teachers are asked where there are ``prompts.rounds``: the first, or the student's corrective
+    ones too, of which no cache can know."""
+
+
+class PromptCacheConfig(Strict):
+    """What ``samdistill cache`` writes for this job."""
+
+    codec: Annotated[str, Field(pattern=r"^(fp16|fp32)$")] = "fp16"
+    dense: bool = True
+    """Keep the teachers' mask logits too; without them ``dense_mask_logits`` cannot be had from the cache."""
+    batch_size: Positive = 4
+
+
+class PromptLossConfig(Strict):
+    """The task loss against the masks of the data; each weight may follow a schedule by epoch."""
+
+    bce: Scheduled = 0.0
+    focal: Scheduled = 20.0
+    dice: Scheduled = 1.0
+    iou: Scheduled = 1.0
+    focal_gamma: Weight = 2.0
+    focal_alpha: Fraction = 0.25
+
+
+class PromptRunConfig(Run):
+    """One run of prompt distillation: everything needed to repeat it. Written resolved into the run folder."""
+
+    TASK_TERMS: ClassVar[tuple[str, ...]] = ("bce", "focal", "dice", "iou")
+    DISTILLED: ClassVar[tuple[str, ...]] = ("encoder_patch", "prompt_embed", "decoder_mask_token", "dense_mask_logits")
+    TERMS: ClassVar[tuple[str, ...]] = TASK_TERMS + DISTILLED
+
+    job: Literal["prompt"] = "prompt"
+    output: Path = Path("runs/prompt")
+    student: PromptableConfig = PromptableConfig()
+    teachers: tuple[TeacherEntry, ...] = ()
+    prompts: PromptsConfig = PromptsConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    cache: PromptCacheConfig = PromptCacheConfig()
+    loss: PromptLossConfig = PromptLossConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @field_validator("teachers")
+    @classmethod
+    def _teachers_differ(cls, teachers: tuple[TeacherEntry, ...]) -> tuple[TeacherEntry, ...]:
+        names = [teacher.name for teacher in teachers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two teachers have the same name: {', '.join(names)}")
+        if teachers and sum(teacher.weight for teacher in teachers) <= 0:
+            raise ValueError("the teachers' weights sum to zero: give at least one a weight above 0")
+        return teachers
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PromptRunConfig:
+        if self.distilled and not self.teachers:
+            raise ValueError("distillation is on without a teacher: list teachers, or set distillation.enable: false")
+        if self.cached and self.prompts.candidates > 1:
+            raise ValueError("prompts.candidates: hard prompts are chosen while training, cached features know none")
+        if self.cached and self.prompts.rounds and self.distillation.rounds == "all":
+            raise ValueError(
+                "prompts.rounds: corrective clicks follow the student's own errors, cached features know none: "
+                "set distillation.rounds: first, or prompts.rounds: 0"
+            )
+        if self.cached and not self.cache.dense and "dense_mask_logits" in self.distilled:
+            raise ValueError("distillation.dense_mask_logits needs cache.dense: true, or enable: false")
+        return self
+
+    @property
+    def distilled(self) -> tuple[str, ...]:
+        """Distillation terms that are on."""
+        on = self.distillation.enable
+        return tuple(name for name in self.DISTILLED if on and getattr(self.distillation, name).enable)
+
+    @property
+    def cached(self) -> bool:
+        """Whether teachers are read from the cache."""
+        return bool(self.distilled) and self.distillation.use_precomputed_features
+
+    @property
+    def feature_root(self) -> Path:
+        root = self.distillation.precomputed_root
+        return root if root is not None else self.output / "features"

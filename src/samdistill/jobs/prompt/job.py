@@ -1,0 +1,68 @@
+"""The prompt job, as the pipeline sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ...checkpoints.report import MergeReport
+from ...evaluation import EvaluationResult
+from ...progress import Progress
+from ...sandbox.scenes import SceneStyle
+from ...sandbox.write import write_coco
+from ..base import STUDENT, TEACHER, Evaluated, Job, Plan, Ready, ReportNames
+from ..caching import CacheCall, CacheReport
+from .cache import cache_signals
+from .config import PromptRunConfig
+from .evaluate import UNTUNED, evaluate
+from .parts import PromptParts
+from .plan import plan_prompt
+
+WORLD = SceneStyle(max_objects=8, min_objects=3, min_radius=0.06, max_radius=0.16)
+"""More and smaller objects than the sandbox's models have seen, as a person's photographs are other than SAM's."""
+SCENES, SIZE, SEED = {"train": 384, "val": 64}, 168, 30
+
+
+class PromptJob(Job[PromptRunConfig]):
+    """A MobileSAM is fine-tuned on masks while one or several SAMs answer the same prompts, online or cached."""
+
+    name = "prompt"
+    config = PromptRunConfig
+    layouts = ("store", "npy")
+
+    def plan(self, config: PromptRunConfig, world: int = 1) -> Plan:
+        return plan_prompt(config)
+
+    def prepare(self, config: PromptRunConfig, device: str) -> Ready:
+        return Ready(PromptParts(config).task(device))
+
+    def reads_cache(self, config: PromptRunConfig) -> bool:
+        return config.cached
+
+    def cache(self, config: PromptRunConfig, call: CacheCall) -> CacheReport:
+        return cache_signals(config, call)
+
+    def evaluate(self, config: PromptRunConfig, merged: MergeReport | None) -> Evaluated:
+        return Evaluated(evaluate(config))
+
+    def summary(self, evaluated: Evaluated) -> list[str]:
+        result = evaluated.result
+        assert isinstance(result, EvaluationResult)
+        tuned, start = result.row(STUDENT), result.row(UNTUNED)
+        teacher = next((row for row in result.rows if row.name == TEACHER), None)
+        lines = []
+        for kind, value in tuned.miou.items():
+            theirs = f", its teacher {teacher.miou[kind]:.3f}" if teacher is not None else ""
+            lines.append(f"{kind}: mIoU {value:.3f} (untuned {start.miou[kind]:.3f}{theirs})")
+        return lines
+
+    def report_names(self, config: PromptRunConfig) -> ReportNames:
+        start = config.student.start or config.student.backbone
+        taught = ", ".join(teacher.name for teacher in config.teachers) if config.distilled else "masks alone"
+        return ReportNames(f"{start} taught by {taught}", start=UNTUNED)
+
+    def demo(self, folder: Path) -> tuple[str, list[str]]:
+        for seed, (split, count) in enumerate(SCENES.items(), SEED):
+            with Progress(f"rendering {split}", count, "scenes") as bar:
+                write_coco(folder, count, SIZE, seed, split, WORLD, progress=lambda done, _, bar=bar: bar.at(done))
+        return "prompt/sandbox", [f"data.root={json.dumps(str(folder))}"]

@@ -1,0 +1,127 @@
+"""What a prompt run will need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...checkpoints.promptable import load_promptable
+from ...data.sources import survey
+from ...ops.promptable import decoder_width, embedding_grid, image_size, trunk_channels
+from ...report import human_bytes
+from ...store import record_bytes
+from ...teachers.cached_signals import record_shapes
+from ..base import Plan, optimiser_bytes
+from .config import PromptRunConfig
+from .parts import PATCH_CHANNELS, PromptParts, _parts
+
+
+@dataclass(frozen=True)
+class PlannedTeacher:
+    """share: of the weight of all. grid: of its image embedding. bytes_per_image: of its features in the cache."""
+
+    name: str
+    checkpoint: str
+    share: float
+    params: int
+    image_size: int
+    grid: tuple[int, int]
+    bytes_per_image: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPlan(Plan):
+    """Sizes in bytes. parts: parameters of the student by module. bytes_per_image: of a view in the cache.
+
+    views: of each image, in the cache or, online, one an epoch. cached: whether the run reads the cache.
+    """
+
+    student: str
+    student_params: int
+    parts: dict[str, int]
+    image_size: int
+    grid: tuple[int, int]
+    student_fp16_bytes: int
+    teachers: tuple[PlannedTeacher, ...]
+    terms: tuple[str, ...]
+    images: int
+    held_out_images: int
+    objects: int
+    mode: str
+    rounds: int
+    cached: bool
+    views: int
+    codec: str
+    bytes_per_image: int
+    cache_bytes: int
+    weights_and_optimiser_bytes: int
+    teacher_bytes: int
+
+    @property
+    def trained_on(self) -> str:
+        return f"{self.images} images"
+
+    @property
+    def headline(self) -> str:
+        teachers = ", ".join(f"{teacher.name} {teacher.params / 1e6:.2f}M" for teacher in self.teachers) or "none"
+        return (
+            f"{self.student}: {self.student_params / 1e6:.2f}M parameters, teachers: {teachers}; {self.images} images "
+            f"with {self.objects} objects each, {self.steps} steps"
+        )
+
+    def facts(self) -> dict[str, str]:
+        parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in self.parts.items() if size >= 5e3)
+        grid = " x ".join(map(str, self.grid))
+        rounds = f" and {self.rounds} corrective click(s) each" if self.rounds else ""
+        teachers = {
+            f"teacher {t.name}": f"{t.checkpoint}, {t.share:.0%}: {t.params / 1e6:.2f}M, {t.image_size} px, "
+            f"{' x '.join(map(str, t.grid))} cells"
+            for t in self.teachers
+        }
+        used = f"{self.views} view(s) each" if self.cached else "not used: teachers run along"
+        return {
+            "student": f"{self.student} ({self.student_params / 1e6:.2f}M): {parts}; {self.image_size} px, {grid} cells",
+            **teachers,
+            "distilled": ", ".join(self.terms) or "nothing: the task alone",
+            "images": f"{self.images} to train on, {self.held_out_images} held out; {self.objects} object(s) a step, "
+            f"prompts: {self.mode}{rounds}",
+            "cache": f"{human_bytes(self.cache_bytes)}: {self.codec}, {human_bytes(self.bytes_per_image)} a view, "
+            f"{used}",
+            "memory": f"{human_bytes(self.weights_and_optimiser_bytes)} weights and optimiser, "
+            f"{human_bytes(self.teacher_bytes)} teachers; activations are not counted",
+            "student's file": f"{human_bytes(self.student_fp16_bytes)} in fp16",
+            "steps": f"{self.steps} ({self.steps_per_epoch} an epoch)",
+        }
+
+
+def plan_prompt(config: PromptRunConfig) -> PromptPlan:
+    """What a run will need; decodes no image."""
+    parts, train = PromptParts(config), config.train
+    student, teachers = parts.student, tuple(_planned(parts))
+    params, images = sum(student.parts.values()), len(survey(parts.train_source).keys)
+    per_image = sum(teacher.bytes_per_image for teacher in teachers)
+    per_epoch = images // train.batch_size
+    return PromptPlan(
+        student=student.name, student_params=params, parts=student.parts, image_size=student.image_size,
+        grid=student.grid, student_fp16_bytes=2 * params,
+        teachers=teachers, terms=config.distilled, images=images,
+        held_out_images=len(survey(parts.held_out_source()).keys),
+        objects=config.prompts.objects, mode=config.prompts.mode, rounds=config.prompts.rounds, cached=config.cached,
+        views=config.data.views, codec=config.cache.codec, bytes_per_image=per_image,
+        cache_bytes=per_image * images * config.data.views, weights_and_optimiser_bytes=optimiser_bytes(params, train),
+        teacher_bytes=0 if config.cached else 4 * sum(teacher.params for teacher in teachers),
+        batch_norms=student.batch_norms, steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
+    )  # fmt: skip
+
+
+def _planned(parts: PromptParts) -> Iterator[PlannedTeacher]:
+    config = parts.config
+    for entry in config.teachers if config.distilled else ():
+        if entry.name not in parts.weights:
+            continue
+        model = load_promptable(entry.checkpoint, entry.image_size)
+        grid, channels = embedding_grid(model), min(PATCH_CHANNELS, trunk_channels(model))
+        shapes = record_shapes(channels, decoder_width(model), grid, config.prompts.objects, config.cache.dense)
+        per_image = sum(record_bytes(config.cache.codec, shape) for shape in shapes.values())
+        share, size = parts.weights[entry.name], image_size(model)
+        yield PlannedTeacher(entry.name, entry.checkpoint, share, sum(_parts(model).values()), size, grid, per_image)

@@ -1,0 +1,136 @@
+"""The student of prompt distillation as the engine trains it: one call encodes the images and asks every round."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ...config import PromptsConfig
+from ...data.objects import ObjectBatch
+from ...ops.masks import error_points, mask_iou
+from ...ops.promptable import Embeddings, Promptable, answer_group, embed, to_canvas
+from ...types import GroupSignals, PromptGroup, Prompts
+
+
+@dataclass(frozen=True)
+class StudentAnswers:
+    """patches: the student's patch features for each teacher, in the teachers' order, in that teacher's channels.
+
+    asked, rounds: the groups of every round and what the student said to them.
+    """
+
+    patches: tuple[Float[Tensor, "b _ gh gw"], ...]
+    asked: tuple[tuple[PromptGroup, ...], ...]
+    rounds: tuple[tuple[GroupSignals, ...], ...]
+
+
+class PromptStudent(nn.Module):
+    """A promptable model, and what only training needs: a 1x1 convolution from its patch features to each teacher's.
+
+    A teacher's patch features arrive in a basis of its own (principal components), so that every teacher has its own
+    convolution, whatever the widths. ``model`` is what is kept in the end.
+    """
+
+    def __init__(self, model: Promptable, patch_channels: int, teacher_channels: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        # a table that image and prompts share and that SAM never trains; transformers makes it a parameter
+        model.shared_image_embedding.positional_embedding.requires_grad_(False)
+        self.adapters = nn.ModuleList(nn.Conv2d(patch_channels, channels, 1) for channels in teacher_channels)
+
+    def forward(self, batch: ObjectBatch, prompts: PromptsConfig, epoch: int = 0) -> StudentAnswers:
+        """All of a step in one call, as data-parallel training wants it; clicks and mask prompts carry no gradient.
+
+        epoch: decides random clicks, see ``click_draws``.
+        """
+        embeddings = embed(self.model, batch.images)
+        groups = batch.groups if len(batch.draws) == 1 else self.hardest(embeddings, batch)
+        asked, rounds = [groups], [tuple(answer_group(self.model, embeddings, group) for group in groups)]
+        for number in range(prompts.rounds):
+            draws = click_draws(batch, epoch, number) if prompts.click == "random" else None
+            groups = tuple(clicked(group, said, batch, draws) for group, said in zip(groups, rounds[-1], strict=True))
+            asked.append(groups)
+            rounds.append(tuple(answer_group(self.model, embeddings, group) for group in groups))
+        patches = tuple(adapter(embeddings.trunk) for adapter in self.adapters)
+        return StudentAnswers(patches, tuple(asked), tuple(rounds))
+
+    @torch.no_grad()
+    def hardest(self, embeddings: Embeddings, batch: ObjectBatch) -> tuple[PromptGroup, ...]:
+        """Of each image the draw that the student answers worst by mean IoU (TinySAM's hard prompts, Shu et al., 2023,
+        choose in the error region of one answer instead)."""
+        scores = torch.stack([self._mean_iou(embeddings, groups, batch) for groups in batch.draws])
+        chosen = scores.argmin(0)
+        return tuple(
+            kept
+            for number, groups in enumerate(batch.draws)
+            for group in groups
+            if (kept := _keep(group, (chosen == number)[group.rows])) is not None
+        )
+
+    def _mean_iou(
+        self, embeddings: Embeddings, groups: Sequence[PromptGroup], batch: ObjectBatch
+    ) -> Float[Tensor, " b"]:
+        means = torch.ones(len(batch.images), device=batch.masks.device)
+        for group in groups:
+            logits = best_mask(answer_group(self.model, embeddings, group))
+            ious = mask_iou(to_canvas(logits, _size(batch)), batch.masks[group.rows])
+            counted = batch.labelled[group.rows] & batch.valid[group.rows]
+            means[group.rows] = torch.where(counted, ious, 0.0).sum(1) / counted.sum(1).clamp(min=1)
+        return means
+
+
+def best_mask(said: GroupSignals) -> Float[Tensor, "g n h w"]:
+    """Logits of the mask with the highest predicted IoU; detached."""
+    assert said.low_res_masks is not None and said.iou_scores is not None
+    index = said.iou_scores.detach().argmax(-1)[..., None, None, None]
+    return said.low_res_masks.detach().take_along_dim(index, 2)[:, :, 0].float()
+
+
+def click_draws(batch: ObjectBatch, epoch: int, number: int) -> Float[Tensor, "b n"]:
+    """A uniform number in [0, 1) for each object's random click in round ``number``.
+
+    It follows from the view's seed, the epoch, the round and the slot alone: a resumed run clicks where an
+    uninterrupted one does, and so does any division of a batch over ranks and micro-batches, on any device.
+    """
+    slots = range(batch.masks.shape[1])
+    draws = [[random.Random(f"click/{seed}/{epoch}/{number}/{slot}").random() for slot in slots]
+             for seed in batch.images.seeds.tolist()]  # fmt: skip
+    return torch.tensor(draws, dtype=torch.float32, device=batch.masks.device)
+
+
+@torch.no_grad()
+def clicked(
+    group: PromptGroup, said: GroupSignals, batch: ObjectBatch, draws: Float[Tensor, "b n"] | None
+) -> PromptGroup:
+    """The group with one corrective click more, drawn from the error of the last answer, which becomes a mask prompt.
+
+    draws: of ``click_draws`` for any pixel of the error region; None for its centre.
+    """
+    masks, logits, prompts = batch.masks[group.rows], best_mask(said), group.prompts
+    own = None if draws is None else draws[group.rows].flatten()
+    inside = batch.images.valid(_size(batch))[group.rows, None]
+    predicted = to_canvas(logits, _size(batch)) & inside  # a user never sees what is painted on padding
+    points, labels = error_points(predicted.flatten(0, 1), masks.flatten(0, 1), own)
+    shape = (*masks.shape[:2], 1)
+    click, label = points.view(*shape, 2).float(), labels.view(shape)
+    if prompts.points is not None and prompts.labels is not None:
+        click, label = torch.cat([prompts.points, click], 2), torch.cat([prompts.labels, label], 2)
+    return PromptGroup(group.rows, replace(prompts, points=click, labels=label, masks=logits), multimask=False)
+
+
+def _size(batch: ObjectBatch) -> tuple[int, int]:
+    return batch.masks.shape[-2], batch.masks.shape[-1]
+
+
+def _keep(group: PromptGroup, kept: Bool[Tensor, " g"]) -> PromptGroup | None:
+    """The group's images where ``kept``; None where that is none."""
+    index: Int[Tensor, " k"] = kept.nonzero()[:, 0]
+    if not len(index):
+        return None
+    values = (getattr(group.prompts, f.name) for f in fields(Prompts))
+    return PromptGroup(group.rows[index], Prompts(*(v if v is None else v[index] for v in values)), group.multimask)

@@ -1,0 +1,243 @@
+"""Prompt distillation: a promptable student learns masks from data, and four signals from larger SAMs.
+
+The terms and their defaults are the published ones of point, box and mixed fine-tuning of MobileSAM; what they are
+computed from is in ``losses/prompt.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from ...checkpoints.promptable import load_promptable
+from ...config import TrainConfig
+from ...data.objects import ObjectBatch, ObjectItem, collate_objects
+from ...data.skipped import leave_out
+from ...engine.held_out import held_out_batches, pooled
+from ...engine.task import Task, stages_at
+from ...losses import prompt as losses
+from ...ops.masks import mask_iou
+from ...ops.promptable import Promptable, decoder_width, embedding_grid, to_canvas, trunk_channels
+from ...students.promptable import build_promptable
+from ...types import GroupSignals, PromptGroup, PromptSignals, Term, Terms
+from .config import PromptRunConfig, at_epoch
+from .student import PromptStudent, StudentAnswers, best_mask
+
+PerObject = Sequence[Float[Tensor, "g n"]]
+
+
+class Signals(Protocol):
+    """What several teachers say, computed or read.
+
+    weights: of each teacher, summing to one. patch_channels: of each one's ``encoder_patch``.
+    """
+
+    weights: Mapping[str, float]
+    patch_channels: Mapping[str, int]
+
+    def answer(self, batch: ObjectBatch, groups: tuple[PromptGroup, ...]) -> dict[str, PromptSignals]:
+        """By teacher, to the prompts ``groups`` about the images of ``batch``."""
+
+    def meets(self, grid: tuple[int, int], width: int, terms: Sequence[str]) -> None:
+        """``UserError`` where a student of this embedding grid and decoder width cannot be compared in ``terms``."""
+
+    def to(self, device: torch.device) -> None: ...
+
+
+class PromptTask(Task[ObjectBatch]):
+    """Task terms against the data's masks in every round, distillation terms on the first answer or on all.
+
+    signals: the teachers, None where nothing is distilled. objects: the training items of an epoch. held_out: items
+    whose task terms and mIoU are logged after every epoch, or None.
+    """
+
+    leaves_unused = True  # the mask encoder without a corrective round, the points' embeddings with boxes alone
+
+    def __init__(
+        self, config: PromptRunConfig, signals: Signals | None, objects: Callable[[int], Dataset[ObjectItem]],
+        held_out: Dataset[ObjectItem] | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.signals = config, signals
+        self.objects, self.held_out = objects, held_out
+        self.weights, self.epoch = term_weights(config, 0), 0
+
+    def build_student(self) -> PromptStudent:
+        settings = self.config.student
+        model = build_promptable(settings) if settings.start is None else load_promptable(settings.start)
+        channels: list[int] = []
+        if self.signals is not None:
+            self.signals.meets(embedding_grid(model), decoder_width(model), self.config.distilled)
+            if "encoder_patch" in self.config.distilled:
+                channels = [self.signals.patch_channels[name] for name in self.signals.weights]
+        return PromptStudent(model, trunk_channels(model), channels)
+
+    def export(self, student: nn.Module) -> Promptable:
+        assert isinstance(student, PromptStudent)
+        return student.model
+
+    def stages(self, train: TrainConfig) -> list[tuple[str, int]]:
+        """Also the epochs at which a term's weight leaves or reaches zero."""
+        counting = [set(term_weights(self.config, epoch)) for epoch in range(train.total_epochs)]
+        changes = [epoch for epoch, (before, now) in enumerate(pairwise(counting), 1) if before != now]
+        return stages_at(train, [*changes, *(epoch for _, epoch in super().stages(train))])
+
+    def dataset(self, epoch: int) -> Dataset[ObjectItem]:
+        self.weights, self.epoch = term_weights(self.config, epoch), epoch
+        return self.objects(epoch)
+
+    def collate(self, items: Sequence[ObjectItem]) -> ObjectBatch:
+        return collate_objects(items)
+
+    def to(self, batch: ObjectBatch, device: torch.device) -> ObjectBatch:
+        if self.signals is not None:
+            self.signals.to(device)
+        leave_out(batch.bad)
+        return batch.to(device)
+
+    def counts(self, batch: ObjectBatch) -> dict[str, int]:
+        """Images; of terms of objects those that have any to count. Every round asks about the same."""
+        labelled = int((batch.labelled & batch.valid).any(1).sum())
+        return {
+            **dict.fromkeys(self.config.TASK_TERMS, labelled),
+            **dict.fromkeys(("decoder_mask_token", "dense_mask_logits"), int(batch.valid.any(1).sum())),
+            **dict.fromkeys(("encoder_patch", "prompt_embed"), len(batch.images)),
+        }
+
+    def terms(self, student: nn.Module, batch: ObjectBatch) -> Terms:
+        answers: StudentAnswers = student(batch, self.config.prompts, self.epoch)
+        found: dict[str, Term] = {}
+        with torch.autocast(batch.masks.device.type, enabled=False):  # losses are float32 in any precision
+            task = [name for name in self.config.TASK_TERMS if name in self.weights]
+            if task:
+                values = self._task_values(answers, batch)
+                found |= {name: Term(values[name], self.weights[name]) for name in task}
+            distilled = [name for name in self.config.DISTILLED if name in self.weights]
+            if distilled and self.signals is not None:
+                found |= self._distilled(answers, batch, distilled)
+        return Terms(found)
+
+    def _task_values(self, answers: StudentAnswers, batch: ObjectBatch) -> dict[str, Float[Tensor, ""]]:
+        """Each task term, the mean over the rounds."""
+        loss, sums = self.config.loss, dict[str, Tensor]()
+        counted = batch.labelled & batch.valid
+        for asked, said in zip(answers.asked, answers.rounds, strict=True):
+            per_group = [
+                losses.task_terms(
+                    answer.low_res_masks, answer.iou_scores, low_res_targets(answer, group, batch),
+                    loss.focal_gamma, loss.focal_alpha, inside=_inside(answer, group, batch),
+                )
+                for group, answer in zip(asked, said, strict=True)
+            ]  # fmt: skip
+            for name in self.config.TASK_TERMS:
+                value = mean_over_images([terms[name] for terms in per_group], asked, counted)
+                sums[name] = sums[name] + value if name in sums else value
+        return {name: value / len(answers.rounds) for name, value in sums.items()}
+
+    def _distilled(self, answers: StudentAnswers, batch: ObjectBatch, names: Sequence[str]) -> dict[str, Term]:
+        """The terms called ``names`` of every teacher; ``name/teacher`` where there are several.
+
+        Every round asks about the same objects, so the mean over all their groups is the mean over the rounds.
+        """
+        assert self.signals is not None
+        last, found = (None if self.config.distillation.rounds == "all" else 1), dict[str, Term]()
+        groups = tuple(group for asked in answers.asked[:last] for group in asked)
+        said = [signals for round_ in answers.rounds[:last] for signals in round_]
+        told = self.signals.answer(batch, groups)
+        for number, (teacher, share) in enumerate(self.signals.weights.items()):
+            for name in names:
+                patch = answers.patches[number] if answers.patches else None
+                value = self._value(name, patch, said, told[teacher], groups, batch)
+                label = name if len(self.signals.weights) == 1 else f"{name}/{teacher}"
+                found[label] = Term(value, self.weights[name] * share)
+        return found
+
+    def _value(
+        self, name: str, patch: Tensor | None, said: Sequence[GroupSignals], told: PromptSignals,
+        groups: Sequence[PromptGroup], batch: ObjectBatch,
+    ) -> Float[Tensor, ""]:  # fmt: skip
+        """One term against one teacher, the mean over the images."""
+        block, pairs = self.config.distillation, list(zip(said, told.groups, strict=True))
+        if name == "encoder_patch":
+            assert patch is not None
+            settings = block.encoder_patch
+            inside = batch.images.valid((patch.shape[-2], patch.shape[-1]))
+            return losses.encoder_patch(patch, told.encoder_patch, settings.w_l2, settings.w_cos, inside).mean()
+        if name == "prompt_embed":
+            embed = block.prompt_embed
+            values = [losses.prompt_embed(s.prompt_embed, t.prompt_embed, embed.w_mse, embed.w_cos) for s, t in pairs]
+            return torch.cat([value.mean(1) for value in values]).mean()
+        if name == "decoder_mask_token":
+            token = block.decoder_mask_token
+            values = [losses.mask_token(s.mask_tokens, t.mask_tokens, token.w_kl, token.temperature) for s, t in pairs]
+        else:
+            dense = block.dense_mask_logits
+            values = [
+                losses.dense_masks(
+                    s.low_res_masks, t.low_res_masks, dense.w_kl, dense.w_focal, dense.gamma,
+                    inside=_inside(s, group, batch),
+                )
+                for (s, t), group in zip(pairs, groups, strict=True)
+            ]  # fmt: skip
+        return mean_over_images(values, groups, batch.valid)
+
+    @torch.no_grad()
+    def validate(self, student: nn.Module) -> dict[str, float]:
+        """Task terms and mIoU of the last round on held-out objects, a few batches of them."""
+        if self.held_out is None:
+            return {}
+        measured, names = [], [name for name in self.config.TASK_TERMS if name in self.weights]
+        for batch in held_out_batches(self, self.held_out, self.config.evaluate.batch_size, student):
+            answers: StudentAnswers = student(batch, self.config.prompts)
+            counts, values = self.counts(batch), self._task_values(answers, batch)
+            figures = {name: (values[name].item(), counts[name]) for name in names}
+            measured.append(figures | {"miou": (_miou(answers, batch).item(), counts["iou"])})
+        return pooled(measured)
+
+
+def term_weights(config: PromptRunConfig, epoch: int) -> dict[str, float]:
+    """Weight of every term that counts in ``epoch``; terms that are off or weigh nothing are absent.
+
+    A distillation term has its own weight times ``lambda_coef``.
+    """
+    found = {name: at_epoch(getattr(config.loss, name), epoch) for name in config.TASK_TERMS}
+    coefficient = at_epoch(config.distillation.lambda_coef, epoch)
+    for name in config.distilled:
+        found[name] = coefficient * at_epoch(getattr(config.distillation, name).weight, epoch)
+    return {name: weight for name, weight in found.items() if weight > 0}
+
+
+def mean_over_images(
+    values: PerObject, groups: Sequence[PromptGroup], counted: Bool[Tensor, "b n"]
+) -> Float[Tensor, ""]:
+    """Mean over the counted objects of each image, then over the images that have any; 0 with a graph if none has."""
+    parts = [(value, counted[group.rows]) for value, group in zip(values, groups, strict=True)]
+    sums = torch.cat([torch.where(kept, value, 0.0).sum(1) for value, kept in parts])
+    counts = torch.cat([kept.sum(1) for _, kept in parts])
+    return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+
+def low_res_targets(said: GroupSignals, group: PromptGroup, batch: ObjectBatch) -> Float[Tensor, "g n h w"]:
+    """The objects' masks at the size of the student's: the share of each cell that the object covers."""
+    assert said.low_res_masks is not None
+    return F.interpolate(batch.masks[group.rows].float(), said.low_res_masks.shape[-2:], mode="area")
+
+
+def _inside(said: GroupSignals, group: PromptGroup, batch: ObjectBatch) -> Bool[Tensor, "g h w"]:
+    """Where the mask grid lies on the image and not on padding."""
+    assert said.low_res_masks is not None
+    height, width = said.low_res_masks.shape[-2:]
+    return batch.images.valid((height, width))[group.rows]
+
+
+def _miou(answers: StudentAnswers, batch: ObjectBatch) -> Float[Tensor, ""]:
+    size = (batch.masks.shape[-2], batch.masks.shape[-1])
+    pairs: Iterable[tuple[PromptGroup, GroupSignals]] = zip(answers.asked[-1], answers.rounds[-1], strict=True)
+    values = [mask_iou(to_canvas(best_mask(said), size), batch.masks[group.rows]) for group, said in pairs]
+    return mean_over_images(values, answers.asked[-1], batch.labelled & batch.valid)

@@ -1,0 +1,1 @@
+"""Video distillation: a detector learns to remember and to follow objects."""

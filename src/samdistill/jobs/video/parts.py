@@ -1,0 +1,185 @@
+"""The video job's parts: videos, the teacher whose maps are cached, and the student that remembers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ...checkpoints.files import locate
+from ...checkpoints.loading import open_config, read_settings
+from ...checkpoints.words import Words
+from ...config import AugmentConfig
+from ...data import Geometry, ViewTransform
+from ...data.videos import VideoSource, open_videos
+from ...store import StoreSpec
+from ...students import EfficientSam3Config
+from ...students.pyramid import STRIDES
+from ...teachers import DetectorInfo, Sam3Detector, describe_detector
+from ...types import UserError
+from .config import VideoRunConfig
+from .student import COARSEST
+from .task import ALIGN
+
+STUDENT = "student"
+logger = logging.getLogger("samdistill")
+
+
+@dataclass(frozen=True)
+class VideoParts:
+    """Lazily built parts of one video run; cheap until a part that reads data or weights is asked for."""
+
+    config: VideoRunConfig
+
+    @cached_property
+    def teacher_info(self) -> DetectorInfo:
+        return describe_detector(self.config.teacher)
+
+    def teacher(self, device: torch.device | str = "cpu") -> Sam3Detector:
+        return Sam3Detector(self.config.teacher, torch.device(device))
+
+    @cached_property
+    def cached_view(self) -> ViewTransform:
+        """How frames are laid on the teacher's canvas; never augmented."""
+        return ViewTransform(Geometry(self.teacher_info.image_size, self.config.data.geometry), AugmentConfig())
+
+    @cached_property
+    def train_source(self) -> VideoSource:
+        return self._open("train")
+
+    @cached_property
+    def held_out_source(self) -> VideoSource:
+        return self._open("held_out")
+
+    def _open(self, part: Literal["train", "held_out"]) -> VideoSource:
+        """A root with the folders ``data.split`` and ``data.held_out`` is divided so; another one by hash of the key.
+
+        ``ids`` choose among the training videos of a divided root.
+        """
+        data = self.config.data
+        folders = [None if name is None else data.root / name for name in (data.split, data.held_out)]
+        if not all(folder is not None and folder.is_dir() for folder in folders):
+            return open_videos(data.root, data.kind, part, data.held_out_fraction, data.fraction, data.ids)
+        if data.split == data.held_out:
+            raise UserError(f"data.held_out: {data.held_out!r} is also the training split; name another, or null")
+        if part == "train":
+            return open_videos(data.root / data.split, data.kind, part, 0.0, data.fraction, data.ids)
+        return open_videos(data.root / str(data.held_out), data.kind, part, 1.0)
+
+    @property
+    def level(self) -> int:
+        return self.config.student.memory.level
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one record: channels, height and width of the remembered level of one frame."""
+        info = self.teacher_info
+        side = info.levels[2] // (2 if self.level == 3 else 1)
+        return info.hidden_size, side, side
+
+    def store_spec(self, fingerprint: str) -> StoreSpec:
+        """fingerprint: the teacher's."""
+        return StoreSpec(
+            tap=f"fpn_level_{self.level}", shape=self.shape, image_size=self.teacher_info.image_size,
+            teacher=fingerprint, transform=self.cached_view.fingerprint, codec=self.config.cache.codec,
+        )  # fmt: skip
+
+    @cached_property
+    def start(self) -> Path:
+        """The folder of the image student; without one in the config, the newest below ``student.runs``."""
+        wanted, runs = self.config.student.start, self.config.student.runs
+        if wanted is not None:
+            return _image_student(wanted)
+        found = [path.parent for path in runs.glob("**/student/config.json") if _remembers(path.parent) is False]
+        if not found:
+            raise UserError(
+                f"student.start: no student of the detection job below {runs}; give the run that trained one, or train "
+                "one first"
+            )
+        newest = max(found, key=lambda folder: (folder / "config.json").stat().st_mtime)
+        logger.warning("no student.start is given: taking %s, the newest below %s", newest, runs)
+        return newest
+
+    @cached_property
+    def resolved(self) -> VideoRunConfig:
+        """The config with the student that was found, as it is written into the run."""
+        if self.config.student.start is not None:
+            return self.config
+        return self.config.model_copy(update={"student": self.config.student.model_copy(update={"start": self.start})})
+
+    @cached_property
+    def student_config(self) -> EfficientSam3Config:
+        """Of the image student. Raises ``UserError`` for one that cannot read the teacher's maps."""
+        found = open_config(self.start, EfficientSam3Config)
+        width, theirs = found.vision_config.fpn_hidden_size, self.teacher_info.hidden_size
+        if width != theirs:
+            raise UserError(
+                f"{self.start}: a student of {width} channels cannot remember maps of {theirs}, which "
+                f"{self.teacher_info.path} has; give the student that this teacher distilled"
+            )
+        side = -(-found.vision_config.image_size // STRIDES[self.level])
+        windows = self.config.student.memory.windows
+        if windows > side:
+            raise UserError(
+                f"student.memory.windows={windows}: level {self.level} of {self.start} has {side} x {side} cells; give "
+                f"{side} at most"
+            )
+        if self.aligns and self.level != COARSEST:
+            raise UserError(
+                f"train.phases: level {self.level} feeds the heads and stays as the detection job left it, so there is "
+                f"nothing to align; leave that phase out, or set student.memory.level={COARSEST}"
+            )
+        return found
+
+    @cached_property
+    def words(self) -> Words:
+        text = self.student_config.text_config
+        return Words.load(self.start, text.vocab_size)
+
+    @cached_property
+    def view(self) -> ViewTransform:
+        """How frames are laid on the student's canvas."""
+        size = self.student_config.vision_config.image_size
+        return ViewTransform(Geometry(size, self.config.data.geometry), self.config.data.augment)
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether any phase reads the teacher's maps; a run on the student's own memory alone needs no cache."""
+        return self.aligns or min(self.config.clips.own) < 1
+
+    @property
+    def aligns(self) -> bool:
+        """Whether a phase brings the student's level to the teacher's."""
+        return any(phase.terms is not None and ALIGN in phase.terms for phase in self.config.train.phases or ())
+
+
+_MODEL = EfficientSam3Config.model_type
+
+
+def _remembers(folder: Path) -> bool | None:
+    """Whether the student in a folder has a memory; None for what is no readable student of the detection job."""
+    try:
+        settings = read_settings(folder)
+    except UserError:
+        return None
+    return bool(settings.get("memory_latents")) if settings.get("model_type") == _MODEL else None
+
+
+def _image_student(place: Path) -> Path:
+    """The folder of the image student in ``place``, or ``UserError``."""
+    place = locate(place)
+    folders = [folder for folder in (place, place / STUDENT) if (folder / "config.json").is_file()]
+    if not folders:
+        raise UserError(f"student.start: {place} holds no student; give a run of the detection job")
+    kind = read_settings(folders[0]).get("model_type")
+    if kind != _MODEL:
+        raise UserError(
+            f"student.start: {folders[0]} holds a {kind!r} model, no student of the detection job ({_MODEL!r})"
+        )
+    if _remembers(folders[0]):
+        raise UserError(f"student.start: {folders[0]} has a memory already; give the image student that it began as")
+    return folders[0]

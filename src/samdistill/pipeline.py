@@ -1,0 +1,285 @@
+"""plan -> cache -> check -> train -> merge -> evaluate -> report, for any job. ``run`` and ``demo`` are all of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .checkpoints.report import MergeReport
+from .config import Run
+from .data import reporting
+from .dist import default_device, process_rank
+from .engine import CheckReport, FitResult, check_terms, fit, newest, read_lines
+from .engine.frozen_norm import small_batch
+from .io import as_path, scratch, write_json
+from .jobs import JOBS
+from .jobs.base import Evaluated, Job, Plan
+from .jobs.caching import CacheCall, CacheReport
+from .jobs.loading import load_config
+from .locks import locked
+from .registry import did_you_mean
+from .report import CacheFacts, MergeGroup, ReportData, describe_machine, human_bytes, write_report
+from .types import UserError
+
+logger = logging.getLogger("samdistill")
+console = Console(soft_wrap=True, highlight=False)
+STUDENT = "student"
+"""Folder of the finished student in a run."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a whole run left behind. None: the stage is not part of this run."""
+
+    config: Run
+    planned: Plan
+    cached: CacheReport | None
+    checked: CheckReport
+    trained: FitResult
+    merged: MergeReport | None
+    evaluated: Evaluated | None
+    report: Path
+
+    def summary(self) -> str:
+        """The few lines a person wants to read at the end."""
+        lines = [] if self.evaluated is None else JOBS[self.config.job].summary(self.evaluated)
+        lines.append(f"student: {self.trained.student}" if self.merged is None else f"merged model: {self.merged.out}")
+        notes = () if self.evaluated is None else self.evaluated.notes
+        return "\n".join([*lines, *notes, f"report: {self.report}"])
+
+
+def plan(config: Run, *, world: int = 1) -> Plan:
+    """Everything a run will need; reads configs and lists files, trains nothing.
+
+    Warns where batch norms would train on the statistics of too few images.
+
+    Args:
+        config: From ``load_config``.
+        world: Processes that the run will have.
+
+    Returns:
+        The job's plan: sizes in bytes, parameters, steps; ``to_dict`` and ``facts`` list them.
+
+    Raises:
+        UserError: The data set, the teacher or the student cannot be used.
+    """
+    job = JOBS[config.job]
+    with reporting("plan") as left_out:
+        found = job.plan(config, world)
+        found = replace(found, skipped=tuple(left_out.found))
+    warning = small_batch(found.batch_norms, config.train, job.frames(config))
+    if warning is not None:
+        logger.warning(warning)
+    return found
+
+
+def cache(
+    config: Run, *, rank: int = 0, world: int = 1, verify: bool = False, device: str | None = None,
+    progress: bool = True, layout: str = "store",
+) -> CacheReport:  # fmt: skip
+    """Write what is missing from the cache of ``config``; with ``verify`` also check it against the teacher.
+
+    Args:
+        config: From ``load_config``.
+        rank: Number of this process; every process writes files of its own.
+        world: Number of processes, which share the images or videos.
+        verify: Check all checksums, and recompute a sample of the records.
+        device: Where the teacher runs; None takes the best there is.
+        progress: Show a progress bar.
+        layout: ``store``, or for the prompt job ``npy``: also a file per image and feature.
+
+    Returns:
+        Numbers of records and bytes, and the inputs that were left out.
+
+    Raises:
+        UserError: The cache was made with another teacher, transform, size or codec, or for other prompts; or the job
+            has no cache.
+    """
+    job = JOBS[config.job]
+    known = {name for one in JOBS.values() for name in one.layouts}
+    if layout not in known:
+        raise UserError(f"no layout is called {layout!r}{did_you_mean(layout, sorted(known, reverse=True))}")
+    if layout not in job.layouts:
+        raise UserError(f"--layout {layout}: the {job.name} job writes {' and '.join(job.layouts)} alone")
+    call = CacheCall(rank, world, verify, device or str(default_device()), progress, layout)
+    with reporting("cache", config.output, rank):
+        return job.cache(config, call)
+
+
+def check(config: Run, *, device: str | None = None) -> CheckReport:
+    """Each term's value, weight and gradient norm at the student on one real batch of every phase.
+
+    A job that learns from a cache uses the run's cache where there is one; else a temporary cache of a few inputs is
+    made first.
+
+    Args:
+        config: From ``load_config``.
+        device: Where student and teacher run; None takes the best there is.
+
+    Returns:
+        A line per term and phase; ``ok`` is False where a term has no gradient at what is exported.
+
+    Raises:
+        UserError: The data, the teacher, the student or the cache cannot be used.
+    """
+    job, where = JOBS[config.job], device or str(default_device())
+    with reporting("check"), scratch() as folder:
+        trial = job.trial(config, folder)
+        if trial is not None:
+            cache(trial, device=where, progress=False)
+        task, size = job.probe(config if trial is None else trial, where, trial is not None)
+        return check_terms(task, where, size, config.train.seed, config.train)
+
+
+def train(config: Run, *, resume: str | Path | None = None) -> FitResult:
+    """Train the student of ``config``; the run folder is ``config.output``, and one process at a time writes it.
+
+    The same call goes on where an earlier one stopped, and leaves a finished run alone.
+
+    Args:
+        config: From ``load_config``.
+        resume: Another run folder or checkpoint to start from.
+
+    Returns:
+        Steps, time, the last value of each term, and where the student and the last checkpoint are.
+
+    Raises:
+        UserError: The cache is absent, incomplete or of another run; another process trains in the folder; the folder
+            holds a run with other settings or data; or a loss is not finite.
+    """
+    start, started = None if resume is None else as_path(resume), newest(config.output) is not None
+    with ExitStack() as stack:
+        if process_rank() == 0:
+            stack.enter_context(locked(config.output, "train"))
+        stack.enter_context(reporting("train", config.output, process_rank(), resume=started))
+        return _train(config, start)
+
+
+def _train(config: Run, resume: Path | None) -> FitResult:
+    job = JOBS[config.job]
+    config = job.resolve(config)
+    ready = job.prepare(config, str(default_device()))
+    result = fit(
+        ready.task, config.train, config.output, resume=resume, workers=config.data.workers, resolved=config.to_yaml()
+    )
+    folder = config.output / STUDENT
+    if ready.words is not None and process_rank() == 0 and folder.is_dir():
+        ready.words.save(folder)  # a folder that answers to words needs both
+    return result
+
+
+def run(
+    images: str | Path, teacher: str | Path, student: str, out: str | Path, *, overrides: Sequence[str] = ()
+) -> RunResult:
+    """Distil ``teacher`` into ``student`` on the images of one folder: the whole pipeline of the encoder job.
+
+    The same call goes on where an earlier one stopped.
+
+    Args:
+        images: Any folder of images, an SA-1B tree or a COCO folder.
+        teacher: A SAM 3 folder, hub id or ``sam3.pt``, or ``sandbox``.
+        student: ``es_rv_m`` and so on, or any timm backbone.
+        out: The run folder.
+        overrides: ``key=value`` settings of the config.
+
+    Returns:
+        What every stage found; ``summary()`` has the lines to read first.
+
+    Raises:
+        UserError: A stage cannot be done; what is finished stays, and the same call goes on after it.
+    """
+    given = {text.partition("=")[2] for text in overrides if text.startswith("job=")}
+    job: Job[Any] = JOBS[given.pop() if given else next(iter(JOBS))]
+    config = job.distil(as_path(images), str(teacher), student, as_path(out), overrides)
+    with locked(config.output, "run"):
+        return run_pipeline(config)
+
+
+def demo(out: str | Path, job: str | None = None, *, overrides: Sequence[str] = ()) -> RunResult:
+    """A job's whole pipeline on the sandbox: rendered data and the bundled teachers; minutes on two cores.
+
+    Args:
+        out: Folder for the data and the run, in ``data/`` and ``run/``.
+        job: Name of the job; None takes the first, encoder distillation.
+        overrides: ``key=value`` settings of the config.
+
+    Returns:
+        As ``run``.
+
+    Raises:
+        UserError: No job has that name, or a stage cannot be done.
+    """
+    chosen, out = JOBS[next(iter(JOBS)) if job is None else job], as_path(out)
+    with locked(out, "demo"):
+        console.print("[bold]render[/]   the data of the demo")
+        recipe, settings = chosen.demo(out / "data")
+        run_folder = f"output={json.dumps(str(out / 'run'))}"
+        return run_pipeline(load_config(recipe, [run_folder, *settings, *overrides]))
+
+
+def run_pipeline(config: Run) -> RunResult:
+    """All stages of one config. Each looks at what is there and does only what is missing."""
+    job = JOBS[config.job]
+    config = job.resolve(config)
+    planned = plan(config)
+    console.print(f"[bold]plan[/]     {planned.headline}")
+    if planned.steps == 0:
+        raise UserError(f"{planned.trained_on} are less than one batch: lower train.batch_size")
+    cached = cache(config) if job.reads_cache(config) else None
+    if cached is not None:
+        console.print(
+            f"[bold]cache[/]    {cached.records} records, {human_bytes(cached.bytes)}, {len(cached.skipped)} skipped"
+        )
+    checked = check(config)
+    for phase in dict.fromkeys(term.phase for term in checked.terms):
+        terms = ", ".join(f"{term.name} {term.grad_norm:.3g}" for term in checked.terms if term.phase == phase)
+        console.print(f"[bold]check[/]    gradient norm at the student{f', {phase}' if phase else ''}: {terms}")
+    if not checked.ok:
+        raise UserError("; ".join(checked.problems))
+    console.print(f"[bold]train[/]    {planned.steps} steps on {planned.trained_on}")
+    trained = train(config)
+    merged = job.merge(config)
+    if merged is not None:
+        groups = (f"{name} {t['tensors']} tensors ({t['elements'] / 1e6:.2f}M)" for name, t in merged.totals.items())
+        console.print(f"[bold]merge[/]    {', '.join(groups)}")
+    console.print("[bold]evaluate[/] on held-out data")
+    with reporting("evaluate", config.output):
+        evaluated = job.evaluate(config, merged)
+    if evaluated is None:
+        console.print("         left out: the merged model cannot be run here")
+    else:
+        write_json(config.output / "evaluation.json", evaluated.result.to_dict(), indent=1)
+        console.print(evaluated.result.table())
+    result = RunResult(config, planned, cached, checked, trained, merged, evaluated, config.output / "report.html")
+    write_report(result.report, _report_of(result))
+    return result
+
+
+def _report_of(result: RunResult) -> ReportData:
+    """Everything that a run left behind, as its page shows it."""
+    config, cached, merged = result.config, result.cached, result.merged
+    names, raw = JOBS[config.job].report_names(config), result.planned.raw_record_bytes
+    facts = None
+    if cached is not None and raw is not None:
+        facts = CacheFacts(
+            cached.records, cached.codec, cached.bytes_per_record, raw, cached.seconds if cached.written else None,
+            names.cached, names.record,
+        )  # fmt: skip
+    return ReportData(
+        title=names.title, student=names.student, start=names.start,
+        evaluation=None if result.evaluated is None else result.evaluated.result, check=result.checked.terms,
+        history=read_lines(config.output / "metrics.jsonl"), cache=facts,
+        merge=[MergeGroup(name, t["tensors"], t["elements"]) for name, t in (merged.totals.items() if merged else ())],
+        merged="" if merged is None else merged.out, skipped={"cache": cached.skipped if cached else []},
+        seconds=({"cache": cached.seconds} if cached else {}) | {"train": result.trained.seconds},
+        config=config.to_yaml(), machine=describe_machine(str(default_device())),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )  # fmt: skip

@@ -1,0 +1,111 @@
+"""``check`` proves what it says: cut the student off behind one term, and that term fails, of every job.
+
+The table below names, for each loss term of each job, where the student's tensors enter it. A term without an entry
+fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from tiny_jobs import task_of
+from torch import Tensor
+
+from samdistill.engine import check_terms
+from samdistill.engine.task import Task
+from samdistill.jobs import JOBS
+from samdistill.jobs.detection import task as detection_task
+from samdistill.jobs.encoder import task as encoder_task
+from samdistill.jobs.video import task as video_task
+from samdistill.losses import prompt as prompt_losses
+
+LOSSES = {
+    "encoder": {"mse": [(encoder_task, "masked_mse")], "cosine": [(encoder_task, "masked_cosine")]},
+    "detection": {
+        **{name: [(detection_task, "output_terms")] for name in detection_task.TERMS[:6]},
+        "encoder": [(detection_task, "feature_terms")],
+        "fpn": [(detection_task, "feature_terms"), (detection_task, "fpn_term")],
+    },
+    "prompt": {
+        **{name: [(prompt_losses, "task_terms")] for name in ("bce", "focal", "dice", "iou")},
+        "prompt_embed": [(prompt_losses, "prompt_embed")],
+        "decoder_mask_token": [(prompt_losses, "mask_token")],
+        "dense_mask_logits": [(prompt_losses, "dense_masks")],
+    },
+    "video": {
+        **{name: [(video_task, "video_terms")] for name in video_task.TERMS},
+        "align": [(video_task, "fpn_term")],
+    },
+}
+"""Functions that compute a term: one value, or values by name, from the student's tensors, which come first."""
+ADAPTED = {("prompt", "encoder_patch")}
+"""Terms of tensors that go through a layer which is not exported: they are cut before it."""
+TERMS = [(job, term) for job, run in JOBS.items() for term in run.config.TERMS]
+
+
+def cut(value: Any) -> Any:
+    """The same without a graph, however deep."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, tuple | list):
+        return type(value)(map(cut, value))
+    return replace(value, **{f.name: cut(getattr(value, f.name)) for f in fields(value)})
+
+
+def cut_off(loss: Callable[..., Any], term: str) -> Callable[..., Any]:
+    """``loss`` with the student detached behind ``term`` alone. Of ``task_terms`` the student gives two arguments."""
+    ours = 2 if loss is prompt_losses.task_terms else 1
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        without = loss(*map(cut, args[:ours]), *args[ours:], **kwargs)
+        return without if isinstance(without, Tensor) else loss(*args, **kwargs) | {term: without[term]}
+
+    return wrapped
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny_job, tmp_path_factory) -> Callable[[str], Task[Any]]:
+    made: dict[str, Task[Any]] = {}
+
+    def get(job: str) -> Task[Any]:
+        if job not in made:
+            made[job] = task_of(tiny_job(job, tmp_path_factory.mktemp(job)))
+        return made[job]
+
+    return get
+
+
+def report_of(task: Task[Any]):
+    return check_terms(task, "cpu", 2, train=task.config.train)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_term_of_the_job_reaches_what_is_exported(tasks, job) -> None:
+    report = report_of(tasks(job))
+    assert report.ok, report.problems
+    assert {term.name.partition("/")[0] for term in report.terms} == set(JOBS[job].TERMS)
+
+
+@pytest.mark.parametrize(("job", "term"), TERMS)
+def test_a_term_whose_student_is_detached_fails_and_no_other_does(tasks, job, term, monkeypatch) -> None:
+    task = tasks(job)
+    if (job, term) in ADAPTED:
+        build = type(task).build_student
+
+        def detached(self):
+            student = build(self)
+            for adapter in student.adapters:
+                adapter.register_forward_pre_hook(lambda module, args: cut(args))
+            return student
+
+        monkeypatch.setattr(type(task), "build_student", detached)
+    else:
+        for module, name in LOSSES[job][term]:
+            monkeypatch.setattr(module, name, cut_off(getattr(module, name), term))
+    report = report_of(task)
+    failed = [row for row in report.terms if row.problem is not None]
+    assert failed == [row for row in report.terms if row.name.partition("/")[0] == term]
+    assert all("detached from the exported model" in str(row.problem) and row.value > 0 for row in failed)

@@ -1,0 +1,64 @@
+"""A detection job of seconds for the tests of its task and its verbs: random models at 126 px on rendered scenes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from samdistill.jobs.detection.config import DetectionRunConfig
+from samdistill.jobs.loading import load_config
+from samdistill.sandbox.write import write_coco, write_concept_set
+
+_SPEC = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parents[1] / "teachers" / "conftest.py")
+assert _SPEC is not None and _SPEC.loader is not None
+tiny_models = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(tiny_models)
+
+Recipe = Callable[..., DetectionRunConfig]
+OUTPUTS = ("mask", "box_l1", "giou", "logit", "presence", "semantic")
+TERMS = (*OUTPUTS, "fpn", "encoder")
+PHASES = (
+    "train.phases=[{name: align, epochs: 1, lr: 1e-3, terms: [fpn]}, {name: features, epochs: 1, lr: 1e-3}, "
+    "{name: outputs, epochs: 1, lr: 5e-4, terms: [mask, box_l1, giou, logit, presence, semantic]}]"
+)
+"""The three kinds of phase, an epoch each."""
+
+detector, tracker = tiny_models.detector, tiny_models.tracker
+
+
+def small(detector: Path, scenes: Path, output: Path) -> list[str]:
+    """Overrides that make any detection recipe tiny: the random teacher, the smallest student, four scenes a step."""
+    return [
+        f"output={output}", f"teacher.path={detector}", "teacher.image_size=null", "teacher.precision=fp32",
+        "student.backbone=efficientvit_b0", "student.queries=4", "student.encoder_layers=1",
+        "student.decoder_layers=1", "student.heads=4", "student.ffn=32",
+        "student.text={hidden: 32, layers: 3, heads: 2, ffn: 32, context: 6}", "data.kind=coco",
+        f"data.root={scenes}", "data.held_out=val", "data.held_out_last=null", "data.workers=0",
+        "questions.source=names", "match.floor=0.0", "train.batch_size=4", "train.accumulate=1", "train.precision=fp32",
+        "train.log_every=1", "evaluate.batch_size=2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 training and 4 held-out scenes as COCO, with the questions about the latter. Read only."""
+    root = tmp_path_factory.mktemp("scenes")
+    write_coco(root, 16, 126, 3, "train")
+    write_coco(root, 4, 126, 4, "val")
+    write_concept_set(root, 4, 126, 4, "val")
+    return root
+
+
+@pytest.fixture(scope="session")
+def detection(detector: tuple[object, Path], scenes: Path) -> Recipe:
+    """detection(output, *overrides): ``detection/sandbox`` with the tiny models, on the scenes."""
+
+    def make(output: Path, *overrides: str) -> DetectionRunConfig:
+        config = load_config("detection/sandbox", [*small(detector[1], scenes, output), PHASES, *overrides])
+        assert isinstance(config, DetectionRunConfig)
+        return config
+
+    return make

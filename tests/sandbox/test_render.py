@@ -1,0 +1,77 @@
+"""``sandbox train-teacher``: each teacher's own defaults, and what is printed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samdistill.cli import main
+from samdistill.data import open_videos
+from samdistill.sandbox import render as sandbox
+from samdistill.sandbox.training import TrainedTeacher
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["tracker"], (Path("runs/teacher"), 5000, 8, 1e-3, None)),
+        (["detector"], (Path("runs/teacher"), 5000, 10, 5e-4, None)),
+        (
+            [
+                "detector",
+                "--out",
+                "a",
+                "--steps",
+                "7",
+                "--batch-size",
+                "2",
+                "--lr",
+                "0.1",
+                "--weights",
+                "b",
+            ],
+            (Path("a"), 7, 2, 0.1, Path("b")),
+        ),
+    ],
+)
+def test_each_teacher_has_its_own_defaults(
+    argv: list[str], expected: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def train(*given: Any) -> TrainedTeacher:
+        asked.append(given)
+        return TrainedTeacher(Path("a/weights"), 250, 3.2, {"cgf1": 0.51234, "box_pmf1": 0.7})
+
+    monkeypatch.setitem(sandbox.TEACHERS, argv[0], replace(sandbox.TEACHERS[argv[0]], train=train))
+    assert main(["sandbox", "train-teacher", *argv]) == 0
+    assert asked == [expected]
+    assert capsys.readouterr().out == "a/weights: 250 steps in 3 s; held out: cgf1 0.5123, box_pmf1 0.7000\n"
+
+
+def test_videos_are_rendered_as_the_data_room_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["sandbox", "render", str(tmp_path), "--train", "2", "--val", "1", "--size", "48", "--format", "sav"]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.endswith(f"{tmp_path}: 2 training and 1 held-out videos, sav\n")
+    for split, keys in (("train", ["sav_10000000", "sav_10000001"]), ("val", ["sav_11000000"])):
+        source = open_videos(tmp_path / split, "sav", "held_out", held_out_fraction=1)
+        assert source.keys == keys and source.problems == []
+        record = source.record(keys[0])
+        assert record.size == (48, 48) and len(record.annotated) == 18 and record.concepts and record.visible.any()
+
+
+def test_how_many_are_rendered_unless_somebody_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = {}
+    for name, layout in sandbox.LAYOUTS.items():
+        write = lambda root, count, size, name=name, **rest: written.setdefault((name, rest["split"]), count)  # noqa: E731
+        monkeypatch.setitem(sandbox.LAYOUTS, name, replace(layout, write=write))
+    monkeypatch.setattr(sandbox, "write_concept_set", lambda root, count, *rest, **more: written.update(asked=count))
+    for name in sandbox.LAYOUTS:
+        sandbox.render_sandbox(tmp_path, format=name, progress=False)  # type: ignore[arg-type]
+    assert written == {
+        ("sa1b", "train"): 2000, ("sa1b", "val"): 128, ("coco", "train"): 2000, ("coco", "val"): 128, "asked": 128,
+        ("sav", "train"): 64, ("sav", "val"): 16,
+    }  # fmt: skip
