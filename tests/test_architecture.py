@@ -12,13 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "samdistill"
 LEVELS = (
-    {"errors", "io", "locks", "output", "processes", "types", "registry", "config", "names", "reading"},
+    {"errors", "io", "dist", "locks", "output", "processes", "progress", "types", "registry", "config", "names",
+     "reading"},
     {"losses", "metrics", "ops"},
     {"teachers", "students", "data", "store", "checkpoints"},
-    {"tasks", "inference"},
+    {"inference"},
     {"engine", "evaluation", "export", "sandbox", "report", "report_figures"},
-    {"verbs"},
-    {"__init__", "_registration"},
+    {"jobs"},
+    {"pipeline"},
+    {"__init__", "_registration", "display"},
     {"cli", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -102,7 +104,7 @@ def test_every_room_has_a_level_and_edges_are_seen() -> None:
     rooms = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert rooms - {"configs", "__pycache__"} <= set(LEVEL)
     edges = {(room, target) for _, room, target in imports(PACKAGE)}
-    assert {("engine", "tasks"), ("tasks", "students"), ("inference", "students"), ("cli", "verbs")} <= edges
+    assert {("jobs", "engine"), ("jobs", "students"), ("inference", "students"), ("cli", "display")} <= edges
     assert ("_registration", "students") in edges  # imported by name
 
 
@@ -117,9 +119,9 @@ def test_nothing_is_too_long(folder: str) -> None:
         ("losses/mask.py", "from ..students import STUDENTS", "imports students, which is above losses"),
         ("metrics/deep/a.py", "from ...inference import x", "imports inference, which is above metrics"),
         ("ops/masks.py", "from samdistill.engine.loop import fit", "imports engine, which is above ops"),
-        ("tasks/encoder.py", "def f():\n    from .. import engine", "imports engine, which is above tasks"),
-        ("tasks/encoder.py", "import samdistill.engine as e", "imports engine, which is above tasks"),
-        ("verbs/show.py", "from ..cli import main", "imports cli, which is above verbs"),
+        ("inference/a.py", "def f():\n    from .. import engine", "imports engine, which is above inference"),
+        ("inference/a.py", "import samdistill.engine as e", "imports engine, which is above inference"),
+        ("jobs/video/a.py", "from ...cli import main", "imports cli, which is above jobs"),
         ("data/a.py", "import importlib\nimportlib.import_module('samdistill.engine')", "imports engine"),
         ("store/a.py", "from .. import load_config", "imports __init__, which is above store"),
         ("teachers/sam.py", "from ..students import trunk", "teachers and students never import each other"),
@@ -129,7 +131,7 @@ def test_nothing_is_too_long(folder: str) -> None:
 )
 def test_a_violation_is_found(file: str, text: str, complaint: str, tmp_path: Path) -> None:
     package = tmp_path / "samdistill"
-    for room in ("students", "teachers", "inference", "engine", "tasks"):
+    for room in ("students", "teachers", "inference", "engine"):
         (package / room).mkdir(parents=True)
     (package / "cli.py").touch()
     (package / "config.py").touch()

@@ -33,9 +33,30 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "StudentTrunk", "StudentTrunkConfig", "UserError", "VideoSession", "__version__", "cache", "check",
-    "demo", "evaluate", "evaluate_concepts", "evaluate_masks", "evaluate_videos", "inspect", "load_config", "merge",
-    "list_models", "plan", "predict", "predict_video", "prepare_sa1b", "render_sandbox", "run", "train", "train_teacher",
+    "StudentTrunk",
+    "StudentTrunkConfig",
+    "UserError",
+    "VideoSession",
+    "__version__",
+    "cache",
+    "check",
+    "demo",
+    "evaluate",
+    "evaluate_concepts",
+    "evaluate_masks",
+    "evaluate_videos",
+    "inspect",
+    "list_models",
+    "load_config",
+    "merge",
+    "plan",
+    "predict",
+    "predict_video",
+    "prepare_sa1b",
+    "render_sandbox",
+    "run",
+    "train",
+    "train_teacher",
 ]  # fmt: skip
 
 _HOMES = {

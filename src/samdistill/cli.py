@@ -172,12 +172,7 @@ def _joined(argv: Sequence[str]) -> list[str]:
 def _dispatch(args: argparse.Namespace) -> int:
     from . import display
 
-    verb = {
-        "plan": display.plan, "check": display.check, "cache": display.cache, "train": display.train, "models": display.models,
-        "merge": display.merge, "inspect": display.inspect, "evaluate": display.evaluate, "predict": display.predict,
-        "prepare": display.prepare, "sandbox": display.sandbox, "run": display.run, "demo": display.demo,
-    }[args.verb]  # fmt: skip
-    return verb(args)
+    return getattr(display, args.verb)(args)
 
 
 def message(error: BaseException) -> str:

@@ -86,7 +86,7 @@ def report_of(task: Task[Any]):
 def test_every_term_of_the_job_reaches_what_is_exported(tasks, job) -> None:
     report = report_of(tasks(job))
     assert report.ok, report.problems
-    assert {term.name.partition("/")[0] for term in report.terms} == set(JOBS[job].TERMS)
+    assert {term.name.partition("/")[0] for term in report.terms} == set(JOBS[job].config.TERMS)
 
 
 @pytest.mark.parametrize(("job", "term"), TERMS)

@@ -69,9 +69,11 @@ def cache_signals(config: PromptRunConfig, call: CacheCall) -> CacheReport:
     if call.layout == "npy":
         _export(parts, stores, rank, world)
     return CacheReport(
-        str(root), config.cache.codec, records, written, sum(len(store) * store.bytes_per_record for store in all_stores), per_record,
-        time.monotonic() - start, skipped, [line for own in writers.values() for w in own.values() for line in
-                                            w.recovered], checked, worst, renewed,
+        store=str(root), codec=config.cache.codec, records=records, written=written,
+        bytes=sum(len(store) * store.bytes_per_record for store in all_stores), bytes_per_record=per_record,
+        seconds=time.monotonic() - start, skipped=skipped,
+        recovered=[line for writer in every for line in writer.recovered], verified=checked, worst_error=worst,
+        renewed=renewed,
     )  # fmt: skip
 
 

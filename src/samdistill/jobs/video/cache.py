@@ -120,7 +120,7 @@ def annotated(parts: VideoParts, keys: Sequence[str], progress: bool = False) ->
 
 
 def cache_levels(config: VideoRunConfig, call: CacheCall) -> CacheReport:
-    """Write what is missing of the teacher's maps; a rank takes every ``world``-th video whole. See ``pipeline.cache``."""
+    """Write what is missing of the teacher's maps; see ``pipeline.cache``. A rank takes every ``world``-th video whole."""
     start, rank, world, verify = time.monotonic(), call.rank, call.world, call.verify
     parts, shown = VideoParts(config), call.progress and rank == 0
     source, root = parts.train_source, config.store_root

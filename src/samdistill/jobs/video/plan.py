@@ -116,8 +116,8 @@ def plan_video(parts: VideoParts) -> VideoPlan:
         clips_per_epoch=clips, context=config.clips.context, objects=config.clips.objects, bytes_per_frame=per_frame,
         cache_bytes=per_frame * frames if parts.reads_teacher else 0,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
-        weights_and_optimiser_bytes=optimiser_bytes(trained, train), frozen_bytes=4 * (whole - trained), batch_norms=norms,
-        steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
+        weights_and_optimiser_bytes=optimiser_bytes(trained, train), frozen_bytes=4 * (whole - trained),
+        batch_norms=norms,        steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip
 
 
