@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
-from ..data import BadInput, Source, leave_out, record_key
+from ..data import BadInput, Source, leave_out
 from ..data.videos import VideoSource
 from ..io import write_lines
 from ..reading import read_json_lines
@@ -91,21 +91,6 @@ class CacheReport:
         return asdict(self) | {"skipped": [bad._asdict() for bad in self.skipped]}
 
 
-def blocks_to_do(
-    keys: Sequence[str], views: int, size: int, done: Callable[[str, int], bool]
-) -> Iterator[tuple[int, list[str]]]:
-    """(view, keys) blocks of ``size`` keys that hold at least one record which is not ``done``.
-
-    Blocks are cut from the whole list, whatever is done already: a resumed run then puts the same images into the
-    same batch as an uninterrupted one, so its records are the same to the bit.
-    """
-    for view in range(views):
-        for start in range(0, len(keys), size):
-            block = list(keys[start : start + size])
-            if not all(done(key, view) for key in block):
-                yield view, block
-
-
 def list_skipped(root: Path, rank: int, skipped: Iterable[BadInput]) -> list[BadInput]:
     """Write this rank's list of inputs that were left out, each once, beside the records, and return it."""
     found = list(dict.fromkeys(skipped))
@@ -163,8 +148,3 @@ def wait_for(found: Callable[[], T | None], root: Path, what: str, timeout: floa
             raise UserError(f"{root}: rank 0 made no {what} within {timeout / 3600:g} hours")
         time.sleep(0.5)
     return value
-
-
-def is_done(done: set[str]) -> Callable[[str, int], bool]:
-    """Whether a view's record is among ``done``, for ``blocks_to_do``."""
-    return lambda key, view: record_key(key, view) in done

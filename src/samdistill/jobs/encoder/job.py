@@ -20,7 +20,8 @@ from ...types import UserError
 from ..base import CHECK_INPUTS, STUDENT, UNTRAINED, Evaluated, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
 from ..loading import load_config
-from .cache import cache_embeddings
+from ..recording import write_records
+from .cache import Embeddings
 from .config import EncoderRunConfig
 from .evaluate import evaluate, merge_student
 from .parts import EncoderParts
@@ -58,7 +59,7 @@ class EncoderJob(Job[EncoderRunConfig]):
         return True
 
     def cache(self, config: EncoderRunConfig, call: CacheCall) -> CacheReport:
-        return cache_embeddings(config, call)
+        return write_records(Embeddings(config, call), call)
 
     def merge(self, config: EncoderRunConfig) -> MergeReport | None:
         return merge_student(config)

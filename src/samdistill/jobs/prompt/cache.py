@@ -1,12 +1,12 @@
-"""``samdistill cache`` of the prompt job: what several teachers say to the prompts of every view, and the prompts."""
+"""What several teachers say to the prompts of every view, as records, and the prompts beside them."""
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,73 +19,111 @@ from ...data.sources import evenly
 from ...io import make_folder, write_bytes
 from ...names import file_name
 from ...processes import outlive_signals
-from ...progress import Progress
-from ...store import FeatureStore, FeatureStoreWriter, make_codec
-from ...store.changes import Renewal
+from ...store import FeatureStore
 from ...store.spec import MANIFEST
 from ...teachers import Ensemble
 from ...teachers.cached_signals import record_seeds, to_records
 from ...types import UserError
-from ..caching import CacheCall, CacheReport, blocks_to_do, list_skipped, refuse_damage, verify_files, verify_record
+from ..caching import CacheCall, CacheReport
+from ..recording import Block, Computed, Journal, Record, RecordSource, view_blocks, write_records
 from .config import PromptRunConfig
-from .lines import PromptLines
+from .lines import PromptLines, described
 from .parts import FEATURES, PromptParts
 
 VERIFY_RECORDS = 8
 """Views that ``--verify`` asks the teachers about again."""
-Writers = dict[str, dict[str, FeatureStoreWriter]]
-Stores = dict[str, dict[str, FeatureStore]]
 
 
 def cache_signals(config: PromptRunConfig, call: CacheCall) -> CacheReport:
-    """Write what is missing of the teachers' answers to the prompts of every view; see ``pipeline.cache``.
-
-    With the layout ``npy`` a file per view and feature is written from the stores afterwards.
-    """
-    start, rank, world, verify = time.monotonic(), call.rank, call.world, call.verify
-    if not config.teachers:
-        raise UserError("there is nothing to cache: list teachers")
-    parts = PromptParts(_reading(config))
-    root = parts.split_root
-    ensemble = _ensemble(parts, call.device, rank, verify)
-    with ExitStack() as stack:
-        writers = _writers(parts, ensemble, stack, rank, world)
-        every = [writer for own in writers.values() for writer in own.values()]
-        cached = set.union(*(writer.done for writer in every))
-        now = parts.source_fingerprints(parts.train_source.keys[rank::world])
-        renewal = Renewal(root, rank, world, now, cached)
-        for writer in every:
-            writer.expire(renewal.stale)
-        lines = stack.enter_context(PromptLines(root, rank, renewal.stale))
-        bad, written = _write(parts, ensemble, writers, lines, rank, world, call.progress and rank == 0)
-        renewed = renewal.conclude(set.intersection(*(writer.done for writer in every)))
-    skipped = list_skipped(root, rank, [*(parts.train_source.problems if rank == 0 else ()), *bad])
-    stores = {name: {feature: FeatureStore(w.root) for feature, w in own.items()} for name, own in writers.items()}
-    all_stores = [store for own in stores.values() for store in own.values()]
-    records, per_record = min(map(len, all_stores)), sum(store.bytes_per_record for store in all_stores)
-    if records == 0:
-        raise UserError(f"{root}: not one image could be cached; the first: {next(iter(skipped), None)}")
-    checked, worst = _verify(parts, ensemble, stores, rank, world) if verify else (0, 0.0)
+    """``write_records`` of the teachers' answers. With the layout ``npy`` a file per view and feature is written from
+    the stores afterwards."""
+    source = Answers(config, call)
+    report = write_records(source, call)
     if call.layout == "npy":
-        _export(parts, stores, rank, world)
-    return CacheReport(
-        store=str(root), codec=config.cache.codec, records=records, written=written,
-        bytes=sum(len(store) * store.bytes_per_record for store in all_stores), bytes_per_record=per_record,
-        seconds=time.monotonic() - start, skipped=skipped,
-        recovered=[line for writer in every for line in writer.recovered], verified=checked, worst_error=worst,
-        renewed=renewed,
-    )  # fmt: skip
+        _export(source)
+    return report
 
 
-def _reading(config: PromptRunConfig) -> PromptRunConfig:
-    """The config as a cached run has it: the projections of a cache lie in the cache."""
-    distillation = config.distillation.model_copy(update={"use_precomputed_features": True})
-    return config.model_copy(update={"distillation": distillation})
+class Answers(RecordSource):
+    """One record per view of an image and per store ``TEACHER/FEATURE``; its line in ``prompts.jsonl`` is the note."""
+
+    def __init__(self, config: PromptRunConfig, call: CacheCall) -> None:
+        if not config.teachers:
+            raise UserError("there is nothing to cache: list teachers")
+        # the projections of a cache lie in the cache
+        distillation = config.distillation.model_copy(update={"use_precomputed_features": True})
+        self.parts = PromptParts(config.model_copy(update={"distillation": distillation}))
+        self.rank, self.root = call.rank, self.parts.split_root
+        self.ensemble = _ensemble(self.parts, call.device, call.rank)
+        self.specs = {
+            f"{name}/{feature}": self.parts.store_spec(teacher, feature, shape)
+            for name, teacher in self.ensemble.teachers.items()
+            for feature, shape in self.parts.record_shapes(teacher).items()
+        }
+        self.keys = self.parts.train_source.keys[call.rank :: call.world]
+
+    @property
+    def problems(self) -> Sequence[BadInput]:
+        return self.parts.train_source.problems if self.rank == 0 else ()
+
+    def blocks(self) -> Sequence[Block]:
+        config = self.parts.config
+        return view_blocks(self.keys, config.data.views, config.cache.batch_size)
+
+    def compute(self, blocks: Sequence[Block]) -> Iterator[Computed]:
+        """In the place of an image that is unusable comes the next one, whose record is left out here."""
+        for view, group in groupby(blocks, key=lambda block: block.about[0]):
+            wanted = [block.about[1] for block in group]
+            for asked, batch in zip(wanted, self._batches([key for keys in wanted for key in keys], view), strict=True):
+                seeds, records = record_seeds(batch).tolist(), self._answers(batch)
+                yield Computed(
+                    [
+                        Record(
+                            record_key(key, view), seeds[row],
+                            {store: values[row] for store, values in records.items()},
+                            described(batch, row, view),
+                        )
+                        for row, (key, own) in enumerate(zip(batch.images.keys, asked, strict=True))
+                        if key == own
+                    ],
+                    batch.bad,
+                )  # fmt: skip
+
+    def fingerprints(self) -> Mapping[str, str]:
+        return self.parts.source_fingerprints(self.keys)
+
+    def sample(self, store: str) -> Iterator[Tensor]:
+        raise NotImplementedError("no codec of this cache learns from data")
+
+    def probe(self, done: Collection[str]) -> Iterator[Record]:
+        sample = evenly([key for key in self.keys if key in done], VERIFY_RECORDS)
+        found = self.compute(view_blocks(sample, 1, self.parts.config.cache.batch_size))
+        return (record for computed in found for record in computed.records)
+
+    def journal(self, stale: Collection[str]) -> AbstractContextManager[Journal]:
+        return PromptLines(self.root, self.rank, stale)
+
+    def _batches(self, keys: Sequence[str], view: int) -> Iterator[ObjectBatch]:
+        """The views of ``keys`` in order; for one that is unusable comes the next, and ``bad`` names it."""
+        parts = self.parts
+        objects, at = parts.objects(view), {key: index for index, key in enumerate(parts.train_source.keys)}
+        yield from DataLoader(
+            Subset(objects, [at[key] for key in keys]), parts.config.cache.batch_size,
+            num_workers=worker_count(parts.config.data.workers), collate_fn=collate_objects,
+            worker_init_fn=outlive_signals,
+        )  # fmt: skip
+
+    def _answers(self, batch: ObjectBatch) -> dict[str, Tensor]:
+        """Records on the CPU by store."""
+        return {
+            f"{teacher}/{feature}": values.cpu()
+            for teacher, signals in self.ensemble.answer(batch, batch.groups).items()
+            for feature, values in to_records(signals, batch.groups).items()
+        }
 
 
-def _ensemble(parts: PromptParts, device: str, rank: int, verify: bool) -> Ensemble:
-    """The teachers. What is cached already is held against the config before any work, and, to be verified, before
-    writers mend the youngest records, as they do after a power cut."""
+def _ensemble(parts: PromptParts, device: str, rank: int) -> Ensemble:
+    """The teachers. What is cached already is held against the config before any work."""
     roots = {name: [parts.split_root / name / feature for feature in FEATURES] for name in parts.weights}
     there = {name: [root for root in own if (root / MANIFEST).is_file()] for name, own in roots.items()}
     for root in (root for own in there.values() for root in own):
@@ -94,121 +132,21 @@ def _ensemble(parts: PromptParts, device: str, rank: int, verify: bool) -> Ensem
     for name, own in there.items():
         for root in own:
             parts.refuse_other_teacher(ensemble.teachers[name], root)
-            if verify:
-                refuse_damage(root, [problem for problem in FeatureStore(root).verify() if problem.key is not None])
         parts.set_projection(ensemble.teachers[name], rank)
     return ensemble
 
 
-def _writers(parts: PromptParts, ensemble: Ensemble, stack: ExitStack, rank: int, world: int) -> Writers:
-    found: Writers = {}
-    for name, teacher in ensemble.teachers.items():
-        for feature, shape in parts.record_shapes(teacher).items():
-            spec = parts.store_spec(teacher, feature, shape)
-            writer = FeatureStoreWriter(
-                parts.split_root / name / feature, spec, make_codec(spec.codec, shape), rank, world
-            )
-            found.setdefault(name, {})[feature] = stack.enter_context(writer)
-    return found
-
-
-def _batches(parts: PromptParts, keys: Sequence[str], view: int) -> Iterator[ObjectBatch]:
-    """The views of ``keys`` in order; for one that is unusable comes the next, and ``bad`` names it."""
-    objects, at = parts.objects(view), {key: index for index, key in enumerate(parts.train_source.keys)}
-    workers = worker_count(parts.config.data.workers)
-    subset = Subset(objects, [at[key] for key in keys])
-    yield from DataLoader(
-        subset, parts.config.cache.batch_size, num_workers=workers, collate_fn=collate_objects,
-        worker_init_fn=outlive_signals,
-    )  # fmt: skip
-
-
-def _write(
-    parts: PromptParts, ensemble: Ensemble, writers: Writers, lines: PromptLines, rank: int, world: int,
-    progress: bool,
-) -> tuple[list[BadInput], int]:  # fmt: skip
-    """Fill the stores with what they lack of this rank's share: what was unusable, and the number of views written."""
-    every = [writer for own in writers.values() for writer in own.values()]
-    mine, bad, written = parts.train_source.keys[rank::world], list[BadInput](), 0
-
-    def done(key: str, view: int) -> bool:
-        name = record_key(key, view)
-        return (key, view) in lines.done and all(name in writer.done for writer in every)
-
-    blocks = list(blocks_to_do(mine, parts.config.data.views, parts.config.cache.batch_size, done))
-    with Progress("caching", sum(len(block) for _, block in blocks), "images", progress) as bar:
-        for view in range(parts.config.data.views):
-            wanted = [key for v, block in blocks if v == view for key in block]
-            for start, batch in enumerate(_batches(parts, wanted, view) if wanted else ()):
-                asked = wanted[start * parts.config.cache.batch_size :][: len(batch.images)]
-                rows = [
-                    row
-                    for row, (key, own) in enumerate(zip(batch.images.keys, asked, strict=True))
-                    if key == own and not done(key, view)
-                ]
-                bad += batch.bad
-                if rows:
-                    _keep(batch, rows, view, ensemble, writers, lines)
-                    written += len(rows)
-                bar.advance(len(asked))
-    return bad, written
-
-
-def _keep(
-    batch: ObjectBatch, rows: Sequence[int], view: int, ensemble: Ensemble, writers: Writers, lines: PromptLines
-) -> None:
-    """The prompts and every teacher's answers of some images of a batch; what is there already is left."""
-    seeds = record_seeds(batch).tolist()
-    for row in rows:
-        lines.write(batch, row, view)
-    for teacher, records in _answers(batch, ensemble).items():
-        for feature, writer in writers[teacher].items():
-            for row in rows:
-                name = record_key(batch.images.keys[row], view)
-                if name not in writer.done:
-                    writer.write(name, seeds[row], records[feature][row])
-
-
-def _answers(batch: ObjectBatch, ensemble: Ensemble) -> dict[str, dict[str, Tensor]]:
-    """Records on the CPU by teacher and feature."""
-    said = ensemble.answer(batch, batch.groups)
-    return {
-        teacher: {feature: values.cpu() for feature, values in to_records(signals, batch.groups).items()}
-        for teacher, signals in said.items()
-    }
-
-
-def _verify(
-    parts: PromptParts, ensemble: Ensemble, stores: Stores, rank: int, world: int
-) -> tuple[int, float]:  # fmt: skip
-    """Checksums of every store, then a sample of views asked again: how many, and the worst difference of a record."""
-    for store in (store for own in stores.values() for store in own.values()):
-        verify_files(store, rank, world)
-    mine = parts.train_source.keys[rank::world]
-    keys = [key for key in mine if all(key in store for own in stores.values() for store in own.values())]
-    sample, errors = evenly(keys, VERIFY_RECORDS), list[float]()
-    for batch in _batches(parts, sample, 0):
-        for teacher, records in _answers(batch, ensemble).items():
-            for feature, store in stores[teacher].items():
-                for key, record in zip(batch.images.keys, records[feature], strict=True):
-                    errors.append(verify_record(store, store.codec, key, record))
-    return len(sample), max(errors, default=0.0)
-
-
-def _export(parts: PromptParts, stores: Stores, rank: int, world: int) -> None:
+def _export(source: Answers) -> None:
     """``npy/SPLIT/TEACHER/FEATURE/KEY.npy`` of this rank's views, ``KEY.view1.npy`` of a second view, and so on."""
-    config = parts.config
-    root, kind = (
-        config.feature_root / "npy" / config.data.split,
-        np.float16 if config.cache.codec == "fp16" else np.float32,
-    )
+    config = source.parts.config
+    root = config.feature_root / "npy" / config.data.split
+    kind = np.float16 if config.cache.codec == "fp16" else np.float32
+    stores = {name: FeatureStore(source.root / name) for name in source.specs}
     for view in range(config.data.views):
-        for key in parts.train_source.keys[rank::world]:
-            for teacher, own in stores.items():
-                for feature, store in own.items():
-                    name = record_key(key, view)
-                    if name in store:
-                        _save(root / teacher / feature / npy_name(key, view), store.read(name).features, kind)
+        for key in source.keys:
+            for place, store in stores.items():
+                if (name := record_key(key, view)) in store:
+                    _save(root / place / npy_name(key, view), store.read(name).features, kind)
 
 
 def npy_name(key: str, view: int) -> str:

@@ -80,7 +80,8 @@ class PromptPlan(Plan):
         }
         used = f"{self.views} view(s) each" if self.cached else "not used: teachers run along"
         return {
-            "student": f"{self.student} ({self.student_params / 1e6:.2f}M): {parts}; {self.image_size} px, {grid} cells",
+            "student": f"{self.student} ({self.student_params / 1e6:.2f}M): {parts}; {self.image_size} px, {grid} "
+            "cells",
             **teachers,
             "distilled": ", ".join(self.terms) or "nothing: the task alone",
             "images": f"{self.images} to train on, {self.held_out_images} held out; {self.objects} object(s) a step, "

@@ -5,9 +5,9 @@ A record is of one frame: a clip reads a few frames of a video, and the records 
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
@@ -23,21 +23,13 @@ from ...data.sources import evenly
 from ...dist import process_rank
 from ...processes import outlive_signals
 from ...progress import Progress
-from ...store import Codec, FeatureStore, FeatureStoreWriter
-from ...store.changes import Renewal, refuse_changed
+from ...store import FeatureStore
+from ...store.changes import refuse_changed
 from ...store.spec import MANIFEST, Manifest
 from ...teachers import CachedLevels, Sam3Detector, frame_key
 from ...types import ImageBatch, UserError
-from ..caching import (
-    FIT_IMAGES,
-    CacheCall,
-    CacheReport,
-    left_out_of,
-    list_skipped,
-    settled_codec,
-    verify_files,
-    verify_record,
-)
+from ..caching import FIT_IMAGES, CacheCall, left_out_of
+from ..recording import Block, Computed, Record, RecordSource
 from .config import VideoRunConfig
 from .parts import VideoParts
 
@@ -119,31 +111,68 @@ def annotated(parts: VideoParts, keys: Sequence[str], progress: bool = False) ->
     return videos, bad
 
 
-def cache_levels(config: VideoRunConfig, call: CacheCall) -> CacheReport:
-    """Write what is missing of the teacher's maps; see ``pipeline.cache``. A rank takes every ``world``-th video whole."""
-    start, rank, world, verify = time.monotonic(), call.rank, call.world, call.verify
-    parts, shown = VideoParts(config), call.progress and rank == 0
-    source, root = parts.train_source, config.store_root
-    teacher = parts.teacher(call.device)
-    spec = parts.store_spec(teacher.fingerprint)
-    _refuse_other_shape(parts, teacher)
-    codec = settled_codec(root, spec, rank, verify, lambda: _sample(parts, teacher))
-    videos, bad = annotated(parts, source.keys[rank::world], shown)
-    with FeatureStoreWriter(root, spec, codec, rank, world) as writer:
-        renewal = Renewal(root, rank, world, source_fingerprints(source, videos), writer.done)
-        writer.expire(renewal.stale)
-        broken, written = _write(parts, teacher, writer, videos, shown)
-        renewed = renewal.conclude(writer.done)
-    bad += broken.values()
-    skipped = list_skipped(root, rank, [*(source.problems if rank == 0 else ()), *bad])
-    store, whole = FeatureStore(root, spec), {key: videos[key] for key in videos if key not in broken}
-    if world == 1 and not whole:  # others may do better than this process
-        raise UserError(f"{root}: not one video could be cached; the first: {bad[0].key}: {bad[0].reason}")
-    checked, worst = _verify(parts, store, codec, teacher, whole, rank, world) if verify else (0, 0.0)
-    return CacheReport(
-        str(root), store.spec.codec, len(store), written, len(store) * store.bytes_per_record, store.bytes_per_record,
-        time.monotonic() - start, skipped, writer.recovered, checked, worst, renewed,
-    )  # fmt: skip
+class Levels(RecordSource):
+    """One record per annotated frame: the remembered level (c, h, w). A process takes whole videos."""
+
+    unit = "frames"
+
+    def __init__(self, config: VideoRunConfig, call: CacheCall) -> None:
+        self.parts, self.call = VideoParts(config), call
+        self.teacher = self.parts.teacher(call.device)
+        self.root = config.store_root
+        self.specs = {"": self.parts.store_spec(self.teacher.fingerprint)}
+        _refuse_other_shape(self.parts, self.teacher)
+        self.broken = dict[str, BadInput]()
+
+    @cached_property
+    def _annotated(self) -> tuple[Videos, list[BadInput]]:
+        keys = self.parts.train_source.keys[self.call.rank :: self.call.world]
+        return annotated(self.parts, keys, self.call.progress and self.call.rank == 0)
+
+    @property
+    def whole(self) -> Videos:
+        """This process's videos that are not broken, as far as is known."""
+        return {key: frames for key, frames in self._annotated[0].items() if key not in self.broken}
+
+    @property
+    def problems(self) -> Sequence[BadInput]:
+        listed = self.parts.train_source.problems if self.call.rank == 0 else ()
+        return [*listed, *self._annotated[1]]
+
+    def blocks(self) -> Sequence[Block]:
+        groups = _groups(self._annotated[0], self.parts.config.cache.batch_size)
+        return [Block([frame_key(group.key, number) for number in group.frames], group) for group in groups]
+
+    def compute(self, blocks: Sequence[Block]) -> Iterator[Computed]:
+        """Of a video that cannot be decoded nothing more is given; what is cached of it stays, and is not read."""
+        for (key, numbers, _), levels in _extract(self.parts, self.teacher, [block.about for block in blocks]):
+            if isinstance(levels, BadInput):
+                first = key not in self.broken
+                self.broken.setdefault(key, levels)
+                yield Computed((), (levels,) if first else ())
+            elif key in self.broken:
+                yield Computed(())
+            else:  # the seed is 0: no view of a video is augmented
+                found = zip(numbers, levels, strict=True)
+                yield Computed([Record(frame_key(key, number), 0, {"": level}) for number, level in found])
+
+    def fingerprints(self) -> Mapping[str, str]:
+        return source_fingerprints(self.parts.train_source, self._annotated[0])
+
+    def sample(self, store: str) -> Iterator[Float[Tensor, "c h w"]]:
+        videos, _ = annotated(self.parts, evenly(self.parts.train_source.keys, FIT_IMAGES))
+        for _, levels in _extract(self.parts, self.teacher, _spread(videos, FIT_IMAGES)):
+            if not isinstance(levels, BadInput):
+                yield from levels
+
+    def probe(self, done: Collection[str]) -> Iterator[Record]:
+        sample = _spread(self.whole, self.parts.config.cache.verify_records)
+        for (key, numbers, _), levels in _extract(self.parts, self.teacher, sample):
+            if not isinstance(levels, BadInput):
+                yield Record(frame_key(key, numbers[0]), 0, {"": levels[0]})
+
+    def usable(self, records: int) -> bool:
+        return bool(self.whole)
 
 
 def source_fingerprints(source: VideoSource, videos: Videos) -> dict[str, str]:
@@ -202,53 +231,6 @@ def _spread(videos: Videos, count: int) -> list[_Group]:
         key = keys[at := bisect_right(ends, place)]
         found.append(_Group(key, (videos[key][place - ends[at]],)))  # counted from the end of the video
     return found
-
-
-def _sample(parts: VideoParts, teacher: Sam3Detector) -> Iterator[Float[Tensor, "c h w"]]:
-    """Maps that a codec is fitted on."""
-    videos, _ = annotated(parts, evenly(parts.train_source.keys, FIT_IMAGES))
-    for _, levels in _extract(parts, teacher, _spread(videos, FIT_IMAGES)):
-        if not isinstance(levels, BadInput):
-            yield from levels
-
-
-def _write(
-    parts: VideoParts, teacher: Sam3Detector, writer: FeatureStoreWriter, videos: Videos, progress: bool
-) -> tuple[dict[str, BadInput], int]:
-    """Fill the store with what it lacks of ``videos``: those that turned out to be broken, and the number of records
-    written. Of a broken one nothing more is written; what was, stays, and is not read."""
-    broken, written = dict[str, BadInput](), 0
-    wanted = [
-        group
-        for group in _groups(videos, parts.config.cache.batch_size)
-        if not all(frame_key(group.key, number) in writer.done for number in group.frames)
-    ]
-    with Progress("caching", sum(len(group.frames) for group in wanted), "frames", progress) as bar:
-        for (key, numbers, _), levels in _extract(parts, teacher, wanted):
-            if isinstance(levels, BadInput):
-                broken.setdefault(key, levels)
-            elif key not in broken:
-                for number, level in zip(numbers, levels, strict=True):
-                    if (name := frame_key(key, number)) not in writer.done:
-                        writer.write(name, 0, level)  # 0: no view of a video is augmented
-                        written += 1
-            bar.advance(len(numbers))
-    return broken, written
-
-
-def _verify(
-    parts: VideoParts, store: FeatureStore, codec: Codec, teacher: Sam3Detector, videos: Videos, rank: int,
-    world: int,
-) -> tuple[int, float]:  # fmt: skip
-    """Checksums of all records, then a sample of the frames of ``videos`` asked again: how many, and the worst
-    difference."""
-    verify_files(store, rank, world)
-    errors = [
-        verify_record(store, codec, frame_key(key, numbers[0]), levels[0])
-        for (key, numbers, _), levels in _extract(parts, teacher, _spread(videos, parts.config.cache.verify_records))
-        if not isinstance(levels, BadInput)
-    ]
-    return len(errors), max(errors, default=0.0)
 
 
 def open_levels(parts: VideoParts) -> FeatureStore:

@@ -18,7 +18,8 @@ from ...store.spec import MANIFEST
 from ...teachers import CachedLevels
 from ..base import CHECK_INPUTS, Evaluated, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
-from .cache import cache_levels, complete_videos, open_levels, prove
+from ..recording import write_records
+from .cache import Levels, complete_videos, open_levels, prove
 from .config import VideoRunConfig
 from .evaluate import MEMORIES, evaluate
 from .parts import VideoParts
@@ -85,7 +86,7 @@ class VideoJob(Job[VideoRunConfig]):
         return VideoParts(config).reads_teacher
 
     def cache(self, config: VideoRunConfig, call: CacheCall) -> CacheReport:
-        return cache_levels(config, call)
+        return write_records(Levels(config, call), call)
 
     def evaluate(self, config: VideoRunConfig, merged: MergeReport | None) -> Evaluated:
         result, predicted = evaluate(config)
