@@ -12,8 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "samdistill"
 LEVELS = (
-    {"errors", "io", "dist", "locks", "output", "processes", "progress", "types", "registry", "config", "names",
-     "reading"},
+    {
+        "errors",
+        "io",
+        "dist",
+        "locks",
+        "output",
+        "processes",
+        "progress",
+        "types",
+        "registry",
+        "config",
+        "names",
+        "reading",
+    },
     {"losses", "metrics", "ops"},
     {"teachers", "students", "data", "store", "checkpoints"},
     {"inference"},

@@ -220,7 +220,7 @@ def test_the_recipe_of_detection_is_the_described_one() -> None:
     assert (config.match.mask, config.match.box, config.match.logit) == (2, 5, 2) and config.match.resolution == 72
     first, second = config.train.phases or ()
     assert (first.epochs, first.lr, first.warmup_steps, first.terms) == (5, 1e-4, 500, None)
-    assert (second.epochs, second.lr, second.terms) == (10, 5e-5, config.TERMS[:6])
+    assert (second.epochs, second.lr, second.terms) == (10, 5e-5, config.term_names()[:6])
     assert (config.train.batch_size, config.train.lr_batch, config.train.weight_decay) == (8, None, 0.01)
     assert (config.student.queries, config.student.encoder_layers, config.student.decoder_layers) == (100, 3, 3)
 

@@ -108,7 +108,10 @@ def cache(
     if layout not in known:
         raise UserError(f"no layout is called {layout!r}{did_you_mean(layout, sorted(known, reverse=True))}")
     if layout not in job.layouts:
-        raise UserError(f"--layout {layout}: the {job.name} job writes {' and '.join(job.layouts)} alone")
+        owners = " and ".join(name for name, one in JOBS.items() if layout in one.layouts)
+        raise UserError(
+            f"--layout {layout} goes with the {owners} job; the {job.name} job has the {' and '.join(job.layouts)} alone"
+        )
     call = CacheCall(rank, world, verify, device or str(default_device()), progress, layout)
     with reporting("cache", config.output, rank):
         return job.cache(config, call)

@@ -1,7 +1,6 @@
 """``check`` proves what it says: cut the student off behind one term, and that term fails, of every job.
 
-The table below names, for each loss term of each job, where the student's tensors enter it. A term without an entry
-fails.
+The tables below say where the student's tensors enter each loss term of each job. A term that is in none fails.
 """
 
 from __future__ import annotations
@@ -18,32 +17,28 @@ from samdistill.engine import check_terms
 from samdistill.engine.task import Task
 from samdistill.jobs import JOBS
 from samdistill.jobs.detection import task as detection_task
-from samdistill.jobs.encoder import task as encoder_task
-from samdistill.jobs.video import task as video_task
 from samdistill.losses import prompt as prompt_losses
+from samdistill.losses.detection import FEATURE_TERMS, OUTPUT_TERMS, Compared
+from samdistill.losses.feature import FEATURE_LOSSES
+from samdistill.losses.video import ALIGN_TERMS, MEMORY_TERMS, Annotated
 
-LOSSES = {
-    "encoder": {"mse": [(encoder_task, "masked_mse")], "cosine": [(encoder_task, "masked_cosine")]},
-    "detection": {
-        **{name: [(detection_task, "output_terms")] for name in detection_task.TERMS[:6]},
-        "encoder": [(detection_task, "feature_terms")],
-        "fpn": [(detection_task, "feature_terms"), (detection_task, "fpn_term")],
-    },
+TABLES = {
+    "encoder": (FEATURE_LOSSES,), "detection": (OUTPUT_TERMS, FEATURE_TERMS), "prompt": (),
+    "video": (MEMORY_TERMS, ALIGN_TERMS),
+}  # fmt: skip
+"""Where the terms of a job are declared, as functions whose first argument is, or has, the student's tensors."""
+FUNCTIONS = {
+    "detection": {"fpn": (detection_task, "fpn_term")},  # of a phase that asks no question
     "prompt": {
-        **{name: [(prompt_losses, "task_terms")] for name in ("bce", "focal", "dice", "iou")},
-        "prompt_embed": [(prompt_losses, "prompt_embed")],
-        "decoder_mask_token": [(prompt_losses, "mask_token")],
-        "dense_mask_logits": [(prompt_losses, "dense_masks")],
+        **{name: (prompt_losses, "task_terms") for name in prompt_losses.TASK_TERMS.weights},
+        "prompt_embed": (prompt_losses, "prompt_embed"), "decoder_mask_token": (prompt_losses, "mask_token"),
+        "dense_mask_logits": (prompt_losses, "dense_masks"),
     },
-    "video": {
-        **{name: [(video_task, "video_terms")] for name in video_task.TERMS},
-        "align": [(video_task, "fpn_term")],
-    },
-}
-"""Functions that compute a term: one value, or values by name, from the student's tensors, which come first."""
+}  # fmt: skip
+"""Functions that tasks call by name: one value, or values by name, from the student's tensors, which come first."""
 ADAPTED = {("prompt", "encoder_patch")}
 """Terms of tensors that go through a layer which is not exported: they are cut before it."""
-TERMS = [(job, term) for job, run in JOBS.items() for term in run.config.TERMS]
+TERMS = [(job, term) for job, run in JOBS.items() for term in run.config.term_names()]
 
 
 def cut(value: Any) -> Any:
@@ -52,6 +47,8 @@ def cut(value: Any) -> Any:
         return value.detach()
     if isinstance(value, tuple | list):
         return type(value)(map(cut, value))
+    if isinstance(value, Compared | Annotated):
+        return replace(value, student=cut(value.student))
     return replace(value, **{f.name: cut(getattr(value, f.name)) for f in fields(value)})
 
 
@@ -86,7 +83,7 @@ def report_of(task: Task[Any]):
 def test_every_term_of_the_job_reaches_what_is_exported(tasks, job) -> None:
     report = report_of(tasks(job))
     assert report.ok, report.problems
-    assert {term.name.partition("/")[0] for term in report.terms} == set(JOBS[job].config.TERMS)
+    assert {term.name.partition("/")[0] for term in report.terms} == set(JOBS[job].config.term_names())
 
 
 @pytest.mark.parametrize(("job", "term"), TERMS)
@@ -103,7 +100,11 @@ def test_a_term_whose_student_is_detached_fails_and_no_other_does(tasks, job, te
 
         monkeypatch.setattr(type(task), "build_student", detached)
     else:
-        for module, name in LOSSES[job][term]:
+        for table in TABLES[job]:
+            if term in table:
+                monkeypatch.setitem(table._entries, term, cut_off(table.get(term), term))
+        if term in FUNCTIONS.get(job, {}):
+            module, name = FUNCTIONS[job][term]
             monkeypatch.setattr(module, name, cut_off(getattr(module, name), term))
     report = report_of(task)
     failed = [row for row in report.terms if row.problem is not None]

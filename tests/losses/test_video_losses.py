@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samdistill.losses.video import TERMS, video_terms
+from samdistill.losses.video import MEMORY_TERMS, video_terms
 from samdistill.ops.matching import MatchCost, match_truth
 from samdistill.types import DetectorOutput, ObjectTruth
 
@@ -50,7 +50,7 @@ def terms(student: DetectorOutput, wanted: ObjectTruth) -> dict[str, Tensor]:
 def test_a_perfect_answer_costs_what_its_uncertainty_costs():
     student = said([RIGHT, LEFT, boxed(0, 0, 1, 1)], [BOX_RIGHT, BOX_LEFT, BOX_LEFT], [SURE, SURE, -SURE], SURE)
     found = terms(student, truth((LEFT, BOX_LEFT), (RIGHT, BOX_RIGHT)))
-    assert tuple(found) == TERMS
+    assert tuple(found) == tuple(MEMORY_TERMS.weights)
     assert all(value.item() == pytest.approx(0, abs=1e-4) for value in found.values())
 
 

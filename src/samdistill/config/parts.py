@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from ..names import key_problem
-from ..reading import printable
-from ..registry import did_you_mean
+from ..reading import printable, shown
+from ..registry import CODECS, HEADS, Registry, TermTable, did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
@@ -34,6 +45,23 @@ def _is_name(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_is_name)]
+
+
+def registered(registry: Registry[Any]) -> Callable[[str], str]:
+    """Validator of a name of ``registry``."""
+
+    def check(value: str) -> str:
+        if value not in registry:
+            raise ValueError(f"no {registry.kind} is called {value!r}{did_you_mean(value, registry.names())}")
+        return value
+
+    return check
+
+
+def _codec(value: str) -> str:
+    """A codec's name; ``pca256-int8`` is one of ``pca{K}-int8``."""
+    registered(CODECS)(re.sub(r"^pca[1-9]\d*-", "pca{K}-", value))
+    return value
 
 
 class Strict(BaseModel):
@@ -68,7 +96,7 @@ class StudentConfig(Strict):
     """The trunk that replaces the teacher's ViT. ``backbone`` is a student's name (es_rv_m) or any timm model."""
 
     backbone: str
-    head: Literal["published", "fused"] = "fused"
+    head: Annotated[str, AfterValidator(registered(HEADS))] = "fused"
     pretrained: bool | Path = False
     """True downloads timm's ImageNet weights; a path reads them from a file."""
 
@@ -119,9 +147,60 @@ class CacheConfig(Strict):
     """The feature store. ``root`` None puts it into the run folder (``embeddings/``; ``features/`` of videos)."""
 
     root: Path | None = None
-    codec: Annotated[str, Field(pattern=r"^(fp16|int8|pca[1-9]\d*-int8)$")] = "fp16"
+    codec: Annotated[str, AfterValidator(_codec)] = "fp16"
     batch_size: Positive = 4
     verify_records: Positive = 8
+
+
+class LossConfig(Strict):
+    """Weights of loss terms by name; ``loss_block`` makes the class of a job.
+
+    A term that was registered in one of ``TABLES`` without a weight can be named too, and counts with the weight that
+    is given.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    TABLES: ClassVar[tuple[TermTable, ...]] = ()
+    KIND: ClassVar[Any] = Weight
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_terms(cls, given: Any) -> Any:
+        for name, value in given.items() if isinstance(given, dict) else ():
+            if name in cls.model_fields:
+                continue
+            if name not in cls.term_names():
+                raise ValueError(f"no term is called {shown(name)}{did_you_mean(str(name), list(cls.term_names()))}")
+            TypeAdapter(cls.KIND).validate_python(value)
+        return given
+
+    @classmethod
+    def term_names(cls) -> tuple[str, ...]:
+        """Every term that can be named, those of every run first."""
+        declared = [name for table in cls.TABLES for name in table.weights]
+        return tuple(dict.fromkeys([*declared, *(name for table in cls.TABLES for name in table.names())]))
+
+    def weight(self, name: str) -> Any:
+        """Of a term; 0 for one that the config does not name."""
+        return getattr(self, name, 0.0)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The terms that this run has."""
+        return tuple(name for name in self.term_names() if hasattr(self, name))
+
+
+def loss_block(
+    name: str, text: str, tables: tuple[TermTable, ...], kind: Any = Weight, **settings: Any
+) -> type[LossConfig]:
+    """The ``loss`` block of a job: a weight per declared term of ``tables``, then further ``settings``.
+
+    text: its docstring. kind: type of the weights. settings: (type, default) by name.
+    """
+    weights: dict[str, Any] = {term: (kind, weight) for table in tables for term, weight in table.weights.items()}
+    made = create_model(name, __base__=LossConfig, __doc__=text, **weights, **settings)
+    made.TABLES, made.KIND = tables, kind
+    return made
 
 
 class PhaseConfig(Strict):
@@ -232,12 +311,10 @@ class TrainConfig(Strict):
 
 
 class Run(Strict):
-    """What the configuration of every job has. ``TERMS``: names of the job's loss terms."""
+    """What the configuration of every job has: also ``job``, a literal, and ``loss``, its terms' weights."""
 
-    TERMS: ClassVar[tuple[str, ...]]
-
-    if TYPE_CHECKING:
-        job: str  # a literal in the class of each job, after which pydantic keeps the order of the keys
+    if TYPE_CHECKING:  # declared in each job's class, for pydantic keeps the order of the keys
+        job: str
     output: Path
     data: DataConfig
     train: TrainConfig
@@ -246,10 +323,16 @@ class Run(Strict):
     def _phases_name_terms(self) -> Run:
         for phase in self.train.phases or ():
             for term in phase.terms or ():
-                if term not in self.TERMS:
-                    known = did_you_mean(term, list(self.TERMS))
+                if term not in self.term_names():
+                    known = did_you_mean(term, list(self.term_names()))
                     raise ValueError(f"train.phases: phase {phase.name!r} asks for an unknown term {term!r}{known}")
         return self
+
+    @classmethod
+    def term_names(cls) -> tuple[str, ...]:
+        """Names of the job's loss terms."""
+        loss: type[LossConfig] = cls.model_fields["loss"].annotation  # type: ignore[assignment]
+        return loss.term_names()
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

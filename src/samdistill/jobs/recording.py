@@ -20,8 +20,8 @@ from .caching import CacheCall, CacheReport, list_skipped, settled_codec, verify
 
 
 class Record(NamedTuple):
-    """All that is kept of one view of an image, or of one frame of a video. tensors: by store. note: for the journal,
-    where there is one."""
+    """All that is kept of one view of an image, or of one frame of a video. tensors: by store; those of
+    no store of the run are left. note: for the journal, where there is one."""
 
     name: str
     seed: int
@@ -168,9 +168,9 @@ def _fill(
                     continue
                 if journal is not None:
                     journal.write(record)
-                for store, tensor in record.tensors.items():
-                    if record.name not in writers[store].done:
-                        writers[store].write(record.name, record.seed, tensor)
+                for store, writer in writers.items():
+                    if record.name not in writer.done:
+                        writer.write(record.name, record.seed, record.tensors[store])
                 written += 1
             bad += found.bad
             bar.advance(len(block.names))
@@ -189,7 +189,6 @@ def _verify(source: RecordSource, stores: Mapping[str, FeatureStore], rank: int,
     for record in source.probe(done):
         checked += 1
         errors += [
-            verify_record(stores[name], stores[name].codec, record.name, tensor)
-            for name, tensor in record.tensors.items()
+            verify_record(store, store.codec, record.name, record.tensors[name]) for name, store in stores.items()
         ]
     return checked, max(errors, default=0.0)

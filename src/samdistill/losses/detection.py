@@ -8,6 +8,8 @@ a pair contributes 0 to the terms of pairs; a batch without questions gives 0 ev
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -15,48 +17,118 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.matching import Matches
+from ..registry import TermTable
 from ..types import DetectorOutput
 from .box import box_giou, box_l1
 from .mask import soft_mask_loss
 from .pairs import mean, over_pairs, pick
 
-OUTPUT_TERMS = ("mask", "box_l1", "giou", "logit", "presence", "semantic")
-FEATURE_TERMS = ("fpn", "encoder")
-TERMS = OUTPUT_TERMS + FEATURE_TERMS
+OUTPUT_TERMS = TermTable("term of detector outputs")
+"""Functions of a ``Compared``."""
+FEATURE_TERMS = TermTable("term of detector features")
+"""Functions of (student, teacher)."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two detectors' answers to the same questions, and which queries are pairs.
+
+    unmatched: the student's queries without a partner take part in ``logit``.
+    """
+
+    student: DetectorOutput
+    teacher: DetectorOutput
+    matches: Matches
+    unmatched: bool = True
+
+    @cached_property
+    def boxes(self) -> tuple[Float[Tensor, "m 4"], Float[Tensor, "m 4"]]:
+        """Of each pair: the student's and the teacher's."""
+        question, ours, theirs = self.matches.pairs
+        return pick(self.student.pred_boxes, question, ours), pick(self.teacher.pred_boxes.detach(), question, theirs)
+
+    @cached_property
+    def masks(self) -> tuple[Float[Tensor, "m h w"], Float[Tensor, "m th tw"]]:
+        """Of each pair: the student's logits and the teacher's probabilities."""
+        question, ours, theirs = self.matches.pairs
+        masks = pick(self.student.pred_masks, question, ours).float()
+        return masks, pick(self.teacher.pred_masks.detach(), question, theirs).float().sigmoid_()  # of a copy: in place
 
 
 def output_terms(
-    student: DetectorOutput, teacher: DetectorOutput, matches: Matches, unmatched: bool = True
-) -> dict[str, Float[Tensor, ""]]:
-    """The terms of ``OUTPUT_TERMS``.
+    student: DetectorOutput, teacher: DetectorOutput, matches: Matches, unmatched: bool = True,
+    names: Sequence[str] = (),
+) -> dict[str, Float[Tensor, ""]]:  # fmt: skip
+    """The terms of ``OUTPUT_TERMS`` that are called ``names``; ``()`` takes those that every run has.
 
-    mask, box_l1, giou: means over a question's pairs. mask and semantic: ``soft_mask_loss`` at the teacher's size.
-    logit: cross-entropy against the probability of the query's partner; with ``unmatched`` the student's other queries
-    take part and learn 0, "no object". presence: squared difference of probabilities.
+    ``ValueError`` where the three are about different numbers of questions.
     """
     if not len(student.pred_logits) == len(teacher.pred_logits) == len(matches.valid):
         counts = len(student.pred_logits), len(teacher.pred_logits), len(matches.valid)
         raise ValueError(f"student, teacher and matches answer {counts} questions")
-    question, ours, theirs = matches.pairs
-    boxes, wanted = pick(student.pred_boxes, question, ours), pick(teacher.pred_boxes.detach(), question, theirs)
-    masks = pick(student.pred_masks, question, ours).float()
-    target = pick(teacher.pred_masks.detach(), question, theirs).float().sigmoid_()  # of a copy: in place
-    return {
-        "mask": over_pairs(soft_mask_loss(_resize(masks[:, None], target)[:, 0], target), matches),
-        "box_l1": over_pairs(box_l1(boxes, wanted), matches),
-        "giou": over_pairs(box_giou(boxes, wanted), matches),
-        "logit": _logit(student.pred_logits, teacher.pred_logits.detach(), matches, unmatched),
-        "presence": _mse(student.presence_logits.float().sigmoid(), teacher.presence_logits.detach().float().sigmoid()),
-        "semantic": _semantic(student.semantic_seg.float(), teacher.semantic_seg.detach().float().sigmoid()),
-    }
+    compared = Compared(student, teacher, matches, unmatched)
+    return {name: OUTPUT_TERMS.get(name)(compared) for name in names or OUTPUT_TERMS.weights}
 
 
-def feature_terms(student: DetectorOutput, teacher: DetectorOutput) -> dict[str, Float[Tensor, ""]]:
-    """The terms of ``FEATURE_TERMS``: squared error per element, the student's grid resized to the teacher's.
+def feature_terms(
+    student: DetectorOutput, teacher: DetectorOutput, names: Sequence[str] = ()
+) -> dict[str, Float[Tensor, ""]]:
+    """The terms of ``FEATURE_TERMS`` that are called ``names``; ``()`` takes those that every run has.
 
     ``ValueError`` for another number of levels, channels, images or questions.
     """
-    return {"fpn": fpn_term(student.fpn, teacher.fpn), "encoder": _grid(student.encoder, teacher.encoder)}
+    return {name: FEATURE_TERMS.get(name)(student, teacher) for name in names or FEATURE_TERMS.weights}
+
+
+@OUTPUT_TERMS.term("mask", 5.0)
+def _mask(compared: Compared) -> Float[Tensor, ""]:
+    """``soft_mask_loss`` of the pairs, at the teacher's size."""
+    masks, target = compared.masks
+    return over_pairs(soft_mask_loss(_resize(masks[:, None], target)[:, 0], target), compared.matches)
+
+
+@OUTPUT_TERMS.term("box_l1", 5.0)
+def _box_l1(compared: Compared) -> Float[Tensor, ""]:
+    """L1 distance of the pairs' boxes."""
+    return over_pairs(box_l1(*compared.boxes), compared.matches)
+
+
+@OUTPUT_TERMS.term("giou", 2.0)
+def _box_giou(compared: Compared) -> Float[Tensor, ""]:
+    """1 - generalised IoU of the pairs' boxes."""
+    return over_pairs(box_giou(*compared.boxes), compared.matches)
+
+
+@OUTPUT_TERMS.term("logit", 2.0)
+def _pair_logit(compared: Compared) -> Float[Tensor, ""]:
+    """Cross-entropy against the probability of the query's partner; with ``unmatched`` the others learn 0."""
+    teacher = compared.teacher.pred_logits.detach()
+    return _logit(compared.student.pred_logits, teacher, compared.matches, compared.unmatched)
+
+
+@OUTPUT_TERMS.term("presence", 1.0)
+def _presence(compared: Compared) -> Float[Tensor, ""]:
+    """Squared difference of the probabilities that anything is there."""
+    ours, theirs = compared.student.presence_logits, compared.teacher.presence_logits.detach()
+    return _mse(ours.float().sigmoid(), theirs.float().sigmoid())
+
+
+@OUTPUT_TERMS.term("semantic", 2.0)
+def _semantic_map(compared: Compared) -> Float[Tensor, ""]:
+    """``soft_mask_loss`` of the semantic maps, at the teacher's size."""
+    return _semantic(compared.student.semantic_seg.float(), compared.teacher.semantic_seg.detach().float().sigmoid())
+
+
+@FEATURE_TERMS.term("fpn", 1.0)
+def _fpn(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
+    """Squared error per element of the pyramid levels, the student's resized to the teacher's."""
+    return fpn_term(student.fpn, teacher.fpn)
+
+
+@FEATURE_TERMS.term("encoder", 1.0)
+def _encoder(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
+    """Squared error per element of the DETR encoder's grid, the student's resized to the teacher's."""
+    return _grid(student.encoder, teacher.encoder)
 
 
 def fpn_term(

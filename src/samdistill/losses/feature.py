@@ -6,19 +6,17 @@ the loss and the gradient of the same numbers. An image without a valid cell con
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..registry import Registry
+from ..registry import TermTable
 
-FeatureLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-FEATURE_LOSSES: Registry[FeatureLoss] = Registry("feature loss")
+FEATURE_LOSSES = TermTable("feature loss")
+"""Terms of encoder distillation: functions of (predicted, target, valid)."""
 
 
-@FEATURE_LOSSES.register("mse")
+@FEATURE_LOSSES.term("mse", 1.0)
 def masked_mse(
     predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:
@@ -32,7 +30,7 @@ def masked_mse(
         return _per_image((error**2).sum(1), valid)
 
 
-@FEATURE_LOSSES.register("cosine")
+@FEATURE_LOSSES.term("cosine", 1.0)
 def masked_cosine(
     predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:

@@ -12,18 +12,28 @@ and an image without such a cell gives 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..registry import TermTable
 from .feature import directions
 from .mask import soft_dice, soft_focal
 
+DISTILLED_TERMS = TermTable("distillation term")
+TASK_TERMS = TermTable("task term")
+"""Functions of a ``Segmented``; a value per object and mask."""
+OF_ALL_MASKS = ("iou",)
+"""Task terms that every mask learns; the others only the best one of a prompt."""
 FOCAL_TO_DICE = 20.0
 """What decides which of three masks is the best: SAM's own loss, focal and Dice at 20 to 1 (Kirillov et al., 2023)."""
 
 
+@DISTILLED_TERMS.term("encoder_patch", 1.0)
 def encoder_patch(
     f_s: Float[Tensor, "b c h w"], f_t: Float[Tensor, "b c th tw"], w_l2: float, w_cos: float,
     inside: Bool[Tensor, "b h w"] | None = None,
@@ -37,6 +47,7 @@ def encoder_patch(
     return _cell_mean(w_l2 * error + w_cos * (1 - (directions(f_s) * directions(f_t)).sum(1)), inside)
 
 
+@DISTILLED_TERMS.term("prompt_embed", 1.0)
 def prompt_embed(
     f_s: Float[Tensor, "g k c h w"], f_t: Float[Tensor, "g k c th tw"], w_mse: float, w_cos: float
 ) -> Float[Tensor, "g k"]:
@@ -52,6 +63,7 @@ def prompt_embed(
     return _cell_mean(cells).view(g, k)
 
 
+@DISTILLED_TERMS.term("decoder_mask_token", 1.0)
 def mask_token(
     z_s: Float[Tensor, "g n t c"], z_t: Float[Tensor, "g n t c"], w_kl: float, temperature: float
 ) -> Float[Tensor, "g n"]:
@@ -66,25 +78,26 @@ def mask_token(
     return w_kl * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).mean(-1)
 
 
+@DISTILLED_TERMS.term("dense_mask_logits", 1.0)
 def dense_masks(
     logits_s: Float[Tensor, "g n m h w"], logits_t: Float[Tensor, "g n m th tw"], w_kl: float, w_focal: float,
     gamma: float, inside: Bool[Tensor, "g h w"] | None = None,
 ) -> Float[Tensor, "g n"]:  # fmt: skip
     """``w_kl KL(p_t || p_s) + w_focal focal(p_s, p_t)`` per pixel, mean over the pixels of a mask, then over the masks.
 
-    p is the sigmoid of a logit. The divergence is that of two coins, with the half of p and that of 1 - p. The focal
-    loss is ``soft_focal`` without class balance. Both are 0 where the student says what the teacher says.
+    p is the sigmoid of a logit. KL is the divergence of two Bernoulli distributions, with the parts of p and of 1 - p.
+    The focal loss is ``soft_focal`` without class balance. Both are 0 where the student says what the teacher says.
     """
     _same_but_grid(logits_s, logits_t)
     shape = logits_s.shape
     ours, theirs = _prepared(logits_s.flatten(1, 2), logits_t.flatten(1, 2), inside)
     probability = theirs.sigmoid()
-    divergence = _kl_of_coins(theirs, ours)
+    divergence = _bernoulli_kl(theirs, ours)
     values = w_kl * divergence + w_focal * soft_focal(ours, probability, gamma)
     return _cell_mean(values, None if inside is None else inside[:, None]).view(shape[:3]).mean(-1)
 
 
-def _kl_of_coins(first: Float[Tensor, "*n"], second: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def _bernoulli_kl(first: Float[Tensor, "*n"], second: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """KL of two Bernoulli distributions from their logits; exact 0 for equal ones, finite for any finite logits."""
     yes = first.sigmoid() * (F.logsigmoid(first) - F.logsigmoid(second))
     no = (-first).sigmoid() * (F.logsigmoid(-first) - F.logsigmoid(-second))
@@ -93,9 +106,11 @@ def _kl_of_coins(first: Float[Tensor, "*n"], second: Float[Tensor, "*n"]) -> Flo
 
 def task_terms(
     logits: Float[Tensor, "g n m h w"], iou: Float[Tensor, "g n m"], target: Float[Tensor, "g n h w"], gamma: float,
-    alpha: float, inside: Bool[Tensor, "g h w"] | None = None,
+    alpha: float, inside: Bool[Tensor, "g h w"] | None = None, names: Sequence[str] = (),
 ) -> dict[str, Float[Tensor, "g n"]]:  # fmt: skip
-    """``bce``, ``focal``, ``dice`` and ``iou`` of each object; target: the share of each pixel that it covers, 0..1.
+    """The terms of ``TASK_TERMS`` that are called ``names``, of each object; ``()`` takes those that every run has.
+
+    target: the share of each pixel that the object covers, 0..1.
 
     bce, focal: means over pixels; focal is ``soft_focal`` with gamma and alpha. dice: ``soft_dice``. Of several masks
     of one prompt the one with the least 20 focal + dice gets these three, and the others nothing, so that they stay
@@ -112,15 +127,55 @@ def task_terms(
     if pixels is not None:
         logits, target = torch.where(pixels, logits, 0.0), torch.where(pixels, target, 0.0)
     probability = logits.sigmoid() if pixels is None else torch.where(pixels, logits.sigmoid(), 0.0)
-    values = {
-        "bce": _cell_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), pixels),
-        "focal": _cell_mean(soft_focal(logits, target, gamma, alpha), pixels),
-        "dice": soft_dice(probability.flatten(-2), target.flatten(-2)),
-    }
-    best = (FOCAL_TO_DICE * values["focal"] + values["dice"]).detach().argmin(-1, keepdim=True)
+    answer = Segmented(logits, probability, iou.float(), target, pixels, gamma, alpha)
+    wanted = names or tuple(TASK_TERMS.weights)
+    values = {name: TASK_TERMS.get(name)(answer) for name in wanted if name not in OF_ALL_MASKS}
+    focal, dice = (values[name] if name in values else TASK_TERMS.get(name)(answer) for name in ("focal", "dice"))
+    best = (FOCAL_TO_DICE * focal + dice).detach().argmin(-1, keepdim=True)
     found = {name: value.gather(-1, best).squeeze(-1) for name, value in values.items()}
-    found["iou"] = (iou.float() - _true_iou(logits, target)).square().mean(-1)
-    return found
+    return found | {name: TASK_TERMS.get(name)(answer).mean(-1) for name in wanted if name in OF_ALL_MASKS}
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """Masks of prompted objects and what they should be; zeros outside of ``pixels``.
+
+    target: share of each pixel that the object covers. iou: predicted. pixels: on the image, None for all. gamma and
+    alpha: of the focal term.
+    """
+
+    logits: Float[Tensor, "g n m h w"]
+    probability: Float[Tensor, "g n m h w"]
+    iou: Float[Tensor, "g n m"]
+    target: Float[Tensor, "g n m h w"]
+    pixels: Bool[Tensor, "g 1 1 h w"] | None
+    gamma: float
+    alpha: float
+
+
+@TASK_TERMS.term("bce", 0.0)
+def _bce(answer: Segmented) -> Float[Tensor, "g n m"]:
+    """Cross-entropy, mean over pixels."""
+    error = F.binary_cross_entropy_with_logits(answer.logits, answer.target, reduction="none")
+    return _cell_mean(error, answer.pixels)
+
+
+@TASK_TERMS.term("focal", 20.0)
+def _focal(answer: Segmented) -> Float[Tensor, "g n m"]:
+    """``soft_focal``, mean over pixels."""
+    return _cell_mean(soft_focal(answer.logits, answer.target, answer.gamma, answer.alpha), answer.pixels)
+
+
+@TASK_TERMS.term("dice", 1.0)
+def _dice(answer: Segmented) -> Float[Tensor, "g n m"]:
+    """``soft_dice``."""
+    return soft_dice(answer.probability.flatten(-2), answer.target.flatten(-2))
+
+
+@TASK_TERMS.term("iou", 1.0)
+def _iou(answer: Segmented) -> Float[Tensor, "g n m"]:
+    """Squared error of every mask's predicted IoU against the one it has with the target."""
+    return (answer.iou - _true_iou(answer.logits, answer.target)).square()
 
 
 def _true_iou(logits: Float[Tensor, "g n m h w"], target: Float[Tensor, "g n m h w"]) -> Float[Tensor, "g n m"]:

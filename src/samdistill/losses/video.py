@@ -6,50 +6,115 @@ contributes 0 to the terms of pairs, and still teaches ``iou`` and ``presence``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.matching import Matches
+from ..registry import TermTable
 from ..types import DetectorOutput, ObjectTruth
 from .box import box_giou, box_l1
+from .detection import fpn_term
 from .mask import soft_mask_loss
 from .pairs import mean, over_pairs, pick
 
-TERMS = ("mask", "box_l1", "giou", "iou", "presence", "select")
+ALIGN_TERMS = TermTable("term of remembered maps")
+"""Functions of (own, teacher): maps (n, c, h, w) of one size."""
+MEMORY_TERMS = TermTable("term of video answers")
+"""Functions of an ``Annotated``."""
 
 
-def video_terms(student: DetectorOutput, truth: ObjectTruth, matches: Matches) -> dict[str, Float[Tensor, ""]]:
-    """The terms of ``TERMS``; matches: of the student's queries with the objects.
+@dataclass(frozen=True)
+class Annotated:
+    """A student's answers, what is annotated, and which queries are paired with which objects."""
 
-    mask: Dice + cross-entropy of the pairs, at the student's size. box_l1, giou: of the pairs. iou: squared error of
-    every query's probability: against the IoU its mask has with its partner's, both cut at one half, and against 0
-    where it has none. presence: cross-entropy of "any object here". select: cross-entropy of each partner against the
-    queries that have none. The description lacks it; its ``iou`` is a mean over a hundred queries of which one has an
-    object, and hardly says which one to prefer. Raises ``ValueError`` where the three answer different numbers of
-    questions.
+    student: DetectorOutput
+    truth: ObjectTruth
+    matches: Matches
+
+    @cached_property
+    def boxes(self) -> tuple[Float[Tensor, "m 4"], Float[Tensor, "m 4"]]:
+        """Of each pair: the student's and the annotated one."""
+        question, ours, theirs = self.matches.pairs
+        return pick(self.student.pred_boxes, question, ours), pick(self.truth.boxes, question, theirs)
+
+    @cached_property
+    def masks(self) -> tuple[Float[Tensor, "m h w"], Float[Tensor, "m h w"]]:
+        """Of each pair: the student's logits, and the share of each cell that the object covers."""
+        question, ours, theirs = self.matches.pairs
+        masks = pick(self.student.pred_masks, question, ours).float()
+        return masks, _resized(pick(self.truth.masks, question, theirs).float(), masks)
+
+
+def video_terms(
+    student: DetectorOutput, truth: ObjectTruth, matches: Matches, names: Sequence[str] = ()
+) -> dict[str, Float[Tensor, ""]]:
+    """The terms of ``MEMORY_TERMS`` that are called ``names``; ``()`` takes those that every run has.
+
+    matches: of the student's queries with the objects. Raises ``ValueError`` where the three answer different numbers
+    of questions.
     """
     if not len(student.pred_logits) == len(truth.valid) == len(matches.valid):
         counts = len(student.pred_logits), len(truth.valid), len(matches.valid)
         raise ValueError(f"student, annotations and matches answer {counts} questions")
-    question, ours, theirs = matches.pairs
-    boxes, wanted = pick(student.pred_boxes, question, ours), pick(truth.boxes, question, theirs)
-    masks = pick(student.pred_masks, question, ours).float()
-    target = _resized(pick(truth.masks, question, theirs).float(), masks)
-    true_iou = torch.zeros_like(student.pred_logits, dtype=torch.float32)
+    compared = Annotated(student, truth, matches)
+    return {name: MEMORY_TERMS.get(name)(compared) for name in names or MEMORY_TERMS.weights}
+
+
+@ALIGN_TERMS.term("align", 1.0)
+def align(own: Float[Tensor, "n c h w"], teacher: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
+    """Squared error per element. The description lacks this phase: the student's remembered level against the
+    teacher's, before the memory is trained."""
+    return fpn_term((own.float(),), (teacher,))
+
+
+@MEMORY_TERMS.term("mask", 5.0)
+def _mask(compared: Annotated) -> Float[Tensor, ""]:
+    """Dice + cross-entropy of the pairs, at the student's size."""
+    return over_pairs(soft_mask_loss(*compared.masks), compared.matches)
+
+
+@MEMORY_TERMS.term("box_l1", 5.0)
+def _box_l1(compared: Annotated) -> Float[Tensor, ""]:
+    """L1 distance of the pairs' boxes."""
+    return over_pairs(box_l1(*compared.boxes), compared.matches)
+
+
+@MEMORY_TERMS.term("giou", 2.0)
+def _box_giou(compared: Annotated) -> Float[Tensor, ""]:
+    """1 - generalised IoU of the pairs' boxes."""
+    return over_pairs(box_giou(*compared.boxes), compared.matches)
+
+
+@MEMORY_TERMS.term("iou", 2.0)
+def _query_iou(compared: Annotated) -> Float[Tensor, ""]:
+    """Squared error of every query's probability: against the IoU that its mask has with its partner's, both cut at one
+    half, and against 0 where it has no partner."""
+    (masks, target), logits = compared.masks, compared.student.pred_logits
+    question, ours, _ = compared.matches.pairs
+    true_iou = torch.zeros_like(logits, dtype=torch.float32)
     true_iou[question, ours] = _iou(masks.detach() > 0, target > 0.5)
-    error = (student.pred_logits.float().sigmoid() - true_iou).square().mean(1)
-    there = truth.valid.any(1, keepdim=True).float()
-    presence = F.binary_cross_entropy_with_logits(student.presence_logits.float(), there, reduction="none")[:, 0]
-    return {
-        "mask": over_pairs(soft_mask_loss(masks, target), matches),
-        "box_l1": over_pairs(box_l1(boxes, wanted), matches),
-        "giou": over_pairs(box_giou(boxes, wanted), matches),
-        "iou": mean(error),
-        "presence": mean(presence),
-        "select": over_pairs(_select(student.pred_logits.float(), matches), matches),
-    }
+    return mean((logits.float().sigmoid() - true_iou).square().mean(1))
+
+
+@MEMORY_TERMS.term("presence", 1.0)
+def _presence(compared: Annotated) -> Float[Tensor, ""]:
+    """Cross-entropy of "any object here"."""
+    there = compared.truth.valid.any(1, keepdim=True).float()
+    logits = compared.student.presence_logits.float()
+    return mean(F.binary_cross_entropy_with_logits(logits, there, reduction="none")[:, 0])
+
+
+@MEMORY_TERMS.term("select", 5.0)
+def _selection(compared: Annotated) -> Float[Tensor, ""]:
+    """Cross-entropy of each partner against the queries that have none. The description lacks it; its ``iou`` is a mean
+    over a hundred queries of which one has an object, and hardly says which one to prefer."""
+    return over_pairs(_select(compared.student.pred_logits.float(), compared.matches), compared.matches)
 
 
 def _select(logits: Float[Tensor, "p q"], matches: Matches) -> Float[Tensor, " m"]:

@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..registry import Registry
+from ..registry import MATCHERS
 from ..types import DetectorOutput, ObjectTruth
 
 VERY_EXPENSIVE = 1e9
@@ -60,7 +60,6 @@ class Matches:
 
 
 Matcher = Callable[[Float[Tensor, "p qs qt"], Bool[Tensor, "p qt"]], Matches]
-MATCHERS: Registry[Matcher] = Registry("matcher")
 
 
 def _coverage(masks: Float[Tensor, "p q h w"], side: int) -> Float[Tensor, "p q s"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..registry import Registry
+from ..registry import CODECS
 from ..types import UserError
 
 SEED_BYTES = 4
@@ -98,9 +98,6 @@ class Codec(ABC):
             wanted, given = ("x".join(map(str, shape)) for shape in (self.shape, features.shape))
             raise FeatureError(f"the feature map is {given}, the store holds {wanted}")
         return features.detach().flatten(1)
-
-
-CODECS: Registry[Callable[[str, Shape], Codec]] = Registry("codec")
 
 
 def make_codec(name: str, shape: Shape) -> Codec:

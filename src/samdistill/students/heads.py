@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.flops import count_flops
-from ..registry import Registry
+from ..registry import HEADS
 from .backbones import build_backbone, feature_maps, levels
 
-HEADS: Registry[type[nn.Module]] = Registry("head")
 """``HEADS.get(name)(channels, hidden_size)``: channels of the maps, finest first. ``forward(maps, grid)`` gives
 (b, hidden_size, *grid)."""
 

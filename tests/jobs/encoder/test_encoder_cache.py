@@ -248,7 +248,7 @@ def test_nothing_readable_is_an_error_that_names_the_first(recipe, tmp_path: Pat
     for name in "abc":
         (tmp_path / f"{name}.jpg").write_bytes(b"no image")
     config = recipe(tmp_path / "run", f"data.root={tmp_path}", "data.kind=folder", "data.held_out_fraction=0")
-    with pytest.raises(UserError, match=r"not one image could be cached; the first.*a\.jpg"):
+    with pytest.raises(UserError, match=r"not one input could be cached; the first.*a\.jpg"):
         run(config)
 
 

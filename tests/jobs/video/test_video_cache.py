@@ -261,7 +261,7 @@ def test_no_usable_video_is_an_error_that_names_the_first(spoilt: Path, recipe: 
     for path in spoilt.glob("*.mp4"):
         path.write_bytes(b"no video")
     config = recipe(tmp_path / "run", root=spoilt)
-    with pytest.raises(UserError, match=r"not one video could be cached; the first: sav_3000000: .*not a readable"):
+    with pytest.raises(UserError, match=r"not one input could be cached; the first: sav_3000000: .*not a readable"):
         run(config)
     parts = VideoParts(config)
     with pytest.raises(UserError, match="not one video can be trained on; the first: sav_3000000: "):

@@ -251,10 +251,11 @@ def test_every_term_of_every_packaged_recipe_reaches_the_memory(
 def test_check_reads_the_runs_own_cache_where_there_is_one(
     video: VideoRecipe, maps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(pipeline, "cache", lambda *_, **__: pytest.fail("there is one"))
     config = video(tmp_path / "run", maps)
-    assert check(config, device="cpu").ok
-    assert check(video(tmp_path / "run", "clips.own=[1.0, 1.0]"), device="cpu").ok  # which reads none
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "cache", lambda *_, **__: pytest.fail("there is one"))
+        assert check(config, device="cpu").ok
+        assert check(video(tmp_path / "run", "clips.own=[1.0, 1.0]"), device="cpu").ok  # which reads none
     dead = written(video(tmp_path / "run", maps, "loss.giou=0"), tmp_path / "run.yaml")
     assert main(["check", dead]) == 1
     assert "term 'giou' of phase 'memory' does not reach the student: its weight is 0" in capsys.readouterr().err

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
-from ...config.parts import Fraction, Positive, Run, Strict, TeacherConfig, TrainConfig, Weight
+from ...config.parts import Fraction, Positive, Run, Strict, TeacherConfig, TrainConfig, Weight, loss_block, registered
 from ...config.questions import QuestionsConfig
+from ...losses.detection import FEATURE_TERMS, OUTPUT_TERMS
+from ...registry import MATCHERS
 
 
 class TextConfig(Strict):
@@ -56,7 +58,7 @@ class DetectorConfig(Strict):
 class MatchConfig(Strict):
     """Which student query learns from which teacher query."""
 
-    method: Literal["hungarian", "greedy"] = "hungarian"
+    method: Annotated[str, AfterValidator(registered(MATCHERS))] = "hungarian"
     mask: Weight = 2.0
     box: Weight = 5.0
     logit: Weight = 2.0
@@ -66,19 +68,12 @@ class MatchConfig(Strict):
     """Teacher queries that score less are nobody's target; the student queries left over learn "no object"."""
 
 
-class DetectionLossConfig(Strict):
-    """Weights of the eight terms, as described."""
-
-    mask: Weight = 5.0
-    box_l1: Weight = 5.0
-    giou: Weight = 2.0
-    logit: Weight = 2.0
-    presence: Weight = 1.0
-    semantic: Weight = 2.0
-    fpn: Weight = 1.0
-    encoder: Weight = 1.0
-    unmatched: bool = True
-    """Student queries without a pair are taught "no object" by the logit term."""
+DetectionLossConfig = loss_block(
+    "DetectionLossConfig",
+    'Weights of the terms, as described. ``unmatched``: student queries without a pair are taught "no object".',
+    (OUTPUT_TERMS, FEATURE_TERMS),
+    unmatched=(bool, True),
+)
 
 
 class ConceptEvaluateConfig(Strict):
@@ -92,10 +87,6 @@ class ConceptEvaluateConfig(Strict):
 
 class DetectionRunConfig(Run):
     """One run of detection distillation: everything needed to repeat it. Written resolved into the run folder."""
-
-    TERMS: ClassVar[tuple[str, ...]] = (
-        "mask", "box_l1", "giou", "logit", "presence", "semantic", "fpn", "encoder",
-    )  # fmt: skip
 
     job: Literal["detection"] = "detection"
     output: Path = Path("runs/detection")

@@ -18,7 +18,7 @@ from ...data import BadInput, leave_out
 from ...data.questions import QuestionItem, collate_questions
 from ...engine.held_out import held_out_terms
 from ...engine.task import Task
-from ...losses.detection import FEATURE_TERMS, TERMS, feature_terms, fpn_term, output_terms
+from ...losses.detection import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
 from ...ops.images import normalise
 from ...ops.matching import MatchCost, match
 from ...students import EfficientSam3Config, EfficientSam3Model, build_detector, efficient_sam3_config, inherit
@@ -67,7 +67,7 @@ class DetectionTask(Task[DetectionBatch]):
         self.config, self.teacher, self.words = config, teacher, words
         self.questions, self.held_out = questions, held_out
         self.student = student_config(config, teacher.info)
-        self.wanted = frozenset(TERMS)
+        self.wanted = frozenset(config.loss.named)
 
     def build_student(self) -> EfficientSam3Model:
         settings = self.config.student
@@ -85,7 +85,7 @@ class DetectionTask(Task[DetectionBatch]):
 
     def dataset(self, epoch: int) -> Dataset[QuestionItem]:
         phase = self.config.train.phase_at(epoch)
-        self.wanted = frozenset(TERMS if phase is None or phase.terms is None else phase.terms)
+        self.wanted = frozenset(self.config.loss.named if phase is None or phase.terms is None else phase.terms)
         return self.questions(epoch)
 
     def collate(self, items: Sequence[QuestionItem]) -> DetectionBatch:
@@ -99,7 +99,7 @@ class DetectionTask(Task[DetectionBatch]):
 
     def counts(self, batch: DetectionBatch) -> dict[str, int]:
         """Questions; of ``fpn`` images."""
-        return dict.fromkeys(TERMS, len(batch.prompts)) | {"fpn": len(batch.images)}
+        return dict.fromkeys(self.config.loss.named, len(batch.prompts)) | {"fpn": len(batch.images)}
 
     def terms(self, student: nn.Module, batch: DetectionBatch) -> Terms:
         """The terms of the epoch's phase, and at most those that come with them for nothing.
@@ -119,13 +119,15 @@ class DetectionTask(Task[DetectionBatch]):
             pairs = self.config.match
             cost = MatchCost(pairs.mask, pairs.box, pairs.logit, pairs.resolution, pairs.floor)
             matches = match(found, teacher, cost, pairs.method)
-            values = output_terms(found, teacher, matches, self.config.loss.unmatched)
+            loss = self.config.loss
+            outputs = [name for name in loss.named if name in OUTPUT_TERMS]
+            values = output_terms(found, teacher, matches, loss.unmatched, outputs)
             if self.wanted & set(FEATURE_TERMS):
-                values |= feature_terms(found, teacher)
+                values |= feature_terms(found, teacher, [name for name in loss.named if name in FEATURE_TERMS])
         return self._weighted(values)
 
     def _weighted(self, values: Mapping[str, Tensor]) -> Terms:
-        return Terms({name: Term(value, getattr(self.config.loss, name)) for name, value in values.items()})
+        return Terms({name: Term(value, self.config.loss.weight(name)) for name, value in values.items()})
 
     @torch.no_grad()
     def validate(self, student: nn.Module) -> dict[str, float]:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Literal
 
-from pydantic import Field
+from ...config.parts import CacheConfig, EvaluateConfig, Run, StudentConfig, TeacherConfig, TrainConfig, loss_block
+from ...losses.feature import FEATURE_LOSSES
 
-from ...config.parts import CacheConfig, EvaluateConfig, Run, Strict, StudentConfig, TeacherConfig, TrainConfig
-
-
-class EncoderLossConfig(Strict):
-    """Weights of the two terms of encoder distillation."""
-
-    mse: Annotated[float, Field(ge=0)] = 1.0
-    cosine: Annotated[float, Field(ge=0)] = 1.0
+EncoderLossConfig = loss_block("EncoderLossConfig", "Weights of the terms of encoder distillation.", (FEATURE_LOSSES,))
 
 
 class EncoderRunConfig(Run):
     """One run of encoder distillation: everything needed to repeat it. Written resolved into the run folder."""
-
-    TERMS: ClassVar[tuple[str, ...]] = ("mse", "cosine")
 
     job: Literal["encoder"] = "encoder"
     output: Path = Path("runs/encoder")

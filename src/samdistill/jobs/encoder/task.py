@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ...config import StudentConfig
 from ...data import BadInput, ImageDataset, collate_images, record_key
 from ...engine.task import Task
-from ...losses.feature import masked_cosine, masked_mse
+from ...losses.feature import FEATURE_LOSSES
 from ...ops.images import normalise
 from ...store import FeatureStore
 from ...students import StudentTrunk, StudentTrunkConfig, build_trunk
@@ -100,9 +100,10 @@ class EncoderTask(Task[EncoderBatch]):
         tokens = student(pixel_values=pixels).last_hidden_state
         predicted = tokens.transpose(1, 2).reshape(batch.target.shape)
         valid = batch.images.valid(tuple(batch.target.shape[-2:]))
+        loss = self.config.loss
         return Terms(
             {
-                "mse": Term(masked_mse(predicted, batch.target, valid), self.config.loss.mse),
-                "cosine": Term(masked_cosine(predicted, batch.target, valid), self.config.loss.cosine),
+                name: Term(FEATURE_LOSSES.get(name)(predicted, batch.target, valid), loss.weight(name))
+                for name in loss.named
             }
         )

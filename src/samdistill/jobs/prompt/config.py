@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ...config.parts import Count, EvaluateConfig, Fraction, Positive, Run, Strict, TrainConfig, Weight
+from ...config.parts import Count, EvaluateConfig, Fraction, Positive, Run, Strict, TrainConfig, Weight, loss_block
 from ...config.prompting import PromptableConfig, PromptsConfig, TeacherEntry
+from ...losses.prompt import DISTILLED_TERMS, TASK_TERMS
 
 Epoch = Count
 Scheduled = Weight | Annotated[dict[Epoch, Weight], Field(min_length=1)]
@@ -87,23 +88,18 @@ class PromptCacheConfig(Strict):
     batch_size: Positive = 4
 
 
-class PromptLossConfig(Strict):
-    """The task loss against the masks of the data; each weight may follow a schedule by epoch."""
-
-    bce: Scheduled = 0.0
-    focal: Scheduled = 20.0
-    dice: Scheduled = 1.0
-    iou: Scheduled = 1.0
-    focal_gamma: Weight = 2.0
-    focal_alpha: Fraction = 0.25
+PromptLossConfig = loss_block(
+    "PromptLossConfig",
+    "The task loss against the masks of the data; each weight may follow a schedule by epoch.",
+    (TASK_TERMS,),
+    Scheduled,
+    focal_gamma=(Weight, 2.0),
+    focal_alpha=(Fraction, 0.25),
+)
 
 
 class PromptRunConfig(Run):
     """One run of prompt distillation: everything needed to repeat it. Written resolved into the run folder."""
-
-    TASK_TERMS: ClassVar[tuple[str, ...]] = ("bce", "focal", "dice", "iou")
-    DISTILLED: ClassVar[tuple[str, ...]] = ("encoder_patch", "prompt_embed", "decoder_mask_token", "dense_mask_logits")
-    TERMS: ClassVar[tuple[str, ...]] = TASK_TERMS + DISTILLED
 
     job: Literal["prompt"] = "prompt"
     output: Path = Path("runs/prompt")
@@ -141,11 +137,15 @@ class PromptRunConfig(Run):
             raise ValueError("distillation.dense_mask_logits needs cache.dense: true, or enable: false")
         return self
 
+    @classmethod
+    def term_names(cls) -> tuple[str, ...]:
+        return (*super().term_names(), *DISTILLED_TERMS.weights)
+
     @property
     def distilled(self) -> tuple[str, ...]:
         """Distillation terms that are on."""
         on = self.distillation.enable
-        return tuple(name for name in self.DISTILLED if on and getattr(self.distillation, name).enable)
+        return tuple(name for name in DISTILLED_TERMS.weights if on and getattr(self.distillation, name).enable)
 
     @property
     def cached(self) -> bool:

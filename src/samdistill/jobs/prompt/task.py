@@ -105,7 +105,7 @@ class PromptTask(Task[ObjectBatch]):
         """Images; of terms of objects those that have any to count. Every round asks about the same."""
         labelled = int((batch.labelled & batch.valid).any(1).sum())
         return {
-            **dict.fromkeys(self.config.TASK_TERMS, labelled),
+            **dict.fromkeys(self.config.loss.named, labelled),
             **dict.fromkeys(("decoder_mask_token", "dense_mask_logits"), int(batch.valid.any(1).sum())),
             **dict.fromkeys(("encoder_patch", "prompt_embed"), len(batch.images)),
         }
@@ -114,11 +114,11 @@ class PromptTask(Task[ObjectBatch]):
         answers: StudentAnswers = student(batch, self.config.prompts, self.epoch)
         found: dict[str, Term] = {}
         with torch.autocast(batch.masks.device.type, enabled=False):  # losses are float32 in any precision
-            task = [name for name in self.config.TASK_TERMS if name in self.weights]
+            task = [name for name in self.config.loss.named if name in self.weights]
             if task:
                 values = self._task_values(answers, batch)
                 found |= {name: Term(values[name], self.weights[name]) for name in task}
-            distilled = [name for name in self.config.DISTILLED if name in self.weights]
+            distilled = [name for name in losses.DISTILLED_TERMS.weights if name in self.weights]
             if distilled and self.signals is not None:
                 found |= self._distilled(answers, batch, distilled)
         return Terms(found)
@@ -131,11 +131,11 @@ class PromptTask(Task[ObjectBatch]):
             per_group = [
                 losses.task_terms(
                     answer.low_res_masks, answer.iou_scores, low_res_targets(answer, group, batch),
-                    loss.focal_gamma, loss.focal_alpha, inside=_inside(answer, group, batch),
+                    loss.focal_gamma, loss.focal_alpha, _inside(answer, group, batch), loss.named,
                 )
                 for group, answer in zip(asked, said, strict=True)
             ]  # fmt: skip
-            for name in self.config.TASK_TERMS:
+            for name in self.config.loss.named:
                 value = mean_over_images([terms[name] for terms in per_group], asked, counted)
                 sums[name] = sums[name] + value if name in sums else value
         return {name: value / len(answers.rounds) for name, value in sums.items()}
@@ -192,7 +192,7 @@ class PromptTask(Task[ObjectBatch]):
         """Task terms and mIoU of the last round on held-out objects, a few batches of them."""
         if self.held_out is None:
             return {}
-        measured, names = [], [name for name in self.config.TASK_TERMS if name in self.weights]
+        measured, names = [], [name for name in self.config.loss.named if name in self.weights]
         for batch in held_out_batches(self, self.held_out, self.config.evaluate.batch_size, student):
             answers: StudentAnswers = student(batch, self.config.prompts)
             counts, values = self.counts(batch), self._task_values(answers, batch)
@@ -206,7 +206,7 @@ def term_weights(config: PromptRunConfig, epoch: int) -> dict[str, float]:
 
     A distillation term has its own weight times ``lambda_coef``.
     """
-    found = {name: at_epoch(getattr(config.loss, name), epoch) for name in config.TASK_TERMS}
+    found = {name: at_epoch(config.loss.weight(name), epoch) for name in config.loss.named}
     coefficient = at_epoch(config.distillation.lambda_coef, epoch)
     for name in config.distilled:
         found[name] = coefficient * at_epoch(getattr(config.distillation, name).weight, epoch)

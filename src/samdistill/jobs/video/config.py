@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import model_validator
 
-from ...config.parts import CacheConfig, Count, Fraction, Positive, Run, Strict, TeacherConfig, TrainConfig, Weight
+from ...config.parts import (
+    CacheConfig,
+    Count,
+    Fraction,
+    Positive,
+    Run,
+    Strict,
+    TeacherConfig,
+    TrainConfig,
+    loss_block,
+)
+from ...losses.video import ALIGN_TERMS, MEMORY_TERMS
 
 
 class MemoryConfig(Strict):
@@ -66,17 +77,11 @@ class ClipsConfig(Strict):
         return self
 
 
-class VideoLossConfig(Strict):
-    """Weights of the terms, as described but for ``select``, which the description lacks, and ``align``, the short
-    phase before: the student's remembered level against the teacher's."""
-
-    align: Weight = 1.0
-    mask: Weight = 5.0
-    box_l1: Weight = 5.0
-    giou: Weight = 2.0
-    iou: Weight = 2.0
-    presence: Weight = 1.0
-    select: Weight = 5.0
+VideoLossConfig = loss_block(
+    "VideoLossConfig",
+    "Weights of the terms, as described but for ``select`` and ``align``.",
+    (ALIGN_TERMS, MEMORY_TERMS),
+)
 
 
 class VideoEvaluateConfig(Strict):
@@ -88,8 +93,6 @@ class VideoEvaluateConfig(Strict):
 
 class VideoRunConfig(Run):
     """One run of video distillation: everything needed to repeat it. Written resolved into the run folder."""
-
-    TERMS: ClassVar[tuple[str, ...]] = ("align", "mask", "box_l1", "giou", "iou", "presence", "select")
 
     job: Literal["video"] = "video"
     output: Path = Path("runs/video")

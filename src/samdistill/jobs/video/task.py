@@ -24,8 +24,7 @@ from ...data.transforms import ViewTransform
 from ...data.videos import BadVideo, VideoSource
 from ...engine.held_out import held_out_terms
 from ...engine.task import Task, stages_at
-from ...losses.detection import fpn_term
-from ...losses.video import TERMS, video_terms
+from ...losses.video import ALIGN_TERMS, MEMORY_TERMS, video_terms
 from ...ops.images import to_grid
 from ...ops.masks import masks_to_boxes
 from ...ops.matching import MatchCost, match_truth
@@ -66,7 +65,7 @@ class VideoTask(Task[VideoBatch]):
     ) -> None:  # fmt: skip
         self.config, self.start, self.words, self.transform = config, start, words, transform
         self.source, self.keys, self.levels, self.held_out = source, list(keys), levels, held_out
-        self.aligning, self.wanted = False, frozenset(config.TERMS)
+        self.aligning, self.wanted = False, frozenset(config.loss.named)
 
     def build_student(self) -> VideoStudent:
         memory, clips = self.config.student.memory, self.config.clips
@@ -94,7 +93,7 @@ class VideoTask(Task[VideoBatch]):
 
     def dataset(self, epoch: int) -> Dataset[ClipItem]:
         phase = self.config.train.phase_at(epoch)
-        named = self.config.TERMS[1:] if phase is None or phase.terms is None else phase.terms
+        named = self._memory_terms if phase is None or phase.terms is None else phase.terms
         self.wanted, self.aligning = frozenset(named), ALIGN in named
         share = 1.0 if self.aligning else self.own_share(epoch)
         rules = self.rules(share, cached=self.levels is not None)
@@ -107,6 +106,11 @@ class VideoTask(Task[VideoBatch]):
             clips.context, clips.shortest, clips.objects, clips.per_video, images=own > 0, cached=cached,
             marks=side, lost=clips.lost, own=own,
         )  # fmt: skip
+
+    @property
+    def _memory_terms(self) -> list[str]:
+        """Those of the run that train the memory."""
+        return [name for name in self.config.loss.named if name in MEMORY_TERMS]
 
     def memory_epochs(self) -> list[int]:
         """The epochs that train the memory."""
@@ -166,21 +170,24 @@ class VideoTask(Task[VideoBatch]):
 
     def counts(self, batch: VideoBatch) -> dict[str, int]:
         """Questions, of which clips have one per object; of ``align`` context frames."""
-        return dict.fromkeys(TERMS, len(batch.prompts)) | {ALIGN: int(batch.past.valid.sum())}
+        remembered = dict.fromkeys(ALIGN_TERMS.names(), int(batch.past.valid.sum()))
+        return dict.fromkeys(self._memory_terms, len(batch.prompts)) | remembered
 
     def terms(self, student: nn.Module, batch: VideoBatch) -> Terms:
-        device = batch.images.images.device
+        loss, device = self.config.loss, batch.images.images.device
         asked = self.words.inputs(batch.prompts, device)
         if self.aligning:
             _, own = student(None, batch.past, asked, batch.prompts.image)
             assert batch.past.teacher is not None
             theirs = to_grid(batch.past.teacher[batch.past.valid], tuple(own.shape[-2:]))
             with torch.autocast(device.type, enabled=False):
-                return Terms({ALIGN: Term(fpn_term((own.float(),), (theirs,)), self.config.loss.align)})
+                values = {name: ALIGN_TERMS.get(name)(own, theirs) for name in loss.named if name in ALIGN_TERMS}
+                return Terms({name: Term(value, loss.weight(name)) for name, value in values.items()})
         answer, _ = student(batch.images.images, batch.past, asked, batch.prompts.image)
         with torch.autocast(device.type, enabled=False):  # losses are float32 in any precision
-            values = video_terms(answer, batch.truth, match_truth(answer, batch.truth, MatchCost()))
-        return Terms({name: Term(value, getattr(self.config.loss, name)) for name, value in values.items()})
+            matches = match_truth(answer, batch.truth, MatchCost())
+            values = video_terms(answer, batch.truth, matches, self._memory_terms)
+        return Terms({name: Term(value, loss.weight(name)) for name, value in values.items()})
 
     @torch.no_grad()
     def validate(self, student: nn.Module) -> dict[str, float]:
