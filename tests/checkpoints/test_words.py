@@ -171,9 +171,9 @@ def test_a_tokenizer_that_needs_code_is_refused_and_its_code_never_runs(folder, 
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("longest", ["6", None, [6], {}])
-def test_a_tokenizer_whose_longest_phrase_is_no_number_is_named(longest: object, tmp_path: Path) -> None:
-    save_tokenizer(tmp_path)
+@pytest.mark.parametrize("longest", ["6", [6], {}])
+def test_a_tokenizer_whose_longest_phrase_is_no_number_is_named(longest, tmp_path):
+    sandbox_words().save(tmp_path)
     about = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(about | {"model_max_length": longest}))
     with pytest.raises(UserError, match="not a readable tokenizer"):
