@@ -14,6 +14,7 @@ from torch import nn
 from samdistill.config import load_config
 from samdistill.engine import is_worker, launch, leave
 from samdistill.engine.norm import synchronise_batch_norm
+from samdistill.processes import end_with_parent
 from samdistill.verbs.train import train
 
 SHARES = {"batch": (8, 1), "lines": (3, 5), "act": (1, 4)}
@@ -63,6 +64,7 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    end_with_parent()  # ranks with their launcher, and the launcher with the tests
     try:
         sys.exit(main(Path(sys.argv[1])))
     finally:
