@@ -118,3 +118,14 @@ def test_a_full_disk_under_predict_keeps_the_picture_that_was_there(
     assert out.read_bytes() == photo.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["good.png", "photo.png"]
     assert main(argv) == 0 and out.read_bytes() != photo.read_bytes()
+
+
+@pytest.mark.parametrize("error", ["ConnectionResetError(104, 'by peer')", "EOFError()", "ValueError('a fault')"])
+def test_a_loader_worker_whose_main_process_is_gone_says_nothing(error: str) -> None:
+    """multiprocessing hands what its thread that shares memory meets to ``sys.excepthook``."""
+    lines = [
+        "import sys", "from samdistill.processes import outlive_signals", "outlive_signals(0)", f"error = {error}",
+        "sys.excepthook(type(error), error, None)",
+    ]  # fmt: skip
+    said = subprocess.run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True).stderr
+    assert ("a fault" in said) == error.startswith("ValueError") and ("Error" in said) == ("a fault" in said)

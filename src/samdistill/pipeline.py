@@ -110,7 +110,8 @@ def cache(
     if layout not in job.layouts:
         owners = " and ".join(name for name, one in JOBS.items() if layout in one.layouts)
         raise UserError(
-            f"--layout {layout} goes with the {owners} job; the {job.name} job has the {' and '.join(job.layouts)} alone"
+            f"--layout {layout} goes with the {owners} job; the {job.name} job has the {' and the '.join(job.layouts)} "
+            "alone"
         )
     call = CacheCall(rank, world, verify, device or str(default_device()), progress, layout)
     with reporting("cache", config.output, rank):

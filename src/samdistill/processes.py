@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 INTERRUPTED = 130
 """Exit code of a command that SIGINT or SIGTERM ended."""
@@ -70,7 +71,16 @@ def outlive_signals(worker: int) -> None:
     """For loader workers, which a terminal or a scheduler signals too: serve the step that is being finished.
 
     SIGINT is ignored. SIGTERM kills after a grace, not at once, because multiprocessing also ends its children with it.
+    Where the main process ends first, a thread of this one that hands out shared memory loses its connection, and would
+    print a traceback.
     """
+    sys.excepthook = _without_lost_connections
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_WORKER_GRACE))
+
+
+def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """``sys.excepthook`` of a loader worker: the main process is gone, and says itself why."""
+    if not isinstance(error, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

@@ -167,8 +167,8 @@ def foreign(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [(other_size, r"Annotations/v/00001\.png is 8 x 10 pixels, its image 10 x 8: with its sides swapped"),
-     (coloured, r"Annotations/v/00001\.png is not a readable mask: it is coloured"),
-     (lambda root: cut(root / "Annotations/v/00001.png"), r"Annotations/v/00001\.png is not a readable mask"),
+     (coloured, r"Annotations/v/00001\.png: not a readable mask: it is coloured"),
+     (lambda root: cut(root / "Annotations/v/00001.png"), r"Annotations/v/00001\.png: not a readable mask"),
      (mixed, "has folders of objects, such as 1, and a file beside them, 00000.png"),
      (twice, "has two folders for the same object"),
      (foreign, "has no mask of a frame in .*; v/other_00000.png: mask without frame"),

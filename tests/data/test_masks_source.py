@@ -185,7 +185,7 @@ def turned(path: Path) -> None:
 @pytest.mark.parametrize("name", ["masks/a.png", "masks/a/1.png"])
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(broken, r"a: .*\.png is not a readable mask: "), (lambda path: path.write_text("no"), "not a readable mask"),
+    [(broken, r"a: .*\.png: not a readable mask: "), (lambda path: path.write_text("no"), "not a readable mask"),
      (coloured, "it is coloured; a mask is a palette or grey PNG"), (transparent, "it is transparent"),
      (disguised, "a JPEG file, not a PNG"), (turned, r"\.png is 8 x 10 pixels, its image 10 x 8")],
 )  # fmt: skip

@@ -118,15 +118,15 @@ FAULTS = {
     ),
     "colours": (
         _put("found/bear/00001.png", Image.new("RGB", (12, 6), (1, 2, 3))),
-        r"found/bear/00001.png is not a readable mask: it is coloured; a mask is a palette or grey PNG",
+        r"found/bear/00001.png: not a readable mask: it is coloured; a mask is a palette or grey PNG",
     ),
     "another format": (
         lambda root: Image.new("L", (12, 6)).save(root / "found/bear/00001.png", format="JPEG"),
-        r"found/bear/00001.png is not a readable mask: it is a JPEG file, not a PNG",
+        r"found/bear/00001.png: not a readable mask: it is a JPEG file, not a PNG",
     ),
     "torn": (
         lambda root: (root / "found/bear/00001.png").write_bytes(b"\x89PNG\r\n"),
-        r"found/bear/00001.png is not a readable mask",
+        r"found/bear/00001.png: not a readable mask",
     ),
     "an id that nothing has": (
         _put("found/bear/00001.png", Image.fromarray(grid(0, 1, 4, 3))),

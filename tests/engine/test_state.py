@@ -109,8 +109,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, n
     (tmp_path / "ckpt_epoch_10.pt").unlink()
     assert state.open_run(tmp_path, None, "a: 1") == tmp_path / "ckpt_epoch_9.pt"
     damage(tmp_path / "ckpt_epoch_9.pt")
-    with pytest.raises(UserError, match="no checkpoint before it is whole"):
+    with pytest.raises(UserError, match="no checkpoint before it is whole: start again with another output"):
         state.open_run(tmp_path, None, "a: 1")
+
+
+def test_what_is_no_checkpoint_is_not_said_to_be_removed(tmp_path):
+    """The folder of a model was named as one to remove."""
+    (tmp_path / "model.safetensors").write_bytes(b"of a teacher")
+    with pytest.raises(UserError) as error:
+        state.open_run(tmp_path / "new", tmp_path / "model.safetensors", "a: 1")
+    assert str(error.value).startswith(f"{tmp_path / 'model.safetensors'}: damaged") and "remove" not in str(
+        error.value
+    )
+    assert str(error.value).endswith("; give a run folder or one of its checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ("\n".join(f"k{n}: 1" for n in range(20)), r"k0 \(was 1, now absent\), .* and 13 more; restore them"),
+        ("job: prompt\nb: 1", r"settings: job \(was prompt, now encoder\) and 2 more; restore them"),
+    ],
+)
+def test_many_other_settings_are_counted(tmp_path, before, words):
+    replace(checkpoint(), config=before).save(tmp_path / "ckpt_epoch_1.pt")
+    with pytest.raises(UserError, match=words):
+        state.open_run(tmp_path, None, "job: encoder\na: 1" if "job" in before else "a: 1")
 
 
 def damage(path):
@@ -159,7 +183,10 @@ def test_data_are_known_by_what_they_hold_not_by_where_they_lie():
 
 
 def test_data_may_move_and_nothing_else_may():
-    before = "data: {root: /a, ids: /a/ids.txt, kind: sa1b}\nquestions: {file: /a/q.jsonl, per_image: 1}"
+    before = (
+        "data: {root: /a, ids: /a/ids.txt, kind: sa1b}\nquestions: {file: /a/q.jsonl, per_image: 1}\n"
+        "distillation: {precomputed_root: /a/features}"
+    )
     assert state.changed_keys(before, before.replace("/a", "/b")) == []
     assert len(state.changed_keys(before, before.replace("sa1b", "coco").replace("per_image: 1", "per_image: 2"))) == 2
 

@@ -140,8 +140,7 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if is_worker():
-        end_with_parent()
+    end_with_parent()  # ranks with their launcher, and the launcher with the tests
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

@@ -130,7 +130,7 @@ class Campaign:
         if number % (len(TARGETS) + 2) >= len(TARGETS):
             kind, copy, words = (
                 LINES,
-                ("configs", "detector", "tracker", "trunk", "photos", "sa1b", "sav"),
+                ("configs", "detector", "tracker", "trunk", "photos", "sa1b", "sav", "davis", "results"),
                 command_line(rng),
             )
             self._copy(folder, copy)

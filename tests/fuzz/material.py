@@ -125,7 +125,7 @@ def models(root: Path) -> None:
 
 
 def data(root: Path) -> None:
-    """Folders ``sa1b``, ``coco`` (with questions), ``sav``, ``davis``, ``masks``, ``photos``; a file of predictions."""
+    """Folders ``sa1b``, ``coco`` (with questions), ``sav``, ``davis``, ``masks``, ``photos``; predictions of others."""
     for split, count in (("train", 3), ("val", 2)):
         write_sa1b(root / "sa1b", count, 60, 3, split)
         write_coco(root / "coco", count, 60, 3, split)
@@ -143,6 +143,12 @@ def data(root: Path) -> None:
         picture.save(places[2] / f"{number}.jpg")
         Image.fromarray(grid).save(places[1] / f"{number:05}.png")
         Image.fromarray(grid).save(places[3] / f"{number}.png")
+        for place in ("davis/one", "sav/one/001", "sav/one/002", "true/one/001", "true/one/002"):
+            predicted = root / "results" / place / f"{number:05}.png"
+            predicted.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grid if place == "davis/one" else (grid == int(place[-1])).astype(np.uint8)).save(predicted)
+    (root / "davis" / "ImageSets" / "2017").mkdir(parents=True)
+    (root / "davis" / "ImageSets" / "2017" / "val.txt").write_text("one\n")
     for name in ("a.png", "b.jpg", "c.webp", "d.tif", "e.bmp"):
         picture.save(root / "photos" / name)
     Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 20).save(root / "photos" / "f.png")

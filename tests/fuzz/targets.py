@@ -76,6 +76,9 @@ TARGETS = [
     Target("SA-V", JOBS["video"] + ("memory",), ("sav/*/*_manual.json", "sav/*/*.mp4", "sav/*.json"),
            ("plan configs/video.yaml", "evaluate memory sav --json", "check configs/video.yaml")),
     Target("DAVIS", ("memory", "davis"), ("davis/*/one/*",), ("evaluate memory davis --json",)),
+    Target("predicted masks", ("davis", "results"), ("davis/Annotations/one/*", "davis/ImageSets/*/*", "results/*/*/*",
+           "results/*/*/*/*"),
+           ("evaluate results/davis davis --masks --json", "evaluate results/sav results/true --masks --json")),
     Target("masks", ("tracker", "masks"), ("masks/*/*",), ("evaluate tracker masks --json",)),
     Target("video", ("memory", "sav"), ("sav/val/*.mp4",), ("predict {mp4} memory --text disc --out out.mp4",)),
     Target("store", (*JOBS["encoder"], "runs/encoder"), ("runs/encoder/embeddings/*",),
@@ -104,6 +107,9 @@ predict photos/a.png detector --text x --threshold {}
 predict photos/a.png tracker --point 1,1 --out {}
 predict photos/a.png tracker --geometry {}
 predict sav/val detector --text x --frames {}
+evaluate {} davis --masks
+evaluate results/davis {} --masks
+evaluate results/davis davis --masks --convention {}
 evaluate tracker sa1b --images {}
 evaluate tracker sa1b --prompts {}
 evaluate {} sa1b

@@ -15,6 +15,7 @@ from samdistill.engine import is_worker, launch, leave
 from samdistill.engine.norm import synchronise_batch_norm
 from samdistill.jobs.loading import load_config
 from samdistill.pipeline import train
+from samdistill.processes import end_with_parent
 
 SHARES = {"batch": (8, 1), "lines": (3, 5), "act": (1, 4)}
 """Samples of each rank, by the kind of layer."""
@@ -63,6 +64,7 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    end_with_parent()  # ranks with their launcher, and the launcher with the tests
     try:
         sys.exit(main(Path(sys.argv[1])))
     finally:

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, UInt
 from PIL import Image
 
+from ..reading import foreign
 from ..types import UserError
-from .images import DECODE_ERRORS, one_line
 from .sources import size_problem
 from .transforms import Size
 
@@ -27,10 +27,8 @@ def read_id_map(path: Path, size: Size | None = None) -> Ids:
 
     Raises ``UserError`` for a file that is no PNG or broken, for colours, transparency and another size.
     """
-    try:
+    with foreign(path, "not a readable mask"):
         values = _decoded(path)
-    except DECODE_ERRORS as error:
-        raise UserError(f"{path} is not a readable mask: {one_line(error)}") from error
     if size is not None and values.shape != size:
         raise UserError(size_problem(str(path), values.shape, size))
     return values

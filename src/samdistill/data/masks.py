@@ -6,11 +6,11 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from ..reading import foreign
 from ..types import UserError
 from .fingerprints import file_digest
 from .folder import FolderSource
 from .id_maps import object_ids, read_id_map
-from .images import DECODE_ERRORS, one_line
 from .skipped import BadInput
 from .sources import SOURCES, BadImage, Instance, Source
 from .transforms import Size
@@ -124,10 +124,10 @@ class MaskFolderSource(Source):
         """Its mask's, or that of the first of them."""
         path = self.masks / (self._masks[key] if key in self._masks else self._objects[key][0])
         try:
-            with Image.open(path) as file:
+            with foreign(path, "not a readable mask"), Image.open(path) as file:
                 return str(path), (file.height, file.width)
-        except DECODE_ERRORS as error:
-            raise BadImage(key, f"{path} is not a readable mask: {one_line(error)}") from error
+        except UserError as error:
+            raise BadImage(key, str(error)) from error
 
 
 def _stem(name: str) -> str:

@@ -15,7 +15,6 @@ from jaxtyping import UInt
 
 from ..metrics.video import ObjectMasks
 from ..metrics.video_frames import VOID, VideoConvention, first_frame_objects
-from ..reading import foreign
 from ..types import UserError
 from .davis import LAYOUTS, RESOLUTIONS
 from .id_maps import read_id_map
@@ -135,8 +134,7 @@ def _read_pair(
 
 
 def _read(path: Path, size: Size | None, one_object: bool) -> UInt[np.ndarray, "h w"]:
-    with foreign(path, "not a readable mask"):
-        values = read_id_map(path)
+    values = read_id_map(path)
     if size is not None and values.shape != size:
         raise UserError(size_problem(str(path), values.shape, size, "the first true mask of its video"))
     if one_object and (kinds := len(np.unique(values))) > 2:

@@ -39,8 +39,8 @@ def launch(nproc: int, argv: Sequence[str], program: Sequence[str] = ("-P", "-m"
     """
     if nproc < 1:
         raise UserError(f"--nproc {nproc}: give the number of processes, 1 or more")
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # its news of a signal or a failure is retold below
+    for name in ("elastic", "elastic.agent.server.api", "launcher"):  # news of a signal or a failure is retold below;
+        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the agent has a level of its own
     threads = max(1, (os.cpu_count() or 1) // nproc)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # inherited: else every rank starts a thread per core
     os.environ[LAUNCHER] = str(os.getpid())

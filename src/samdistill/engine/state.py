@@ -27,14 +27,16 @@ from ..types import UserError
 T = TypeVar("T")
 INTERRUPT = "ckpt_interrupt.pt"
 _EPOCH = re.compile(r"ckpt_epoch_(\d+)\.pt")
+_MOST_CHANGES = 8
 
 HARMLESS = (
-    "output", "cache", "evaluate", "data.root", "data.ids", "data.workers", "questions.file", "train.keep",
-    "train.log_every",
+    "output", "cache", "evaluate", "data.root", "data.ids", "data.workers", "distillation.precomputed_root",
+    "questions.file", "train.keep", "train.log_every",
 )  # fmt: skip
 """Config keys (with all below them) that may change between a run and its resume: they do not change a weight.
 
-``cache`` is in the list because a store proves itself by its own fingerprints, and where the data lie because a
+``cache`` and ``distillation.precomputed_root``, where the prompt job has its own, are in the list because a store
+proves itself by its own fingerprints, and where the data lie because a
 checkpoint knows the keys, in their order, and the phrases that it was trained on (``data_digest``). ``train.epochs`` is
 not: the cosine spans the whole run, so other epochs are another schedule, and the rate would jump.
 """
@@ -141,10 +143,15 @@ def newest(run_dir: Path) -> Path | None:
 
 
 def require_whole(path: Path) -> None:
-    """``UserError`` for a checkpoint that is damaged; it names the newest one before it that is not."""
+    """``UserError`` for a checkpoint that is damaged; it names the newest one before it that is not.
+
+    Nothing but checkpoints is said to be removed: the folder may hold a cache, and a file of another name a model.
+    """
     if (problem := _damage(path)) is None:
         return
     number, useless = _EPOCH.fullmatch(path.name), [path]
+    if number is None and path.name != INTERRUPT:
+        raise UserError(f"{problem}; give a run folder or one of its checkpoints")
     for earlier in reversed(epoch_checkpoints(path.parent)):
         if number is not None and int(_EPOCH.fullmatch(earlier.name)[1]) >= int(number[1]):  # type: ignore[index]
             continue
@@ -155,7 +162,7 @@ def require_whole(path: Path) -> None:
                 "same command again"
             )
         useless.append(earlier)
-    raise UserError(f"{problem}; no checkpoint before it is whole: remove {path.parent} to start again")
+    raise UserError(f"{problem}; no checkpoint before it is whole: start again with another output")
 
 
 def _damage(path: Path) -> str | None:
@@ -199,8 +206,11 @@ def open_run(run_dir: Path, resume: Path | None, resolved: str) -> Path | None:
     if source is not None:
         require_whole(source)
         if changed := changed_keys(Checkpoint.peek(source).config, resolved):
+            other_job = [change for change in changed if change.startswith("job (")]  # then hardly a key is the same
+            some = other_job or changed[:_MOST_CHANGES]
+            more = f" and {len(changed) - len(some)} more" if len(changed) > len(some) else ""
             raise UserError(
-                f"{source}: was trained with other settings: {', '.join(changed)}; "
+                f"{source}: was trained with other settings: {', '.join(some)}{more}; "
                 "restore them, or start again with another output"
             )
     return source
