@@ -18,7 +18,7 @@ from samdistill.checkpoints.student import load_with_memory
 from samdistill.inference.concepts import load_concept_model
 from samdistill.jobs.encoder import job as encoder_job
 from samdistill.jobs.encoder.config import EncoderRunConfig
-from samdistill.sandbox import render as sandbox_room
+from samdistill.sandbox import teachers as sandbox_room
 from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
 from samdistill.sandbox.training import TrainedTeacher
 from samdistill.sandbox.videos import VideoStyle

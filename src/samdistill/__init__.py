@@ -20,19 +20,35 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate, evaluate_concepts
     from .evaluation.evaluate_masks import evaluate_masks
     from .evaluation.evaluate_videos import evaluate_videos
+    from .inference.label import label_images
     from .inference.predict import predict
     from .inference.predict_video import predict_video
+    from .inference.result import Result
     from .inference.video import VideoSession
     from .jobs.loading import load_config
-    from .pipeline import cache, check, demo, plan, run, train
+    from .models import Model, load
+    from .pipeline import cache, check, demo, distill, plan, run, train
     from .sandbox.render import render_sandbox
     from .sandbox.teachers import train_teacher
-    from .students import StudentTrunk, StudentTrunkConfig
+    from .students import (
+        EfficientSam3Config,
+        EfficientSam3Model,
+        MobileSamConfig,
+        MobileSamModel,
+        StudentTrunk,
+        StudentTrunkConfig,
+    )
     from .students.catalogue import list_models
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EfficientSam3Config",
+    "EfficientSam3Model",
+    "MobileSamConfig",
+    "MobileSamModel",
+    "Model",
+    "Result",
     "StudentTrunk",
     "StudentTrunkConfig",
     "UserError",
@@ -41,12 +57,15 @@ __all__ = [
     "cache",
     "check",
     "demo",
+    "distill",
     "evaluate",
     "evaluate_concepts",
     "evaluate_masks",
     "evaluate_videos",
     "inspect",
+    "label_images",
     "list_models",
+    "load",
     "load_config",
     "merge",
     "plan",
@@ -57,19 +76,43 @@ __all__ = [
     "run",
     "train",
     "train_teacher",
-]  # fmt: skip
+]
 
 _HOMES = {
-    "UserError": "errors", "StudentTrunk": "students", "StudentTrunkConfig": "students",
-    "VideoSession": "inference.video", "prepare_sa1b": "data", "load_config": "jobs.loading",
-    "merge": "checkpoints.merge", "inspect": "checkpoints.inspect", "list_models": "students.catalogue",
-    "plan": "pipeline", "check": "pipeline", "cache": "pipeline", "train": "pipeline", "run": "pipeline",
+    "EfficientSam3Config": "students",
+    "EfficientSam3Model": "students",
+    "MobileSamConfig": "students",
+    "MobileSamModel": "students",
+    "Model": "models",
+    "Result": "inference.result",
+    "StudentTrunk": "students",
+    "StudentTrunkConfig": "students",
+    "UserError": "errors",
+    "VideoSession": "inference.video",
+    "cache": "pipeline",
+    "check": "pipeline",
     "demo": "pipeline",
-    "evaluate": "evaluation.evaluate", "evaluate_concepts": "evaluation.evaluate",
-    "evaluate_videos": "evaluation.evaluate_videos", "evaluate_masks": "evaluation.evaluate_masks",
-    "predict": "inference.predict", "predict_video": "inference.predict_video",
-    "render_sandbox": "sandbox.render", "train_teacher": "sandbox.teachers",
-}  # fmt: skip
+    "distill": "pipeline",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_concepts": "evaluation.evaluate",
+    "evaluate_masks": "evaluation.evaluate_masks",
+    "evaluate_videos": "evaluation.evaluate_videos",
+    "inspect": "checkpoints.inspect",
+    "label_images": "inference.label",
+    "list_models": "students.catalogue",
+    "load": "models",
+    "load_config": "jobs.loading",
+    "merge": "checkpoints.merge",
+    "plan": "pipeline",
+    "predict": "inference.predict",
+    "predict_video": "inference.predict_video",
+    "prepare_sa1b": "data",
+    "render_sandbox": "sandbox.render",
+    "run": "pipeline",
+    "train": "pipeline",
+    "train_teacher": "sandbox.teachers",
+}
+"""Module of each name: the heavy libraries are imported when something is first used."""
 
 register()
 
@@ -79,3 +122,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     attribute = "inspect_path" if name == "inspect" else name  # `inspect` is taken by the standard library there
     return getattr(import_module(f".{_HOMES[name]}", __name__), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -85,7 +85,7 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
                           help="what of predictions.json is compared, with --concepts (masks)")  # fmt: skip
     evaluate.add_argument("--threshold", type=float, metavar="P", help="scores that count, with --concepts (0.5)")
     evaluate.add_argument("--out", type=_path, metavar="JSON", help="write the predictions, with --concepts")
-    evaluate.add_argument("--geometry", default="square", help="square or longest_side, as in the student's config")
+    evaluate.add_argument("--geometry", help="square or longest_side (the model's own)")
     evaluate.add_argument("--images", type=int, metavar="N", help="at most N images")
     evaluate.add_argument("--videos", type=int, metavar="N", help="at most N videos")
     evaluate.add_argument("--convention", help="which frames of videos count: davis2017 or sav (that of the layout)")
@@ -93,7 +93,8 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--workers", type=int, default=1, metavar="N", help="processes that score videos (1)")
     evaluate.add_argument("--json", action="store_true")
     predict = verbs.add_parser("predict", help="what a phrase names, a box shows or points mark in an image or a video")
-    predict.add_argument("image", type=_path, help="an image, a video, or a folder of a video's frames")
+    predict.add_argument("image", type=_path,
+                         help="an image, a video or a folder of its frames; with --format of images")  # fmt: skip
     predict.add_argument("model", type=_name, help="a detector or a promptable model: a folder, a run that holds one, "
                          "an original file, or a sandbox name")  # fmt: skip
     predict.add_argument("--text", metavar="PHRASE", help="a noun phrase, such as 'red car', for a detector")
@@ -103,8 +104,10 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
                          help="on an object (label 1) or off it (0), for a promptable model; repeatable")  # fmt: skip
     predict.add_argument("--threshold", type=float, metavar="P", help="least score, of a detector (0.5)")
     predict.add_argument("--out", type=_path, metavar="PNG", help="draw masks, boxes and scores; an MP4 of a video")
+    predict.add_argument("--format", choices=["coco", "yolo"],
+                         help="label a folder or a pattern of images; annotations go into --out")  # fmt: skip
     predict.add_argument("--frames", type=int, metavar="N", help="at most the first N frames of a video")
-    predict.add_argument("--geometry", help="square or longest_side, as in the student's config")
+    predict.add_argument("--geometry", help="square or longest_side (the model's own)")
     predict.add_argument("--json", action="store_true", help="print JSON, with the masks")
 
 
@@ -114,11 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser("demo", help="the whole pipeline on rendered scenes, offline, in minutes")
     demo.add_argument("--job", choices=list(JOBS), default=next(iter(JOBS)))
     demo.add_argument("--out", type=_path, help="run folder (runs/demo, runs/demo-detection, ...)")
-    run = verbs.add_parser("run", help="the whole pipeline on your own photographs")
-    run.add_argument("images", type=_path, help="a folder of photographs, an SA-1B tree or a COCO folder")
+    run = verbs.add_parser("run", help="the whole pipeline on your own images or videos")
+    run.add_argument("images", type=_path, help="a folder of images, SA-1B, COCO, images with masks; or videos")
     run.add_argument("overrides", nargs="*", metavar="key=value")
     run.add_argument("--teacher", required=True, type=_name, help="a SAM 3 folder, hub id or sam3.pt; or 'sandbox'")
-    run.add_argument("--student", required=True, help="es_rv_m, or any timm model")
+    run.add_argument("--student", help="es_rv_m, any timm model, or a model to start from (the recipe's)")
+    run.add_argument("--job", choices=list(JOBS), default=next(iter(JOBS)))
     run.add_argument("--out", type=_path, required=True)
     models = verbs.add_parser("models", help="the students beside their teacher")
     models.add_argument("name", nargs="?")

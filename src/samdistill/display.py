@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .data import prepare_sa1b
 from .dist import process_rank, world_size
-from .inference.predict import THRESHOLD, Prediction, parse_box, parse_point
+from .inference.predict import THRESHOLD, parse_box, parse_point
 from .jobs import JOBS
 from .jobs.loading import load_config
 from .report import human_bytes
@@ -248,6 +248,8 @@ def predict(args: argparse.Namespace) -> int:
     from .inference.predict import predict as run
     from .inference.predict_video import is_video
 
+    if args.format is not None:
+        return _label(args)
     if is_video(args.image):
         return _predict_video(args)
     if args.frames is not None:
@@ -257,23 +259,40 @@ def predict(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.to_dict())
         return 0
-    seen = found.detected if isinstance(found, Prediction) else found.segmented
-    for score, box, mask in zip(seen.scores, seen.boxes, seen.masks, strict=True):
+    for score, box, mask in zip(found.scores, found.boxes, found.masks, strict=True):
         corners = ",".join(f"{value:.0f}" for value in box.tolist())
         console.print(f"{score:.3f}  box {corners}  {int(mask.sum())} pixels", markup=False)
     asked = [repr(args.text)] if args.text is not None else []
     asked += [f"{len(points)} point" + "s" * (len(points) > 1)] if points else []
     asked += [f"{len(boxes)} box" + "es" * (len(boxes) > 1)] if boxes else []
-    if isinstance(found, Prediction):
-        number = f"{len(seen)} instance" + "s" * (len(seen) != 1)
+    if found.presence is not None:
+        number = f"{len(found)} instance" + "s" * (len(found) != 1)
         least = THRESHOLD if args.threshold is None else args.threshold
-        scores = f"scores from {least:g}, presence {found.detected.presence:.3f}"
+        scores = f"scores from {least:g}, presence {found.presence:.3f}"
     else:
-        number, scores = f"{len(seen)} mask" + "s" * (len(seen) != 1), "scores are predicted IoU"
+        number, scores = f"{len(found)} mask" + "s" * (len(found) != 1), "scores are predicted IoU"
     drawn = f"; drawn in {args.out}" if args.out is not None else ""
     console.print(
         f"{args.image}: {number} for {' and '.join(asked)}, {scores}{drawn}", markup=False, soft_wrap=True,
     )  # fmt: skip
+    return 0
+
+
+def _label(args: argparse.Namespace) -> int:
+    from .inference.label import label_images
+
+    if args.text is None or args.out is None or args.point or args.box or args.frames is not None:
+        raise UserError("--format goes with --text and --out, a folder; not with --box, --point or --frames")
+    texts = [text.strip() for text in args.text.split(",")]
+    found = label_images(
+        args.image, args.model, texts, args.out, format=args.format, threshold=args.threshold, geometry=args.geometry,
+        progress=not args.json,
+    )  # fmt: skip
+    if args.json:
+        print_json({"out": str(found.out), "images": found.images, "instances": found.instances,
+                    "skipped": [bad._asdict() for bad in found.skipped]})  # fmt: skip
+    else:
+        console.print(f"{found.out}: {found.instances} instances in {found.images} images, {args.format}", markup=False)
     return 0
 
 
@@ -284,7 +303,7 @@ def _predict_video(args: argparse.Namespace) -> int:
         raise UserError("--point goes with an image; a video is followed from --text or --box")
     found = run(
         args.image, args.model, args.text, [parse_box(text) for text in args.box],
-        threshold=THRESHOLD if args.threshold is None else args.threshold, geometry=args.geometry or "square",
+        threshold=THRESHOLD if args.threshold is None else args.threshold, geometry=args.geometry,
         out=args.out, frames=args.frames, progress=not args.json,
     )  # fmt: skip
     if args.json:
@@ -334,9 +353,12 @@ def sandbox(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .pipeline import run as whole
+    from .pipeline import distill
 
-    print(whole(args.images, args.teacher, args.student, args.out, overrides=args.overrides).summary())
+    result = distill(
+        args.job, args.images, teacher=args.teacher, student=args.student, out=args.out, overrides=args.overrides
+    )
+    print(result.summary())
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,8 +21,9 @@ from .engine import CheckReport, FitResult, check_terms, fit, newest, read_lines
 from .engine.frozen_norm import small_batch
 from .io import as_path, scratch, write_json
 from .jobs import JOBS
-from .jobs.base import Evaluated, Job, Plan
+from .jobs.base import Evaluated, Given, Plan
 from .jobs.caching import CacheCall, CacheReport
+from .jobs.fitting import fitted
 from .jobs.loading import load_config
 from .locks import locked
 from .registry import did_you_mean
@@ -180,12 +181,58 @@ def _train(config: Run, resume: Path | None) -> FitResult:
     return result
 
 
+def distill(
+    job: str, data: str | Path, *, teacher: str | Path | None = None,
+    teachers: Mapping[str, float] | None = None, student: str | Path | None = None, out: str | Path,
+    train: Mapping[str, Any] | None = None, overrides: Sequence[str] = (),
+) -> RunResult:  # fmt: skip
+    """The whole pipeline of one job on your data: plan, cache, check, train, merge, evaluate, report.
+
+    The same call goes on where an earlier one stopped.
+
+    Args:
+        job: ``encoder``, ``detection``, ``prompt`` or ``video``.
+        data: A folder of images, an SA-1B tree, a COCO folder, images with masks; for ``video`` SA-V or DAVIS.
+        teacher: Path or hub id of the teacher, or ``sandbox``.
+        teachers: Weights by path, for a job that takes several.
+        student: A student's name (``es_rv_m``), a timm model, or a model to start from; None takes the recipe's.
+        out: The run folder.
+        train: Settings of the block ``train``, such as ``{"epochs": 5}``.
+        overrides: Further ``key=value`` settings.
+
+    Returns:
+        What every stage found; ``summary()`` has the lines to read first.
+
+    Raises:
+        UserError: A stage cannot be done; what is finished stays.
+
+    Example:
+        >>> distill("encoder", "photos", teacher="facebook/sam3", student="es_rv_m", out="runs/mine",
+        ...         train={"epochs": 5})  # doctest: +SKIP
+    """
+    if (teacher is None) == (teachers is None):
+        raise UserError("give teacher, or teachers with their weights")
+    place = as_path(data)
+    given = Given(
+        place, teachers if teachers is not None else {str(teacher): 1.0}, None if student is None else str(student)
+    )
+    chosen = JOBS[job]
+    recipe, settings = chosen.begin(given)
+    settings.append(f"output={json.dumps(str(as_path(out)))}")
+    if default_device().type != "cuda":
+        settings.append("train.precision=fp32")  # bf16 is slower than fp32 on most CPUs
+    further = [*(f"train.{key}={json.dumps(value)}" for key, value in (train or {}).items()), *overrides]
+    if any(text.startswith("job=") for text in further):
+        raise UserError("job: it is the first argument of distill; leave it out of the settings")
+    config = load_config(recipe, [*settings, *further])
+    with locked(config.output, "run"):
+        return run_pipeline(fitted(config, chosen.train_items(config), further))
+
+
 def run(
     images: str | Path, teacher: str | Path, student: str, out: str | Path, *, overrides: Sequence[str] = ()
 ) -> RunResult:
-    """Distil ``teacher`` into ``student`` on the images of one folder: the whole pipeline of the encoder job.
-
-    The same call goes on where an earlier one stopped.
+    """``distill`` of the encoder job: a SAM 3's image encoder into a small one, on the images of a folder.
 
     Args:
         images: Any folder of images, an SA-1B tree or a COCO folder.
@@ -195,16 +242,12 @@ def run(
         overrides: ``key=value`` settings of the config.
 
     Returns:
-        What every stage found; ``summary()`` has the lines to read first.
+        As ``distill``.
 
     Raises:
         UserError: A stage cannot be done; what is finished stays, and the same call goes on after it.
     """
-    given = {text.partition("=")[2] for text in overrides if text.startswith("job=")}
-    job: Job[Any] = JOBS[given.pop() if given else next(iter(JOBS))]
-    config = job.distil(as_path(images), str(teacher), student, as_path(out), overrides)
-    with locked(config.output, "run"):
-        return run_pipeline(config)
+    return distill(next(iter(JOBS)), images, teacher=teacher, student=student, out=out, overrides=overrides)
 
 
 def demo(out: str | Path, job: str | None = None, *, overrides: Sequence[str] = ()) -> RunResult:

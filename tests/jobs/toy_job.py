@@ -20,7 +20,7 @@ from samdistill.data import BadInput, ImageDataset, ImageItem, collate_images, i
 from samdistill.engine.task import Task
 from samdistill.evaluation.result import Evaluation, Measure
 from samdistill.evaluation.result_story import Tile
-from samdistill.jobs.base import CHECK_INPUTS, STUDENT, UNTRAINED, Evaluated, Job, Plan, Ready, ReportNames
+from samdistill.jobs.base import CHECK_INPUTS, STUDENT, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from samdistill.jobs.caching import CacheCall, CacheReport
 from samdistill.jobs.images import Images
 from samdistill.jobs.recording import Block, Computed, Record, RecordSource, view_blocks, write_records
@@ -249,3 +249,9 @@ class ToyJob(Job[ToyConfig]):
     def demo(self, folder: Path) -> tuple[str, list[str]]:
         render_sandbox(folder, train=8, val=4, size=64, progress=False)
         return str(folder.parent / "toy.yaml"), [f"data.root={folder}"]
+
+    def begin(self, given: Given) -> tuple[str, list[str]]:
+        return str(given.data.parent / "toy.yaml"), [f"data.root={given.data}"]
+
+    def train_items(self, config: ToyConfig) -> int:
+        return len(ToyImages(config).train_source.keys)

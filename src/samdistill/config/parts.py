@@ -19,9 +19,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from ..names import key_problem
-from ..reading import printable, shown
+from ..reading import printable
 from ..registry import CODECS, HEADS, Registry, TermTable, did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -170,7 +171,8 @@ class LossConfig(Strict):
             if name in cls.model_fields:
                 continue
             if name not in cls.term_names():
-                raise ValueError(f"no term is called {shown(name)}{did_you_mean(str(name), list(cls.term_names()))}")
+                known = [*cls.model_fields, *cls.term_names()]
+                raise PydanticCustomError("unknown_term", "unknown key", {"name": str(name), "known": known})
             TypeAdapter(cls.KIND).validate_python(value)
         return given
 

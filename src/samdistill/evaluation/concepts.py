@@ -23,6 +23,7 @@ from ..data.sources import evenly, size_problem
 from ..data.transforms import Geometry
 from ..inference.concepts import ConceptModel, detections
 from ..inference.drawing import draw_instances
+from ..inference.geometry import check_geometry, own_geometry
 from ..metrics.concepts import SCORE_THRESHOLD
 from ..ops.masks import masks_to_boxes
 from ..types import ConceptPrompts, ImageBatch, UserError
@@ -147,7 +148,7 @@ def evaluate_concepts(
     concepts: ConceptSet,
     *,
     teacher: str | None = None,
-    geometry: str = "square",
+    geometry: str | None = None,
     threshold: float = SCORE_THRESHOLD,
     images: int | None = None,
     batch_size: int = 4,
@@ -297,14 +298,14 @@ def _read(path: Path, pairs: Sequence[ConceptPair], skipped: dict[BadInput, None
 
 
 def _ask(
-    model: ConceptModel, asked: Sequence[tuple[Image.Image, list[ConceptPair]]], geometry: str, threshold: float,
+    model: ConceptModel, asked: Sequence[tuple[Image.Image, list[ConceptPair]]], geometry: str | None, threshold: float,
     category: int,
 ) -> Found:  # fmt: skip
     """What the model finds for every question about a few images, as run lengths at each image's own size.
 
     All that scores ``threshold`` or more, and the best ``MOST`` whatever they score.
     """
-    place = Geometry(model.image_size, geometry)  # type: ignore[arg-type]
+    place = Geometry(model.image_size, own_geometry(model.model) if geometry is None else check_geometry(geometry))
     laid = [place.canvas(picture) for picture, _ in asked]
     originals = [(picture.height, picture.width) for picture, _ in asked]
     batch = ImageBatch(

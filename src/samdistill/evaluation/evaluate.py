@@ -12,6 +12,7 @@ from ..data.saco import ConceptSet, find_concepts
 from ..data.saco_predictions import IouKind, load_predictions, write_predictions
 from ..dist import default_device
 from ..inference.concepts import load_concept_model
+from ..inference.geometry import check_geometry, own_geometry
 from ..inference.prompting import KINDS, PROMPTS, PromptKind
 from ..io import as_path, check_output
 from ..ops.promptable import image_size
@@ -33,7 +34,7 @@ def prompt_kinds(names: Sequence[str]) -> tuple[PromptKind, ...]:
 @reporting("evaluate")
 def evaluate(
     model: str | Path, data: str | Path, *, teacher: str | Path | None = None, prompts: Sequence[str] = PROMPTS,
-    images: int | None = None, batch_size: int = 4, geometry: str = "square", progress: bool = True,
+    images: int | None = None, batch_size: int = 4, geometry: str | None = None, progress: bool = True,
 ) -> EvaluationResult:  # fmt: skip
     """mIoU against the data's masks, agreement with ``teacher``, features, parameters, FLOPs and latency.
 
@@ -45,13 +46,12 @@ def evaluate(
     size = image_size(loaded["student"])
     if teacher is not None:
         loaded = {"teacher": load_model(teacher, size)} | loaded
-    if geometry not in ("square", "longest_side"):
-        raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
+    place = Geometry(size, own_geometry(loaded["student"]) if geometry is None else check_geometry(geometry))
     source = held_out_images(as_path(data))
     total = len(source.keys) if images is None else min(images, len(source.keys))
     with Progress("evaluating", total, "images", progress) as bar:
         return evaluate_models(
-            loaded, source, Geometry(size, geometry), teacher="teacher" if teacher is not None else None,
+            loaded, source, place, teacher="teacher" if teacher is not None else None,
             prompts=kinds, images=images, batch_size=batch_size, device=default_device(), progress=bar.advance,
         )  # fmt: skip
 
@@ -59,7 +59,7 @@ def evaluate(
 @reporting("evaluate")
 def evaluate_concepts(
     model: str | Path, data: str | Path | Sequence[str | Path], *, teacher: str | Path | None = None,
-    threshold: float = 0.5, images: int | None = None, batch_size: int = 4, geometry: str = "square",
+    threshold: float = 0.5, images: int | None = None, batch_size: int = 4, geometry: str | None = None,
     out: str | Path | None = None, iou: IouKind = "masks", progress: bool = True,
 ) -> detectors.ConceptResult:  # fmt: skip
     """cgF1 and its factors, mask AP, parameters and time per question of a detector, beside its ``teacher``.
@@ -93,8 +93,8 @@ def evaluate_concepts(
     if files:
         found = {name: load_predictions(Path(path)) for name, path in files.items()}
         return detectors.score_files(found, truth, teacher=by, threshold=threshold, iou=iou)
-    if geometry not in ("square", "longest_side"):
-        raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
+    if geometry is not None:
+        check_geometry(geometry)
     loaded = {name: load_concept_model(path, device=default_device()) for name, path in names.items()}
     with Progress("evaluating", len(truth.pairs), "questions", progress) as bar:
         result = detectors.evaluate_concepts(

@@ -13,6 +13,7 @@ from ..data.sources import evenly
 from ..data.videos import VideoSource, open_videos
 from ..dist import default_device
 from ..inference.concepts import StudentDetector, load_concept_model
+from ..inference.geometry import check_geometry, own_geometry
 from ..io import as_path
 from ..metrics.video_frames import DAVIS_2017, SAV, VideoConvention
 from ..progress import Progress
@@ -58,7 +59,7 @@ def held_out_videos(root: Path) -> tuple[VideoSource, VideoConvention]:
 @reporting("evaluate")
 def evaluate_videos(
     model: str | Path, data: str | Path, *, teacher: str | Path | None = None, convention: str | None = None,
-    videos: int | None = None, every_frame: bool = False, geometry: str = "square", workers: int = 1,
+    videos: int | None = None, every_frame: bool = False, geometry: str | None = None, workers: int = 1,
     progress: bool = True,
 ) -> VideoResult:  # fmt: skip
     """J&F of a student that follows objects with its own memory, without it, and with its ``teacher``'s maps.
@@ -69,8 +70,8 @@ def evaluate_videos(
     between the annotated ones too. workers: processes that score. Raises ``UserError`` for what cannot be measured.
     """
     rules = None if convention is None else convention_named(convention)
-    if geometry not in ("square", "longest_side"):
-        raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
+    if geometry is not None:
+        check_geometry(geometry)
     if videos is not None and videos < 1:
         raise UserError(f"--videos: {videos} leaves nothing to measure")
     if workers < 1:
@@ -82,7 +83,8 @@ def evaluate_videos(
     with Progress("evaluating", len(keys), "videos", progress) as bar:
         return evaluate_videos_with(
             student, source, keys, convention=rules or suggested,
-            every_frame=every_frame, teacher=theirs, geometry=geometry, workers=workers, progress=bar.advance,
+            every_frame=every_frame, teacher=theirs, geometry=geometry or own_geometry(student.model), workers=workers,
+            progress=bar.advance,
         )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from ..reading import foreign, running
 from ..students import EfficientSam3Config, EfficientSam3Model
 from ..teachers import Sam3Detector
 from ..types import VISUAL, ConceptPrompts, DetectorOutput, ImageBatch, UserError
+from .geometry import check_geometry, own_geometry
 
 Box = tuple[float, float, float, float]
 _STUDENT, _TEACHERS = "efficient_sam3", ("sam3", "sam3_video")
@@ -168,18 +169,19 @@ def open_image(image: str | Path | Image.Image) -> Image.Image:
 
 def ask_image(
     model: ConceptModel, image: str | Path | Image.Image, text: str | None = None, boxes: Sequence[Box] = (),
-    threshold: float = 0.5, geometry: str = "square",
+    threshold: float = 0.5, geometry: str | None = None,
 ) -> Detected:  # fmt: skip
     """Every instance in ``image`` of what ``text`` names, of what ``boxes`` show, or of both together.
 
     boxes: xyxy in pixels of the (upright) image, each around one instance. threshold: of the score, 0..1. geometry:
-    ``square``, which SAM 3 was trained with, or ``longest_side``, as in the student's config. Raises ``UserError`` for
+    ``square`` or ``longest_side``; None takes the model's own. Raises ``UserError`` for
     an image that cannot be read and for prompts that ``check_prompts`` refuses.
     """
     picture = open_image(image)
     original = (picture.height, picture.width)
     check_prompts(model.words, text, boxes, original)
-    place = Geometry(model.image_size, geometry)  # type: ignore[arg-type]
+    own = own_geometry(model.model) if geometry is None else check_geometry(geometry)
+    place = Geometry(model.image_size, own)
     canvas, size = place.canvas(picture)
     batch = ImageBatch(
         canvas[None], torch.tensor([size]), torch.tensor([original]), ("image",), torch.zeros(1, dtype=torch.int64)

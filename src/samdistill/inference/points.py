@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import SamModel
 
 from ..data.prompts import check_prompts
 from ..data.transforms import Geometry
@@ -19,6 +18,7 @@ from ..ops.masks import masks_to_boxes
 from ..ops.promptable import Promptable, embed, image_size, predict
 from ..types import ImageBatch, Prompts, UserError
 from .concepts import Box, open_image
+from .geometry import check_geometry, own_geometry
 
 Point = tuple[float, float, int]
 """x, y in pixels of the image file, and 1 for inside the object, 0 for outside."""
@@ -63,11 +63,6 @@ def cornered(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:
     return tuple(found)
 
 
-def own_geometry(model: Promptable) -> str:
-    """How the model's training images lay on its canvas: a SAM's keep their aspect, a SAM 3 tracker's are stretched."""
-    return "longest_side" if isinstance(model, SamModel) else "square"
-
-
 @torch.no_grad()
 def segment_image(
     model: Promptable, image: str | Path | Image.Image, points: Sequence[Point | tuple[float, float]] = (),
@@ -90,7 +85,7 @@ def segment_image(
     picture = open_image(image)
     original = (picture.height, picture.width)
     side = image_size(model)
-    place = Geometry(side, own_geometry(model) if geometry is None else geometry)  # type: ignore[arg-type]
+    place = Geometry(side, own_geometry(model) if geometry is None else check_geometry(geometry))
     canvas, size = place.canvas(picture)
     batch = ImageBatch(
         canvas[None], torch.tensor([size]), torch.tensor([original]), ("image",), torch.zeros(1, dtype=torch.int64)

@@ -29,6 +29,7 @@ from ..progress import Progress
 from ..types import UserError
 from .concepts import Box, StudentDetector, check_prompts, load_concept_model
 from .drawing import COLOURS, overlay
+from .geometry import check_geometry
 from .points import cornered
 from .video import Tracked, VideoSession
 
@@ -117,24 +118,39 @@ class _Footage:
     read: Callable[[int], Iterator[Frame]]
 
 
-@reporting("predict")
-def predict_video(
-    video: str | Path, model: str | Path | StudentDetector, text: str | None = None, boxes: Sequence[Box] = (), *,
-    threshold: float = 0.5, geometry: str = "square", out: str | Path | None = None, frames: int | None = None,
-    progress: bool = True,
-) -> VideoPrediction:  # fmt: skip
-    """Follow every instance of what ``text`` names, also those that come later; or the object in each of ``boxes`` in
-    the first frame, which ``text`` then is the name of.
+@dataclass(frozen=True, eq=False)
+class VideoFrame:
+    """A frame of a followed video. number: from 0. image: (height, width, 3), uint8. objects: of the session."""
 
-    video: a file, or a folder of frames in the natural order of their names (24 a second, as DAVIS). model: a run
-    of the video job, any other student's folder, which goes without memory, or an opened one. boxes: xyxy in pixels,
-    upright. threshold: least score of what is visible. geometry: square or longest_side, as in the student's config.
-    out: an MP4 to draw masks and ids into; it is there when it is whole. frames: look at so many at most.
-    Raises ``UserError`` for what cannot be asked, read or written.
-    """
-    video, out, boxes = as_path(video), None if out is None else as_path(out), cornered(boxes)
-    _check(video, text, boxes, threshold, geometry, out, frames)
+    number: int
+    image: Frame
+    objects: tuple[Tracked, ...]
+
+    def draw(self) -> Image.Image:
+        """The frame with the masks and ids of what is visible."""
+        return Image.fromarray(draw_tracked(self.image, self.objects))
+
+
+def follow(
+    video: str | Path, model: str | Path | StudentDetector, text: str | None = None, boxes: Sequence[Box] = (), *,
+    threshold: float = 0.5, geometry: str | None = None, frames: int | None = None,
+) -> Iterator[VideoFrame]:  # fmt: skip
+    """Frames and the objects in them, one by one; arguments as of ``predict_video``, which are checked at once."""
+    video, boxes = as_path(video), cornered(boxes)
+    _check(video, text, boxes, threshold, geometry, None, frames)
     footage = _open(video)
+    session = _session(footage, model, text, boxes, threshold, geometry)
+    total = footage.count if frames is None else min(frames, footage.count)
+    return (
+        VideoFrame(number, frame, tuple(session.push(frame))) for number, frame in enumerate(footage.read(total))
+    )  # fmt: skip
+
+
+def _session(
+    footage: _Footage, model: str | Path | StudentDetector, text: str | None, boxes: Sequence[Box], threshold: float,
+    geometry: str | None,
+) -> VideoSession:  # fmt: skip
+    """A session that was told what to follow."""
     asked = load_concept_model(model, device=default_device()) if isinstance(model, str | Path) else model
     if not isinstance(asked, StudentDetector):
         raise UserError(f"{model}: a SAM 3 teacher has no memory here; give a run of the video job or a student")
@@ -145,6 +161,28 @@ def predict_video(
             session.add_box(box, text)
     elif text is not None:
         session.add_text(text)
+    return session
+
+
+@reporting("predict")
+def predict_video(
+    video: str | Path, model: str | Path | StudentDetector, text: str | None = None, boxes: Sequence[Box] = (), *,
+    threshold: float = 0.5, geometry: str | None = None, out: str | Path | None = None, frames: int | None = None,
+    progress: bool = True,
+) -> VideoPrediction:  # fmt: skip
+    """Follow every instance of what ``text`` names, also those that come later; or the object in each of ``boxes`` in
+    the first frame, which ``text`` then is the name of.
+
+    video: a file, or a folder of frames in the natural order of their names (24 a second, as DAVIS). model: a run
+    of the video job, any other student's folder, which goes without memory, or an opened one. boxes: xyxy in pixels,
+    upright. threshold: least score of what is visible. geometry: square or longest_side; None takes the model's own.
+    out: an MP4 to draw masks and ids into; it is there when it is whole. frames: look at so many at most.
+    Raises ``UserError`` for what cannot be asked, read or written.
+    """
+    video, out, boxes = as_path(video), None if out is None else as_path(out), cornered(boxes)
+    _check(video, text, boxes, threshold, geometry, out, frames)
+    footage = _open(video)
+    session = _session(footage, model, text, boxes, threshold, geometry)
     total = footage.count if frames is None else min(frames, footage.count)
     seconds, seen, objects = _run(session, footage, total, out, progress)
     return VideoPrediction(
@@ -154,7 +192,7 @@ def predict_video(
 
 
 def _check(
-    video: Path, text: str | None, boxes: Sequence[Box], threshold: float, geometry: str, out: Path | None,
+    video: Path, text: str | None, boxes: Sequence[Box], threshold: float, geometry: str | None, out: Path | None,
     frames: int | None,
 ) -> None:  # fmt: skip
     """What can be refused before anything is opened."""
@@ -162,8 +200,8 @@ def _check(
         raise UserError("nothing is asked: give --text, --box or both")
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
-    if geometry not in ("square", "longest_side"):
-        raise UserError(f"no geometry is called {geometry!r}; there is: longest_side, square")
+    if geometry is not None:
+        check_geometry(geometry)
     if frames is not None and frames < 1:
         raise UserError(f"--frames: {frames} is not 1 or more")
     if out is not None and out.suffix.lower() != ".mp4":

@@ -20,6 +20,7 @@ from ..ops.boxes import xyxy_to_cxcywh
 from ..ops.images import normalise
 from ..types import VISUAL, DetectorOutput, UserError
 from .concepts import Box, StudentDetector, check_prompts, detections
+from .geometry import check_geometry, own_geometry
 from .tracks import Memory, Ring, Sight, Track, Tracked, apart, assign, overlap
 
 MOST_OBJECTS = 20
@@ -72,7 +73,7 @@ class VideoSession:
 
     def __init__(
         self, student: StudentDetector, *, context: int | None = None, stride: int | None = None,
-        threshold: float = 0.5, geometry: str = "square",
+        threshold: float = 0.5, geometry: str | None = None,
     ) -> None:  # fmt: skip
         """context: remembered frames, None for as many as in training, 0 to go without memory, as a student of images
         does anyway. stride: None for the training's. threshold: least score of what is new,
@@ -89,7 +90,9 @@ class VideoSession:
             self.context = 0
         self.threshold, self.crowded = threshold, False
         self._student, self._model, self._unnamed = student, student.model, config.memory_phrase
-        self._place = Geometry(student.image_size, geometry)  # type: ignore[arg-type]
+        self._place = Geometry(
+            student.image_size, own_geometry(student.model) if geometry is None else check_geometry(geometry)
+        )
         self._marks = bool(self.context and config.memory_marks)
         self._ring, self._number, self._size = Ring(self.context), 0, (0, 0)
         self._tracks: dict[int, Track] = {}

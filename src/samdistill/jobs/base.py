@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -70,6 +70,22 @@ class Ready:
 
     task: Task[Any]
     words: Words | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller of ``distill`` has. teachers: weights by path or hub id. student: None takes the recipe's."""
+
+    data: Path
+    teachers: Mapping[str, float]
+    student: str | None
+
+    @property
+    def teacher(self) -> str:
+        """The only one. Raises ``UserError`` where there is another number of them."""
+        if len(self.teachers) != 1:
+            raise UserError(f"this job learns from one teacher, not {len(self.teachers)}: give teacher")
+        return next(iter(self.teachers))
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,10 @@ class Job(ABC, Generic[Config]):
     def demo(self, folder: Path) -> tuple[str, list[str]]:
         """Render the demo's data into ``folder``: name of the packaged recipe, and its further settings."""
 
-    def distil(self, data: Path, teacher: str, student: str, out: Path, overrides: Sequence[str]) -> Config:
-        """The config of ``samdistill run``."""
-        raise UserError(f"`run` takes the encoder job; use `train` with a config that extends {self.name}/_base")
+    @abstractmethod
+    def begin(self, given: Given) -> tuple[str, list[str]]:
+        """Name of the packaged recipe for what a caller of ``distill`` has, and the settings that say it."""
+
+    @abstractmethod
+    def train_items(self, config: Config) -> int:
+        """Images or videos to train on, from whose number a batch for a small data set is chosen."""

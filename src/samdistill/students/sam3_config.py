@@ -47,7 +47,8 @@ class EfficientSam3Config(Sam3LiteTextConfig):
     memory_layers: of the resampler. memory_windows: side of the grid of latents that look at one window each.
     memory_level: of the pyramid, 0 the finest. memory_marks: whether the memory was trained with masks of the object
     that is asked about. memory_context: the most frames it was trained with. memory_stride: frames of the video from
-    one of them to the next. memory_phrase: what an object without a name is called.
+    one of them to the next. memory_phrase: what an object without a name is called. geometry: how training images lay
+    on the canvas, ``square`` or ``longest_side``.
     """
 
     model_type = "efficient_sam3"
@@ -63,6 +64,7 @@ class EfficientSam3Config(Sam3LiteTextConfig):
     memory_context: int = 8
     memory_stride: int = 4
     memory_phrase: str = "object"
+    geometry: str = "square"
 
 
 def efficient_sam3_config(

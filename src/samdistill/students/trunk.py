@@ -34,7 +34,8 @@ class StudentTrunkConfig(PreTrainedConfig):
     backbone: a student's name or a timm name (stored as the timm name). head: a name of ``HEADS``.
     host_mean, host_std: how ``pixel_values`` arrive normalised (SAM 3's 0.5). input_mean, input_std: what the backbone
     wants; None takes the statistics timm records for it. The trunk converts from one to the other itself, so whoever
-    feeds the host correctly feeds the student correctly.
+    feeds the host correctly feeds the student correctly. geometry: how training images lay on the canvas, ``square`` or
+    ``longest_side``.
     """
 
     model_type = "samdistill_student_trunk"
@@ -49,6 +50,7 @@ class StudentTrunkConfig(PreTrainedConfig):
     host_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     input_mean: list[float] | tuple[float, ...] | None = None
     input_std: list[float] | tuple[float, ...] | None = None
+    geometry: str = "square"
 
     def __post_init__(self, **kwargs) -> None:
         self.backbone = resolve_backbone(self.backbone)

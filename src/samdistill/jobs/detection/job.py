@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 from ...checkpoints.report import MergeReport
+from ...data.layouts import data_kind
 from ...dist import default_device
 from ...evaluation.concepts import ConceptResult
 from ...sandbox.render import render_sandbox
 from ...types import UserError
-from ..base import STUDENT, TEACHER, UNTRAINED, Evaluated, Job, Plan, Ready, ReportNames
+from ..base import STUDENT, TEACHER, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from .config import DetectionRunConfig
 from .evaluate import evaluate
 from .parts import DetectionParts
@@ -54,3 +55,20 @@ class DetectionJob(Job[DetectionRunConfig]):
     def demo(self, folder: Path) -> tuple[str, list[str]]:
         render_sandbox(folder, format="coco")
         return "detection/sandbox", [f"data.root={json.dumps(str(folder))}"]
+
+    def begin(self, given: Given) -> tuple[str, list[str]]:
+        kind = data_kind(given.data)
+        settings = [
+            f"teacher.path={json.dumps(given.teacher)}", "teacher.image_size=null", f"data.kind={kind}",
+            f"data.root={json.dumps(str(given.data))}", "data.held_out=val", "data.held_out_last=null",
+            "data.workers=2",
+        ]  # fmt: skip
+        if kind == "coco":  # its categories are words
+            settings.append("questions.source=names")
+        if given.student is not None:
+            start = Path(given.student).expanduser().exists()
+            settings.append(f"student.{'start' if start else 'backbone'}={json.dumps(given.student)}")
+        return "detection/efficient_sam3", settings
+
+    def train_items(self, config: DetectionRunConfig) -> int:
+        return len(DetectionParts(config).train_source.keys)

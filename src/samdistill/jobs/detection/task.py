@@ -40,7 +40,7 @@ class DetectionBatch:
 def student_config(config: DetectionRunConfig, teacher: DetectorInfo) -> EfficientSam3Config:
     """The student that can be held against the teacher: of its width, its input size and its vocabulary."""
     student, text = config.student, config.student.text
-    return efficient_sam3_config(
+    found = efficient_sam3_config(
         backbone=student.backbone, image_size=teacher.image_size, hidden_size=teacher.hidden_size, heads=student.heads,
         ffn=student.ffn, encoder_layers=student.encoder_layers, decoder_layers=student.decoder_layers,
         queries=student.queries,
@@ -49,6 +49,8 @@ def student_config(config: DetectionRunConfig, teacher: DetectorInfo) -> Efficie
             "num_attention_heads": text.heads, "intermediate_size": text.ffn, "vocab_size": teacher.vocab_size,
         },
     )  # fmt: skip
+    found.geometry = config.data.geometry
+    return found
 
 
 class DetectionTask(Task[DetectionBatch]):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...checkpoints.report import MergeReport
 from ...data.layouts import data_kind
-from ...dist import default_device
 from ...engine.task import Task
 from ...evaluation import EvaluationResult
 from ...io import write_text
@@ -17,9 +15,8 @@ from ...sandbox.render import render_sandbox
 from ...store.spec import MANIFEST
 from ...students import STUDENTS
 from ...types import UserError
-from ..base import CHECK_INPUTS, STUDENT, UNTRAINED, Evaluated, Job, Plan, Ready, ReportNames
+from ..base import CHECK_INPUTS, STUDENT, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
-from ..loading import load_config
 from ..recording import write_records
 from .cache import Embeddings
 from .config import EncoderRunConfig
@@ -86,18 +83,17 @@ class EncoderJob(Job[EncoderRunConfig]):
         render_sandbox(folder)
         return "encoder/sandbox", [f"data.root={json.dumps(str(folder))}"]
 
-    def distil(self, data: Path, teacher: str, student: str, out: Path, overrides: Sequence[str]) -> EncoderRunConfig:
+    def begin(self, given: Given) -> tuple[str, list[str]]:
+        student = given.student or "es_rv_m"
         recipe = f"encoder/{student}" if student in STUDENTS else "encoder/_base"
-        settings = [
-            f"output={json.dumps(str(out))}", f"teacher.path={json.dumps(teacher)}", f"student.backbone={student}",
-            f"data.kind={data_kind(data)}", f"data.root={json.dumps(str(data))}", "data.fraction=1.0",
+        return recipe, [
+            f"teacher.path={json.dumps(given.teacher)}", f"student.backbone={student}",
+            f"data.kind={data_kind(given.data)}", f"data.root={json.dumps(str(given.data))}", "data.fraction=1.0",
             "data.workers=2", "teacher.image_size=null",
         ]  # fmt: skip
-        if default_device().type != "cuda":
-            settings.append("train.precision=fp32")  # bf16 is slower than fp32 on most CPUs
-        config = load_config(recipe, [*settings, *overrides])
-        assert isinstance(config, EncoderRunConfig)
-        return _fitted(config, overrides)
+
+    def train_items(self, config: EncoderRunConfig) -> int:
+        return len(EncoderParts(config).train_source.keys)
 
 
 def _first_images(task: EncoderTask) -> EncoderTask:
@@ -108,26 +104,3 @@ def _first_images(task: EncoderTask) -> EncoderTask:
         raise UserError(f"{config.data.root}: batch norm needs two readable images for a check, found {len(keys)}")
     view = type(first)(first.source, first.transform, keys, first.seed, first.view)
     return EncoderTask(config, task.teacher, task.store, [view])
-
-
-def _fitted(config: EncoderRunConfig, overrides: Sequence[str]) -> EncoderRunConfig:
-    """The published batch where there are images for it, else four steps an epoch; what the caller set stays.
-
-    The published rate is linear in the batch, which starves a small folder; Adam's noise asks for the square root.
-    """
-    given = {text.partition("=")[0] for text in overrides}
-    count = len(EncoderParts(config).train_source.keys)
-    if count < 2:
-        raise UserError(f"{config.data.root}: {count} image(s) to train on; give at least three, one is held out")
-    settings = {}
-    if "train.batch_size" not in given:
-        settings["batch_size"] = min(config.train.batch_size, max(2, count // 4))
-    if config.train.phases is not None:  # they have rates and warm-ups of their own
-        return config.model_copy(update={"train": config.train.model_copy(update=settings)})
-    if config.train.lr_batch is not None and not given & {"train.lr", "train.lr_batch"}:
-        share = (settings.get("batch_size", config.train.batch_size) / config.train.lr_batch) ** 0.5
-        rates = {name: getattr(config.train, name) * share for name in ("lr", "warmup_lr", "min_lr")}
-        settings |= rates | {"lr_batch": None}
-    if "train.warmup_epochs" not in given:
-        settings["warmup_epochs"] = min(config.train.warmup_epochs, config.train.epochs / 10)
-    return config.model_copy(update={"train": config.train.model_copy(update=settings)})

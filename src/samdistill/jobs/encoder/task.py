@@ -33,12 +33,12 @@ class EncoderBatch:
     target: Float[Tensor, "b c gh gw"]
 
 
-def student_config(student: StudentConfig, teacher: TeacherInfo) -> StudentTrunkConfig:
+def student_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "square") -> StudentTrunkConfig:
     """The trunk that fits into the teacher's place: its channels, grid, input size and normalisation."""
     channels, grid, _ = teacher.embedding_shape
     return StudentTrunkConfig(
         backbone=student.backbone, head=student.head, hidden_size=channels, image_size=teacher.image_size,
-        patch_size=teacher.image_size // grid, host_mean=teacher.mean, host_std=teacher.std,
+        patch_size=teacher.image_size // grid, host_mean=teacher.mean, host_std=teacher.std, geometry=geometry,
     )  # fmt: skip
 
 
@@ -81,7 +81,9 @@ class EncoderTask(Task[EncoderBatch]):
         self.config, self.teacher, self.store, self.views = config, teacher, store, views
 
     def build_student(self) -> StudentTrunk:
-        trunk = build_trunk(student_config(self.config.student, self.teacher), self.config.student.pretrained)
+        trunk = build_trunk(
+            student_config(self.config.student, self.teacher, self.config.data.geometry), self.config.student.pretrained
+        )
         return trunk.to(memory_format=torch.channels_last)  # the same numbers; convolutions a third faster, CPU or GPU
 
     def dataset(self, epoch: int) -> CachedViews:

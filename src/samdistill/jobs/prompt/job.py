@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ...checkpoints.files import PACKAGED
 from ...checkpoints.report import MergeReport
+from ...data.layouts import data_kind
 from ...evaluation import EvaluationResult
 from ...progress import Progress
 from ...sandbox.scenes import SceneStyle
 from ...sandbox.write import write_coco
-from ..base import STUDENT, TEACHER, Evaluated, Job, Plan, Ready, ReportNames
+from ..base import STUDENT, TEACHER, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
 from .cache import cache_signals
 from .config import PromptRunConfig
@@ -66,3 +68,21 @@ class PromptJob(Job[PromptRunConfig]):
             with Progress(f"rendering {split}", count, "scenes") as bar:
                 write_coco(folder, count, SIZE, seed, split, WORLD, progress=lambda done, _, bar=bar: bar.at(done))
         return "prompt/sandbox", [f"data.root={json.dumps(str(folder))}"]
+
+    def begin(self, given: Given) -> tuple[str, list[str]]:
+        student = given.student or "mobile_sam.pt"
+        start = Path(student).expanduser().exists() or student in PACKAGED
+        names = [Path(path).stem or path for path in given.teachers]
+        teachers = [
+            {"name": f"{n}-{name}" if names.count(name) > 1 else name, "checkpoint": path, "weight": weight}
+            for n, (name, (path, weight)) in enumerate(zip(names, given.teachers.items(), strict=True))
+        ]
+        key = "start" if start or Path(student).suffix else "backbone"
+        other = [] if key == "start" else ["student.start=null"]
+        return "prompt/mobile_sam", [
+            f"student.{key}={json.dumps(student)}", *other, f"teachers={json.dumps(teachers)}",
+            f"data.kind={data_kind(given.data)}", f"data.root={json.dumps(str(given.data))}", "data.workers=2",
+        ]  # fmt: skip
+
+    def train_items(self, config: PromptRunConfig) -> int:
+        return len(PromptParts(config).train_source.keys)

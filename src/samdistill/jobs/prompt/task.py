@@ -71,6 +71,7 @@ class PromptTask(Task[ObjectBatch]):
     def build_student(self) -> PromptStudent:
         settings = self.config.student
         model = build_promptable(settings) if settings.start is None else load_promptable(settings.start)
+        model.config.geometry = self.config.data.geometry  # evaluate and predict read it there
         channels: list[int] = []
         if self.signals is not None:
             self.signals.meets(embedding_grid(model), decoder_width(model), self.config.distilled)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checkpoints.report import MergeReport
 from ...data import leave_out
+from ...data.layouts import video_kind
 from ...dist import process_rank
 from ...engine.task import Task
 from ...evaluation.clip_scores import LOOKALIKES
@@ -16,7 +17,8 @@ from ...io import write_text
 from ...sandbox.render import render_sandbox
 from ...store.spec import MANIFEST
 from ...teachers import CachedLevels
-from ..base import CHECK_INPUTS, Evaluated, Job, Plan, Ready, ReportNames
+from ...types import UserError
+from ..base import CHECK_INPUTS, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
 from ..recording import write_records
 from .cache import Levels, complete_videos, open_levels, prove
@@ -119,3 +121,18 @@ class VideoJob(Job[VideoRunConfig]):
     def demo(self, folder: Path) -> tuple[str, list[str]]:
         render_sandbox(folder, format="sav", size=SIZE)
         return "video/sandbox", [f"data.root={json.dumps(str(folder))}"]
+
+    def begin(self, given: Given) -> tuple[str, list[str]]:
+        kind = video_kind(given.data)
+        if kind is None:
+            raise UserError(f"{given.data}: no videos with masks here; give SA-V or DAVIS")
+        settings = [
+            f"teacher.path={json.dumps(given.teacher)}", "teacher.image_size=null", f"data.kind={kind}",
+            f"data.root={json.dumps(str(given.data))}", "data.workers=2",
+        ]  # fmt: skip
+        if given.student is not None:
+            settings.append(f"student.start={json.dumps(given.student)}")
+        return "video/efficient_sam3", settings
+
+    def train_items(self, config: VideoRunConfig) -> int:
+        return len(VideoParts(config).train_source.keys) * config.clips.per_video

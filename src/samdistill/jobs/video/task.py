@@ -73,7 +73,7 @@ class VideoTask(Task[VideoBatch]):
             model = load_with_memory(self.start, memory.latents, memory.layers, memory.windows)
         model.config.memory_level, model.config.memory_marks = memory.level, memory.marks
         model.config.memory_context, model.config.memory_phrase = clips.context, clips.phrase
-        model.config.memory_stride = self._stride()
+        model.config.memory_stride, model.config.geometry = self._stride(), self.config.data.geometry
         return VideoStudent(model, str(self.start))
 
     def _stride(self) -> int:

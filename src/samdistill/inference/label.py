@@ -1,0 +1,157 @@
+"""Labelling a data set: a detector's answers about many images, as pictures and as COCO or YOLO annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..data.folder import FolderSource
+from ..data.images import UnreadableImage
+from ..data.skipped import BadInput, leave_out, reporting
+from ..io import as_path, check_output, make_folder, write_json, write_text
+from ..progress import Progress
+from ..registry import did_you_mean
+from ..types import UserError
+from .concepts import ConceptModel
+from .predict import open_detector, predict
+from .result import Result
+
+Format = Literal["coco", "yolo"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What was written. skipped: images that could not be read."""
+
+    out: Path
+    images: int
+    instances: int
+    skipped: tuple[BadInput, ...] = field(default=())
+
+
+def find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files of a folder (with its sub-folders), of a glob, or of a list of those, each once.
+
+    Raises ``UserError`` where there is none.
+    """
+    places = [images] if isinstance(images, str | Path) else list(images)
+    found = list[Path]()
+    for place in places:
+        path = as_path(place)
+        if path.is_dir():
+            source = FolderSource(path, None)
+            found += [source.path(key) for key in source.keys]
+        elif has_magic(str(place)) and not path.exists():
+            found += sorted(Path(name) for name in glob(str(path), recursive=True))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: no such image, folder or pattern")
+    if not found:
+        raise UserError(f"{', '.join(map(str, places))}: no images here")
+    return list(dict.fromkeys(found))
+
+
+@reporting("predict")
+def label_images(
+    images: str | Path | Sequence[str | Path], model: str | Path | ConceptModel, texts: str | Sequence[str],
+    out: str | Path, *, format: Format = "coco", threshold: float | None = None, geometry: str | None = None,
+    progress: bool = True,
+) -> Labelled:  # fmt: skip
+    """Ask a detector for every phrase in every image, and write what it finds as a data set.
+
+    Args:
+        images: A folder, a glob, a file, or a list of those.
+        model: A detector: a folder, a run, an original file, a hub id or a sandbox name; or an opened one.
+        texts: The phrases, each a category.
+        out: A folder. It gets ``annotations.json`` (COCO) or ``labels/`` and ``classes.txt`` (YOLO), and the drawn
+            images in ``pictures/``.
+        format: ``coco`` or ``yolo`` (boxes: class, centre, width and height as shares of the image).
+        threshold: Least score of an instance (0.5).
+        geometry: ``square`` or ``longest_side``; None takes the model's own.
+        progress: Show a progress bar.
+
+    Raises:
+        UserError: Something cannot be asked, read or written. An image that cannot be read is left out and counted.
+    """
+    phrases = [texts] if isinstance(texts, str) else list(texts)
+    if format not in get_args(Format):
+        raise UserError(f"--format: {format!r} is unknown{did_you_mean(format, list(get_args(Format)))}")
+    if not phrases or len(set(phrases)) < len(phrases):
+        raise UserError("--text: give one phrase or more, each once")
+    files, target, skipped = find_images(images), as_path(out), list[BadInput]()
+    detector = open_detector(model)
+    make_folder(target)
+    check_output(target / "annotations.json", *files)
+    labels = _Labels(target, phrases, format)
+    with Progress("predicting", len(files), "images", progress) as bar:
+        for file in files:
+            try:
+                found = [predict(file, detector, text, threshold=threshold, geometry=geometry) for text in phrases]
+                labels.add(file, found)
+            except UnreadableImage as error:
+                skipped.append(BadInput(str(file), str(error)))
+            bar.advance()
+    leave_out(skipped)
+    labels.finish()
+    return Labelled(target, len(labels.images), len(labels.annotations), tuple(skipped))
+
+
+class _Labels:
+    """Annotations in the making."""
+
+    def __init__(self, out: Path, phrases: Sequence[str], format: Format) -> None:
+        self.out, self.phrases, self.format = out, phrases, format
+        self.images, self.annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+        self._stems = set[str]()
+        make_folder(out / "pictures")
+
+    def add(self, file: Path, results: Sequence[Result]) -> None:
+        """One image, with a result per phrase."""
+        width, height = results[0].image.size
+        number, stem = len(self.images) + 1, self._stem(file)
+        self.images.append({"id": number, "file_name": str(file), "width": width, "height": height})
+        lines = list[str]()
+        for category, result in enumerate(results):
+            own = result.to_coco(number, category + 1, len(self.annotations) + 1)
+            self.annotations += own
+            lines += [_yolo(category, one["bbox"], width, height) for one in own]
+            if len(result) or category == 0:
+                end = "" if len(results) == 1 else f"-{category}"
+                result.save(self.out / "pictures" / f"{stem}{end}.png")
+        if self.format == "yolo":
+            make_folder(self.out / "labels")
+            write_text(self.out / "labels" / f"{stem}.txt", "".join(lines))
+
+    def _stem(self, file: Path) -> str:
+        """Of this image's files; two images of one name get a number."""
+        found = next(name for name in _numbered(file.stem) if name not in self._stems)
+        self._stems.add(found)
+        return found
+
+    def finish(self) -> None:
+        if self.format == "yolo":
+            write_text(self.out / "classes.txt", "".join(f"{phrase}\n" for phrase in self.phrases))
+            return
+        categories = [{"id": n, "name": phrase} for n, phrase in enumerate(self.phrases, 1)]
+        content = {"images": self.images, "annotations": self.annotations, "categories": categories}
+        write_json(self.out / "annotations.json", content)
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    number = 2
+    while True:
+        yield f"{stem}-{number}"
+        number += 1
+
+
+def _yolo(category: int, box: Sequence[float], width: int, height: int) -> str:
+    left, top, wide, high = box
+    return (
+        f"{category} {(left + wide / 2) / width:.6f} {(top + high / 2) / height:.6f} {wide / width:.6f} "
+        f"{high / height:.6f}\n"
+    )

@@ -1,0 +1,148 @@
+"""``load`` opens everything, and one class of results comes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import samdistill as sd
+from samdistill.cli import main
+from samdistill.sandbox.render import render_sandbox
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scenes in one folder."""
+    root = tmp_path_factory.mktemp("photos")
+    render_sandbox(root, train=3, val=1, size=96, progress=False)
+    return root / "images" / "train"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sandbox-student", "detector"), ("sandbox", "detector"), ("sandbox-mobile", "promptable")]
+)
+def test_a_model_knows_what_it_is(name: str, kind: str) -> None:
+    model = sd.load(name)
+    assert model.kind == kind and kind in repr(model) and isinstance(model.module, torch.nn.Module)
+    if kind == "detector":
+        with pytest.raises(sd.UserError):
+            model(np.zeros((40, 40, 3), np.uint8), points=[(3, 3)])
+
+
+def test_a_file_an_image_and_an_array_give_the_same(photos: Path) -> None:
+    model, file = sd.load("sandbox-student"), sorted(photos.glob("*.jpg"))[0]
+    image = Image.open(file)
+    found = [model(given, text="red circle", threshold=0.0) for given in (file, str(file), image, np.asarray(image))]
+    for other in found[1:]:
+        assert torch.equal(found[0].masks, other.masks) and torch.equal(found[0].scores, other.scores)
+    assert len(found[0]) > 0 and [result.name for result in found] == [str(file)] * 2 + [""] * 2
+
+
+def test_many_images_give_a_list_in_order(photos: Path) -> None:
+    model, files = sd.load("sandbox-mobile"), sorted(photos.glob("*.jpg"))
+    asked = {"points": [(48, 48)]}
+    whole = model(photos, **asked)
+    assert [Path(result.name) for result in whole] == files
+    for given in (files, str(photos / "*.jpg")):
+        assert [result.scores.tolist() for result in model(given, **asked)] == [r.scores.tolist() for r in whole]
+    assert model(files[0], **asked).scores.tolist() == whole[0].scores.tolist()
+    with pytest.raises(sd.UserError, match="no such image"):
+        model(photos / "none.jpg", **asked)
+
+
+def test_a_result_is_coco_and_supervision_and_a_picture(photos: Path, tmp_path: Path) -> None:
+    file = sorted(photos.glob("*.jpg"))[0]
+    result = sd.load("sandbox-student")(file, text="red circle", threshold=0.0)
+    annotations = result.to_coco(image_id=7, first_id=3)
+    assert [one["id"] for one in annotations] == list(range(3, 3 + len(result)))
+    for one, mask, box in zip(annotations, result.masks.numpy(), result.boxes.tolist(), strict=True):
+        assert one["image_id"] == 7 and (coco_mask.decode(one["segmentation"]).astype(bool) == mask).all()
+        left, top, width, height = one["bbox"]
+        assert [left, top, left + width, top + height] == pytest.approx(box, abs=1e-4)
+    assert result.save(tmp_path / "drawn.png") == tmp_path / "drawn.png"
+    assert Image.open(tmp_path / "drawn.png").size == result.image.size
+    with pytest.raises(sd.UserError, match="supervision is not installed"):
+        result.to_supervision()
+    with pytest.raises(sd.UserError, match="does not end in"):
+        result.save(tmp_path / "drawn.bmp")
+
+
+def test_it_evaluates_and_tracks(world: Path, films: Path) -> None:
+    mobile = sd.load("sandbox-mobile")
+    by_name = sd.evaluate("sandbox-mobile", world, images=2, progress=False, prompts=["box"])
+    assert mobile.evaluate(world, images=2, progress=False, prompts=["box"]).rows[0].miou == by_name.rows[0].miou
+    with pytest.raises(sd.UserError, match="cannot follow"):
+        mobile.track(next(films.rglob("*.mp4")), text="red circle")
+    video = next(films.rglob("*.mp4"))
+    frames = list(sd.load("sandbox-student").track(video, text="red circle", frames=2))
+    whole = sd.predict_video(video, "sandbox-student", "red circle", frames=2, progress=False)
+    assert [frame.number for frame in frames] == [0, 1] and frames[0].draw().size == frames[0].image.shape[1::-1]
+    seen = [[(o.object_id, o.score) for o in frame.objects if o.visible] for frame in frames]
+    assert seen == [[(o.object_id, o.score) for o in frame] for frame in whole.seen]
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo"])
+def test_a_folder_is_labelled(format: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    for file in photos.glob("*.jpg"):
+        (tmp_path / "in" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"no image")
+    out, words = tmp_path / "out", ["--text", "red circle, blue square", "--threshold", "0.01"]
+    argv = ["predict", str(tmp_path / "in"), "sandbox-student", *words, "--format", format, "--out", str(out), "--json"]
+    assert main(argv) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["images"] == 3 and [Path(bad["key"]).name for bad in said["skipped"]] == ["broken.jpg"]
+    model, file = sd.load("sandbox-student"), sorted((tmp_path / "in").glob("sa_*.jpg"))[0]
+    wanted = [model(file, text=text, threshold=0.01) for text in ("red circle", "blue square")]
+    if format == "coco":
+        found = json.loads((out / "annotations.json").read_text())
+        assert [category["name"] for category in found["categories"]] == ["red circle", "blue square"]
+        (image,) = (one for one in found["images"] if one["file_name"] == str(file))
+        own = [one for one in found["annotations"] if one["image_id"] == image["id"]]
+        assert [one["category_id"] for one in own] == [1] * len(wanted[0]) + [2] * len(wanted[1])
+        assert len({one["id"] for one in found["annotations"]}) == len(found["annotations"]) == said["instances"]
+        assert [one["score"] for one in own] == [s for result in wanted for s in result.scores.tolist()]
+    else:
+        assert (out / "classes.txt").read_text().splitlines() == ["red circle", "blue square"]
+        lines = (out / "labels" / f"{file.stem}.txt").read_text().splitlines()
+        assert len(lines) == sum(map(len, wanted))
+        numbers = [float(part) for part in lines[0].split()[1:]]
+        left, top, right, bottom = wanted[0].boxes[0].tolist() if len(wanted[0]) else wanted[1].boxes[0].tolist()
+        width, height = wanted[0].image.size
+        assert numbers == pytest.approx(
+            [(left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height],
+            abs=1e-5,
+        )  # fmt: skip
+    assert len(list((out / "pictures").glob("*.png"))) >= 3
+
+
+def test_distill_is_the_pipeline_of_any_job(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from samdistill import pipeline
+
+    asked = []
+    monkeypatch.setattr(pipeline, "run_pipeline", asked.append)
+    sd.distill("encoder", world, teacher="sandbox", student="es_ev_s", out=tmp_path / "a", train={"epochs": 5})
+    sd.distill("prompt", world, teachers={"sandbox-sam": 0.7, "sandbox-mobile": 0.3}, student="sandbox-mobile",
+               out=str(tmp_path / "b"))  # fmt: skip
+    sd.distill("detection", world, teacher="sandbox", out=tmp_path / "c", overrides=["train.batch_size=3"])
+    encoder, prompt, detection = asked
+    assert (encoder.job, encoder.train.epochs, encoder.student.backbone) == ("encoder", 5, "es_ev_s")
+    assert encoder.train.batch_size == 6 and encoder.output == tmp_path / "a"  # a quarter of 24 images
+    assert [(t.checkpoint, t.weight) for t in prompt.teachers] == [("sandbox-sam", 0.7), ("sandbox-mobile", 0.3)]
+    assert str(prompt.student.start) == "sandbox-mobile" and detection.train.batch_size == 3
+    for wrong, message in (({}, "give teacher, or teachers"), ({"teachers": {"a": 1, "b": 1}}, "one teacher, not 2")):
+        with pytest.raises(sd.UserError, match=message):
+            sd.distill("encoder", world, out=tmp_path / "d", **wrong)
+    with pytest.raises(sd.UserError, match="no videos with masks"):
+        sd.distill("video", world, teacher="sandbox", out=tmp_path / "d")
+
+
+def test_completion_shows_the_face() -> None:
+    assert set(sd.__all__) <= set(dir(sd)) and {"load", "distill", "list_models"} <= set(sd.__all__)
+    assert sd.list_models("es_rv_*") == ["es_rv_l", "es_rv_m", "es_rv_s"]
