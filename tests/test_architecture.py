@@ -31,7 +31,7 @@ LEVELS = (
     {"inference"},
     {"engine", "evaluation", "export", "sandbox", "report", "report_figures"},
     {"jobs"},
-    {"pipeline"},
+    {"pipeline", "models"},
     {"__init__", "_registration", "display"},
     {"cli", "__main__"},
 )

@@ -216,7 +216,7 @@ assert dog in [one.object_id for one in session.push(frame)]
 """
 README_HOLDS = """
 assert masks.shape[:2] == (1, 1) and masks.isfinite().all()
-assert len(found.detected) == 5 and found.detected.masks.shape[1:] == (48, 64) and Path("seen.png").is_file()
+assert len(found) == 5 and found.masks.shape[1:] == (48, 64) and Path("seen.png").is_file()
 assert session.context == 8 and len(frames) == 12
 """
 

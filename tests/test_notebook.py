@@ -77,7 +77,7 @@ def prepare(n: Notebook) -> None:
 def predict(n: Notebook) -> None:
     for points in ([(40, 40)], [(40, 40, 1)], np.array([[40.0, 40.0]]), [[40, 40], (1, 1, 0)]):
         found = sd.predict(n.photo, "sandbox-sam", points=points, out=n.out("seen.png"))
-        assert (found.points[0], len(found.segmented)) == ((40.0, 40.0, 1), 1)
+        assert (found.points[0], len(found)) == ((40.0, 40.0, 1), 1)
     assert (n.tmp / "seen.png").read_bytes()[:4] == b"\x89PNG"
     for wrong in ([(1,)], [(1, 2, 3, 4)], (1, 2), ["ab"]):
         with pytest.raises(sd.UserError, match="points: "):
@@ -153,7 +153,21 @@ def demo(n: Notebook) -> None:
     assert sd.demo(n.out("demo"), overrides=SMALL).report == n.tmp / "demo" / "run" / "report.html"
 
 
+def distill(n: Notebook) -> None:
+    found = sd.distill("encoder", n.as_(n.world), teacher="sandbox", student="es_ev_s", out=n.out("d"), overrides=SMALL)
+    assert found.report == n.tmp / "d" / "report.html" and "mIoU" in found.summary()
+
+
 CELLS: dict[str, Callable[[Notebook], Any]] = {
+    "EfficientSam3Config": lambda n: sd.EfficientSam3Config().save_pretrained(n.out("config")),
+    "EfficientSam3Model": lambda n: sd.EfficientSam3Model.from_pretrained(n.detector()),
+    "MobileSamConfig": lambda n: sd.MobileSamConfig().save_pretrained(n.out("config")),
+    "MobileSamModel": lambda n: sd.MobileSamModel(sd.MobileSamConfig(image_size=64)).save_pretrained(n.out("mobile")),
+    "Model": lambda n: isinstance(sd.load(n.detector()), sd.Model),
+    "Result": lambda n: sd.load(n.detector())(n.photo, text="circle", threshold=0.0).save(n.out("r.png")),
+    "label_images": lambda n: sd.label_images(n.photo, n.detector(), "circle", n.out("labels"), progress=False),
+    "load": lambda n: sd.load(n.detector())(n.photo, text="circle"),
+    "distill": distill,
     "StudentTrunk": lambda n: sd.StudentTrunk(sd.StudentTrunkConfig(backbone="es_ev_s", hidden_size=8, image_size=56)),
     "StudentTrunkConfig": lambda n: sd.StudentTrunkConfig(backbone="es_ev_s").save_pretrained(n.out("config")),
     "UserError": user_error,
@@ -187,7 +201,7 @@ def test_a_cell_runs(
     name: str, kind: As, tmp_path: Path, world: Path, cached: EncoderRunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert name in CELLS, f"give {name}, which is exported, a cell"
-    if name in ("models", "__version__", "StudentTrunk", "EncoderRunConfig") and kind is Path:
+    if name in ("list_models", "__version__", "StudentTrunk", "Model") and kind is Path:
         return  # takes no path
     CELLS[name](Notebook(kind, tmp_path, world, cached, monkeypatch))
 

@@ -17,7 +17,7 @@ from samdistill.checkpoints.promptable import load_promptable
 from samdistill.config import TeacherEntry
 from samdistill.engine import read_lines
 from samdistill.evaluation.evaluate import evaluate
-from samdistill.inference.predict import PromptedPrediction
+from samdistill.inference.result import Result
 from samdistill.jobs.loading import load_config
 from samdistill.jobs.prompt.config import PromptRunConfig
 from samdistill.pipeline import plan, train
@@ -47,11 +47,11 @@ def test_it_answers_points_and_boxes_about_a_photograph(world: Path, original: P
     point, box = (width // 2, height // 2, 1), (0.2 * width, 0.2 * height, 0.8 * width, 0.8 * height)
     for asked in ({"points": [point]}, {"points": [point], "boxes": [box]}):
         by_file, by_folder = (samdistill.predict(image, model, **asked) for model in (original, "sandbox"))
-        assert isinstance(by_file, PromptedPrediction) and isinstance(by_folder, PromptedPrediction)
-        assert by_file.segmented.masks.shape == (1, height, width)
-        assert np.mean((by_file.segmented.masks != by_folder.segmented.masks).numpy()) < 0.005
+        assert isinstance(by_file, Result) and isinstance(by_folder, Result)
+        assert by_file.masks.shape == (1, height, width)
+        assert np.mean((by_file.masks != by_folder.masks).numpy()) < 0.005
     boxes = samdistill.predict(image, original, boxes=[box])  # no detector is in the file
-    assert isinstance(boxes, PromptedPrediction) and len(boxes.segmented) == 1
+    assert isinstance(boxes, Result) and len(boxes) == 1
 
 
 def test_it_teaches_and_is_taught_in_the_prompt_job(world: Path, original: Path, tmp_path: Path) -> None:

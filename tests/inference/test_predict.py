@@ -97,13 +97,13 @@ def test_it_is_a_function_too(run: Path, image: Path, near) -> None:
     model = load_concept_model(run)
     by_path = samdistill.predict(image, run, text="star", threshold=0)
     loaded = samdistill.predict(Image.open(image), model, text="star", threshold=0)
-    near(by_path.detected.boxes, loaded.detected.boxes)
+    near(by_path.boxes, loaded.boxes)
     assert loaded.name == ""
     boxed = samdistill.predict(image, model, boxes=[(10, 5, 40, 50)], threshold=0)
-    assert not torch.equal(boxed.detected.scores, loaded.detected.scores)
+    assert not torch.equal(boxed.scores, loaded.scores)
     padded = samdistill.predict(image, model, text="star", threshold=0, geometry="longest_side")
-    assert padded.detected.masks.shape == loaded.detected.masks.shape
-    assert not torch.equal(padded.detected.boxes, loaded.detected.boxes)
+    assert padded.masks.shape == loaded.masks.shape
+    assert not torch.equal(padded.boxes, loaded.boxes)
 
 
 ERRORS = {

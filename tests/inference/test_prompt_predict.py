@@ -16,7 +16,8 @@ import samdistill
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
 from samdistill.inference.points import own_geometry, segment_image
-from samdistill.inference.predict import PromptedPrediction, parse_point
+from samdistill.inference.predict import parse_point
+from samdistill.inference.result import Result
 from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD
 from samdistill.types import UserError
 
@@ -46,27 +47,27 @@ def asked_directly(sams, photo, **prompts):
 def test_points_and_boxes_are_those_of_the_file(sams, photo) -> None:
     """Pixel 41 of the file is the 20.25th of a canvas half as large, counted from the centre of the first."""
     found = samdistill.predict(photo, sams["large"], points=[(41, 20, 1)])
-    assert isinstance(found, PromptedPrediction) and found.segmented.masks.shape == (1, 96, 128)
+    assert isinstance(found, Result) and found.masks.shape == (1, 96, 128)
     xy = torch.tensor([[[[41.5 / 2 - 0.5, 20.5 / 2 - 0.5]]]])
     masks, scores = asked_directly(sams, photo, input_points=xy, input_labels=torch.tensor([[[1]]]))
     best = scores[0].argmax()
-    assert found.segmented.scores[0].item() == pytest.approx(scores[0, best].item(), abs=1e-4)
-    assert (found.segmented.masks[0] != masks[0, best]).float().mean() < 0.01
+    assert found.scores[0].item() == pytest.approx(scores[0, best].item(), abs=1e-4)
+    assert (found.masks[0] != masks[0, best]).float().mean() < 0.01
     boxes = [(10.0, 20.0, 90.0, 80.0), (0.0, 0.0, 128.0, 96.0)]
     found = samdistill.predict(photo, sams["large"], boxes=boxes)
     masks, scores = asked_directly(
         sams, photo, input_boxes=torch.tensor([boxes]) / 2, multimask_output=False
     )  # fmt: skip
-    torch.testing.assert_close(found.segmented.scores, scores[:, 0], atol=1e-4, rtol=1e-4)
-    assert (found.segmented.masks != masks[:, 0]).float().mean() < 0.01
+    torch.testing.assert_close(found.scores, scores[:, 0], atol=1e-4, rtol=1e-4)
+    assert (found.masks != masks[:, 0]).float().mean() < 0.01
     two = samdistill.predict(photo, sams["large"], points=[(41, 20, 1), (100, 70, 0)], boxes=boxes[:1])
     xy = torch.tensor([[[[20.25, 9.75], [49.75, 34.75]]]])
     masks, scores = asked_directly(
         sams, photo, input_points=xy, input_labels=torch.tensor([[[1, 0]]]), input_boxes=torch.tensor([boxes[:1]]) / 2,
         multimask_output=False,
     )  # fmt: skip
-    assert two.segmented.scores[0].item() == pytest.approx(scores[0, 0].item(), abs=1e-4)
-    assert (two.segmented.masks[0] != masks[0, 0]).float().mean() < 0.01
+    assert two.scores[0].item() == pytest.approx(scores[0, 0].item(), abs=1e-4)
+    assert (two.masks[0] != masks[0, 0]).float().mean() < 0.01
 
 
 def test_it_is_printed_drawn_and_written(sams, photo, tmp_path, capsys) -> None:
@@ -101,12 +102,12 @@ def test_an_opened_model_is_taken_too_and_a_tracker_is_asked_with_points(sams, p
     model = load_promptable(sams["large"])
     by_path = samdistill.predict(photo, sams["large"], boxes=[(10, 20, 90, 80)])
     opened = samdistill.predict(Image.open(photo), model, boxes=[(10, 20, 90, 80)])
-    near(by_path.segmented.scores, opened.segmented.scores)
-    one, other = by_path.segmented.masks, opened.segmented.masks
+    near(by_path.scores, opened.scores)
+    one, other = by_path.masks, opened.masks
     assert one.shape == other.shape and opened.name == ""
     assert 0 < one.sum() < one.numel() and (one & other).sum() / (one | other).sum() > 0.99
     tracker = samdistill.predict(photo, "sandbox", points=[(41, 20, 1)])
-    assert isinstance(tracker, PromptedPrediction) and tracker.segmented.masks.shape == (1, 96, 128)
+    assert isinstance(tracker, Result) and tracker.masks.shape == (1, 96, 128)
     with pytest.raises(UserError, match="a promptable model reads no words"):
         samdistill.predict(photo, model, text="star")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, Sam3LiteTextConfig
@@ -40,8 +41,8 @@ class PyramidConfig(PreTrainedConfig):
 
 @strict
 class EfficientSam3Config(Sam3LiteTextConfig):
-    """``Sam3LiteTextConfig`` on a ``PyramidConfig``. ``efficient_sam3_config`` gives the student's sizes; a part that
-    is left out here takes transformers' (six layers, 200 queries).
+    """``Sam3LiteTextConfig`` on a ``PyramidConfig``. Without arguments it is the described student (100.9M parameters);
+    ``efficient_sam3_config`` gives other sizes.
 
     memory_latents: tokens that a video's past is kept in; 0 for a student of images, which has no memory modules.
     memory_layers: of the resampler. memory_windows: side of the grid of latents that look at one window each.
@@ -66,6 +67,12 @@ class EfficientSam3Config(Sam3LiteTextConfig):
     memory_phrase: str = "object"
     geometry: str = "square"
 
+    def __post_init__(self, **kwargs) -> None:
+        for name, value in _parts().items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        super().__post_init__(**kwargs)
+
 
 def efficient_sam3_config(
     backbone: str = "es_rv_l",
@@ -85,21 +92,27 @@ def efficient_sam3_config(
     Dropout is off everywhere: the student regresses what a teacher answers, which is the same each time it is asked.
     The pixel decoder has the two stages that three levels use, where transformers' default of three leaves one idle.
     """
+    sizes = (backbone, image_size, hidden_size, heads, ffn, encoder_layers, decoder_layers, queries)
+    return EfficientSam3Config(**_parts(*sizes), text_config=dict(text or {}))
+
+
+def _parts(
+    backbone: str = "es_rv_l", image_size: int = 1008, hidden_size: int = 256, heads: int = 8, ffn: int = 1024,
+    encoder_layers: int = 3, decoder_layers: int = 3, queries: int = 100,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """The configuration of each part; arguments as of ``efficient_sam3_config``."""
     shared = {"hidden_size": hidden_size, "num_attention_heads": heads}
     layer = {**shared, "intermediate_size": ffn, "dropout": 0.0}
-    return EfficientSam3Config(
-        vision_config={
-            "model_type": PyramidConfig.model_type,
-            "backbone": backbone,
-            "image_size": image_size,
+    return {
+        "vision_config": {
+            "model_type": PyramidConfig.model_type, "backbone": backbone, "image_size": image_size,
             "fpn_hidden_size": hidden_size,
         },
-        text_config=dict(text or {}),
-        geometry_encoder_config={**layer, "num_layers": 1},
-        detr_encoder_config={**layer, "num_layers": encoder_layers},
-        detr_decoder_config={**layer, "num_layers": decoder_layers, "num_queries": queries},
-        mask_decoder_config={**shared, "num_upsampling_stages": 2},
-    )
+        "geometry_encoder_config": {**layer, "num_layers": 1},
+        "detr_encoder_config": {**layer, "num_layers": encoder_layers},
+        "detr_decoder_config": {**layer, "num_layers": decoder_layers, "num_queries": queries},
+        "mask_decoder_config": {**shared, "num_upsampling_stages": 2},
+    }  # fmt: skip
 
 
 AutoConfig.register(PyramidConfig.model_type, PyramidConfig)

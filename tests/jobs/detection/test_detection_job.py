@@ -172,7 +172,7 @@ def test_the_student_is_a_folder_that_answers_to_words(
     assert words("red circle")["input_ids"] == model.words.tokenizer("red circle")["input_ids"]
     image = next((scenes / "images" / "val").iterdir())
     found = predict(image, config.output / "student", "red circle", threshold=0.0, out=tmp_path / "seen.png")
-    assert len(found.detected) == 4 and (tmp_path / "seen.png").is_file()
+    assert len(found) == 4 and (tmp_path / "seen.png").is_file()
 
 
 def test_a_finished_run_is_left_alone_and_another_over_it_is_refused(

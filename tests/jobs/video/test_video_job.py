@@ -177,7 +177,7 @@ def test_the_student_is_a_folder_that_answers_to_words(
     image = tmp_path / "frame.png"
     Image.fromarray(film(next((films / "val").glob("*.mp4")))[0]).save(image)
     found = samdistill.predict(image, config.output / "student", "red circle", threshold=0.0)
-    assert len(found.detected) == 6  # a still image has no past, and the student its six queries
+    assert len(found) == 6  # a still image has no past, and the student its six queries
 
 
 def test_the_demo_is_the_sandbox_recipe_on_videos_of_its_own(
