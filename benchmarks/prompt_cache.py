@@ -29,6 +29,7 @@ from samdistill.dist import default_device
 from samdistill.jobs.prompt.config import PromptRunConfig
 from samdistill.jobs.prompt.parts import FEATURES, PromptParts
 from samdistill.jobs.prompt.task import PromptTask
+from samdistill.losses.prompt import DISTILLED_TERMS
 from samdistill.store import FeatureStore
 from samdistill.types import Terms
 
@@ -42,7 +43,7 @@ def configs(args: argparse.Namespace, folder: Path) -> dict[str, PromptRunConfig
     data = render(args.work.resolve() / f"scenes-{args.scenes}", args.scenes, 8)
     base = [
         setting("data.root", data), "data.kind=coco", "data.workers=0", "data.views=1", "train.epochs=1",
-        "train.log_every=1", "train.precision=fp32", *taught(*PromptRunConfig.DISTILLED), *args.overrides,
+        "train.log_every=1", "train.precision=fp32", *taught(*DISTILLED_TERMS.weights), *args.overrides,
     ]  # fmt: skip
     found = {ONLINE: recipe([*base, setting("output", folder / "online")])}
     for codec in CODECS:

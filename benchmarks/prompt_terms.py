@@ -38,6 +38,7 @@ import samdistill
 from samdistill.inference.prompting import KINDS
 from samdistill.jobs.loading import load_config
 from samdistill.jobs.prompt.config import PromptRunConfig
+from samdistill.losses.prompt import DISTILLED_TERMS
 from samdistill.sandbox.scenes import SceneStyle
 from samdistill.sandbox.write import write_coco
 
@@ -48,7 +49,7 @@ MEASURES = {
     "box": "miou.box", "centre point": "miou.point", "point + 1 click": "miou.refine",
     "point + 2 clicks": "miou.refine2",
 }  # fmt: skip
-TERMS = PromptRunConfig.DISTILLED
+TERMS = tuple(DISTILLED_TERMS.weights)
 SAM, MOBILE = ({"name": name, "checkpoint": f"sandbox-{name}"} for name in ("sam", "mobile"))
 WORLD, SIZE, SEED = SceneStyle(max_objects=8, min_objects=3, min_radius=0.06, max_radius=0.16), 168, 30
 

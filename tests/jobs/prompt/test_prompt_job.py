@@ -14,11 +14,12 @@ from samdistill.engine import read_lines
 from samdistill.jobs.loading import load_config
 from samdistill.jobs.prompt.config import PromptRunConfig
 from samdistill.jobs.prompt.plan import PromptPlan
+from samdistill.losses.prompt import DISTILLED_TERMS
 from samdistill.pipeline import cache, plan, train
 from samdistill.students import MobileSamModel
 
 CACHED = "distillation.use_precomputed_features=true"
-DISTILLED = PromptRunConfig.DISTILLED
+DISTILLED = tuple(DISTILLED_TERMS.weights)
 
 
 def argv(verb: str, config: PromptRunConfig, folder: Path, *more: str) -> list[str]:
