@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from samdistill.config import TeacherConfig
 from samdistill.dist import default_device
 from samdistill.jobs.detection.config import DetectionLossConfig, MatchConfig
-from samdistill.losses.detection import TERMS, feature_terms, output_terms
+from samdistill.losses.detection import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, output_terms
 from samdistill.ops.matching import MATCHERS, MatchCost, match, match_cost
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import ConceptPrompts, DetectorOutput, ImageBatch, Term, Terms
@@ -114,7 +114,9 @@ def every_term(student: DetectorOutput, teacher: DetectorOutput, matches: Any) -
 
 def total(values: dict[str, Tensor]) -> Tensor:
     weights = DetectionLossConfig()
-    return Terms({name: Term(values[name], getattr(weights, name)) for name in TERMS}).total
+    return Terms(
+        {name: Term(values[name], getattr(weights, name)) for name in (*OUTPUT_TERMS.weights, *FEATURE_TERMS.weights)}
+    ).total
 
 
 class Stages:

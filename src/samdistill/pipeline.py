@@ -19,6 +19,7 @@ from .data import reporting
 from .dist import default_device, process_rank
 from .engine import CheckReport, FitResult, check_terms, fit, newest, read_lines
 from .engine.frozen_norm import small_batch
+from .evaluation.verdict import Circumstances, verdict
 from .io import as_path, scratch, write_json
 from .jobs import JOBS
 from .jobs.base import Evaluated, Given, Plan
@@ -49,9 +50,27 @@ class RunResult:
     evaluated: Evaluated | None
     report: Path
 
+    @property
+    def verdict(self) -> str:
+        """Whether the student learned, in a sentence; empty where nothing was measured."""
+        if self.evaluated is None:
+            return ""
+        result, names = self.evaluated.result, JOBS[self.config.job].report_names(self.config)
+        scores = {name: result.score(name) for name in result.names}
+        student = scores.get(names.student)
+        if student is None:
+            return ""
+        train = self.config.train
+        share = 1.0 if train.lr_batch is None or train.phases is not None else train.batch_size / train.lr_batch
+        about = Circumstances(self.planned.steps, self.planned.inputs, share)
+        teacher = scores.get(result.teacher) if result.teacher is not None else None
+        return verdict(student, scores.get(names.start), teacher, about)
+
     def summary(self) -> str:
         """The few lines a person wants to read at the end."""
         lines = [] if self.evaluated is None else JOBS[self.config.job].summary(self.evaluated)
+        if self.verdict:
+            lines.insert(0, self.verdict)
         lines.append(f"student: {self.trained.student}" if self.merged is None else f"merged model: {self.merged.out}")
         notes = () if self.evaluated is None else self.evaluated.notes
         return "\n".join([*lines, *notes, f"report: {self.report}"])
@@ -323,6 +342,7 @@ def _report_of(result: RunResult) -> ReportData:
     return ReportData(
         title=names.title, student=names.student, start=names.start,
         evaluation=None if result.evaluated is None else result.evaluated.result, check=result.checked.terms,
+        verdict=result.verdict,
         history=read_lines(config.output / "metrics.jsonl"), cache=facts,
         merge=[MergeGroup(name, t["tensors"], t["elements"]) for name, t in (merged.totals.items() if merged else ())],
         merged="" if merged is None else merged.out, skipped={"cache": cached.skipped if cached else []},

@@ -59,6 +59,7 @@ class ReportData:
     title: str
     student: str
     evaluation: Evaluation[Any] | None = None
+    verdict: str = ""
     start: str | None = None
     history: Sequence[Mapping[str, Any]] = ()
     check: Sequence[TermReport] = ()

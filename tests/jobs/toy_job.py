@@ -20,6 +20,7 @@ from samdistill.data import BadInput, ImageDataset, ImageItem, collate_images, i
 from samdistill.engine.task import Task
 from samdistill.evaluation.result import Evaluation, Measure
 from samdistill.evaluation.result_story import Tile
+from samdistill.evaluation.verdict import Score
 from samdistill.jobs.base import CHECK_INPUTS, STUDENT, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from samdistill.jobs.caching import CacheCall, CacheReport
 from samdistill.jobs.images import Images
@@ -73,6 +74,10 @@ class ToyPlan(Plan):
     @property
     def trained_on(self) -> str:
         return f"{self.images} images"
+
+    @property
+    def inputs(self) -> int:
+        return self.images
 
     @property
     def headline(self) -> str:
@@ -188,6 +193,9 @@ class ToyResult(Evaluation[ToyRow]):
 
     def headline(self, student: str, start: str | None) -> str:
         return f"squared error {self.row(student).error:.4f}"
+
+    def score(self, name: str) -> Score:
+        return Score("likeness", 1 - self.row(name).error, 100)
 
     def tiles(self, student: str, start: str | None) -> list[Tile]:
         return []

@@ -33,6 +33,7 @@ from .pictures import GROUND_TRUTH, SIDE
 from .result import DASH, Conditions, Evaluation, Measure, Panel, Picture, count
 from .result_story import CONCEPT_NOTE, Tile, concept_headline, concept_tiles
 from .rows import ConceptRow
+from .verdict import Score
 
 MOST = 100
 """Predictions kept of a question beside those that count, as COCO's average precision ranks them."""
@@ -127,6 +128,9 @@ class ConceptResult(Evaluation[ConceptRow]):
     @property
     def note(self) -> str:
         return CONCEPT_NOTE
+
+    def score(self, name: str) -> Score:
+        return Score("cgF1", self.row(name).cgf1, self.questions)
 
     def headline(self, student: str, start: str | None) -> str:
         return concept_headline(self.row(student), *self.compared(start))

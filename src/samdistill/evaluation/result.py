@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..data.skipped import BadInput
-from .result_story import PROMPT_NOTE, Tile, encoder_headline, encoder_tiles
+from .result_story import ASKED, PROMPT_NOTE, Tile, encoder_headline, encoder_tiles
 from .rows import EMBEDDING, ModelRow
+from .verdict import Score
 
 DASH = "-"
 
@@ -112,6 +113,10 @@ class Evaluation(ABC, Generic[Row]):
     @abstractmethod
     def headline(self, student: str, start: str | None) -> str:
         """The result for the row named ``student`` in a sentence or two."""
+
+    @abstractmethod
+    def score(self, name: str) -> Score | None:
+        """The main figure of the row called ``name``; None where it has none."""
 
     @abstractmethod
     def tiles(self, student: str, start: str | None) -> list[Tile]:
@@ -219,6 +224,14 @@ class EvaluationResult(Evaluation[ModelRow]):
     @property
     def note(self) -> str:
         return PROMPT_NOTE if self.objects else ""
+
+    def score(self, name: str) -> Score | None:
+        row = self.row(name)
+        for kind in self.prompts:
+            for label, values in (("mIoU", row.miou), ("IoU with the teacher's masks", row.agreement)):
+                if kind in values:
+                    return Score(f"{label} {ASKED[kind]}", values[kind], self.objects)
+        return None
 
     def headline(self, student: str, start: str | None) -> str:
         return encoder_headline(self.prompts, self.row(student), *self.compared(start))

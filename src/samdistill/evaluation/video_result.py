@@ -14,6 +14,7 @@ from ..types import UserError
 from .clip_scores import ClipScores
 from .result import DASH, Conditions, Evaluation, Measure, Picture, count
 from .result_story import Tile
+from .verdict import Score
 
 WITHOUT, STUDENT, TEACHER = "without memory", "student", "teacher memory"
 """The student with the given masks alone, with its own memory, and remembering its teacher's maps."""
@@ -190,6 +191,10 @@ class VideoResult(Evaluation[VideoRow]):
     @property
     def note(self) -> str:
         return f"{VIDEO_NOTE} {CLIP_NOTE}" if self.clips else VIDEO_NOTE
+
+    def score(self, name: str) -> Score:
+        row = self.row(name)
+        return Score("J&F", row.jf, row.objects)
 
     def headline(self, student: str, start: str | None) -> str:
         """Also what the memory is worth, which is what the job trains."""

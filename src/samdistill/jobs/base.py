@@ -48,6 +48,11 @@ class Plan(ABC):
 
     @property
     @abstractmethod
+    def inputs(self) -> int:
+        """Images or videos to train on."""
+
+    @property
+    @abstractmethod
     def headline(self) -> str:
         """One line: student, teacher, data and steps."""
 

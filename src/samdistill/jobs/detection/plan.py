@@ -44,6 +44,10 @@ class DetectionPlan(Plan):
         return f"{self.images} images"
 
     @property
+    def inputs(self) -> int:
+        return self.images
+
+    @property
     def headline(self) -> str:
         return (
             f"{self.student}: {self.student_params / 1e6:.2f}M parameters and {self.queries} queries for "

@@ -50,6 +50,10 @@ class EncoderPlan(Plan):
         return f"{self.images} images"
 
     @property
+    def inputs(self) -> int:
+        return self.images
+
+    @property
     def headline(self) -> str:
         return (
             f"{self.student}: {(self.trunk_params + self.head_params) / 1e6:.2f}M parameters for "

@@ -62,6 +62,10 @@ class PromptPlan(Plan):
         return f"{self.images} images"
 
     @property
+    def inputs(self) -> int:
+        return self.images
+
+    @property
     def headline(self) -> str:
         teachers = ", ".join(f"{teacher.name} {teacher.params / 1e6:.2f}M" for teacher in self.teachers) or "none"
         return (

@@ -57,6 +57,10 @@ class VideoPlan(Plan):
         return f"{self.clips_per_epoch} clips"
 
     @property
+    def inputs(self) -> int:
+        return self.videos
+
+    @property
     def headline(self) -> str:
         return (
             f"{sum(self.parts.values()) / 1e6:.2f}M parameters to train in a student of "
