@@ -118,6 +118,7 @@ class Levels(RecordSource):
 
     def __init__(self, config: VideoRunConfig, call: CacheCall) -> None:
         self.parts, self.call = VideoParts(config), call
+        self.keys = self.parts.train_source.keys[call.rank :: call.world]
         self.teacher = self.parts.teacher(call.device)
         self.root = config.store_root
         self.specs = {"": self.parts.store_spec(self.teacher.fingerprint)}
@@ -126,8 +127,7 @@ class Levels(RecordSource):
 
     @cached_property
     def _annotated(self) -> tuple[Videos, list[BadInput]]:
-        keys = self.parts.train_source.keys[self.call.rank :: self.call.world]
-        return annotated(self.parts, keys, self.call.progress and self.call.rank == 0)
+        return annotated(self.parts, self.keys, self.call.progress and self.call.rank == 0)
 
     @property
     def whole(self) -> Videos:
