@@ -1,6 +1,6 @@
-"""Write ``docs/results.md`` from ``benchmarks/results/*.json``.
+"""Write ``docs/results.md`` and the README's table of results from ``benchmarks/results/*.json``.
 
-``python tools/results.py`` writes the page; ``python tools/results.py --check`` exits with 1 if it is out of date. What
+``python tools/results.py`` writes both; ``python tools/results.py --check`` exits with 1 if one is out of date. What
 is claimed is declared in ``results_claims.py``, how a figure is read from a result file in ``results_readers.py``.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from results_readers import Benchmark, Claim, Goal, Table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "results.md"
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+BEGIN, END = "<!-- results: written by tools/results.py -->\n", "<!-- end of results -->\n"
 NOT_MEASURED = "Not measured:"
 MET, MISSED, NO_GOAL = "met", "**missed**", "no goal"
 INTRODUCTION = """# Results
@@ -94,12 +95,19 @@ def claim_rows(benchmark: Benchmark, figures: Mapping[str, Any]) -> list[list[st
     return [row for claim in benchmark.claims if (row := claim_row(claim, figures)) is not None]
 
 
+def measured(folder: Path) -> Iterator[tuple[Benchmark, Mapping[str, Any]]]:
+    """The benchmarks that have been run, with their figures."""
+    for benchmark in (one for benchmarks in PAGES.values() for one in benchmarks):
+        path = folder / f"{benchmark.file}.json"
+        if path.is_file():
+            yield benchmark, json.loads(path.read_text())["figures"]
+
+
 def goals(folder: Path) -> list[str]:
     """How many goals are met, and a row for each that is missed."""
     met, missed = 0, list[list[str]]()
-    for benchmark in (one for benchmarks in PAGES.values() for one in benchmarks):
-        path = folder / f"{benchmark.file}.json"
-        for row in claim_rows(benchmark, json.loads(path.read_text())["figures"]) if path.is_file() else []:
+    for benchmark, figures in measured(folder):
+        for row in claim_rows(benchmark, figures):
             met += row[-1] == MET
             missed += [[benchmark.title, *row[:-1]]] if row[-1] == MISSED else []
     lines = ["", "## Goals", "", f"{met} goals are met, {len(missed)} are missed."]
@@ -139,6 +147,26 @@ def page(folder: Path = RESULTS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def headlines(folder: Path = RESULTS) -> list[str]:
+    """The README's table: the claims with a headline."""
+    rows = []
+    for benchmark, figures in measured(folder):
+        for claim in benchmark.claims:
+            if claim.headline and (row := claim_row(claim, figures)) is not None:
+                rows.append([claim.headline, *row[1:]])
+    return markdown(["result", "goal", "figure", ""], rows, "lrrl")
+
+
+def readme(text: str) -> str:
+    """The README with its table of results renewed."""
+    before, _, rest = text.partition(BEGIN)
+    _, marker, after = rest.partition(END)
+    if not marker:
+        raise SystemExit(f"README.md: the lines {BEGIN.strip()!r} and {END.strip()!r} are not there")
+    note = "All claims, commands and hardware: [docs/results.md](docs/results.md)."
+    return f"{before}{BEGIN}{chr(10).join(headlines())}\n\n{note}\n{END}{after}"
+
+
 def unused_rows() -> list[list[str]]:
     return [[f"[{name}](../benchmarks/results/{name})", reason] for name, reason in UNUSED.items()]
 
@@ -147,14 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
     check = parser.parse_args(arguments).check
-    text = page()
-    current = PAGE.is_file() and PAGE.read_text() == text
-    if check:
-        print(f"{PAGE.relative_to(ROOT)}: {'current' if current else 'out of date; run python tools/results.py'}")
-        return 0 if current else 1
-    PAGE.write_text(text)
-    print(f"{PAGE.relative_to(ROOT)}: {'unchanged' if current else 'written'}")
-    return 0
+    wanted = {PAGE: page(), README: readme(README.read_text())}
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
+    for path in stale:
+        if not check:
+            path.write_text(wanted[path])
+        print(f"{path.relative_to(ROOT)}: {'out of date; run python tools/results.py' if check else 'written'}")
+    if not stale:
+        print("results are current")
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ class Goal:
 class Claim:
     """One row. read: the figure of every seed or repeat, from a file's ``figures``. form: how one value is written.
 
-    repeats: the values are repeats of one measurement and not seeds.
+    repeats: the values are repeats of one measurement and not seeds. headline: the sentence in the README's table, for
+    the few claims that are there.
     """
 
     sentence: str
@@ -38,6 +39,7 @@ class Claim:
     form: str = "{:.3f}"
     goal: Goal | None = None
     repeats: bool = False
+    headline: str = ""
 
 
 @dataclass(frozen=True)
