@@ -40,6 +40,7 @@ from results_readers import (
     steps_ratio,
     store_rows,
     study_rows,
+    transformers_rows,
     uncovered,
     worst_relative,
 )  # fmt: skip
@@ -297,6 +298,8 @@ EQUALITY = [
                   uncovered(name), "{:.0f}", Goal("at most", 0))
             for name in ("Sam3Model", "Sam3TrackerModel", "Sam3TrackerVideoModel")
         ],
+        [Table("Where transformers itself differs from the original code, relative to the largest value", "stage",
+               ["reduced depth", "full depth"], ["{:.1e}", "{:.1e}"], transformers_rows)],
     ),
     Benchmark(
         "rename_equality", "`sam_vit_*.pth` and `mobile_sam.pt`", "Beside the original code, with random weights.",

@@ -290,6 +290,16 @@ def sam3_difference(depth: str) -> Callable[[Figures], Values]:
     return lambda figures: [worst_relative(found, BEYOND) for found in figures["differences"].get(depth, {}).values()]
 
 
+def transformers_rows(figures: Figures) -> dict[str, list[Values]]:
+    """Stages in which transformers by itself differs: relative differences of every model, by depth."""
+    depths = [list(figures["differences"].get(depth, {}).values()) for depth in ("reduced", "full")]
+    names = dict.fromkeys(name for found in depths for pairs in found for name in pairs if name.startswith(BEYOND))
+    return {
+        name.removeprefix(BEYOND): [[p[name][0] / p[name][1] for p in found if name in p] for found in depths]
+        for name in names
+    }
+
+
 def uncovered(name: str) -> Callable[[Figures], Values]:
     """Tensors of a model that a published ``sam3.pt`` does not fill; counted at full depth alone."""
     return lambda figures: [figures["coverage"][name]["missing or of another shape"]] if "coverage" in figures else []
