@@ -203,6 +203,20 @@ def test_the_parameters_of_the_bundled_models_are_what_the_program_counts() -> N
     assert shown == list(zip(("sandbox", "sandbox", *names, "sandbox-student"), counted, strict=True))
 
 
+def test_the_parts_of_the_detection_student_are_what_the_program_counts() -> None:
+    import torch
+
+    from samdistill.students import build_detector, efficient_sam3_config
+
+    with torch.device("meta"):
+        detector = build_detector(efficient_sam3_config())
+    text = (DOCS / "detection.md").read_text()
+    shown = dict(re.findall(r"^\| `(\w+)` \| .+ \| ([\d.]+M) \|$", text, re.M))
+    children = {name: sum(p.numel() for p in part.parameters()) for name, part in detector.named_children()}
+    assert shown == {name: f"{count / 1e6:.2f}M" for name, count in children.items() if count}
+    assert f"| all | | {sum(children.values()) / 1e6:.2f}M |" in text
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_results_are_whole_and_name_no_place_on_a_machine(path: Path) -> None:
     found = json.loads(path.read_text())

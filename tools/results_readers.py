@@ -232,12 +232,15 @@ def loss_difference(codec: str) -> Callable[[Figures], Values]:
 
 
 def clip_rows(memory: str) -> Callable[[Figures], dict[str, list[Values]]]:
-    """J&F of single frames by group of questions, with one kind of memory."""
+    """J&F of single frames by group of questions, with one kind of memory; nothing for a group without questions."""
     groups = ("all", "lookalikes", "unique", "occluded", "reappeared")
 
     def read(figures: Figures) -> dict[str, list[Values]]:
         return {
-            name: [[one["models"][0][memory][group]["jf"] for one in found] for group in groups]
+            name: [
+                [one[group]["jf"] for one in (run["models"][0][memory] for run in found) if one[group]["count"]]
+                for group in groups
+            ]
             for name, found in figures["evaluations"].items()
         }
 
