@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,12 @@ def test_check_fails_with_1_when_a_term_is_dead(cached: EncoderRunConfig, capsys
     assert main(["check", str(path), "loss.cosine=0"]) == 1
     said = capsys.readouterr()
     assert "term 'cosine' does not reach the student: its weight is 0" in said.err and "mse" in said.out
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert call(["--version"]) == 0
+    assert capsys.readouterr().out == f"samdistill {project['version']}\n"
 
 
 def test_models_json_is_the_contract(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from samdistill.cli import _parse, _parser
 from samdistill.config import FreezeConfig, PhaseConfig, RateConfig, TeacherEntry, packaged
+from samdistill.jobs import JOBS
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.jobs.prompt.config import PromptRunConfig
@@ -75,6 +76,12 @@ def commands(page: Path) -> list[list[str]]:
             if words and words[0] == "samdistill":
                 found.append(words[1:])
     return found
+
+
+def inline_commands(page: Path) -> list[list[str]]:
+    """Arguments of every command line inside a table of a page."""
+    cells = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    return [shlex.split(found) for line in cells for found in re.findall(r"`samdistill ([^`]+)`", line)]
 
 
 def rows(text: str) -> list[tuple[str, str]]:
@@ -139,8 +146,17 @@ def test_every_command_shown_is_one_the_program_takes(page: Path) -> None:
         _parse(arguments)  # ends the process on an unknown verb or option
 
 
+def test_the_readme_is_short_and_its_commands_are_ones_the_program_takes() -> None:
+    page = ROOT / "README.md"
+    assert len(page.read_bytes()) < 8000
+    found = inline_commands(page)
+    assert {arguments[0] for arguments in found} == {"run", "evaluate", "predict"}
+    parsed = [_parse(arguments) for arguments in found]
+    assert {arguments.job for arguments in parsed if arguments.verb == "run"} == set(JOBS)
+
+
 def test_commands_are_found_and_wrong_ones_are_refused() -> None:
-    assert ["demo"] in commands(ROOT / "README.md")
+    assert ["demo"] in commands(DOCS / "demo.md")
     with pytest.raises(SystemExit):
         _parse(["train", "encoder/es_rv_m", "--nprocs", "8"])
 
@@ -149,6 +165,55 @@ def test_commands_are_found_and_wrong_ones_are_refused() -> None:
 def test_links_resolve(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     assert [link for link in links if not link.startswith("http") and not (page.parent / link).exists()] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Targets of links into a page: its headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_pages_name_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]*\.md)?#([^)\s]+)\)", page.read_text())
+    assert [link for link in links if link[1] not in anchors(page.parent / link[0] if link[0] else page)] == []
+
+
+LITERARY = re.compile(
+    r"\b(road|roads|story|stories|nobody|somebody|whoever|vouches|walks|tells|house|rooms?|himself|for ever)\b", re.I
+)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "README.md"], ids=lambda page: page.name)
+def test_pages_use_plain_words(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    assert LITERARY.findall(text) == []
+
+
+def test_the_parameters_of_the_bundled_models_are_what_the_program_counts() -> None:
+    from samdistill.checkpoints.promptable import load_promptable
+    from samdistill.inference.concepts import load_concept_model
+
+    shown = re.findall(r"^\| `([\w-]+)`.*\| ([\d.]+M) \|$", (DOCS / "sandbox.md").read_text(), re.M)
+    names = ("sandbox-sam", "sandbox-mobile")
+    models = [load_promptable("sandbox"), load_concept_model("sandbox").model, *map(load_promptable, names),
+              load_concept_model("sandbox-student").model]  # fmt: skip
+    counted = [f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M" for model in models]
+    assert shown == list(zip(("sandbox", "sandbox", *names, "sandbox-student"), counted, strict=True))
+
+
+def test_the_parts_of_the_detection_student_are_what_the_program_counts() -> None:
+    import torch
+
+    from samdistill.students import build_detector, efficient_sam3_config
+
+    with torch.device("meta"):
+        detector = build_detector(efficient_sam3_config())
+    text = (DOCS / "detection.md").read_text()
+    shown = dict(re.findall(r"^\| `(\w+)` \| .+ \| ([\d.]+M) \|$", text, re.M))
+    children = {name: sum(p.numel() for p in part.parameters()) for name, part in detector.named_children()}
+    assert shown == {name: f"{count / 1e6:.2f}M" for name, count in children.items() if count}
+    assert f"| all | | {sum(children.values()) / 1e6:.2f}M |" in text
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
@@ -162,7 +227,7 @@ def test_results_are_whole_and_name_no_place_on_a_machine(path: Path) -> None:
 def test_the_table_of_students_is_what_the_program_counts() -> None:
     from samdistill.students import breakdown, list_students
 
-    rows = re.findall(r"^\| `(es_\w+)` \| `(\w+)` \|(.+)\|$", (ROOT / "README.md").read_text(), re.M)
+    rows = re.findall(r"^\| `(es_\w+)` \| `(\w+)` \|(.+)\|$", (DOCS / "models.md").read_text(), re.M)
     shown = {name: (backbone, *(cell.strip() for cell in cells.split("|"))) for name, backbone, cells in rows}
     for student in list_students():
         work = breakdown(student.name)
@@ -174,50 +239,45 @@ def test_the_table_of_students_is_what_the_program_counts() -> None:
 
 
 MERGED = """
-from pathlib import Path
-import torch, samdistill
+import samdistill
 from samdistill.students import StudentTrunkConfig, build_trunk
 build_trunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=192, image_size=126)).save_pretrained("student")
 samdistill.merge("student", "sandbox", "runs/demo/run/merged")
 """
-ASKED = """
+PHOTO = """
 from PIL import Image
-from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
-from samdistill.students import build_detector, efficient_sam3_config
-small = dict(hidden_size=32, heads=4, ffn=64, encoder_layers=1, decoder_layers=1, queries=5)
-text = dict(hidden_size=32, projection_dim=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
-text["vocab_size"] = len(VOCABULARY)
-detector = build_detector(efficient_sam3_config(backbone="es_ev_s", image_size=126, text=text, **small))
-detector.save_pretrained("runs/words/run/student")
-sandbox_words().save("runs/words/run/student")
 Image.new("RGB", (64, 48), "red").save("photo.jpg")
 """
-FILMED = """
+FILM = """
+from pathlib import Path
+from samdistill.sandbox.videos import VideoStyle
+from samdistill.sandbox.write_videos import write_sav
+(name,) = write_sav(Path("videos"), 1, 126, 3, "val", VideoStyle(frames=12))
+Path("videos/val", f"{name}.mp4").rename("film.mp4")
+"""
+REMEMBERS = """
 from pathlib import Path
 from samdistill.checkpoints.files import locate
 from samdistill.checkpoints.words import Words
-from samdistill.sandbox.videos import VideoStyle
-from samdistill.sandbox.write_videos import write_sav
 from samdistill.checkpoints.student import load_with_memory
 image = locate("sandbox-student")
 remembering = load_with_memory(image, latents=12, layers=1, windows=2)
 remembering.config.memory_level = 2
-for run in ("runs/video/efficient_sam3", "runs/films/run"):
-    remembering.save_pretrained(f"{run}/student")
-    Words.load(image, remembering.config.text_config.vocab_size).save(Path(run, "student"))
-(name,) = write_sav(Path("videos"), 1, 126, 3, "val", VideoStyle(frames=12))
-Path("videos/val", f"{name}.mp4").rename("film.mp4")
-from samdistill.data.videos import read_frames, scan_video
-frames = [pixels for _, pixels in read_frames(scan_video(Path("film.mp4")), range(12))]
+run = Path("runs/video/efficient_sam3")
+remembering.save_pretrained(run / "student")
+Words.load(image, remembering.config.text_config.vocab_size).save(run / "student")
 """
 FILM_HOLDS = """
 assert session.context == 8 and session.stride == 4 and number == 11
 assert dog in [one.object_id for one in session.push(frame)]
 """
-README_HOLDS = """
+MERGED_HOLDS = """
 assert masks.shape[:2] == (1, 1) and masks.isfinite().all()
-assert len(found) == 5 and found.masks.shape[1:] == (48, 64) and Path("seen.png").is_file()
-assert session.context == 8 and len(frames) == 12
+"""
+README_HOLDS = """
+from pathlib import Path
+assert result.masks.shape[1:] == (48, 64) and Path("seen.png").is_file()
+assert frame.number == 11
 """
 
 
@@ -226,8 +286,9 @@ assert session.context == 8 and len(frames) == 12
     [
         ("docs/extending.md", "", ""),
         ("docs/store.md", "", ""),
-        ("docs/video.md", FILMED, FILM_HOLDS),
-        ("README.md", MERGED + ASKED + FILMED, README_HOLDS),
+        ("docs/video.md", FILM + REMEMBERS, FILM_HOLDS),
+        ("docs/merge.md", MERGED, MERGED_HOLDS),
+        ("README.md", PHOTO + FILM, README_HOLDS),
     ],
 )
 def test_code_on_a_page_runs(page: str, before: str, after: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from . import __version__
 from .errors import UserError
 from .io import reason
 from .jobs import JOBS
@@ -113,6 +114,7 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="samdistill", description="Distil the Segment Anything family.")
+    parser.add_argument("--version", action="version", version=f"samdistill {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     demo = verbs.add_parser("demo", help="the whole pipeline on rendered scenes, offline, in minutes")
     demo.add_argument("--job", choices=list(JOBS), default=next(iter(JOBS)))
