@@ -143,6 +143,25 @@ def test_distill_is_the_pipeline_of_any_job(world: Path, tmp_path: Path, monkeyp
         sd.distill("video", world, teacher="sandbox", out=tmp_path / "d")
 
 
+def test_the_sandbox_s_teacher_on_photographs_and_unknown_words_are_warned_of(
+    photos: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from samdistill import pipeline
+
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda config: config)
+    sd.distill("encoder", world / "images" / "train", teacher="sandbox", student="es_ev_s", out=tmp_path / "a")
+    assert "knows rendered scenes alone" in caplog.text
+    caplog.clear()
+    sd.distill("encoder", world, teacher="sandbox", student="es_ev_s", out=tmp_path / "a")
+    assert not caplog.records
+    model = sd.load("sandbox-student")
+    model(sorted(photos.glob("*.jpg"))[0], text="red zebra")
+    assert "does not know the word(s) zebra;" in caplog.text
+    caplog.clear()
+    model(sorted(photos.glob("*.jpg"))[0], text="red circle")
+    assert not caplog.records
+
+
 def test_completion_shows_the_face() -> None:
     assert set(sd.__all__) <= set(dir(sd)) and {"load", "distill", "list_models"} <= set(sd.__all__)
     assert sd.list_models("es_rv_*") == ["es_rv_l", "es_rv_m", "es_rv_s"]

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from .checkpoints.files import SANDBOX
 from .checkpoints.report import MergeReport
 from .config import Run
 from .data import reporting
@@ -243,6 +244,11 @@ def distill(
     further = [*(f"train.{key}={json.dumps(value)}" for key, value in (train or {}).items()), *overrides]
     if any(text.startswith("job=") for text in further):
         raise UserError("job: it is the first argument of distill; leave it out of the settings")
+    if SANDBOX in given.teachers and not any(place.glob("sandbox*-train.json")):
+        logger.warning(
+            "the teacher %r knows rendered scenes alone: on photographs its student learns nothing of use; take %s for "
+            "a trial of the command only", SANDBOX, SANDBOX,
+        )  # fmt: skip
     config = load_config(recipe, [*settings, *further])
     with locked(config.output, "run"):
         return run_pipeline(fitted(config, chosen.train_items(config), further))

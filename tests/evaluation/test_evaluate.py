@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
+from samdistill.config import DataConfig
 from samdistill.data.layouts import data_kind, held_out_images
-from samdistill.evaluation.evaluate import evaluate, prompt_kinds
+from samdistill.data.sources import open_source
+from samdistill.evaluation.evaluate import _images, evaluate, prompt_kinds
 from samdistill.sandbox.render import render_sandbox
 from samdistill.types import UserError
 
@@ -63,3 +66,25 @@ def test_what_cannot_be_measured_is_refused(world: Path, tmp_path: Path) -> None
         evaluate(Path("sandbox"), tmp_path, progress=False)
     with pytest.raises(UserError, match="no geometry is called 'round'"):
         evaluate(Path("sandbox"), world, geometry="round", progress=False)
+
+
+def test_the_data_a_model_was_trained_on_give_their_held_out_part(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder without splits: one image in ten was held out, and the others are no test."""
+    run, folder = tmp_path / "run", world / "images" / "train"
+    (run / "student").mkdir(parents=True)
+    data = DataConfig(kind="folder", root=folder)
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": data.model_dump(mode="json")}))
+    wanted = open_source(data, "held_out").keys
+    assert 0 < len(wanted) < len(held_out_images(folder).keys) == 24
+    for place in (run, run / "student"):
+        assert _images(place, folder).keys == wanted
+    assert _images(run, world).keys == held_out_images(world).keys == _images("sandbox", world).keys
+    assert not caplog.records
+    nothing = data.model_copy(update={"held_out_fraction": 0.0})
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": nothing.model_dump(mode="json")}))
+    assert len(_images(run, folder).keys) == 24 and "images that the model was trained on" in caplog.text
+    (run / "config.yaml").write_text("data: 3")
+    with pytest.raises(UserError, match="not the configuration of a run"):
+        _images(run, folder)

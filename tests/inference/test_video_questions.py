@@ -174,7 +174,7 @@ def test_what_cannot_be_followed_is_refused() -> None:
     watched, _ = session()
     for settings, complaint in (
         ({"context": -1}, "context -1"), ({"stride": 0}, "stride 0"), ({"threshold": 1.5}, "threshold 1.5"),
-        ({"geometry": "round"}, "geometry 'round'"),
+        ({"geometry": "round"}, "geometry is called 'round'"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=complaint):
             session(**settings)

@@ -78,6 +78,13 @@ class Words:
         """Whether ``encode`` takes the phrase."""
         return bool(text.strip()) and len(self._tokens([text])[0]) <= self.context
 
+    def unknown(self, text: str) -> list[str]:
+        """Words of a phrase that the vocabulary does not have, where it has a token for such."""
+        lost = self.tokenizer.unk_token_id
+        if lost is None or lost == self.tokenizer.eos_token_id:  # CLIP's tokenizer spells every word
+            return []
+        return [word for word in text.split() if lost in self._tokens([word])[0]]
+
     def inputs(self, prompts: ConceptPrompts, device: torch.device | str) -> dict[str, Tensor]:
         """What an ``EfficientSam3Model`` or ``ops.outputs.ask`` is given, on ``device``.
 

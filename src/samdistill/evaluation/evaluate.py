@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from ..checkpoints.promptable import load_model
+from ..config import DataConfig
 from ..data import Geometry, reporting
 from ..data.layouts import held_out_images
 from ..data.saco import ConceptSet, find_concepts
 from ..data.saco_predictions import IouKind, load_predictions, write_predictions
+from ..data.sources import Source, open_source
 from ..dist import default_device
 from ..inference.concepts import load_concept_model
 from ..inference.geometry import check_geometry, own_geometry
@@ -17,10 +22,13 @@ from ..inference.prompting import KINDS, PROMPTS, PromptKind
 from ..io import as_path, check_output
 from ..ops.promptable import image_size
 from ..progress import Progress
+from ..reading import foreign
 from ..registry import did_you_mean
 from ..types import UserError
 from . import EvaluationResult, evaluate_models
 from . import concepts as detectors
+
+logger = logging.getLogger("samdistill")
 
 
 def prompt_kinds(names: Sequence[str]) -> tuple[PromptKind, ...]:
@@ -47,13 +55,40 @@ def evaluate(
     if teacher is not None:
         loaded = {"teacher": load_model(teacher, size)} | loaded
     place = Geometry(size, own_geometry(loaded["student"]) if geometry is None else check_geometry(geometry))
-    source = held_out_images(as_path(data))
+    source = _images(model, as_path(data))
     total = len(source.keys) if images is None else min(images, len(source.keys))
     with Progress("evaluating", total, "images", progress) as bar:
         return evaluate_models(
             loaded, source, place, teacher="teacher" if teacher is not None else None,
             prompts=kinds, images=images, batch_size=batch_size, device=default_device(), progress=bar.advance,
         )  # fmt: skip
+
+
+def _images(model: str | Path, root: Path) -> Source:
+    """Images to measure on: of the data that ``model`` was trained on the run's own held-out part.
+
+    Warns where that run held nothing out, so that its training images are measured.
+    """
+    data = _trained_on(as_path(model))
+    if data is None or data.root.resolve() != root.resolve():
+        return held_out_images(root)
+    try:
+        source = open_source(data, "held_out")
+    except UserError as error:
+        logger.warning("%s: these are images that the model was trained on: %s", root, error)
+        return held_out_images(root)
+    logger.info("%s: the model was trained on this folder; its %d held-out images are measured", root, len(source.keys))
+    return source
+
+
+def _trained_on(model: Path) -> DataConfig | None:
+    """The data of the run that ``model`` lies in, where it is one."""
+    for folder in (model, model.parent):
+        if (folder / "config.yaml").is_file():
+            with foreign(folder / "config.yaml", "not the configuration of a run"):
+                settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"]
+                return DataConfig.model_validate(settings)
+    return None
 
 
 @reporting("evaluate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..types import VISUAL, ConceptPrompts, DetectorOutput, ImageBatch, UserErro
 from .geometry import check_geometry, own_geometry
 
 Box = tuple[float, float, float, float]
+logger = logging.getLogger("samdistill")
 _STUDENT, _TEACHERS = "efficient_sam3", ("sam3", "sam3_video")
 
 
@@ -180,6 +182,8 @@ def ask_image(
     picture = open_image(image)
     original = (picture.height, picture.width)
     check_prompts(model.words, text, boxes, original)
+    if text is not None and (unknown := model.words.unknown(text)):
+        logger.warning("the model does not know the word(s) %s; its answer means little", ", ".join(unknown))
     own = own_geometry(model.model) if geometry is None else check_geometry(geometry)
     place = Geometry(model.image_size, own)
     canvas, size = place.canvas(picture)

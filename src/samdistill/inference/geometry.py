@@ -16,7 +16,7 @@ def own_geometry(model: nn.Module) -> str:
     A student has it in its ``config.json``, or in that of its trunk. Of other models a SAM's images keep their aspect,
     and a SAM 3's are stretched. Raises ``UserError`` for a ``config.json`` that names another one.
     """
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
     trunk = getattr(getattr(config, "vision_config", None), "backbone_config", None)
     found = next((name for part in (config, trunk) if (name := getattr(part, "geometry", None)) is not None), None)
     return check_geometry(found or ("longest_side" if isinstance(model, SamModel) else "square"))
