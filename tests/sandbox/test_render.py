@@ -11,6 +11,7 @@ import pytest
 from samdistill.cli import main
 from samdistill.data import open_videos
 from samdistill.sandbox import render as sandbox
+from samdistill.sandbox import teachers
 from samdistill.sandbox.training import TrainedTeacher
 
 
@@ -46,7 +47,7 @@ def test_each_teacher_has_its_own_defaults(
         asked.append(given)
         return TrainedTeacher(Path("a/weights"), 250, 3.2, {"cgf1": 0.51234, "box_pmf1": 0.7})
 
-    monkeypatch.setitem(sandbox.TEACHERS, argv[0], replace(sandbox.TEACHERS[argv[0]], train=train))
+    monkeypatch.setitem(teachers.TEACHERS, argv[0], replace(teachers.TEACHERS[argv[0]], train=train))
     assert main(["sandbox", "train-teacher", *argv]) == 0
     assert asked == [expected]
     assert capsys.readouterr().out == "a/weights: 250 steps in 3 s; held out: cgf1 0.5123, box_pmf1 0.7000\n"
