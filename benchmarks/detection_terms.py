@@ -60,7 +60,7 @@ def without(phases: Phases, removed: str) -> Phases:
     """Phases that train every term they had but ``removed``; those that have none left are dropped."""
     left = []
     for phase in phases:
-        terms = [t for t in phase["terms"] or DetectionRunConfig.TERMS if t != removed]
+        terms = [t for t in phase["terms"] or DetectionRunConfig.term_names() if t != removed]
         left += [{**phase, "terms": terms}] if terms else []
     return left
 
@@ -72,11 +72,11 @@ def variants(phases: Phases) -> dict[str, list[str]]:
         return f"train.phases={json.dumps(chosen)}"
 
     align = [phase for phase in phases if phase["terms"] is not None and tuple(phase["terms"]) == (FPN,)]
-    every = max(phases, key=lambda phase: len(phase["terms"] or DetectionRunConfig.TERMS))
+    every = max(phases, key=lambda phase: len(phase["terms"] or DetectionRunConfig.term_names()))
     one = {**every, "name": "one", "epochs": sum(phase["epochs"] for phase in phases), "terms": None}
     whole = schedule(phases)
     found = {BASELINE: [whole]}
-    found |= {f"no {t}": [schedule(without(phases, t)), f"loss.{t}=0.0"] for t in DetectionRunConfig.TERMS}
+    found |= {f"no {t}": [schedule(without(phases, t)), f"loss.{t}=0.0"] for t in DetectionRunConfig.term_names()}
     if align:
         found["no align"] = [schedule([phase for phase in phases if phase not in align])]
     return found | {
