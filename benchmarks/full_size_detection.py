@@ -143,7 +143,7 @@ class Stages:
         names = {"match": "matching", "output_terms": "six terms, forward", "feature_terms": "two features, forward"}
         for name, told in names.items():
             setattr(detection, name, around(told, getattr(detection, name)))
-        terms = task.terms(student, batch).only(phase.terms or DetectionRunConfig.term_names())
+        terms = task.terms(student, batch, epoch).only(phase.terms or DetectionRunConfig.term_names())
         around("backward", terms.total.backward)()
         clip = around("clip the gradient", torch.nn.utils.clip_grad_norm_)
         norm = clip(student.parameters(), config.train.clip_norm or float("inf")).item()

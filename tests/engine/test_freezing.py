@@ -171,7 +171,7 @@ def test_a_glob_that_matches_nothing_and_an_epoch_without_training_stop_the_run(
 
 def test_terms_that_reach_frozen_parts_alone_stop_the_run_by_epoch(tmp_path):
     class Deep(ToyTask):
-        def terms(self, student, batch):
+        def terms(self, student, batch, epoch=0):
             return super().terms(student[0], batch) if student.training else super().terms(student, batch)
 
         def build_student(self):

@@ -84,7 +84,7 @@ class ToyTask(Task[ImageBatch]):
     def to(self, batch: ImageBatch, device: torch.device) -> ImageBatch:
         return batch.to(device)
 
-    def terms(self, student: nn.Module, batch: ImageBatch) -> Terms:
+    def terms(self, student: nn.Module, batch: ImageBatch, epoch: int = 0) -> Terms:
         self.seen = getattr(self, "seen", 0) + 1
         self.on_batch()
         images = batch.images.float() / SCALE
@@ -104,7 +104,7 @@ class ToyTask(Task[ImageBatch]):
         if self.broken == "rank1" and int(os.environ.get("RANK", 0)) == 1 and self.seen > self.at:
             raise UserError("image 7 cannot be read")
 
-    def validate(self, student: nn.Module) -> dict[str, float]:
+    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
         assert not student.training
         torch.rand(3)  # draws that must not disturb the training
         images = torch.stack([self.data[i][1] for i in range(2)]).float() / SCALE

@@ -165,7 +165,7 @@ class ToyTask(Task[tuple[ImageBatch, Tensor]]):
     def to(self, batch: tuple[ImageBatch, Tensor], device: torch.device) -> tuple[ImageBatch, Tensor]:
         return batch[0].to(device), batch[1].to(device)
 
-    def terms(self, student: nn.Module, batch: tuple[ImageBatch, Tensor]) -> Terms:
+    def terms(self, student: nn.Module, batch: tuple[ImageBatch, Tensor], epoch: int = 0) -> Terms:
         predicted, loss = student(batch[0].images), self.config.loss
         return Terms({name: Term(TERMS.get(name)(predicted, batch[1]), loss.weight(name)) for name in loss.named})
 

@@ -171,7 +171,7 @@ class LossConfig(Strict):
             if name in cls.model_fields:
                 continue
             if name not in cls.term_names():
-                known = [*cls.model_fields, *cls.term_names()]
+                known = list(dict.fromkeys([*cls.model_fields, *cls.term_names()]))
                 raise PydanticCustomError("unknown_term", "unknown key", {"name": str(name), "known": known})
             TypeAdapter(cls.KIND).validate_python(value)
         return given

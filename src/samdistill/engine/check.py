@@ -125,7 +125,7 @@ def _first_terms(
     if not items:
         raise UserError("the data set is empty: there is no batch to check the loss terms on")
     first = next(iter(GlobalBatches(items, Shard(min(batch_size, items)), seed, epoch)))
-    return task.terms(student, task.to(task.collate([data[i] for i in first]), device))
+    return task.terms(student, task.to(task.collate([data[i] for i in first]), device), epoch)
 
 
 def _gradient_norms(term: Term, parameters: list[torch.nn.Parameter]) -> Tensor:

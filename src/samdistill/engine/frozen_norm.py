@@ -85,4 +85,4 @@ def _passes(
     items = len(data)  # type: ignore[arg-type]
     for rows in islice(GlobalBatches(items, Shard(min(PER_PASS, items)), seed, epoch), PASSES):
         batch = task.to(task.collate([data[row] for row in rows]), device)
-        yield lambda batch=batch: task.terms(student, batch)
+        yield lambda batch=batch: task.terms(student, batch, epoch)

@@ -38,12 +38,12 @@ def pooled(measured: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, flo
 
 
 def held_out_terms(
-    task: Task[Any], data: Dataset[Any], size: int, student: nn.Module, wanted: Iterable[str]
+    task: Task[Any], data: Dataset[Any], size: int, student: nn.Module, wanted: Iterable[str], epoch: int = 0
 ) -> dict[str, float]:
     """The terms called ``wanted`` over held-out ``data``, and their weighted ``total``; call it without gradients."""
     measured, weights, names = list[dict[str, tuple[float, int]]](), dict[str, float](), tuple(wanted)
     for batch in held_out_batches(task, data, size, student):
-        terms, counts = task.terms(student, batch).only(names), task.counts(batch)
+        terms, counts = task.terms(student, batch, epoch).only(names), task.counts(batch)
         measured.append({name: (term.value.item(), counts[name]) for name, term in terms.items()})
         weights |= {name: term.weight for name, term in terms.items()}
     means = pooled(measured)

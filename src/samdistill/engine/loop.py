@@ -282,19 +282,20 @@ class _Loop:
         """One optimiser step. True when some rank was asked to stop."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step) * group["scale"]
-        phase = self.config.phase_at(self.step // self.per_epoch)
+        epoch = self.step // self.per_epoch
+        phase = self.config.phase_at(epoch)
         values: Tensor | float = 0.0
         parts = [next(batches) for _ in range(self.config.accumulate)]
         for part, factors in zip(parts, self._shares(parts), strict=True):
             batch = self.task.to(part, self.device)
             with self.accelerator.accumulate(self.model):
-                terms = self.task.terms(self.model, batch).scaled(factors)
+                terms = self.task.terms(self.model, batch, epoch).scaled(factors)
                 if phase is not None and phase.terms is not None:
                     terms = terms.only(phase.terms)
                 total = terms.total
                 if not total.requires_grad:
                     raise UserError(
-                        f"epoch {self.step // self.per_epoch}: no loss term depends on a parameter that trains in it; "
+                        f"epoch {epoch}: no loss term depends on a parameter that trains in it; "
                         "`samdistill check` shows what reaches the student"
                     )
                 self.accelerator.backward(total)
@@ -350,7 +351,7 @@ class _Loop:
         streams = capture_rng(self.device)
         self.student.eval()
         with self._averaged():
-            figures = self.task.validate(self.student)
+            figures = self.task.validate(self.student, epoch - 1)
         restore_rng(streams, self.device)
         if figures:
             self.tracker.validation(self.step, epoch, figures)

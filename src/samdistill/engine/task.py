@@ -62,8 +62,8 @@ class Task(ABC, Generic[Batch]):
         """The batch on ``device``. A task with an online teacher moves that along at the first call."""
 
     @abstractmethod
-    def terms(self, student: nn.Module, batch: Batch) -> Terms:
-        """Loss terms of one batch, attached to the graph.
+    def terms(self, student: nn.Module, batch: Batch, epoch: int = 0) -> Terms:
+        """Loss terms of one batch of ``epoch`` (from 0), attached to the graph; its phase is ``train.phase_at(epoch)``.
 
         ``student`` may be wrapped (DDP, mixed precision): reach it by calling it, never through its attributes.
         """
@@ -76,8 +76,8 @@ class Task(ABC, Generic[Batch]):
         """
         return {}
 
-    def validate(self, student: nn.Module) -> dict[str, float]:
-        """Figures to log after every epoch. ``student`` is unwrapped, in eval mode, averaged if EMA is on.
+    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
+        """Figures to log after ``epoch`` (from 0). ``student`` is unwrapped, in eval mode, averaged if EMA is on.
 
         Every rank calls it on the same data; the random streams of training are put back afterwards.
         """

@@ -70,10 +70,10 @@ class DetectorTask(Task[Any]):
         naming = self.weights is None and batch[0] < NAMING_EPOCHS * EPOCH_STEPS * self.batch_size
         return Lesson(scenes, None if naming else draw_questions(scenes, PER_SCENE, rng, boxes), masks)
 
-    def terms(self, student: nn.Module, batch: Lesson) -> Terms:
+    def terms(self, student: nn.Module, batch: Lesson, epoch: int = 0) -> Terms:
         return detector_terms(student, batch)
 
-    def validate(self, student: nn.Module) -> dict[str, float]:
+    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
         assert isinstance(student, ConceptLearner)
         return held_out_concepts(student.model, VALIDATION_SCENES)
 

@@ -110,12 +110,12 @@ class TeacherTask(Task[Scenes]):
         self.generator = torch.Generator(device).manual_seed(batch[0])
         return render_scenes(batch, self.size, TRAIN_SEED, device=device)
 
-    def terms(self, student: nn.Module, batch: Scenes) -> Terms:
+    def terms(self, student: nn.Module, batch: Scenes, epoch: int = 0) -> Terms:
         assert isinstance(student, Promptable) and self.generator is not None
         recipe = self.recipe
         return teacher_terms(student, batch, self.generator, recipe.prompts_per_image, recipe.multimask)
 
-    def validate(self, student: nn.Module) -> dict[str, float]:
+    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
         assert isinstance(student, Promptable)
         return held_out_miou(student, VALIDATION_SCENES)
 

@@ -194,7 +194,7 @@ def test_a_clip_without_objects_is_asked_and_teaches_that_nothing_is_there(task:
     none = replace(item, masks=item.masks[:0], objects=item.objects[:0], concepts=(), marks=item.marks[:0])
     batch = task.collate([none])
     assert batch.prompts.texts == ("object",) and not batch.truth.valid.any() and batch.past.marks.sum() == 0
-    terms = task.terms(task.build_student(), batch)
+    terms = task.terms(task.build_student(), batch, 1)
     assert terms["mask"].value.item() == terms["select"].value.item() == 0 < terms["presence"].value.item()
 
 
@@ -269,7 +269,7 @@ def test_statistics_of_the_aligned_level_are_kept_when_the_memory_trains(task: V
     norm = next(m for m in student.memory_level.modules() if isinstance(m, nn.BatchNorm2d))
     seen = [norm.running_mean.clone()]
     for epoch in (0, 3):
-        task.terms(student, batch_of(task, epoch))
+        task.terms(student, batch_of(task, epoch), epoch)
         seen.append(norm.running_mean.clone())
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2])
 
@@ -293,8 +293,7 @@ def test_the_same_clip_comes_again_and_another_epoch_brings_another(task: VideoT
 
 
 def test_held_out_terms_are_those_of_the_students_own_memory(task: VideoTask) -> None:
-    task.dataset(1)
-    figures = task.validate(task.build_student().eval())
+    figures = task.validate(task.build_student().eval(), 1)
     assert set(figures) == {*task.config.term_names()[1:], "total"}
     weights = task.config.loss
     assert figures["total"] == pytest.approx(sum(getattr(weights, n) * v for n, v in figures.items() if n != "total"))
@@ -307,10 +306,9 @@ def test_held_out_figures_do_not_depend_on_the_size_of_a_batch(
     found, student = [], None
     for size in (4, 3, 1, 50):
         task = task_of(video(tmp_path, LEVEL_3, ALIGNED, f"cache.root={stores[3]}", f"cache.batch_size={size}"))
-        task.dataset(1)
         torch.manual_seed(0)
         student = student or task.build_student().eval()
-        found.append(task.validate(student))
+        found.append(task.validate(student, 1))
     assert set(found[0]) == {*task.config.term_names()[1:], "total"}
     assert all(figures == pytest.approx(found[0], rel=1e-3, abs=1e-6) for figures in found)
     data = ClipDataset(task.held_out, task.transform, task.held_out.keys, task.rules(1.0, cached=False))

@@ -69,7 +69,6 @@ class DetectionTask(Task[DetectionBatch]):
         self.config, self.teacher, self.words = config, teacher, words
         self.questions, self.held_out = questions, held_out
         self.student = student_config(config, teacher.info)
-        self.wanted = frozenset(config.loss.named)
 
     def build_student(self) -> EfficientSam3Model:
         settings = self.config.student
@@ -86,9 +85,12 @@ class DetectionTask(Task[DetectionBatch]):
         return student
 
     def dataset(self, epoch: int) -> Dataset[QuestionItem]:
-        phase = self.config.train.phase_at(epoch)
-        self.wanted = frozenset(self.config.loss.named if phase is None or phase.terms is None else phase.terms)
         return self.questions(epoch)
+
+    def wanted(self, epoch: int) -> frozenset[str]:
+        """Names of the terms of the epoch's phase."""
+        phase = self.config.train.phase_at(epoch)
+        return frozenset(self.config.loss.named if phase is None or phase.terms is None else phase.terms)
 
     def collate(self, items: Sequence[QuestionItem]) -> DetectionBatch:
         images, prompts, bad = collate_questions(items)
@@ -103,14 +105,14 @@ class DetectionTask(Task[DetectionBatch]):
         """Questions; of ``fpn`` images."""
         return dict.fromkeys(self.config.loss.named, len(batch.prompts)) | {"fpn": len(batch.images)}
 
-    def terms(self, student: nn.Module, batch: DetectionBatch) -> Terms:
+    def terms(self, student: nn.Module, batch: DetectionBatch, epoch: int = 0) -> Terms:
         """The terms of the epoch's phase, and at most those that come with them for nothing.
 
-        A phase of ``fpn`` alone asks nobody anything: only the two vision encoders run.
+        In a phase of ``fpn`` alone only the two vision encoders run.
         """
         vision, device = self.student.vision_config, batch.images.images.device
         pixels = normalise(batch.images.images, tuple(vision.image_mean), tuple(vision.image_std))
-        if self.wanted == {"fpn"}:
+        if (wanted := self.wanted(epoch)) == {"fpn"}:
             levels = student(pixel_values=pixels).fpn_hidden_states
             with torch.autocast(device.type, enabled=False):
                 return self._weighted({"fpn": fpn_term(levels, self.teacher.features(batch.images))})
@@ -124,7 +126,7 @@ class DetectionTask(Task[DetectionBatch]):
             loss = self.config.loss
             outputs = [name for name in loss.named if name in OUTPUT_TERMS]
             values = output_terms(found, teacher, matches, loss.unmatched, outputs)
-            if self.wanted & set(FEATURE_TERMS):
+            if wanted & set(FEATURE_TERMS):
                 values |= feature_terms(found, teacher, [name for name in loss.named if name in FEATURE_TERMS])
         return self._weighted(values)
 
@@ -132,8 +134,8 @@ class DetectionTask(Task[DetectionBatch]):
         return Terms({name: Term(value, self.config.loss.weight(name)) for name, value in values.items()})
 
     @torch.no_grad()
-    def validate(self, student: nn.Module) -> dict[str, float]:
+    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
         """The trained terms and their weighted total on the held-out questions, a few batches of them."""
         if self.held_out is None:
             return {}
-        return held_out_terms(self, self.held_out, self.config.evaluate.batch_size, student, self.wanted)
+        return held_out_terms(self, self.held_out, self.config.evaluate.batch_size, student, self.wanted(epoch), epoch)

@@ -97,7 +97,7 @@ class EncoderTask(Task[EncoderBatch]):
     def to(self, batch: EncoderBatch, device: torch.device) -> EncoderBatch:
         return EncoderBatch(batch.images.to(device), batch.target.to(device, non_blocking=True))
 
-    def terms(self, student: nn.Module, batch: EncoderBatch) -> Terms:
+    def terms(self, student: nn.Module, batch: EncoderBatch, epoch: int = 0) -> Terms:
         pixels = normalise(batch.images.images, self.teacher.mean, self.teacher.std)
         tokens = student(pixel_values=pixels).last_hidden_state
         predicted = tokens.transpose(1, 2).reshape(batch.target.shape)

@@ -66,7 +66,6 @@ class PromptTask(Task[ObjectBatch]):
     ) -> None:  # fmt: skip
         self.config, self.signals = config, signals
         self.objects, self.held_out = objects, held_out
-        self.weights, self.epoch = term_weights(config, 0), 0
 
     def build_student(self) -> PromptStudent:
         settings = self.config.student
@@ -90,7 +89,6 @@ class PromptTask(Task[ObjectBatch]):
         return stages_at(train, [*changes, *(epoch for _, epoch in super().stages(train))])
 
     def dataset(self, epoch: int) -> Dataset[ObjectItem]:
-        self.weights, self.epoch = term_weights(self.config, epoch), epoch
         return self.objects(epoch)
 
     def collate(self, items: Sequence[ObjectItem]) -> ObjectBatch:
@@ -111,17 +109,18 @@ class PromptTask(Task[ObjectBatch]):
             **dict.fromkeys(("encoder_patch", "prompt_embed"), len(batch.images)),
         }
 
-    def terms(self, student: nn.Module, batch: ObjectBatch) -> Terms:
-        answers: StudentAnswers = student(batch, self.config.prompts, self.epoch)
+    def terms(self, student: nn.Module, batch: ObjectBatch, epoch: int = 0) -> Terms:
+        weights = term_weights(self.config, epoch)
+        answers: StudentAnswers = student(batch, self.config.prompts, epoch)
         found: dict[str, Term] = {}
         with torch.autocast(batch.masks.device.type, enabled=False):  # losses are float32 in any precision
-            task = [name for name in self.config.loss.named if name in self.weights]
+            task = [name for name in self.config.loss.named if name in weights]
             if task:
                 values = self._task_values(answers, batch)
-                found |= {name: Term(values[name], self.weights[name]) for name in task}
-            distilled = [name for name in losses.DISTILLED_TERMS.weights if name in self.weights]
+                found |= {name: Term(values[name], weights[name]) for name in task}
+            distilled = [name for name in losses.DISTILLED_TERMS.weights if name in weights]
             if distilled and self.signals is not None:
-                found |= self._distilled(answers, batch, distilled)
+                found |= self._distilled(answers, batch, {name: weights[name] for name in distilled})
         return Terms(found)
 
     def _task_values(self, answers: StudentAnswers, batch: ObjectBatch) -> dict[str, Float[Tensor, ""]]:
@@ -141,8 +140,8 @@ class PromptTask(Task[ObjectBatch]):
                 sums[name] = sums[name] + value if name in sums else value
         return {name: value / len(answers.rounds) for name, value in sums.items()}
 
-    def _distilled(self, answers: StudentAnswers, batch: ObjectBatch, names: Sequence[str]) -> dict[str, Term]:
-        """The terms called ``names`` of every teacher; ``name/teacher`` where there are several.
+    def _distilled(self, answers: StudentAnswers, batch: ObjectBatch, weights: Mapping[str, float]) -> dict[str, Term]:
+        """The terms named in ``weights`` of every teacher; ``name/teacher`` where there are several.
 
         Every round asks about the same objects, so the mean over all their groups is the mean over the rounds.
         """
@@ -152,11 +151,11 @@ class PromptTask(Task[ObjectBatch]):
         said = [signals for round_ in answers.rounds[:last] for signals in round_]
         told = self.signals.answer(batch, groups)
         for number, (teacher, share) in enumerate(self.signals.weights.items()):
-            for name in names:
+            for name, weight in weights.items():
                 patch = answers.patches[number] if answers.patches else None
                 value = self._value(name, patch, said, told[teacher], groups, batch)
                 label = name if len(self.signals.weights) == 1 else f"{name}/{teacher}"
-                found[label] = Term(value, self.weights[name] * share)
+                found[label] = Term(value, weight * share)
         return found
 
     def _value(
@@ -189,11 +188,11 @@ class PromptTask(Task[ObjectBatch]):
         return mean_over_images(values, groups, batch.valid)
 
     @torch.no_grad()
-    def validate(self, student: nn.Module) -> dict[str, float]:
+    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
         """Task terms and mIoU of the last round on held-out objects, a few batches of them."""
         if self.held_out is None:
             return {}
-        measured, names = [], [name for name in self.config.loss.named if name in self.weights]
+        measured, names = [], [name for name in self.config.loss.named if name in term_weights(self.config, epoch)]
         for batch in held_out_batches(self, self.held_out, self.config.evaluate.batch_size, student):
             answers: StudentAnswers = student(batch, self.config.prompts)
             counts, values = self.counts(batch), self._task_values(answers, batch)

@@ -65,7 +65,7 @@ class VideoTask(Task[VideoBatch]):
     ) -> None:  # fmt: skip
         self.config, self.start, self.words, self.transform = config, start, words, transform
         self.source, self.keys, self.levels, self.held_out = source, list(keys), levels, held_out
-        self.aligning, self.wanted = False, frozenset(config.loss.named)
+        self.reads_all = False  # of the epoch's data: the teacher's map of every frame, not of those alone that are its
 
     def build_student(self) -> VideoStudent:
         memory, clips = self.config.student.memory, self.config.clips
@@ -92,12 +92,15 @@ class VideoTask(Task[VideoBatch]):
         return student.model
 
     def dataset(self, epoch: int) -> Dataset[ClipItem]:
-        phase = self.config.train.phase_at(epoch)
-        named = self._memory_terms if phase is None or phase.terms is None else phase.terms
-        self.wanted, self.aligning = frozenset(named), ALIGN in named
-        share = 1.0 if self.aligning else self.own_share(epoch)
+        self.reads_all = ALIGN in self.wanted(epoch)
+        share = 1.0 if self.reads_all else self.own_share(epoch)
         rules = self.rules(share, cached=self.levels is not None)
         return ClipDataset(self.source, self.transform, self.keys, rules, self.config.data.seed, epoch)
+
+    def wanted(self, epoch: int) -> frozenset[str]:
+        """Names of the terms of the epoch's phase."""
+        phase = self.config.train.phase_at(epoch)
+        return frozenset(self._memory_terms if phase is None or phase.terms is None else phase.terms)
 
     def rules(self, own: float, cached: bool) -> ClipRules:
         clips = self.config.clips
@@ -149,7 +152,7 @@ class VideoTask(Task[VideoBatch]):
 
     def _teacher(self, clips: ClipBatch) -> Float[Tensor, "b t c h w"] | None:
         """The teacher's maps of the frames that are not remembered by the student, zeros elsewhere."""
-        wanted = clips.context_valid if self.aligning else clips.context_valid & ~clips.own
+        wanted = clips.context_valid if self.reads_all else clips.context_valid & ~clips.own
         if self.levels is None or not bool(wanted.any()):
             return None
         found: Tensor | None = None
@@ -173,10 +176,10 @@ class VideoTask(Task[VideoBatch]):
         remembered = dict.fromkeys(ALIGN_TERMS.names(), int(batch.past.valid.sum()))
         return dict.fromkeys(self._memory_terms, len(batch.prompts)) | remembered
 
-    def terms(self, student: nn.Module, batch: VideoBatch) -> Terms:
+    def terms(self, student: nn.Module, batch: VideoBatch, epoch: int = 0) -> Terms:
         loss, device = self.config.loss, batch.images.images.device
         asked = self.words.inputs(batch.prompts, device)
-        if self.aligning:
+        if ALIGN in self.wanted(epoch):
             _, own = student(None, batch.past, asked, batch.prompts.image)
             assert batch.past.teacher is not None
             theirs = to_grid(batch.past.teacher[batch.past.valid], tuple(own.shape[-2:]))
@@ -190,13 +193,13 @@ class VideoTask(Task[VideoBatch]):
         return Terms({name: Term(value, loss.weight(name)) for name, value in values.items()})
 
     @torch.no_grad()
-    def validate(self, student: nn.Module) -> dict[str, float]:
+    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
         """The trained terms and their weighted total on held-out clips, a few batches of them."""
-        if self.held_out is None or self.aligning:
+        if self.held_out is None or ALIGN in self.wanted(epoch):
             return {}
         rules = replace(self.rules(1.0, cached=False), lost=0.0)
         clips = ClipDataset(self.held_out, self.transform, self.held_out.keys, rules, self.config.data.seed)
-        return held_out_terms(self, clips, self.config.cache.batch_size, student, self.wanted)
+        return held_out_terms(self, clips, self.config.cache.batch_size, student, self.wanted(epoch), epoch)
 
 
 def _questions(item: ClipItem, marked: bool, phrase: str) -> list[tuple[str, list[int]]]:
