@@ -69,8 +69,8 @@ def test_every_verb_is_a_function_and_other_names_are_refused() -> None:
     verbs = {"demo", "list_models", "run", "plan", "check", "cache", "train", "merge", "inspect", "evaluate"}
     assert verbs | {"prepare_sa1b", "render_sandbox", "train_teacher"} <= set(samdistill.__all__)
     assert all(callable(getattr(samdistill, verb)) for verb in verbs)
-    with pytest.raises(AttributeError, match="no attribute 'distill'"):
-        _ = samdistill.distill
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        _ = samdistill.distil
 
 
 @pytest.mark.parametrize("first", ["samdistill", "transformers"])

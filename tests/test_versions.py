@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
 DEVELOPMENT = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
-OPTIONAL = {Requirement(text).name for text in PROJECT["optional-dependencies"]["heic"]}
+OPTIONAL = {
+    Requirement(text).name for extra in ("heic", "supervision") for text in PROJECT["optional-dependencies"][extra]
+}
 """Not in the environment of the tests."""
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ..errors import UserError
 from ..reading import MOST_DEPTH, check_plain, foreign, shown
 from ..registry import did_you_mean
-from .parts import ONE_SCHEDULE
+from .parts import ONE_SCHEDULE, UnknownTerm
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 
@@ -150,9 +150,8 @@ def _problems(kind: type[BaseModel], error: ValidationError, origin: str) -> Ite
         if problem["type"] == "extra_forbidden":
             *parents, last = problem["loc"]
             yield f"{origin}: unknown key {where!r}{did_you_mean(str(last), _field_names(kind, parents))}"
-        elif problem["type"] == "unknown_term":  # of a block that takes what is registered
-            name, known = problem["ctx"]["name"], problem["ctx"]["known"]
-            yield f"{origin}: unknown key {f'{where}.{name}'!r}{did_you_mean(name, known)}"
+        elif isinstance(unknown := problem.get("ctx", {}).get("error"), UnknownTerm):
+            yield f"{origin}: unknown key {f'{where}.{unknown.name}'!r}{did_you_mean(unknown.name, unknown.known)}"
         elif problem["loc"] == ("train", "phases") and problem["type"] == "too_short":
             yield f"{origin}: train.phases is empty: give each phase its epochs, or leave the key out"
         else:

@@ -19,7 +19,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from ..names import key_problem
 from ..reading import printable
@@ -153,6 +152,14 @@ class CacheConfig(Strict):
     verify_records: Positive = 8
 
 
+class UnknownTerm(ValueError):
+    """A key of a ``loss`` block that names no term. known: those that there are."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"unknown key {name!r}")
+        self.name, self.known = name, known
+
+
 class LossConfig(Strict):
     """Weights of loss terms by name; ``loss_block`` makes the class of a job.
 
@@ -172,7 +179,7 @@ class LossConfig(Strict):
                 continue
             if name not in cls.term_names():
                 known = list(dict.fromkeys([*cls.model_fields, *cls.term_names()]))
-                raise PydanticCustomError("unknown_term", "unknown key", {"name": str(name), "known": known})
+                raise UnknownTerm(str(name), known)
             TypeAdapter(cls.KIND).validate_python(value)
         return given
 

@@ -105,7 +105,7 @@ class Result:
             import supervision
         except ImportError:
             raise UserError(
-                "to_supervision: the package supervision is not installed; pip install supervision"
+                "to_supervision: the package supervision is not installed; pip install 'samdistill[supervision]'"
             ) from None
         return supervision.Detections(
             xyxy=self.boxes.numpy().astype(np.float32).reshape(-1, 4), mask=self.masks.numpy(),
