@@ -1,4 +1,4 @@
-"""Standard output that may be on a full disk, or read by nobody."""
+"""Standard output that may be on a full disk, or whose reader has gone."""
 
 from __future__ import annotations
 

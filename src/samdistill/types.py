@@ -99,7 +99,7 @@ class GroupSignals(_Movable):
 
     prompt_embed: the image embedding as it enters the first two-way block, dense prompt embedding added; k is n where
     the prompts hold masks, else 1, since it is then the same for all. mask_tokens: the four mask tokens after the
-    two-way transformer. low_res_masks: logits; m is 1, or 3 with multimask. None where nobody kept them.
+    two-way transformer. low_res_masks: logits; m is 1, or 3 with multimask. None where they were not kept.
     """
 
     prompt_embed: Float[Tensor, "g k c gh gw"]

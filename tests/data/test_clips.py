@@ -346,7 +346,7 @@ def test_marked_objects_are_those_that_the_past_shows_whether_or_not_the_query_d
     early = read_clip(source, record, 1, range(0, 1), STRETCHED, MARKED, rng)
     assert early.objects.tolist() == [10, 11]  # 2 was never seen; of 3 a dot was
     unlabelled = record.labelled.copy()
-    unlabelled[4, 0] = False  # nobody knows whether object 0 is there
+    unlabelled[4, 0] = False  # whether object 0 is there is unknown
     asked = read_clip(source, replace(record, labelled=unlabelled), 4, range(0, 4), STRETCHED, MARKED, rng)
     assert asked.objects.tolist() == [11, 12]
     plain = read_clip(source, record, 4, range(0, 4), STRETCHED, replace(MARKED, marks=0), rng)

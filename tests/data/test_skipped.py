@@ -1,4 +1,4 @@
-"""What is left out: each input once, on the console, in the run's list and in its log, whoever found it."""
+"""What is left out: each input once, on the console, in the run's list and in its log, wherever it was found."""
 
 from __future__ import annotations
 

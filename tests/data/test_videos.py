@@ -321,7 +321,7 @@ def test_errors_survive_a_process(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads where the system lists them")
 def test_reading_leaves_no_thread_behind(tmp_path: Path, write_video: Callable) -> None:
-    """A loader worker is forked from whoever read a video before, and waits for ever for threads it did not inherit."""
+    """A worker forked from a process that read a video would wait for ever for threads that it did not inherit."""
     script = """
 import os, sys
 from pathlib import Path

@@ -106,7 +106,7 @@ def source(root: Path) -> SavSource:
 
 
 def by_hand(source: VideoSource, flag: str | None = None) -> tuple[float, float, int, int]:
-    """J, F, objects and frames of whoever keeps an object's first mask for ever, by SA-V's rules."""
+    """J, F, objects and frames of a model that keeps an object's first mask for ever, by SA-V's rules."""
     means = []
     for key in source.keys:
         record = source.record(key)

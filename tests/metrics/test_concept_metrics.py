@@ -71,7 +71,7 @@ def test_of_several_annotators_the_best_counts() -> None:
     assert ConceptScores().update(poor, good) == ConceptScores().update(good, poor) == ConceptScores().update(good)
     # one object found against the same and another one missed: F1 of 1 against 2/3
     assert ConceptScores().update(pair([0.96, 0.0]), good) == ConceptScores().update(good)
-    # nothing predicted: whoever saw nothing is right, else the first one's objects are missed
+    # nothing predicted: an annotator who marked nothing is right, else the first one's objects are missed
     empty, one, two = NOTHING, torch.zeros(0, 1), torch.zeros(0, 2)
     for order in ((one, empty), (empty, one), (two, empty, one)):
         assert ConceptScores().update(*order) == ConceptScores(il_tn=1)

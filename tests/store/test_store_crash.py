@@ -183,5 +183,5 @@ def test_a_disk_that_is_really_full(tmp_path):
 def test_a_lost_index_is_refused_not_truncated_away(tiny, tmp_path):
     tiny.write(tmp_path, _keys(2 * SYNC_RECORDS + 5))
     (tmp_path / NAMES[1]).unlink()
-    with pytest.raises(UserError, match="vouch for 0"):
+    with pytest.raises(UserError, match="list 0"):
         tiny.write(tmp_path, [])

@@ -165,7 +165,7 @@ def test_values_that_nothing_vouches_for_are_not_cut_away(tiny, tmp_path, name):
     tiny.write(tmp_path, [f"k{i}" for i in range(2 * SYNC_RECORDS + 1)])
     (tmp_path / name).write_bytes(b"")
     before = tiny.content(tmp_path)
-    with pytest.raises(UserError, match=r"holds 65 records, but .* vouch for 0; restore"):
+    with pytest.raises(UserError, match=r"holds 65 records, but .* list 0; restore"):
         FeatureStoreWriter(tmp_path, tiny.spec(), tiny.codec("fp16"))
     assert tiny.content(tmp_path) == before
 

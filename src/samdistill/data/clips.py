@@ -32,7 +32,7 @@ class ClipRules:
     context: annotated frames before the query, next to it, T at most. shortest: the fewest that a clip of a long enough
     video may have, None for ``context``; with 1 the first frames of a video are asked about too, as in a stream.
     objects: the most in a clip. per_video: clips of each video in an epoch. images: decode the context frames
-    too. cached: somebody will read features of the context from a cache, where no frame is augmented.
+    too. cached: features of the context will be read from a cache, where no frame is augmented.
 
     marks: side of the grid on which it is said where each object was in the context; 0 leaves it out. With marks the
     objects of a clip are those that the context shows, whether or not the query does; without, those in the query.
@@ -152,7 +152,7 @@ def _asked(
 ) -> Bool[Tensor, " m"]:
     """Objects that can be asked about by where they were: the past shows them, and it is known whether the query does.
 
-    One that nobody labelled in the query may be there or not; of one that shows a few pixels nothing can be learnt.
+    One that is not labelled in the query may be there or not; of one that shows a few pixels nothing can be learnt.
     """
     pixels = masks.flatten(1).sum(1)
     known = torch.from_numpy(record.labelled[query]) & ((pixels == 0) | (pixels >= LEAST_PIXELS))

@@ -48,7 +48,7 @@ class _IdFiles:
         self.files, self.rows = files, sorted(files)
         self._found = [_ids_in(files[row], size) for row in self.rows]
         ids = set().union(*(values for values, _ in self._found))
-        # beside other ids 255 is a border that belongs to nobody; alone it is how a binary mask is written
+        # beside other ids 255 is a border that belongs to no object; alone it is how a binary mask is written
         if len(ids) > 1 and all(dtype == np.uint8 for _, dtype in self._found):
             ids.discard(VOID)
         self.ids = sorted(ids)

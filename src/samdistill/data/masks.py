@@ -50,8 +50,8 @@ class MaskFolderSource(Source):
 
     The mask of ``images/a.jpg`` is ``masks/a.png``, whose values are object ids, or ``masks/a/``, whose every PNG is
     one object wherever it is not zero. Ids are what a palette or grey PNG of 8 or 16 bits holds, not its colours; 0 is
-    background. In 8 bits 255 is Pascal VOC's border that belongs to nobody where the file has other ids, and the object
-    where it has none: so are binary masks written.
+    background. In 8 bits 255 is Pascal VOC's border that belongs to no object where the file has other ids, and the
+    object where it has none: so are binary masks written.
     Keys are paths below the image folder without suffix. What has no counterpart of its name is a problem, not a key.
     """
 

@@ -139,8 +139,8 @@ class Source(ABC):
     def load(self, key: str) -> Image.Image:
         """RGB, upright (EXIF applied), fully decoded.
 
-        Raises ``BadImage`` for a corrupt or missing file, and for an annotation of another size, whoever asks: all jobs
-        leave out the same images.
+        Raises ``BadImage`` for a corrupt or missing file, and for an annotation of another size: all jobs leave out
+        the same images.
         """
         try:
             image = read_image(self.path(key))

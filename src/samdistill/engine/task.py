@@ -38,7 +38,7 @@ class Task(ABC, Generic[Batch]):
     - The engine decides what trains (``train.freeze``) and in which mode each module is; a task that changes either
       while it computes the terms puts it back, module by module.
 
-    ``leaves_unused``: a batch may leave parameters of the student out (a box encoder when nobody shows a box), which
+    ``leaves_unused``: a batch may leave parameters of the student out (a box encoder in a batch without boxes), which
     ranks have to be told.
     """
 

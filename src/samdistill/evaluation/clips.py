@@ -199,7 +199,7 @@ class _Past:
         share = self._shares.get(record.objects[column])
         if share is not None and share[query] < HIDDEN_BELOW:
             groups.append(OCCLUDED)
-        if record.labelled[query - 1, column] and not before[-1]:  # it was seen before, or nobody would ask
+        if record.labelled[query - 1, column] and not before[-1]:  # it was seen before, else there is no question
             groups.append(REAPPEARED)
         return tuple(groups)
 

@@ -89,7 +89,7 @@ class ConceptResult(Evaluation[ConceptRow]):
         }
 
     def measures(self) -> list[Measure]:
-        """What was measured, in reading order; each with one text per model. What nobody has is left out."""
+        """What was measured, in reading order; each with one text per model. What no model has is left out."""
 
         def line(group: str, name: str, field: str, form: str, scale: float = 1.0, unit: str = "") -> Measure:
             values = [getattr(row, field) for row in self.rows]

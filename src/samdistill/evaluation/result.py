@@ -104,7 +104,7 @@ class Evaluation(ABC, Generic[Row]):
 
     @abstractmethod
     def measures(self) -> list[Measure]:
-        """What was measured, in reading order; each with one text per model. What nobody has is left out."""
+        """What was measured, in reading order; each with one text per model. What no model has is left out."""
 
     @abstractmethod
     def caption(self) -> str:
@@ -176,7 +176,7 @@ class EvaluationResult(Evaluation[ModelRow]):
         }
 
     def measures(self) -> list[Measure]:
-        """What was measured, in reading order; each with one text per model. What nobody has is left out."""
+        """What was measured, in reading order; each with one text per model. What no model has is left out."""
         rows = self.rows
         found = [
             Measure("cost", "trunk parameters", [f"{row.trunk_parameters / 1e6:.2f} M" for row in rows]),

@@ -132,7 +132,7 @@ def _targets(
     masks: Bool[Tensor, "b n s s"],
     valid: Bool[Tensor, "b n"],
 ) -> Targets | None:
-    """Annotated objects, or the teacher's own; None where there is nobody to ask or nothing to ask for."""
+    """Annotated objects, or the teacher's own; None without a promptable model or without objects."""
     if not labelled:
         if teacher not in promptable:
             return None

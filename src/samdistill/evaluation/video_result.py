@@ -131,7 +131,7 @@ class VideoResult(Evaluation[VideoRow]):
         }
 
     def measures(self) -> list[Measure]:
-        """What was measured, in reading order; each with one text per row. What nobody has is left out."""
+        """What was measured, in reading order; each with one text per row. What no row has is left out."""
 
         def line(group: str, name: str, field: str, form: str, scale: float = 1.0, unit: str = "") -> Measure:
             values = [getattr(row, field) for row in self.rows]

@@ -21,7 +21,7 @@ from ..ops.masks import tight_box
 class Tracked:
     """One object in one frame. phrase: what it was called when it was added, None for an object without a name.
 
-    score: 0..1, of an object that was asked about and not found too; 0 where nobody asked. visible: it was found and
+    score: 0..1, of an object that was asked about and not found too; 0 without a question. visible: it was found and
     has a pixel. mask: in pixels of the frame, empty where not visible. box: xyxy around the mask, edge to edge; zeros
     where not visible.
     """

@@ -2,7 +2,7 @@
 
 The four distillation terms and their defaults are those of the published point, box and mixed fine-tuning of MobileSAM,
 each a mean over channels, cells or pixels, so that no term grows with the image. Values are given per image or per
-object; whoever calls takes the mean over those that count. Everything is computed in float32. Gradients reach whatever
+object; the caller takes the mean over those that count. Everything is computed in float32. Gradients reach whatever
 the student's tensors hang on; a teacher's are constants. What the teacher has at another resolution is resized to the
 student's, bilinearly. ``ValueError`` where shapes do not match otherwise.
 

@@ -24,7 +24,7 @@ class MatchCost:
     """What makes a pair expensive.
 
     mask, box, logit: weights of the three costs. resolution: side in pixels at which masks are compared. floor: a
-    teacher query that scores below it is nobody's target.
+    teacher query that scores below it is no target.
     """
 
     mask: float = 2.0

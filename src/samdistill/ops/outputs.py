@@ -41,7 +41,7 @@ def recorded(module: nn.Module) -> Iterator[Recorded]:
 
 @contextmanager
 def rewritten(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
-    """While open, whoever calls ``module`` gets ``change`` of what it returned."""
+    """While open, calls of ``module`` return ``change`` of its output."""
     handle = module.register_forward_hook(lambda _, args, output: change(output))
     try:
         yield

@@ -18,7 +18,7 @@ from .write_videos import write_sav
 
 @dataclass(frozen=True)
 class Layout:
-    """How a split is written, what it consists of, and how many of these there are unless somebody says so."""
+    """How a split is written, what it consists of, and its default number of these."""
 
     write: Callable[..., list[str]]
     things: str

@@ -183,7 +183,7 @@ def decode_key(raw: bytes) -> str:
 
 
 def key_hash(raw: bytes) -> int:
-    """64 bits of BLAKE2b. Two keys may share it: whoever looks up compares the text as well."""
+    """64 bits of BLAKE2b. Two keys may share it: a look-up compares the text as well."""
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 

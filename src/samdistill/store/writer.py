@@ -111,8 +111,8 @@ class FeatureStoreWriter:
         wanted = (kept * size, kept * INDEX_DTYPE.itemsize, int(index["key_end"][-1]) if kept else 0)
         if held[0] // size - kept > 2 * SYNC_RECORDS:
             raise UserError(
-                f"{files.values}: holds {held[0] // size} records, but {files.index.name} and {files.keys.name} vouch "
-                f"for {kept}; restore those two, or delete the three files to cache this rank again"
+                f"{files.values}: holds {held[0] // size} records, but {files.index.name} and {files.keys.name} list "
+                f"{kept}; restore those two, or delete the three files to cache this rank again"
             )
         paths = (files.values, files.index, files.keys)
         for path, before, after in reversed(list(zip(paths, held, wanted, strict=True))):

@@ -23,7 +23,7 @@ class Adapter(nn.Module):
     """Conv1x1-BN, the coarser levels added, ReLU-Conv3x3-BN: to the pyramid's width.
 
     The description has the convolutions and no way from coarse to fine: a map of stride 4 then has to say by itself
-    what an object is, which it is too near to see, and the backbone's last stage serves nobody. The sum costs no
+    what an object is, which it is too near to see, and the backbone's last stage is unused. The sum costs no
     parameter (Lin et al., Feature Pyramid Networks, 2017). The description ends in one more ReLU, which is left out:
     the levels are regressed onto the teacher's, and those are signed.
     """

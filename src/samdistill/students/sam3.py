@@ -61,7 +61,7 @@ class EfficientSam3Output(ModelOutput):
         """The same in the currency of matching and losses; of an output that holds answers."""
         parts = (self.pred_masks, self.pred_boxes, self.pred_logits, self.presence_logits, self.semantic_seg)
         if any(part is None for part in parts) or self.fpn_hidden_states is None or self.encoder_grid is None:
-            raise ValueError("these are the features of images nobody asked about")
+            raise ValueError("no question is about these images")
         return DetectorOutput(*parts, self.fpn_hidden_states, self.encoder_grid)  # type: ignore[arg-type]
 
 

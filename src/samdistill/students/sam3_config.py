@@ -19,7 +19,7 @@ class PyramidConfig(PreTrainedConfig):
     backbone: a student's name or a timm name (stored as the timm name). image_size: side of the square input; others
     work at run time unless the backbone is tied to one size. fpn_hidden_size: channels of every level.
     image_mean, image_std: how ``pixel_values`` arrive normalised; None takes the statistics timm records for the
-    backbone. Nothing is converted inside: whoever feeds the model reads them here.
+    backbone. Nothing is converted inside: the caller normalises with them.
     """
 
     model_type = "samdistill_pyramid"

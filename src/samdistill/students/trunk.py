@@ -33,8 +33,8 @@ class StudentTrunkConfig(PreTrainedConfig):
     of the square input; other multiples of ``patch_size`` work at run time unless the backbone is tied to one size.
     backbone: a student's name or a timm name (stored as the timm name). head: a name of ``HEADS``.
     host_mean, host_std: how ``pixel_values`` arrive normalised (SAM 3's 0.5). input_mean, input_std: what the backbone
-    wants; None takes the statistics timm records for it. The trunk converts from one to the other itself, so whoever
-    feeds the host correctly feeds the student correctly. geometry: how training images lay on the canvas, ``square`` or
+    wants; None takes the statistics timm records for it. The trunk converts from one to the other itself: what
+    is right for the host is right for the student. geometry: how training images lay on the canvas, ``square`` or
     ``longest_side``.
     """
 

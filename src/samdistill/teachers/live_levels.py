@@ -1,4 +1,4 @@
-"""One pyramid level of the frames of videos, asked of the detector itself: for videos that nobody cached."""
+"""One pyramid level of the frames of videos, computed by the detector: for videos without a cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .sam3_detector import Sam3Detector
 
 
 class LiveLevels:
-    """What a cache of the same teacher would hold, and nothing is kept: whoever needs a map twice keeps it himself."""
+    """What a cache of the same teacher would hold, computed anew at every call."""
 
     def __init__(
         self, teacher: Sam3Detector, source: VideoSource, place: Geometry, level: int, batch_size: int = 4

@@ -65,7 +65,7 @@ class MatchConfig(Strict):
     resolution: Positive = 72
     """Side in pixels at which masks are compared."""
     floor: Fraction = 0.0
-    """Teacher queries that score less are nobody's target; the student queries left over learn "no object"."""
+    """Teacher queries that score less are no target; the student queries left over learn "no object"."""
 
 
 DetectionLossConfig = loss_block(

@@ -60,7 +60,7 @@ class DetectionTask(Task[DetectionBatch]):
     after every epoch, or None.
     """
 
-    leaves_unused = True  # the box encoder when nobody shows a box
+    leaves_unused = True  # the box encoder in a batch without boxes
 
     def __init__(
         self, config: DetectionRunConfig, teacher: Sam3Detector, words: Words,

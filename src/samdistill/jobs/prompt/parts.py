@@ -82,7 +82,7 @@ class PromptParts(Images[PromptRunConfig]):
         return [key for key in self.train_source.keys if key not in skipped]
 
     def held_out(self) -> ObjectDataset | None:
-        """One draw of prompts about the held-out images; None where nobody knows the answers."""
+        """One draw of prompts about the held-out images; None without annotations."""
         source, prompts = self.held_out_source(), self.config.prompts.model_copy(update={"candidates": 1})
         if not source.labelled:
             return None

@@ -1,6 +1,6 @@
 """Video distillation: a memory for the frozen student of images, against the masks of annotated videos.
 
-No teacher runs here. What it said about the past is read from a cache, and gives way to what the student itself sees.
+No teacher runs here. Its maps of past frames are read from a cache, and are replaced step by step by the student's own.
 """
 
 from __future__ import annotations
