@@ -7,7 +7,6 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, Sam3LiteTextConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .backbones import resolve_backbone, statistics
 
@@ -53,9 +52,6 @@ class EfficientSam3Config(Sam3LiteTextConfig):
     """
 
     model_type = "efficient_sam3"
-    sub_configs_defaults = Sam3LiteTextConfig.sub_configs_defaults | {
-        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type=PyramidConfig.model_type)
-    }
 
     memory_latents: int = 0
     memory_layers: int = 2
@@ -71,6 +67,8 @@ class EfficientSam3Config(Sam3LiteTextConfig):
         for name, value in _parts().items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if isinstance(self.vision_config, dict):
+            self.vision_config = {"model_type": PyramidConfig.model_type, **self.vision_config}
         super().__post_init__(**kwargs)
 
 
