@@ -42,9 +42,11 @@ class Past:
 def image_fingerprint(model: EfficientSam3Model) -> str:
     """Hex digest of the image model inside a student of videos: its configuration, and every tensor but the memory's.
 
-    Also without the convolution of the coarsest level, which belongs to the memory once that is aligned.
+    Also without the convolution of the coarsest level, which belongs to the memory once that is aligned, and without
+    ``geometry``: it says how images are laid, not what the model computes, and earlier versions did not write it.
     """
-    about = {name: value for name, value in settings(model.config.to_dict()).items() if not name.startswith("memory_")}
+    kept = settings(model.config.to_dict())
+    about = {name: kept[name] for name in kept if not name.startswith("memory_") and name != "geometry"}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     skipped = (*MEMORY, f"vision_encoder.adapters.{COARSEST}.smooth.")
     for name, tensor in sorted(model.state_dict().items()):
