@@ -294,5 +294,5 @@ assert frame.number == 11
 def test_code_on_a_page_runs(page: str, before: str, after: str, tmp_path: Path) -> None:
     """In a process of its own: the pages register things that other tests must not see."""
     code = "\n".join([before, *blocks(ROOT / page, "python"), after])
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr[-3000:]

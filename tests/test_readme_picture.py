@@ -15,7 +15,7 @@ PICTURE = ROOT / "docs" / "images" / "teacher_student.png"
 
 def test_the_script_draws_the_committed_picture(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "readme_picture.py"), "--out", str(tmp_path / "drawn.png")]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     drawn, committed = (
         np.asarray(Image.open(path).convert("RGB"), float) for path in (tmp_path / "drawn.png", PICTURE)
     )

@@ -28,7 +28,7 @@ CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
 
 def versions(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "versions.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def pinned(lines: list[str]) -> dict[str, Version]:

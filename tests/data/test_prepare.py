@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -206,18 +205,13 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_tree(tmp_path: Path) 
     extracted(tmp_path / "src/loose", range(150, 300))
     prepare_sa1b(tmp_path / "src", tmp_path / "fresh", 0.2)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom samdistill.data import prepare_sa1b\n"
-        "prepare_sa1b(Path(sys.argv[1]), Path(sys.argv[2]), 0.2, lambda *_: time.sleep(0.002))"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom samdistill.data import prepare_sa1b\n"
+        "def die(done, total):\n    if done == 40: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare_sa1b(Path(sys.argv[1]), Path(sys.argv[2]), 0.2, die)"
     )
-    victim = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "src"), str(tmp_path / "dst")],
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-    )
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "dst").glob("*/*/sa_*"))) < 40 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    command = [sys.executable, "-c", code, str(tmp_path / "src"), str(tmp_path / "dst")]
+    victim = subprocess.run(command, env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
+    assert victim.returncode == -signal.SIGKILL
     half = {n: c for n, c in content(tmp_path / "dst").items() if not Path(n).name.startswith(".")}
     assert 40 <= len(half) < len(content(tmp_path / "fresh"))
     assert half.items() <= content(tmp_path / "fresh").items()  # nothing is half-written

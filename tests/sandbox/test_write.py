@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -122,17 +121,13 @@ def test_splits_of_two_worlds_share_no_key(tmp_path: Path) -> None:
 def test_killed_in_the_middle_and_run_again_gives_the_same_tree(tmp_path: Path) -> None:
     write_sa1b(tmp_path / "fresh", 60, SIZE, seed=1)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom samdistill.sandbox.write import write_sa1b\n"
-        f"write_sa1b(Path(sys.argv[1]), 60, {SIZE}, seed=1, progress=lambda *_: time.sleep(0.02))"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom samdistill.sandbox.write import write_sa1b\n"
+        "def die(done, total):\n    if done == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"write_sa1b(Path(sys.argv[1]), 60, {SIZE}, seed=1, progress=die)"
     )
-    victim = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "dst")], env={**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    )
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "dst").glob("images/*/*.jpg"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    victim = subprocess.run([sys.executable, "-c", code, str(tmp_path / "dst")], env=environment)
+    assert victim.returncode == -signal.SIGKILL
     half = {n: c for n, c in content(tmp_path / "dst").items() if not Path(n).name.startswith(".")}
     assert half.items() <= content(tmp_path / "fresh").items() and len(half) < len(content(tmp_path / "fresh"))
     write_sa1b(tmp_path / "dst", 60, SIZE, seed=1)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,18 +177,14 @@ def test_killed_in_the_middle_and_run_again_gives_the_same_tree(tmp_path: Path) 
     style = replace(STYLE, frames=9)
     write_sav(tmp_path / "fresh", 24, SIZE, seed=1, style=style)
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom samdistill.sandbox.videos import VideoStyle\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom samdistill.sandbox.videos import VideoStyle\n"
         "from samdistill.sandbox.write_videos import write_sav\n"
-        f"write_sav(Path(sys.argv[1]), 24, {SIZE}, 1, style=VideoStyle(frames=9), progress=lambda *_: time.sleep(0.05))"
+        "def die(done, total):\n    if done == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"write_sav(Path(sys.argv[1]), 24, {SIZE}, 1, style=VideoStyle(frames=9), progress=die)"
     )
-    victim = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "dst")], env={**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    )
-    deadline = time.monotonic() + 240
-    while len(list((tmp_path / "dst").glob("train/*.json"))) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    victim = subprocess.run([sys.executable, "-c", code, str(tmp_path / "dst")], env=environment)
+    assert victim.returncode == -signal.SIGKILL
     half = {n: c for n, c in content(tmp_path / "dst").items() if not Path(n).name.startswith(".")}
     assert half.items() <= content(tmp_path / "fresh").items() and len(half) < len(content(tmp_path / "fresh"))
     write_sav(tmp_path / "dst", 24, SIZE, seed=1, style=style)

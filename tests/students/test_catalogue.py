@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 
 import pytest
@@ -49,13 +48,6 @@ def test_the_teacher_is_sam3s_vit() -> None:
     with torch.device("meta"):
         vit = AutoModel.from_config(Sam3ViTConfig())
     assert sum(p.numel() for p in vit.parameters()) == TEACHER_TRUNK_PARAMS
-
-
-def test_listing_takes_seconds_at_most() -> None:
-    """Under two on an idle core; the slack is for a busy one."""
-    start = time.process_time()
-    list_students()
-    assert time.process_time() - start < 4
 
 
 @pytest.mark.parametrize("name", STUDENTS)
