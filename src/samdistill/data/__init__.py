@@ -1,4 +1,7 @@
-"""Data sets, views and batches. Importing it registers every kind in ``SOURCES`` and ``VIDEOS``."""
+"""Data sets, augmented views and batches.
+
+Importing this package registers every kind of data set in ``SOURCES`` (images) and ``VIDEOS`` (videos).
+"""
 
 from .clips import ClipBatch, ClipDataset, ClipItem, ClipRules, collate_clips, draw_clip, read_clip
 from .coco import CocoSource

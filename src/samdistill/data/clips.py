@@ -1,4 +1,4 @@
-"""Clips of videos: a query frame with its masks and the annotated frames before it, item by item and in batches."""
+"""Clips of videos: a query frame with masks and the annotated frames before it, as items and batches."""
 
 from __future__ import annotations
 
@@ -27,17 +27,25 @@ _TRIES = 64
 
 @dataclass(frozen=True)
 class ClipRules:
-    """How clips are cut.
+    """Rules by which clips are cut from videos.
 
-    context: annotated frames before the query, next to it, T at most. shortest: the fewest that a clip of a long enough
-    video may have, None for ``context``; with 1 the first frames of a video are asked about too, as in a stream.
-    objects: the most in a clip. per_video: clips of each video in an epoch. images: decode the context frames
-    too. cached: features of the context will be read from a cache, where no frame is augmented.
+    Attributes:
+        context: Largest number T of context frames, which are the annotated frames directly before the query frame.
+        shortest: Smallest number of context frames if the video is long enough; None for ``context``. With 1, the first
+            frames of a video can be query frames, as in streaming.
+        objects: Largest number of objects in a clip.
+        per_video: Clips per video and epoch.
+        images: Decode the context frames too.
+        cached: Features of context frames are read from a cache, so frames must not be augmented.
+        marks: Side g of a grid on which the positions of objects in the context frames are given; 0 for none. With
+            marks, the objects of a clip are those visible in the context, whether or not the query frame shows them.
+            Without marks they are those visible in the query frame.
+        lost: Probability that the marks of an object in a context frame are removed. At least one frame is kept.
+        own: Probability that a context frame enters the memory with the student's features instead of the teacher's.
 
-    marks: side of the grid on which it is said where each object was in the context; 0 leaves it out. With marks the
-    objects of a clip are those that the context shows, whether or not the query does; without, those in the query.
-    lost: share of an object's marks that are left out, never all. own: share of the context frames that are marked as
-    remembered by the student's own features.
+    Raises:
+        UserError: A number is too small, or ``shortest`` is not in 1..``context``.
+        ValueError: ``own`` without ``images``.
     """
 
     context: int = 8
@@ -61,15 +69,27 @@ class ClipRules:
 
 @dataclass(frozen=True)
 class ClipItem:
-    """One query frame, its n objects and the t annotated frames before it, oldest first; 1 <= t <= T.
+    """One query frame with n objects and t context frames, oldest first; 1 <= t <= T.
 
-    canvas, size, original_size, seed: of the query as in ``ImageItem``; ``seed`` replays the view of every frame.
-    masks: on the canvas, empty for an object that it does not show; n may be 0. objects: their ids. concepts: what each
-    is called, or (). query_frame, context_frames: numbers of the video's frames. query_row, context_rows: their places
-    among the annotated frames. context_times: seconds after the query, all negative. own: whether a context frame is
-    remembered by the student's own features. context: canvases where they were asked for. marks: the share of each cell
-    of a context frame that an object covers, where asked for; 0 where its mark was lost. bad: what was unusable on the
-    way to this item.
+    Attributes:
+        key: Key of the video.
+        canvas: RGB canvas of the query frame, uint8, of shape (3, s, s).
+        size: Height and width of the part of the canvas that is not padding.
+        original_size: Height and width of a frame.
+        seed: Seed that reproduces the view of every frame.
+        query_frame: Number of the query frame in the video.
+        query_row: Number of the query frame among the annotated frames.
+        masks: Masks (n, s, s) on the canvas; empty for an object that the query frame does not show. n may be 0.
+        objects: Ids of the objects, (n,).
+        concepts: Phrases for each object, or ().
+        context_frames: Numbers of the context frames in the video, (t,).
+        context_rows: Numbers of the context frames among the annotated frames, (t,).
+        context_times: Times of the context frames relative to the query frame in seconds, negative, (t,).
+        own: Whether a context frame enters the memory with the student's features, (t,).
+        context: Canvases of the context frames, (t, 3, s, s), or None.
+        marks: Fraction of each grid cell that an object covers in a context frame, (n, t, g, g), or None. 0 if the
+            marks were removed.
+        bad: Inputs that were unusable when this item was read.
     """
 
     key: str
@@ -92,10 +112,16 @@ class ClipItem:
 
 
 def draw_clip(record: VideoRecord, rules: ClipRules, rng: np.random.Generator) -> tuple[int, range]:
-    """Row of the query and rows of its context.
+    """Draw a query frame and its context.
 
-    The query is any row with ``rules.shortest`` before it; in a video too short for that it is the last row, and the
-    context is what there is. Raises ``BadVideo`` for fewer than two annotated frames.
+    The query is any annotated frame with at least ``rules.shortest`` annotated frames before it. If the video is too
+    short, it is the last annotated frame with all frames before it as context.
+
+    Returns:
+        Row of the query frame, and rows of the context frames.
+
+    Raises:
+        BadVideo: There are fewer than two annotated frames.
     """
     last = len(record.annotated) - 1
     if last < 1:
@@ -109,10 +135,23 @@ def read_clip(
     source: VideoSource, record: VideoRecord, query: int, context: Sequence[int], transform: ViewTransform,
     rules: ClipRules, rng: np.random.Generator,
 ) -> ClipItem:  # fmt: skip
-    """The clip of rows ``query`` and ``context``. All its frames are laid alike, by one seed from ``rng``.
+    """Read the frames and masks of a clip.
 
-    An object of which the query's canvas shows some pixels, but fewer than ``LEAST_PIXELS``, is left out; of more than
-    ``rules.objects`` ``rng`` draws. Raises ``BadVideo`` where a frame or a mask cannot be read.
+    All frames have the same view, with one seed drawn from ``rng``. An object with fewer than ``LEAST_PIXELS`` pixels
+    on the canvas of the query frame is left out; with ``rules.marks``, an object without any pixel is kept. If there
+    are more than ``rules.objects`` objects, ``rng`` selects among them.
+
+    Args:
+        source: The videos.
+        record: Description of the video.
+        query: Row of the query frame.
+        context: Rows of the context frames, ascending.
+        transform: Augmentation and geometry.
+        rules: Rules of the clip.
+        rng: Random stream of the clip.
+
+    Raises:
+        BadVideo: A frame or a mask cannot be read.
     """
     seed = int(rng.integers(2**31))
     rows = [*context, query] if rules.images else [query]
@@ -143,16 +182,18 @@ def read_clip(
 
 
 def _drawn(fit: Bool[Tensor, " m"], rules: ClipRules, rng: np.random.Generator) -> list[int]:
-    """Columns of the objects that are asked about, ascending."""
+    """Select up to ``rules.objects`` of the objects in ``fit``, and return their columns, ascending."""
     return sorted(rng.permutation(np.flatnonzero(fit.numpy()))[: rules.objects].tolist())
 
 
 def _asked(
     record: VideoRecord, query: int, masks: Bool[Tensor, "m s s"], past: Bool[Tensor, "m t s s"]
 ) -> Bool[Tensor, " m"]:
-    """Objects that can be asked about by where they were: the past shows them, and it is known whether the query does.
+    """Return the objects that can be trained on with marks.
 
-    One that is not labelled in the query may be there or not; of one that shows a few pixels nothing can be learnt.
+    A context frame shows them with at least ``LEAST_PIXELS`` pixels, and it is known whether the query frame shows
+    them. An object that is not labelled in the query frame may or may not be visible. One with fewer than
+    ``LEAST_PIXELS`` pixels is too small.
     """
     pixels = masks.flatten(1).sum(1)
     known = torch.from_numpy(record.labelled[query]) & ((pixels == 0) | (pixels >= LEAST_PIXELS))
@@ -160,7 +201,10 @@ def _asked(
 
 
 def _marks(past: Bool[Tensor, "n t s s"], rules: ClipRules, rng: np.random.Generator) -> Float[Tensor, "n t g g"]:
-    """Shares of cells, without the lost ones; where an object would lose all, it keeps the latest."""
+    """Return the fraction of each cell that an object covers, with marks removed at random.
+
+    If all marks of an object would be removed, those of the latest frame that shows it are kept.
+    """
     seen = past.flatten(2).any(-1)
     kept = seen & torch.from_numpy(rng.random(seen.shape) >= rules.lost)
     for row in np.flatnonzero(~kept.any(1).numpy()):
@@ -169,18 +213,30 @@ def _marks(past: Bool[Tensor, "n t s s"], rules: ClipRules, rng: np.random.Gener
 
 
 class ClipDataset(Dataset[ClipItem]):
-    """``rules.per_video`` clips of each video, and what was unusable on the way.
+    """``rules.per_video`` clips of each video.
 
-    A clip depends on ``seed``, ``epoch`` and its index alone. Training never dies of one bad video, and never shows
-    another picture than the one that the masks belong to: where a video is broken, does not fit its annotation or has
-    fewer than two annotated frames, the clip of the next index takes its place. Objects that appear nowhere are named.
+    A clip depends on ``seed``, ``epoch`` and its index only. If a video is damaged, does not fit its annotation or has
+    fewer than two annotated frames, the clip of the next index takes its place, so training continues. Masks are never
+    used with a frame of another video or size. Objects that are visible in no annotated frame are reported in ``bad``.
     """
 
     def __init__(
         self, source: VideoSource, transform: ViewTransform, keys: Sequence[str], rules: ClipRules, seed: int = 0,
         epoch: int = 0,
     ) -> None:  # fmt: skip
-        """Raises ``UserError`` for augmented frames beside a cache, whose features know nothing of them."""
+        """Set up the data set without opening a video.
+
+        Args:
+            source: The videos.
+            transform: Augmentation and geometry.
+            keys: Keys of the videos, in order.
+            rules: Rules of the clips.
+            seed: Seed of the run.
+            epoch: Number of the epoch.
+
+        Raises:
+            UserError: Features are cached and frames are augmented. Cached features are those of unaugmented frames.
+        """
         if rules.cached and transform.augment != AugmentConfig():
             raise UserError("data.augment: cached features are of frames as they are; turn the augmentations off")
         self.source, self.transform, self.keys, self.rules = source, transform, list(keys), rules
@@ -188,19 +244,20 @@ class ClipDataset(Dataset[ClipItem]):
 
     @property
     def identity(self) -> Sequence[str]:
-        """What tells the clips from those of other data."""
+        """Strings that distinguish these clips from those of other data."""
         return self.keys
 
     def __len__(self) -> int:
         return len(self.keys) * self.rules.per_video
 
     def __getitem__(self, index: int) -> ClipItem:
-        """Clip ``index // len(keys)`` of video ``index % len(keys)``.
+        """Read clip ``index // len(keys)`` of video ``index % len(keys)``.
 
-        Raises ``UserError`` after 64 unusable videos in a row, or where all are.
+        Raises:
+            UserError: 64 videos in a row are unusable, or all are.
         """
         if not 0 <= index < len(self):
-            raise IndexError(index)  # what ends a plain ``for``
+            raise IndexError(index)  # ends a ``for`` loop over the data set
         bad: list[BadInput] = []
         for step in range(min(_TRIES, len(self.keys))):
             number = (index + step) % len(self)
@@ -220,11 +277,18 @@ class ClipDataset(Dataset[ClipItem]):
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """b clips: query frames as images, n slots for objects and t for context frames, as many as the fullest clip has.
+    """b clips, padded to the largest number n of objects and t of context frames.
 
-    valid, context_valid: False for slots that only fill the batch. There masks are empty, objects, frames and rows -1,
-    times 0, own False, marks 0, and the context is grey, which is no frame of anything. The other fields are those of
-    the items.
+    In padded slots masks are empty, objects, frames and rows are -1, times and marks are 0, ``own`` is False, and the
+    context canvas is ``PAD``.
+
+    Attributes:
+        images: The query frames.
+        valid: False for padded object slots, (b, n).
+        context_valid: False for padded context slots, (b, t).
+        bad: Inputs that were unusable.
+
+    The other attributes are those of ``ClipItem`` with a batch dimension.
     """
 
     images: ImageBatch
@@ -247,14 +311,14 @@ class ClipBatch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> ClipBatch:
-        """A copy with every tensor on ``device``."""
+        """Return a copy with every tensor on ``device``."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
         return replace(self, images=self.images.to(device), **moved)
 
 
 def collate_clips(items: Sequence[ClipItem]) -> ClipBatch:
-    """One batch, filled up to its longest context and its most objects."""
+    """Collate items into one batch, padded to the longest context and the most objects."""
     images, _ = collate_images([ImageItem(i.canvas, i.size, i.original_size, i.key, i.seed) for i in items])
     assert images is not None
     contexts = [item.context for item in items if item.context is not None]
@@ -280,7 +344,7 @@ def collate_clips(items: Sequence[ClipItem]) -> ClipBatch:
 
 
 def _filled(parts: Iterable[Tensor], value: float) -> Tensor:
-    """Stacked, with ``value`` behind the end of those that are shorter than the longest."""
+    """Stack tensors of different lengths, padded with ``value`` at the end."""
     rows = list(parts)
     filled = rows[0].new_full((len(rows), max(len(row) for row in rows), *rows[0].shape[1:]), value)
     for target, row in zip(filled, rows, strict=True):

@@ -1,4 +1,4 @@
-"""COCO instances: one JSON for many images, polygons and run-length masks, categories."""
+"""COCO instance annotations: one JSON for many images, polygons and run-length masks, categories."""
 
 from __future__ import annotations
 
@@ -25,11 +25,26 @@ from .transforms import Size
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 OVERHANG = 2.0
-"""Pixels by which polygons and boxes may reach beyond their image."""
+"""Pixels by which polygons and boxes may extend beyond their image, because annotation tools round coordinates."""
 
 
 def run_lengths(counts: str | bytes) -> Int[np.ndarray, " runs"]:
-    """The run lengths behind COCO's compressed string: 5 bits a character, the rest differences to two runs before."""
+    """Decode COCO's compressed run-length string.
+
+    A character holds 5 bits of a number. From the fourth run on, the number is the difference to the run two places
+    before.
+
+    Args:
+        counts: The field ``counts`` of a compressed mask.
+
+    Returns:
+        Run lengths, int64, beginning with the background.
+
+    Raises:
+        ValueError: The string is damaged.
+
+    Source: ``rleFrString`` in the COCO API (``common/maskApi.c``).
+    """
     code = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
     if not len(code) or code.min() < 0 or code.max() > 63 or code[-1] & 32:
         raise ValueError("run-length string is damaged")
@@ -46,9 +61,16 @@ def run_lengths(counts: str | bytes) -> Int[np.ndarray, " runs"]:
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> None:
-    """Raises ``ValueError`` for what is none of COCO's three spellings or does not fit ``height`` x ``width``.
+    """Check a COCO segmentation against the image size without decoding it.
 
-    Polygons may reach ``OVERHANG`` pixels beyond the image, as tools round. Nothing is drawn.
+    Args:
+        segmentation: Polygons, run lengths as a list, or run lengths as a compressed string. Polygons may extend
+            ``OVERHANG`` pixels beyond the image.
+        height: Height of the image.
+        width: Width of the image.
+
+    Raises:
+        ValueError: The segmentation has none of these forms, or does not fit the image.
     """
     if isinstance(segmentation, list):
         if not segmentation or not all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in segmentation):
@@ -62,8 +84,8 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
         if segmentation.get("size") not in ([height, width], (height, width)):
             raise ValueError(f"mask of size {segmentation.get('size')} on an image of {[height, width]}")
         counts = segmentation["counts"]
-        lengths = np.array(counts, np.int64) if isinstance(counts, list) else run_lengths(counts)  # SA-V lists floats
-        # pycocotools would fill a mask whose runs are too short from uninitialised memory
+        lengths = np.array(counts, np.int64) if isinstance(counts, list) else run_lengths(counts)  # SA-V has floats
+        # if the run lengths are too short, pycocotools fills the rest of the mask from uninitialised memory
         if lengths.sum() != height * width or lengths.min() < 0:
             raise ValueError(f"run lengths sum to {lengths.sum()}, not to {height} x {width}")
     else:
@@ -71,6 +93,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
 
 
 def _require_inside(what: str, box: tuple[float, float, float, float], height: int, width: int) -> None:
+    """Raise ``ValueError`` if a box, xyxy, extends more than ``OVERHANG`` pixels beyond the image."""
     left, top, right, bottom = box
     if min(left, top) < -OVERHANG or right > width + OVERHANG or bottom > height + OVERHANG:
         corners = ", ".join(f"{value:g}" for value in box)
@@ -78,9 +101,18 @@ def _require_inside(what: str, box: tuple[float, float, float, float], height: i
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """A mask from COCO's three spellings: polygons, run lengths as a list, run lengths as a string.
+    """Decode a COCO segmentation to a boolean mask.
 
-    Raises ``ValueError`` as ``check_segmentation`` does.
+    Args:
+        segmentation: As for ``check_segmentation``.
+        height: Height of the image.
+        width: Width of the image.
+
+    Returns:
+        Mask of shape (h, w).
+
+    Raises:
+        ValueError: As for ``check_segmentation``.
     """
     check_segmentation(segmentation, height, width)
     if isinstance(segmentation, list):
@@ -92,9 +124,10 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> Bool[np.n
 
 
 def _find(root: Path) -> dict[str | None, tuple[Path, Path]]:
-    """Split name to annotation file and image folder; the name is None for a single ``instances.json``.
+    """Find the annotation file and the image folder of each split.
 
-    ``instances_train2017.json`` is found as ``train2017`` and, where no other year competes, as ``train``.
+    The name of the split is None for a single ``instances.json``. ``instances_train2017.json`` is the split
+    ``train2017``, and also ``train`` if there is no other year.
     """
     if (root / "instances.json").is_file():
         return {None: (root / "instances.json", root / "images" if (root / "images").is_dir() else root)}
@@ -110,7 +143,7 @@ def _find(root: Path) -> dict[str | None, tuple[Path, Path]]:
 
 
 class _File(BaseModel):
-    """The parts of an instances file that are read; what each entry holds is looked at where it is used."""
+    """The fields of an instances file that are read. Their entries are checked where they are used."""
 
     images: list[Table]
     annotations: list[Table]
@@ -118,7 +151,7 @@ class _File(BaseModel):
 
 
 class _Annotation(BaseModel):
-    """What an annotation has to say of itself; its outline is looked at when it is drawn."""
+    """The required fields of an annotation. Its segmentation is checked separately."""
 
     id: Whole | str | None = None
     image_id: Whole | str
@@ -128,13 +161,17 @@ class _Annotation(BaseModel):
 
 @SOURCES.register("coco")
 class CocoSource(Source):
-    """``instances.json`` beside ``images/``, or ``annotations/instances_<split>.json`` with ``images/<split>`` or ``<split>``.
+    """COCO instance annotations.
 
-    Keys are file names without suffix. Images missing on disk, files missing in the JSON and annotations without an
-    image are problems; so is an annotation whose outline cannot be drawn or whose outline or box lies outside its
-    image, which costs that object alone. Ids may be numbers or texts and are compared as they are. An object is called
-    by its category, or by every name in the annotation's list ``concepts`` where it has one.
-    """  # noqa: E501
+    The files are ``instances.json`` with ``images/``, or ``annotations/instances_<split>.json`` with
+    ``images/<split>/`` or ``<split>/``. A key is the file name of an image without its suffix. Ids are numbers or
+    texts, and ``1`` differs from ``"1"``.
+
+    Images missing on disk, files missing in the JSON and annotations without an image are reported in ``problems``. An
+    annotation whose segmentation is invalid, or whose segmentation or box is outside its image, is reported too, and
+    only that object is left out. The phrase of an object is the name of its category, or every name in the annotation's
+    list ``concepts`` if it has one.
+    """
 
     labelled = True
 
@@ -143,7 +180,16 @@ class CocoSource(Source):
         return sorted(name for name in _find(root) if name is not None)
 
     def __init__(self, root: Path, split: str | None) -> None:
-        """Raises ``UserError`` for a torn or foreign file, and for ids that say two things."""
+        """List the images of a split and read its annotation file.
+
+        Args:
+            root: Folder of the data set.
+            split: One of ``splits(root)``, or None for a single ``instances.json``.
+
+        Raises:
+            UserError: The file is damaged or not a COCO instances file, an id is used twice, or ids mix numbers and
+                texts.
+        """
         found = _find(root)
         if split not in found:
             raise UserError(f"{root}: neither instances.json nor annotations/instances_<split>.json is there")
@@ -163,7 +209,7 @@ class CocoSource(Source):
         records: dict[str, dict[str, Any]] = {}
         for image in images:
             name = fits(image["file_name"], str)
-            if reason := key_problem(name):  # before it is joined with a folder
+            if reason := key_problem(name):  # checked before the name is used in a path
                 self.problems.append(BadInput(shown(name), reason))
                 continue
             key = str(PurePosixPath(name).with_suffix(""))
@@ -207,7 +253,7 @@ class CocoSource(Source):
         return self.images / self._records[key]["file_name"]
 
     def annotated_size(self, key: str) -> tuple[str, Size] | None:
-        """``height`` and ``width`` of the image's entry, where it has them."""
+        """Return ``height`` and ``width`` of the image's entry, if it has them."""
         size = _size(self._records[key])
         return None if size is None else (f"its entry in {self.file.name}", size)
 
@@ -215,7 +261,11 @@ class CocoSource(Source):
         return self._objects.get(self._records[key]["id"], [])
 
     def read_instances(self, key: str) -> list[Instance]:
-        """Objects in the JSON's order, crowds marked. Raises ``BadImage`` for an outline that cannot be drawn."""
+        """Read the objects in the order of the JSON, including crowds.
+
+        Raises:
+            BadImage: A segmentation cannot be decoded.
+        """
         height, width = self.check(key)
         instances = []
         for a in self._of(key):
@@ -227,7 +277,10 @@ class CocoSource(Source):
         return instances
 
     def read_boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
-        """From ``bbox``, cut off at the image's edges, and no mask is decoded; from all masks where one is missing."""
+        """Read the boxes from ``bbox``, clipped to the image, without decoding masks.
+
+        If an object has no ``bbox``, all boxes are derived from masks.
+        """
         objects = [a for a in self._of(key) if not a.get("iscrowd")]
         if any("bbox" not in a for a in objects):
             return super().read_boxes(key)
@@ -242,12 +295,16 @@ class CocoSource(Source):
         return annotation.get("concepts") or [self._categories[annotation["category_id"]]]
 
     def phrases(self, key: str) -> list[str]:
-        """Crowds count: what they are called is in the image."""
+        """Return the names of the objects, including those of crowds, because a crowd shows objects of its name."""
         return list(dict.fromkeys(name for a in self._of(key) for name in self._names(a)))
 
     @property
     def vocabulary(self) -> list[str]:
-        """All categories, those that no image shows too; where annotations list ``concepts``, all of those."""
+        """Names that ``phrases`` can return, sorted.
+
+        These are all categories, also those without objects. If any annotation has ``concepts``, they are the names
+        that occur.
+        """
         if any(a.get("concepts") for objects in self._objects.values() for a in objects):
             return super().vocabulary
         return sorted(set(self._categories.values()))
@@ -265,7 +322,12 @@ def _corners(bbox: Any) -> tuple[float, float, float, float]:
 
 
 def _object_problem(annotation: dict[str, Any], size: Size | None) -> str | None:
-    """Why an object cannot be used, or None. size: of its image; without one, the outline is not held against it."""
+    """Return why an annotation cannot be used, or None.
+
+    Args:
+        annotation: The annotation.
+        size: Height and width of its image. If None, nothing is compared with it.
+    """
     if not annotation.get("segmentation"):
         return "has no segmentation"
     try:
@@ -283,7 +345,7 @@ def _object_problem(annotation: dict[str, Any], size: Size | None) -> str | None
 
 
 def _refuse_shared(file: Path, what: str, entries: Iterable[tuple[Any, str]]) -> None:
-    """``UserError`` where one id stands for two things: whatever refers to it would belong to both."""
+    """Raise ``UserError`` if an id has two names, because references to it would be ambiguous."""
     seen: dict[Any, str] = {}
     for identity, name in entries:
         if seen.setdefault(identity, name) != name:
@@ -294,7 +356,7 @@ def _refuse_shared(file: Path, what: str, entries: Iterable[tuple[Any, str]]) ->
 
 
 def _refuse_other_type(file: Path, field: str, identity: Any, known: Collection[Any]) -> None:
-    """``UserError`` where ``1`` refers to an entry called ``"1"``, or the reverse: nothing would be found."""
+    """Raise ``UserError`` if an id is unknown but exists as the other type (``1`` and ``"1"``)."""
     other = str(identity) if isinstance(identity, int) else identity
     if isinstance(identity, str):
         other = int(identity) if identity.isdecimal() else None

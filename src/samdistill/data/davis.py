@@ -1,4 +1,4 @@
-"""Videos as folders of frames, with one PNG of ids per annotated frame (DAVIS) or a folder per object (SA-V's val)."""
+"""Videos stored as folders of frames, with one id map per annotated frame (DAVIS) or a folder per object (SA-V val)."""
 
 from __future__ import annotations
 
@@ -21,34 +21,39 @@ from .transforms import Size
 from .videos import VIDEOS, BadVideo, VideoRecord, VideoSource, check_indices, seen_objects
 
 LAYOUTS = (("JPEGImages", "Annotations"), ("JPEGImages_24fps", "Annotations_6fps"))
-"""Folders of frames and of masks: DAVIS', and that of SA-V's val and test."""
+"""Folders of frames and of masks: those of DAVIS, and those of SA-V val and test."""
 RESOLUTIONS = ("480p", "Full-Resolution")
-"""Sub-folders that DAVIS may put between those and the videos; the first that is there counts."""
+"""Sub-folders of DAVIS between those and the videos. The first that exists is used."""
 RATE = 24.0
-"""Frames a second of both data sets; folders of frames do not say."""
-_PARSED = 256  # videos that a process keeps: which object is where, no pixels
+"""Frames per second of both data sets. Folders of frames do not state a rate."""
+_PARSED = 256  # videos whose visible objects (not pixels) a process keeps
 
 
 class _Masks(Protocol):
-    """Where the masks of a video are. rows: numbers of the annotated frames; ids: of all objects."""
+    """Masks of one video.
+
+    Attributes:
+        rows: Numbers of the annotated frames.
+        ids: Ids of all objects.
+    """
 
     rows: Sequence[int]
     ids: Sequence[int]
 
     def flags(self, size: Size) -> tuple[Bool[np.ndarray, "a m"], Bool[np.ndarray, "a m"]]:
-        """Whether each object is visible, and whether it is labelled, in each annotated frame."""
+        """Return whether each object is visible, and whether it is labelled, in each annotated frame."""
 
     def masks(self, index: int, ids: Sequence[int], size: Size) -> Bool[np.ndarray, "n h w"]: ...
 
 
 class _IdFiles:
-    """One PNG per annotated frame whose values are ids."""
+    """One id map per annotated frame."""
 
     def __init__(self, files: Mapping[int, Path], size: Size) -> None:
         self.files, self.rows = files, sorted(files)
         self._found = [_ids_in(files[row], size) for row in self.rows]
         ids = set().union(*(values for values, _ in self._found))
-        # beside other ids 255 is a border that belongs to no object; alone it is how a binary mask is written
+        # 255 marks borders if there are other ids; as the only id it is the object of a binary mask
         if len(ids) > 1 and all(dtype == np.uint8 for _, dtype in self._found):
             ids.discard(VOID)
         self.ids = sorted(ids)
@@ -60,18 +65,18 @@ class _IdFiles:
 
     def masks(self, index: int, ids: Sequence[int], size: Size) -> Bool[np.ndarray, "n h w"]:
         grid = read_id_map(self.files[index], size)
-        return grid == np.array(ids, np.uint16)[:, None, None]  # what a PNG can hold
+        return grid == np.array(ids, np.uint16)[:, None, None]  # the largest type of a PNG
 
 
 def _ids_in(path: Path, size: Size) -> tuple[set[int], np.dtype]:
-    """The ids in a file, and of how many bits they are."""
+    """Return the ids in a file and the type of its values."""
     ids = read_id_map(path, size)
     refuse_drawing(path, ids)
     return set(found_ids(ids)), ids.dtype
 
 
 class _ObjectFolders:
-    """A folder per object with one PNG per frame in which it is annotated, where it is whatever is not zero."""
+    """A folder per object with one PNG per annotated frame, in which non-zero pixels are the object."""
 
     def __init__(self, folders: Mapping[int, Mapping[int, Path]]) -> None:
         self.folders, self.ids = folders, sorted(folders)
@@ -102,7 +107,10 @@ class _Parsed:
 
 @lru_cache(_PARSED)
 def _parse(owner: object, key: str, images: Path, masks: Path) -> _Parsed:
-    """List the frames of a video and read all its masks once, to know who is where; each owner reads for itself."""
+    """List the frames of a video and read all masks once to find the visible objects.
+
+    ``owner`` separates the cached results of different sources.
+    """
     try:
         names, found = list_frames(images, key)
         size = upright_size(images / names[0])
@@ -148,7 +156,7 @@ def _masks(key: str, folder: Path, frames: Mapping[str, int], size: Size, proble
 def _files(
     key: str, folder: Path, names: Sequence[str], frames: Mapping[str, int], problems: list[BadInput]
 ) -> dict[int, Path]:
-    """Frame number to mask; a file that is no PNG or has no frame is a problem."""
+    """Map frame numbers to mask files. A file that is not a PNG or has no frame is a problem."""
     found = {}
     for name in names:
         path = folder / name
@@ -173,19 +181,26 @@ def _folders(root: Path) -> tuple[Path, Path]:
 
 @VIDEOS.register("davis")
 class DavisSource(VideoSource):
-    """``JPEGImages/<key>/*.jpg`` beside ``Annotations/<key>/*.png``, as in DAVIS, or in SA-V's val and test.
+    """Videos in the layout of DAVIS or of SA-V val and test.
 
-    Frames are numbered from 0 in the natural order of their names (``2.jpg`` before ``10.jpg``), and holes in that
-    numbering are named; the mask of a frame has its name. A PNG in
-    ``Annotations/<key>/`` holds the ids of all objects, by a palette or in grey, 0 is background, and 255 in 8 bits is
-    void wherever the video has other ids. Folders in ``Annotations/<key>/`` are one object each and called by its
-    number; its PNGs show it wherever they are not zero, so that objects may overlap, and in a frame without one the
-    object is not labelled. Rates are taken as 24 frames a second.
-    A video without masks and masks without a video are problems, not keys.
+    Frames are ``JPEGImages/<key>/*.jpg``, sorted naturally (``2.jpg`` before ``10.jpg``) and numbered from 0. Gaps in
+    their numbers are reported. A mask has the name of its frame. The frame rate is taken as 24 per second. There are
+    two forms of masks:
+
+    - ``Annotations/<key>/<frame>.png`` is an id map, palette or grey. 0 is background, and in 8 bits 255 is unlabelled
+      if the video has other ids.
+    - ``Annotations/<key>/<object>/<frame>.png`` is the mask of one object, non-zero where it is visible. Objects may
+      overlap. An object is not labelled in a frame without its PNG.
+
+    A video without masks and masks without a video are reported in ``problems``.
     """
 
     def __init__(self, root: Path) -> None:
-        """Raises ``UserError`` where the folders are not there."""
+        """List the videos in ``root``.
+
+        Raises:
+            UserError: The folders of frames and masks are missing.
+        """
         self.images, self.masks_root = _folders(root)
         images, masks = ({p.name for p in f.iterdir() if p.name[0] != "." and p.is_dir()}
                          for f in (self.images, self.masks_root))  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a source file holds, told cheaply: its size, its head and its tail."""
+"""Compute fingerprints of source files from their size and their first and last bytes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,20 @@ _AT_ONCE = 8
 
 
 def file_digest(path: Path, piece: int = _PIECE) -> bytes:
-    """8 bytes over the size of a file and its first and last ``piece`` bytes: a smaller one is read whole.
+    """Hash the size of a file and its first and last ``piece`` bytes.
 
-    Neither the name nor a time is part of it, so a copy has the same. Raises ``OSError``.
+    A file of at most ``2 * piece`` bytes is hashed completely. The name and the modification time are not included, so
+    a copy has the same digest.
+
+    Args:
+        path: The file.
+        piece: Number of bytes that are read at each end.
+
+    Returns:
+        A digest of 8 bytes (BLAKE2b).
+
+    Raises:
+        OSError: The file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
     with open(path, "rb") as file:
@@ -28,12 +39,20 @@ def file_digest(path: Path, piece: int = _PIECE) -> bytes:
 
 
 def combined(parts: Iterable[bytes]) -> str:
-    """16 hex digits over digests in their order."""
+    """Hash digests in the given order to 16 hexadecimal digits."""
     return hashlib.blake2b(b"".join(parts), digest_size=8).hexdigest()
 
 
 def fingerprints(ask: Callable[[str], str], keys: Iterable[str]) -> dict[str, str]:
-    """What ``ask`` says of each key, several at a time; empty for a file that cannot be read."""
+    """Compute the fingerprint of each key with several threads.
+
+    Args:
+        ask: Returns the fingerprint of a key, or raises ``OSError``.
+        keys: The keys.
+
+    Returns:
+        Key to fingerprint; the fingerprint is empty if ``ask`` raised ``OSError``.
+    """
 
     def one(key: str) -> str:
         try:
@@ -42,5 +61,5 @@ def fingerprints(ask: Callable[[str], str], keys: Iterable[str]) -> dict[str, st
             return ""
 
     wanted = list(keys)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # the disk is waited for, not the processor
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # threads, because most of the time is spent waiting for the disk
         return dict(zip(wanted, pool.map(one, wanted), strict=True))

@@ -1,4 +1,4 @@
-"""Any folder of images, at any depth."""
+"""Images in a folder and its sub-folders, without annotations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from .sources import SOURCES, Source, key_problem
 
 @SOURCES.register("folder")
 class FolderSource(Source):
-    """Every image below ``root``; its key is the path relative to ``root``, with forward slashes.
+    """Every image below ``root``.
 
-    Hidden files and folders are passed over, links to folders are followed once.
+    A key is the path relative to ``root``, with forward slashes. Hidden files and folders are skipped. Symbolic links
+    to folders are followed; a folder that was already visited when its parent is listed is not visited again, so a
+    cycle of links ends. A folder that cannot be listed and an image in a format that is not read are reported in
+    ``problems``.
     """
 
     labelled = False

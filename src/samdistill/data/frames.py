@@ -1,4 +1,4 @@
-"""Videos as folders of frames: which files they are, in which order, and what is missing between them."""
+"""Folders of video frames: list the files, sort them naturally and report gaps in their numbers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,38 @@ _Key = tuple[str | int, ...]
 
 
 class Frames(NamedTuple):
-    """names: of the frames' files in natural order, ``2.jpg`` before ``10.jpg``. problems: files that look like frames
-    and are not read, and holes in the numbering."""
+    """The frames of one video.
+
+    Attributes:
+        names: File names of the frames in natural order (``2.jpg`` before ``10.jpg``).
+        problems: Files in image formats that are not read, and gaps in the frame numbers.
+    """
 
     names: tuple[str, ...]
     problems: tuple[BadInput, ...]
 
 
 def natural(name: str) -> _Key:
-    """What sorts names by the numbers in them; texts and numbers in turn."""
+    """Return a sort key that compares the digits in a name as numbers.
+
+    Even elements are text, odd elements are integers.
+
+    Example:
+        >>> sorted(["10.jpg", "2.jpg"], key=natural)
+        ['2.jpg', '10.jpg']
+    """
     return tuple(int(part) if place % 2 else part for place, part in enumerate(_NUMBER.split(name)))
 
 
 def list_frames(folder: Path, key: str) -> Frames:
-    """The frames of the video called ``key``.
+    """List the frames of a video that is stored as a folder of images.
 
-    Raises ``UserError`` for a folder without a frame, and where two frames have the same number.
+    Args:
+        folder: The folder. Hidden files and files that are not images are ignored.
+        key: The video's key, used to name problems.
+
+    Raises:
+        UserError: The folder has no frame, or two frames have the same name or number.
     """
     files = [path.name for path in folder.iterdir() if path.name[0] != "."]
     problems = [BadInput(f"{key}/{name}", reason) for name in sorted(files) if (reason := unread(name))]
@@ -49,7 +65,11 @@ def list_frames(folder: Path, key: str) -> Frames:
 
 
 def _holes(key: str, keys: Sequence[_Key], names: Sequence[str]) -> list[BadInput]:
-    """What is missing between frames whose names differ in their last number alone, counted in their smallest step."""
+    """Report frames that are missing in the numbering.
+
+    Only names that differ in nothing but their last number are compared. The smallest difference between neighbours is
+    taken as the regular step.
+    """
     if any(len(one) == 1 for one in keys) or len({(one[:-2], one[-1]) for one in keys}) != 1:
         return []
     numbers = [int(one[-2]) for one in keys]

@@ -1,4 +1,4 @@
-"""PNGs whose values are object ids: reading them, which values are objects, and drawings that are no such thing."""
+"""Read PNG files whose pixel values are object ids, and detect PNG files whose values cannot be ids."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .sources import size_problem
 from .transforms import Size
 
 VOID = 255
+"""Value of an 8-bit id map that marks unlabelled border pixels if the map has other ids."""
 _FEW, _MANY, _MOST, _SHADES = 3, 8, 0.75, 64
 _ADVICE = (
     "draw masks without soft edges and do not scale them, or save a PNG per object in a folder of the image's name"
@@ -23,9 +24,19 @@ Ids = UInt[np.ndarray, "h w"]
 
 
 def read_id_map(path: Path, size: Size | None = None) -> Ids:
-    """Indices of a palette, or grey values; grey written as colour counts. size: of the image it belongs to.
+    """Read the palette indices or grey values of a PNG.
 
-    Raises ``UserError`` for a file that is no PNG or broken, for colours, transparency and another size.
+    An RGB file is accepted if its three channels are equal, and an alpha channel if it is opaque.
+
+    Args:
+        path: The PNG file.
+        size: Expected height and width, or None for any.
+
+    Returns:
+        Values of shape (h, w); uint8, or uint16 for a file of 16 bits.
+
+    Raises:
+        UserError: The file is not a PNG, is damaged, coloured, transparent or of another size.
     """
     with foreign(path, "not a readable mask"):
         values = _decoded(path)
@@ -52,9 +63,12 @@ def _decoded(path: Path) -> Ids:
 
 
 def object_ids(path: Path, ids: Ids) -> list[int]:
-    """Non-zero values that are there, ascending; not 255 in 8 bits beside another.
+    """List the object ids in a map, ascending.
 
-    Raises ``UserError`` where the values are no ids, as ``drawn`` says.
+    0 is background. In an 8-bit map 255 is left out if there are other ids.
+
+    Raises:
+        UserError: The values cannot be object ids (see ``drawn``).
     """
     refuse_drawing(path, ids)
     objects = found_ids(ids)
@@ -62,26 +76,29 @@ def object_ids(path: Path, ids: Ids) -> list[int]:
 
 
 def refuse_drawing(path: Path, ids: Ids) -> None:
-    """Raises ``UserError`` where values are no ids, and says what to do."""
+    """Raise ``UserError`` if the values cannot be object ids (see ``drawn``)."""
     if reason := drawn(ids):
         raise UserError(f"{path} holds no object ids: {reason}; {_ADVICE}")
 
 
 def found_ids(ids: Ids) -> list[int]:
-    """Non-zero values that are there, ascending."""
+    """List the non-zero values of a map, ascending."""
     return [int(number) for number in np.flatnonzero(np.bincount(ids.ravel())) if number != 0]
 
 
 def drawn(ids: Ids) -> str | None:
-    """Why values cannot be object ids but are the greys of a drawing, or None where they can.
+    """Return why the values of a map cannot be object ids, or None if they can.
 
-    - Soft edges: more than half of the values, three at least, fill no block of 3 x 3 pixels anywhere, and their pixels
-      lie against other values. Small objects fill no block either, but lie apart. Fewer than eight values have to be
-      greys, not low numbers, around one that fills a block.
-    - A shaded picture: of 64 values or more, nine in ten pixels that lie against another value differ from it by three
-      at most.
-    - 255 is taken for a border beside other ids. It is none where it covers most of what is not background and the
-      others are no low numbers.
+    Three kinds of files are detected:
+
+    - Soft edges. More than half of the non-zero values, and at least three, fill no 3 x 3 block, and at least 75 % of
+      their pixels touch another non-zero value. Small objects fill no block either, but most of their pixels do not
+      touch other objects. With fewer than eight values, a further condition is that some value fills a block and the
+      values are not low numbers.
+    - Shaded pictures. There are at least 64 non-zero values, and of the pairs of neighbouring pixels with different
+      non-zero values at least 90 % differ by three or less.
+    - 255 as an object. Beside other ids 255 marks borders. It cannot be a border if it covers more than half of the
+      foreground and the other values are not low numbers.
     """
     found = found_ids(ids)
     if len(found) < 2:
@@ -106,14 +123,14 @@ def drawn(ids: Ids) -> str | None:
 
 
 def _shifted(ids: Ids) -> list[tuple[Ids, Ids]]:
-    """Each pixel and its right, lower and two diagonal neighbours, as pairs of views."""
+    """Pair each pixel with its right, lower and two lower diagonal neighbours, as views."""
     return [
         (ids[:, :-1], ids[:, 1:]), (ids[:-1], ids[1:]), (ids[:-1, :-1], ids[1:, 1:]), (ids[:-1, 1:], ids[1:, :-1]),
     ]  # fmt: skip
 
 
 def _inside(ids: Ids) -> Bool[np.ndarray, "h w"]:
-    """Pixels whose eight neighbours have their value."""
+    """Return the pixels whose eight neighbours have the same value."""
     inside = np.zeros(ids.shape, bool)
     if min(ids.shape) >= 3:
         middle, same = ids[1:-1, 1:-1], np.ones((ids.shape[0] - 2, ids.shape[1] - 2), bool)
@@ -125,17 +142,19 @@ def _inside(ids: Ids) -> Bool[np.ndarray, "h w"]:
 
 
 def _beside_another(ids: Ids) -> Bool[np.ndarray, "h w"]:
-    """Pixels with a neighbour of another value that is not background."""
+    """Return the pixels that touch a pixel of another value, where neither is background."""
     found = np.zeros(ids.shape, bool)
     for (one, other), (here, there) in zip(_shifted(ids), _shifted(found), strict=True):
         differ = (one != other) & (one != 0) & (other != 0)
-        here |= differ  # views: this marks the pixels of ``found``
+        here |= differ  # ``here`` and ``there`` are views, so this writes to ``found``
         there |= differ
     return found
 
 
 def _close_steps(ids: Ids) -> float:
-    """Of pixels that lie against another value, background apart, the share that differ by three at most."""
+    """Return the fraction of horizontally and vertically neighbouring, different non-zero values that differ by at most
+    3.
+    """
     steps, close = 0, 0
     for one, other in _shifted(ids)[:2]:
         gap = np.abs(one.astype(np.int32) - other.astype(np.int32))

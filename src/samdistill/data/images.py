@@ -1,4 +1,4 @@
-"""Image files: which ones are read, decoding to upright 8-bit RGB, and sizes without decoding."""
+"""Image files: supported formats, decoding to upright 8-bit RGB, and reading the size without decoding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..reading import one_line
 from ..types import UserError
 from .transforms import Size
 
-# What Pillow's decoders raise on broken files; anything else is a fault of this package and must surface.
+# Pillow's decoders raise these on damaged files. Any other exception is an error of this package and is not caught.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, IndexError, EOFError, OverflowError, struct.error,
                  zlib.error, av.FFmpegError)  # fmt: skip
 
@@ -30,26 +30,29 @@ _OTHER = (".avif", *_HEIF, ".jxl", ".psd", ".exr", ".hdr", ".raw", ".dng", ".cr2
 IMAGE_SUFFIXES = (
     *_PILLOW, *((".avif",) if features.check("avif") else ()), *(_HEIF if find_spec("pillow_heif") else ())
 )  # fmt: skip
-"""Endings of the images that are read, in lower case: AVIF where Pillow was built with it, HEIC with pillow-heif."""
+"""Suffixes of supported image files, in lower case. AVIF needs a Pillow built with it, HEIC needs pillow-heif."""
 _FIRST_COUNTS = ("MPO", "HEIF")
-"""Formats whose further pictures are previews, depth or gain maps of the first."""
+"""Formats of which only the first picture is read, because the others are its previews, depth maps or gain maps."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""What shows an image upright, by its EXIF orientation."""
+"""Transposition that turns an image upright, by EXIF orientation."""
 _SIDEWAYS = (5, 6, 7, 8)
-_BITS, _WHITE_IS_ZERO, _LARGEST = 258, 262, (281, 341)  # tags of TIFF: BitsPerSample, Photometric.., (S)MaxSampleValue
+_BITS, _WHITE_IS_ZERO, _LARGEST = 258, 262, (281, 341)  # TIFF: BitsPerSample, Photometric.., (S)MaxSampleValue
 _REDUCED, _FAINT = 0b101, 1 / 16
 
 
 class UnreadableImage(UserError):
-    """A file is no image that can be used; the message names it and says why."""
+    """A file cannot be used as an image. The message names the file and the reason."""
 
 
 def unread(name: str) -> str | None:
-    """Why a file that is called like an image is not read, or None for one that is, and for other files."""
+    """Return why an image format is not supported, or None for supported formats and for files that are not images.
+
+    Only the suffix of ``name`` is used.
+    """
     suffix = PurePath(name).suffix.lower()
     if suffix in IMAGE_SUFFIXES or suffix not in _OTHER:
         return None
@@ -59,14 +62,30 @@ def unread(name: str) -> str | None:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Decode to upright 8-bit RGB.
+    """Decode an image file to upright 8-bit RGB.
 
-    Grey is repeated, transparency is laid over white, CMYK converted. Deeper values are scaled by what the file says of
-    them, else by their range: whole numbers as if of the fewest bits, 8 at least, that hold the largest (12-bit data in
-    a 16-bit PNG by 1/16), floats as 0..1 where they look so. JPEGs are always decoded at full size: Pillow's ``draft``
-    would make a view depend on how the file was encoded. Raises ``UnreadableImage``, also for animations, for several
-    pages, negative values and more pixels than Pillow's limit. Corruption inside a JPEG's entropy-coded data is not
-    reported by libjpeg and decodes to wrong pixels.
+    Grey is repeated over three channels, transparency is composed over white, and CMYK is converted. The EXIF
+    orientation is applied. Values of more than 8 bits are scaled to 0..255:
+
+    - by the largest value that a TIFF declares, if it declares one;
+    - integers otherwise as the smallest bit depth, at least 8, that holds the largest value of the image, so a 16-bit
+      PNG with values up to 4095 is taken as 12-bit;
+    - floats otherwise as 0..1 if the largest value is below 2; if it is below 1/16, it is taken as white. Larger floats
+      are scaled as the smallest bit depth that holds the largest value.
+
+    JPEG files are always decoded at full size, because with Pillow's ``draft`` a view would depend on the encoding of
+    the file. libjpeg does not report damage in the entropy-coded data of a JPEG; such a file is decoded to wrong
+    pixels.
+
+    Args:
+        path: The image file.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        UnreadableImage: The file is missing, damaged, not an image, an animation, a TIFF of several pages, has negative
+            values, or has more pixels than Pillow's limit.
     """
     with _opened(path) as file:
         _refuse_further_pages(file)
@@ -77,24 +96,25 @@ def read_image(path: Path) -> Image.Image:
         try:
             ImageOps.exif_transpose(image, in_place=True)
         except (*DECODE_ERRORS, KeyError, AttributeError):
-            image.info.pop("exif", None)  # broken metadata around good pixels: no orientation is known
+            image.info.pop("exif", None)  # the pixels are valid, but the orientation is unknown
         return _to_rgb(image)
 
 
 def upright_size(path: Path) -> Size:
-    """Height and width of an image as ``read_image`` would give it, from the file's head: no pixel is decoded.
+    """Return the height and width that ``read_image`` would give, without decoding pixels.
 
-    Raises ``UnreadableImage``.
+    Raises:
+        UnreadableImage: The file is not a readable image.
     """
     with _opened(path) as file:
         height, width = file.height, file.width
-        turned = _orientation(file) in _SIDEWAYS and file.format != "TIFF"  # Pillow turns the size of a TIFF itself
+        turned = _orientation(file) in _SIDEWAYS and file.format != "TIFF"  # Pillow already turns the size of a TIFF
     return (width, height) if turned else (height, width)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image that is not decoded yet; what goes wrong inside names the file."""
+    """Open an image without decoding it. Errors in the body become ``UnreadableImage`` with the file's name."""
     if path.suffix.lower() in _HEIF and path.suffix.lower() in IMAGE_SUFFIXES:
         import pillow_heif  # an optional extra
 
@@ -117,9 +137,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _orientation(file: Image.Image) -> int | None:
-    """By EXIF, as far as it stands before the pixels."""
+    """Return the EXIF orientation if it is stored before the pixels."""
     try:
-        # Pillow's own method for PNG decodes the pixels first, to find metadata behind them
+        # the method of Pillow's PNG class decodes the pixels first, to find metadata that is stored after them
         return Image.Image.getexif(file).get(ExifTags.Base.Orientation)
     except (*DECODE_ERRORS, KeyError, AttributeError):
         return None
@@ -130,7 +150,7 @@ def _turned(image: Image.Image, orientation: int | None) -> Image.Image:
 
 
 def _refuse_further_pages(file: Image.Image) -> None:
-    """``ValueError`` for more than one picture, previews of the first apart: which one was meant is unknown."""
+    """Raise ``ValueError`` for a file of several pictures, unless the others are previews of the first."""
     count = getattr(file, "n_frames", 1)
     if count == 1 or file.format in _FIRST_COUNTS:
         return
@@ -146,16 +166,18 @@ def _refuse_further_pages(file: Image.Image) -> None:
 
 
 def _is_deep_colour(file: Image.Image) -> bool:
-    """Colours of 16 bits, of which Pillow keeps the upper 8: of 12-bit data, four."""
+    """Return whether a file has 16-bit colour channels, of which Pillow keeps only the upper 8 bits."""
     names = (tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(file, "tile", []) if tile[3])
     return any(str(name).endswith((";16B", ";16L", ";16N")) and not str(name).startswith("I") for name in names)
 
 
 def _deep_colour(path: Path) -> Image.Image:
-    """Such an image through FFmpeg, which keeps all bits; as it lies in the file."""
+    """Decode an image with 16-bit colour channels through FFmpeg, which keeps all bits. EXIF orientation is not
+    applied.
+    """
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
-    # one thread: the converter's own outlive it, and a loader worker that is forked then waits for them for ever
+    # with more threads a loader worker that is forked later would wait for threads of the converter and never return
     values = frame.reformat(format="rgba64le", threads=1).to_ndarray()
     scaled, alpha = _eight_bits(values[..., :3]), (values[..., 3:] / 257).round().astype(np.uint8)
     return _to_rgb(Image.fromarray(np.concatenate([scaled, alpha], -1)))
@@ -175,7 +197,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _said(tags: dict[int, object]) -> float | None:
-    """The largest value that a TIFF says its pixels can have, where it says more than that they fill their bytes."""
+    """Return the largest pixel value that a TIFF declares, or None if its values fill their bytes."""
     for tag in _LARGEST:
         largest = tags.get(tag)
         if isinstance(largest, tuple) and largest and float(largest[0]) > 0:
@@ -185,9 +207,14 @@ def _said(tags: dict[int, object]) -> float | None:
 
 
 def _eight_bits(values: Shaped[np.ndarray, "*n"], said: float | None = None) -> UInt8[np.ndarray, "*n"]:
-    """Integers or floats as 0..255. said: what is white, where the file says so.
+    """Scale integers or floats to 0..255.
 
-    Raises ``ValueError`` for negative values, which no photograph has.
+    Args:
+        values: Pixel values; NaN and infinity become 0.
+        said: Largest value that the file declares, or None.
+
+    Raises:
+        ValueError: There are negative values, or no finite value.
     """
     whole = values.dtype.kind in "iu"
     numbers: Float[np.ndarray, "*n"] = values.astype(np.float64)
@@ -200,7 +227,7 @@ def _eight_bits(values: Shaped[np.ndarray, "*n"], said: float | None = None) -> 
         raise ValueError(f"it has negative values, down to {low:g}: scale it to 8 bits")
     if said is not None and high <= said:
         white = said
-    elif not whole and high < 2:  # 0..1, and a little more where it was resampled
+    elif not whole and high < 2:  # 0..1; resampling may exceed 1 by a little
         white = 1.0 if high >= _FAINT or high == 0 else high
     else:
         white = 2.0 ** max(8 if whole else 1, int(np.ceil(np.log2(high + 1)))) - 1

@@ -1,4 +1,4 @@
-"""Batches of uint8 canvases, in the order of their keys whatever the number of workers."""
+"""Batches of images on uint8 canvases, in the order of their keys for any number of workers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,28 @@ from .transforms import Size, ViewTransform, view_seed
 
 
 def record_key(key: str, view: int) -> str:
-    """The name under which a view of an image is cached: view 0 is the image's key itself.
+    """Return the name under which a view of an image is cached.
 
-    No key holds two slashes in a row, so views of different images never share a name.
+    View 0 has the image's key. A key contains no two consecutive slashes, so views of different images never share a
+    name.
+
+    Example:
+        >>> record_key("a", 0), record_key("a", 2)
+        ('a', 'a//2')
     """
     return key if view == 0 else f"{key}//{view}"
 
 
 class ImageItem(NamedTuple):
-    """One view: canvas, height and width of its part that is not padding and of the file, key, replay seed."""
+    """One view of an image.
+
+    Attributes:
+        image: RGB canvas, uint8, of shape (3, s, s).
+        size: Height and width of the part of the canvas that is not padding.
+        original_size: Height and width of the upright image file.
+        key: Key of the image.
+        seed: Seed that reproduces the augmentation.
+    """
 
     image: UInt8[Tensor, "3 s s"]
     size: Size
@@ -37,9 +50,17 @@ class ImageItem(NamedTuple):
 
 
 class ImageDataset(Dataset[ImageItem | BadInput]):
-    """View number ``view`` of each key. An item depends on its key, the seed and the view alone.
+    """View number ``view`` of each key.
 
-    An unreadable image gives a ``BadInput`` in its place, so lengths and positions never shift.
+    An item depends on its key, ``seed`` and ``view`` only. An unreadable image gives a ``BadInput`` in its place, so
+    the length and the indices do not change.
+
+    Args:
+        source: The images.
+        transform: Augmentation and geometry.
+        keys: Keys of the items, in order.
+        seed: Seed of the run.
+        view: Number of the view.
     """
 
     def __init__(
@@ -63,7 +84,11 @@ class ImageDataset(Dataset[ImageItem | BadInput]):
 
 
 def collate_images(items: Sequence[ImageItem | BadInput]) -> tuple[ImageBatch | None, list[BadInput]]:
-    """The readable items as one batch (None if there is none), and the others."""
+    """Collate the readable items into one batch.
+
+    Returns:
+        The batch, or None if no item is readable, and the unreadable items.
+    """
     good = [item for item in items if isinstance(item, ImageItem)]
     bad = [item for item in items if isinstance(item, BadInput)]
     if not good:
@@ -77,7 +102,7 @@ def collate_images(items: Sequence[ImageItem | BadInput]) -> tuple[ImageBatch | 
 
 
 def worker_count(wanted: int) -> int:
-    """``wanted`` loader processes, but no more than there are cores for them; batches are the same for any number."""
+    """Limit a number of loader processes to the available CPU cores. Batches are equal for any number."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(wanted, cores)
 
@@ -85,7 +110,13 @@ def worker_count(wanted: int) -> int:
 def image_loader(
     dataset: ImageDataset, batch_size: int, workers: int = 0
 ) -> DataLoader[tuple[ImageBatch | None, list[BadInput]]]:
-    """Batches in the order of ``dataset.keys``; the last one may be short. The same bytes for any ``workers``."""
+    """Load batches in the order of ``dataset.keys``.
+
+    Args:
+        dataset: The images.
+        batch_size: Images per batch; the last batch may have fewer.
+        workers: Loader processes. The batches are equal for any number.
+    """
     processes = worker_count(workers)
     return DataLoader(
         dataset,

@@ -1,4 +1,4 @@
-"""Image + mask folders: an id PNG per image, or a folder with one PNG per object."""
+"""Image and mask folders: one PNG of ids per image, or a folder with one PNG per object."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ from .sources import SOURCES, BadImage, Instance, Source
 from .transforms import Size
 
 PAIRS = (("images", "masks"), ("JPEGImages", "SegmentationObject"), ("JPEGImages", "Annotations"))
-"""Folders of images and of their masks: ours, Pascal VOC's (whose ``Annotations`` are XML), and DAVIS'."""
+"""Folders of images and of their masks: this package's, Pascal VOC's (its ``Annotations`` are XML files), and DAVIS's.
+"""
 SPLITS = ("train", "val", "test")
 
 
 def find_mask_folders(root: Path) -> dict[str | None, tuple[Path, Path]]:
-    """Split name to the folders of images and masks; the name is None for an undivided set. Empty where none is there.
+    """Find the image and mask folders of each split.
 
-    A split is ``<split>/images`` beside ``<split>/masks``, or ``images/<split>`` beside ``masks/<split>``. The second
-    form holds only where ``images`` has no other folder: a video may be called ``train``, as one of DAVIS is.
+    A split is ``<split>/images`` with ``<split>/masks``, or ``images/<split>`` with ``masks/<split>``. The second form
+    is used only if ``images`` has no other sub-folder, because a video may be called ``train``, as in DAVIS.
+
+    Returns:
+        Split name to the folders of images and masks. The name is None if there are no splits. Empty if there are no
+        such folders.
     """
     inside: dict[str | None, tuple[Path, Path]] = {}
     inside.update({name: pair for name in SPLITS if (pair := _pair(root / name)) is not None})
@@ -46,13 +51,16 @@ def _pair(root: Path) -> tuple[Path, Path] | None:
 
 @SOURCES.register("masks")
 class MaskFolderSource(Source):
-    """``images/`` beside ``masks/``, or ``JPEGImages/`` beside ``Annotations/``, with sub-folders at will. No classes.
+    """Images in ``images/`` with masks in ``masks/``, or the folder names of Pascal VOC or DAVIS (``PAIRS``), without
+    categories.
 
-    The mask of ``images/a.jpg`` is ``masks/a.png``, whose values are object ids, or ``masks/a/``, whose every PNG is
-    one object wherever it is not zero. Ids are what a palette or grey PNG of 8 or 16 bits holds, not its colours; 0 is
-    background. In 8 bits 255 is Pascal VOC's border that belongs to no object where the file has other ids, and the
-    object where it has none: so are binary masks written.
-    Keys are paths below the image folder without suffix. What has no counterpart of its name is a problem, not a key.
+    The mask of ``images/a.jpg`` is the id map ``masks/a.png``, or the folder ``masks/a/`` with one PNG per object. In
+    an id map each value is the id of an object: the palette index or grey value, 8 or 16 bits, not the colour. 0 is
+    background. In 8 bits, 255 is Pascal VOC's border label if there are other ids, and an object if there are none,
+    because binary masks are stored as 0 and 255. In a PNG per object every non-zero pixel is part of the object.
+
+    Both folders may have sub-folders. A key is the path below the image folder without its suffix. An image without
+    mask and a mask without image are reported in ``problems``.
     """
 
     labelled = True
@@ -81,7 +89,7 @@ class MaskFolderSource(Source):
         self.keys = sorted(self._masks.keys() ^ self._objects.keys())
 
     def _match(self, files: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """Id PNG of each image, and PNGs of its objects in the order of their names."""
+        """Return the id map of each image, and the object PNGs of each image sorted by name."""
         masks: dict[str, str] = {}
         objects: dict[str, list[str]] = {}
         for name in files:
@@ -100,10 +108,13 @@ class MaskFolderSource(Source):
         return self.images / self._names[key]
 
     def read_instances(self, key: str) -> list[Instance]:
-        """Objects by id, or in the order of their files' names and numbered from 1; a file may hold no pixel.
+        """Read the objects of an image, sorted by id.
 
-        Raises ``BadImage`` for a PNG that cannot be read, is coloured, is not as large as its upright image, or is a
-        drawing instead of a map of ids.
+        Objects in files of their own are sorted by file name and numbered from 1. Their masks may be empty.
+
+        Raises:
+            BadImage: A PNG cannot be read, is coloured, has another size than the upright image, or is not a map of
+                ids.
         """
         size = self.check(key)
         try:
@@ -121,7 +132,7 @@ class MaskFolderSource(Source):
         return b"".join(file_digest(self.masks / name) for name in files)
 
     def annotated_size(self, key: str) -> tuple[str, Size]:
-        """Its mask's, or that of the first of them."""
+        """Return the size of the mask, or of the first of the object masks."""
         path = self.masks / (self._masks[key] if key in self._masks else self._objects[key][0])
         try:
             with foreign(path, "not a readable mask"), Image.open(path) as file:

@@ -1,4 +1,4 @@
-"""Prompted objects of images: what the prompt job trains on, image by image and in batches."""
+"""Prompted objects of images: the training data of the prompt job, as items and batches."""
 
 from __future__ import annotations
 
@@ -22,17 +22,27 @@ from .sources import BadImage, Instance, Source
 from .transforms import Size, ViewTransform
 
 LEAST_PIXELS = 4
-"""An object of which the canvas shows fewer pixels is none: after a crop or a resize nothing can point at it."""
+"""Fewest pixels of an object on the canvas. Smaller objects, for instance after a crop, are not prompted."""
 _TRIES = 64
 
 
 class ObjectItem(NamedTuple):
-    """One view of an image and its n prompted objects.
+    """One view of an image with n prompted objects.
 
-    canvas, size, original_size, key, seed: as in ``ImageItem``. masks: on the canvas. labelled: whether the mask is the
-    answer; False where a point of ``everything`` lies on no object, whose mask is then empty. valid: whether the slot
-    asks anything; objects come again where there are fewer than slots, so all do. ask: what the prompts have in common.
-    draws: the candidates' prompts with b = 1, all about the same masks. bad: what was unusable on the way to this item.
+    Attributes:
+        key: Key of the image.
+        canvas: RGB canvas, uint8, of shape (3, s, s).
+        size: Height and width of the part of the canvas that is not padding.
+        original_size: Height and width of the upright image file.
+        seed: Seed that reproduces the augmentation.
+        masks: Ground-truth masks (n, s, s) on the canvas.
+        labelled: Whether the mask is the ground truth, (n,). False for a grid point of ``everything`` that is on no
+            object; its mask is empty.
+        valid: Whether the slot has a prompt, (n,). Always True, because objects are repeated if there are fewer than
+            slots.
+        ask: Types and numbers of prompts, equal for all objects.
+        draws: For each candidate, prompts with b = 1 for the same masks.
+        bad: Inputs that were unusable when this item was read.
     """
 
     key: str
@@ -49,18 +59,30 @@ class ObjectItem(NamedTuple):
 
 
 class ObjectDataset(Dataset[ObjectItem]):
-    """View number ``view`` of each key with ``prompts.objects`` prompted objects, and what was unusable on the way.
+    """View number ``view`` of each key with ``prompts.objects`` prompted objects.
 
-    Image, objects and prompts depend on ``seed``, the key and ``view`` alone. Training never dies of one bad image:
-    where an image or a mask cannot be read, a mask has another size than its image, or the view shows no object, the
-    next usable key takes its place. Crowds are no objects.
+    Image, objects and prompts depend on ``seed``, the key and ``view`` only. An image is skipped if it or a mask cannot
+    be read, if a mask has another size than its image, or if the view shows no object. The next usable key then takes
+    its place, so training continues. Crowds are not prompted.
     """
 
     def __init__(
         self, source: Source, transform: ViewTransform, prompts: PromptsConfig, keys: Sequence[str], seed: int = 0,
         view: int = 0,
     ) -> None:  # fmt: skip
-        """Raises ``UserError`` where prompts are to be drawn from masks and the data set has none."""
+        """Set up the data set without reading an image.
+
+        Args:
+            source: Images with masks; without masks only the mode ``everything`` is possible.
+            transform: Augmentation and geometry.
+            prompts: Settings of the prompts.
+            keys: Keys of the items, in order.
+            seed: Seed of the run.
+            view: Number of the view.
+
+        Raises:
+            UserError: The prompts are derived from masks and the data set has none.
+        """
         if not source.labelled and prompts.mode != "everything":
             raise UserError(f"prompts.mode: {prompts.mode} needs masks, which this data set lacks; everything does not")
         self.source, self.prompts = source, prompts
@@ -68,16 +90,20 @@ class ObjectDataset(Dataset[ObjectItem]):
 
     @property
     def identity(self) -> Sequence[str]:
-        """What tells the items from those of other data."""
+        """Strings that distinguish these items from those of other data."""
         return self.images.keys
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> ObjectItem:
-        """Raises ``UserError`` after 64 unusable images in a row."""
+        """Read item ``index``.
+
+        Raises:
+            UserError: 64 images in a row are unusable.
+        """
         if not 0 <= index < len(self):
-            raise IndexError(index)  # what ends a plain ``for``
+            raise IndexError(index)  # ends a ``for`` loop over the data set
         bad: list[BadInput] = []
         for step in range(min(_TRIES, len(self))):
             image = self.images[(index + step) % len(self)]
@@ -110,7 +136,11 @@ class ObjectDataset(Dataset[ObjectItem]):
         )  # fmt: skip
 
     def _objects(self, image: ImageItem, bad: list[BadInput]) -> list[Instance]:
-        """The annotated objects that have a pixel; the others are named. Raises ``BadImage`` as the source does."""
+        """Return annotated objects that have a pixel. Add those without pixels to ``bad``.
+
+        Raises:
+            BadImage: The annotation cannot be read.
+        """
         found = []
         for instance in self.source.instances(image.key):
             if instance.crowd:
@@ -122,17 +152,17 @@ class ObjectDataset(Dataset[ObjectItem]):
         return found
 
     def _placed(self, image: ImageItem, objects: Iterable[Instance]) -> Iterator[Bool[Tensor, "s s"]]:
-        """The masks that this view shows, one at a time."""
+        """Yield the masks that are visible in this view."""
         for instance in objects:
             mask = self.images.transform.masks(instance.mask, image.original_size, image.seed)
             if np.count_nonzero(mask.numpy()) >= LEAST_PIXELS:
                 yield mask
 
     def _drawn(self, image: ImageItem, objects: Sequence[Instance]) -> Bool[Tensor, "n s s"]:
-        """The masks that are asked for: a draw without replacement, over and over if there are fewer than slots."""
+        """Draw masks without replacement. If there are fewer than slots, they are repeated."""
         slots, found = self.prompts.objects, []
         order = shuffled(len(objects), random.Random(f"objects/{image.seed}"))
-        for mask in self._placed(image, (objects[i] for i in order)):  # no more of them than needed
+        for mask in self._placed(image, (objects[i] for i in order)):  # lazily, so only as many as needed
             found.append(mask)
             if len(found) == slots:
                 break
@@ -144,10 +174,16 @@ class ObjectDataset(Dataset[ObjectItem]):
 
 @dataclass(frozen=True)
 class ObjectBatch:
-    """b images and n prompted objects of each.
+    """b images with n prompted objects each.
 
-    draws: for each candidate the prompts of all images, grouped; every image is in one group of each draw, and the
-    groups of all draws hold the same rows. The other fields are those of the items.
+    Attributes:
+        images: The images.
+        masks: Ground-truth masks (b, n, s, s) on the canvas.
+        labelled: As in ``ObjectItem``, (b, n).
+        valid: As in ``ObjectItem``, (b, n).
+        draws: For each candidate, the prompts of all images in groups. Every image is in one group of each draw. The
+            groups of all draws have the same rows.
+        bad: Inputs that were unusable.
     """
 
     images: ImageBatch
@@ -159,20 +195,21 @@ class ObjectBatch:
 
     @property
     def groups(self) -> tuple[PromptGroup, ...]:
-        """The first draw, which is the same for any number of candidates."""
+        """The first draw. It does not depend on the number of candidates."""
         return self.draws[0]
 
     def to(self, device: torch.device | str) -> ObjectBatch:
-        """A copy with every tensor on ``device``."""
+        """Return a copy with every tensor on ``device``."""
         masks, labelled, valid = (t.to(device, non_blocking=True) for t in (self.masks, self.labelled, self.valid))
         draws = tuple(tuple(group.to(device) for group in groups) for groups in self.draws)
         return ObjectBatch(self.images.to(device), masks, labelled, valid, draws, self.bad)
 
 
 def collate_objects(items: Sequence[ObjectItem]) -> ObjectBatch:
-    """One batch. A group is the images that are asked alike, so that no prompt is padded, in the order of its first.
+    """Collate items into one batch.
 
-    A group of single points, and no other, asks for three masks.
+    Images with equal types and numbers of prompts form a group, so prompts need no padding. Groups are in the order of
+    their first image. ``multimask`` is set only for groups with a single positive point.
     """
     images, _ = collate_images([ImageItem(i.canvas, i.size, i.original_size, i.key, i.seed) for i in items])
     assert images is not None
@@ -191,6 +228,6 @@ def collate_objects(items: Sequence[ObjectItem]) -> ObjectBatch:
 
 
 def _joined(prompts: Sequence[Prompts]) -> Prompts:
-    """Prompts that hold the same fields, image after image."""
+    """Concatenate prompts that have the same fields."""
     columns = ([getattr(one, f.name) for one in prompts] for f in fields(Prompts))
     return Prompts(*(None if column[0] is None else torch.cat(column) for column in columns))

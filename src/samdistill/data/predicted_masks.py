@@ -1,7 +1,7 @@
-"""Folders of predicted masks beside folders of true ones, as the evaluators of DAVIS and of SA-V take them.
+"""Folders of predicted and true video masks, in the layouts of the DAVIS and SA-V evaluators.
 
-``<video>/<frame>.png`` holds the ids of all objects, ``<video>/<object>/<frame>.png`` one object wherever it is not
-zero; both folders have the same layout. A frame that does not count needs no prediction.
+``<video>/<frame>.png`` is an id map of all objects. ``<video>/<object>/<frame>.png`` is the mask of one object,
+non-zero where it is visible. Both folders have the same layout. Frames that are not scored need no prediction.
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from .sources import read_keys, size_problem
 from .transforms import Size
 
 OFFICIAL_IDS = Path("ImageSets", "2017", "val.txt")
-"""Which of DAVIS' videos are to evaluate on; all lie in one folder."""
+"""File that lists DAVIS's validation videos, which are in one folder with the others."""
 
 
 @dataclass(frozen=True)
 class MaskVideo:
-    """One video of a folder of true masks, and where its predicted ones are.
+    """True and predicted masks of one video.
 
-    objects: names of the folders of its objects; empty where one PNG holds all of them.
+    Attributes:
+        name: Name of the video.
+        truth: Folder of the true masks.
+        predicted: Folder of the predicted masks.
+        objects: Names of the folders per object; empty if one PNG holds all objects.
     """
 
     name: str
@@ -39,10 +43,17 @@ class MaskVideo:
 
 
 def find_true_masks(root: Path) -> tuple[Path, Path | None]:
-    """The folder with a folder per video, and the list of those that count, if ``root`` has one.
+    """Find the folder with one sub-folder per video.
 
-    root: a whole DAVIS or SA-V (``Annotations/``, ``Annotations_6fps/``, with or without a resolution below), or the
-    folder itself. Raises ``UserError`` where there is none.
+    Args:
+        root: Root of DAVIS or SA-V (with ``Annotations/`` or ``Annotations_6fps/``, with or without a resolution
+            below), or the folder itself.
+
+    Returns:
+        The folder, and the list of videos to score if ``root`` has one.
+
+    Raises:
+        UserError: ``root`` is not a folder.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of masks")
@@ -56,9 +67,17 @@ def find_true_masks(root: Path) -> tuple[Path, Path | None]:
 
 
 def find_videos(results: Path, root: Path) -> tuple[list[MaskVideo], list[str]]:
-    """Every video of ``root`` with its predictions below ``results``, and the names of folders without true masks.
+    """Pair the true masks of each video with its predictions.
 
-    Raises ``UserError`` for a folder that is not there, and for a video without predictions.
+    Args:
+        results: Folder of the predictions, one sub-folder per video.
+        root: Folder of the true masks, as for ``find_true_masks``.
+
+    Returns:
+        The videos, and the names of sub-folders of ``results`` without true masks.
+
+    Raises:
+        UserError: A folder does not exist, or a video has no predictions.
     """
     truth, listed = find_true_masks(root)
     if not results.is_dir():
@@ -77,9 +96,15 @@ def find_videos(results: Path, root: Path) -> tuple[list[MaskVideo], list[str]]:
 
 
 def object_masks(video: MaskVideo, convention: VideoConvention) -> Iterator[ObjectMasks]:
-    """The objects of a video that ``convention`` looks at, with what was predicted for them.
+    """Read true and predicted masks of each object that is scored.
 
-    Raises ``UserError`` for a missing frame, one of another size, and a PNG that does not hold ids or one object.
+    Args:
+        video: The video.
+        convention: Evaluation convention, which selects frames and objects.
+
+    Raises:
+        UserError: A frame is missing or has another size, a PNG does not hold ids or one object, or the layout does not
+            fit the convention.
     """
     if video.objects:
         if convention.from_first_frame:
@@ -117,7 +142,7 @@ def _folders(root: Path) -> list[str]:
 def _read_pair(
     truth: Path, predicted: Path, convention: VideoConvention, one_object: bool
 ) -> tuple[UInt[np.ndarray, "t h w"], UInt[np.ndarray, "t h w"]]:
-    """All true frames, and the predicted ones that count; zeros in the place of the others."""
+    """Read all true masks and the predicted masks of scored frames. Other predicted frames are zero."""
     names = sorted(path.name for path in truth.iterdir() if path.suffix.lower() == ".png" and path.name[0] != ".")
     if not names:
         raise UserError(f"{truth}: holds no PNG of a true mask")

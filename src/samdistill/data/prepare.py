@@ -1,4 +1,4 @@
-"""``samdistill prepare sa1b``: from downloaded shards or extracted folders to a tree with splits."""
+"""``samdistill prepare sa1b``: convert downloaded SA-1B shards or extracted folders to a tree with splits."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP,
 
 
 class _Claim(TypedDict):
-    """What a tree was made with."""
+    """Settings with which a tree was prepared."""
 
     kind: Literal["sa1b"]
     val_fraction: float
 
 
 class _Found(NamedTuple):
-    """A file, or a stretch of a tar shard. Plain files sort first: they can be linked."""
+    """A file, or a byte range of a tar shard. Plain files sort first, because they can be hard-linked."""
 
     in_tar: bool
     path: str
@@ -53,16 +53,24 @@ class _Found(NamedTuple):
 
 @dataclass
 class PrepareReport:
-    """What ``prepare_sa1b`` did. ``train`` and ``val`` count the images now in the tree, new or not."""
+    """Counts and problems of ``prepare_sa1b``.
+
+    Attributes:
+        train: Images in the training split, including those of earlier runs.
+        val: Images in the validation split, including those of earlier runs.
+        linked: Files that were hard-linked.
+        copied: Files that were copied.
+        present: Files that were already in place.
+        ignored: Files that are not images, JSON or archives.
+        problems: Inputs that were skipped.
+    """
 
     train: int = 0
     val: int = 0
     linked: int = 0
     copied: int = 0
     present: int = 0
-    """Files that were already in place."""
     ignored: int = 0
-    """Files that are neither JPEG, JSON nor archive."""
     problems: list[BadInput] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -77,7 +85,7 @@ class PrepareReport:
 
 
 class _Index:
-    """Every image and annotation below a source, by key; first plain files, then shards, in the order of their names."""  # noqa: E501
+    """Images and annotations below a source by key. Plain files are listed before shards, each sorted by path."""
 
     def __init__(self, src: Path, dst: Path, report: PrepareReport) -> None:
         self.images: dict[str, _Found] = {}
@@ -113,10 +121,13 @@ class _Index:
             index[key] = found
 
     def _add_shard(self, path: str, size: int) -> None:
-        """Members of a tar. Stretches that hold no readable member are reported, and reading goes on behind them."""
+        """Add the members of a tar shard.
+
+        Byte ranges without a readable member are reported, and reading continues after them.
+        """
         end = 0
         try:
-            # ignore_zeros makes tarfile look on behind a damaged header, where it would else end in silence
+            # without ignore_zeros tarfile stops at a damaged header without an error
             with tarfile.open(path, "r:", ignore_zeros=True) as tar:
                 for member in tar:
                     self._gap(path, end, member.offset)
@@ -133,7 +144,7 @@ class _Index:
         self._gap(path, end, size)
 
     def _gap(self, path: str, start: int, stop: int) -> None:
-        """Report what lies between two members, unless it is the zeros that pad a tar."""
+        """Report the bytes between two members unless they are zero padding."""
         with open(path, "rb") as file:
             file.seek(start)
             while (left := stop - file.tell()) > 0:
@@ -144,7 +155,7 @@ class _Index:
 
 
 def _files(src: Path, dst: Path) -> Iterator[tuple[str, int]]:
-    """Path and size of every file that is not hidden, outside ``dst``."""
+    """Yield path and size of every file that is not hidden and not inside ``dst``."""
     if src.is_file():
         yield str(src), src.stat().st_size
         return
@@ -158,7 +169,10 @@ def _files(src: Path, dst: Path) -> Iterator[tuple[str, int]]:
 
 
 def _check(image: _Found, annotation: _Found) -> str | None:
-    """Why a pair is unusable, or None. The JPEG's header is read; its pixels are only decoded in use."""
+    """Return why an image and its annotation cannot be used, or None.
+
+    Only the header of the image is read; pixels are decoded when the image is used.
+    """
     try:
         record = parse_json(annotation.read(), Table)
         if not {"image", "annotations"} <= record.keys():
@@ -173,7 +187,7 @@ def _check(image: _Found, annotation: _Found) -> str | None:
 
 
 def _place(found: _Found, target: Path) -> Literal["linked", "copied"]:
-    """Put a file at ``target`` all at once: a hard link, or a copy under a temporary name that is then renamed."""
+    """Create ``target`` atomically, as a hard link or as a copy."""
     if not found.in_tar:
         try:
             os.link(os.path.realpath(found.path), target)
@@ -186,7 +200,7 @@ def _place(found: _Found, target: Path) -> Literal["linked", "copied"]:
 
 
 def _claim(dst: Path, val_fraction: float) -> None:
-    """Make the tree, or check that an earlier run made it with the same settings; drop what that run left half-done."""
+    """Create the folders, or check that an earlier run had the same settings and remove its incomplete files."""
     settings = _Claim(kind="sa1b", val_fraction=float(val_fraction))
     for split in SPLITS:
         make_folder(dst / "images" / split)
@@ -208,14 +222,24 @@ def _claim(dst: Path, val_fraction: float) -> None:
 def prepare_sa1b(
     src: str | Path, dst: str | Path, val_fraction: float = 0.01, progress: Callable[[int, int], None] | None = None
 ) -> PrepareReport:
-    """Build ``dst/{images,annotations}/{train,val}`` from everything below ``src``.
+    """Build ``dst/{images,annotations}/{train,val}`` from SA-1B shards and files.
 
-    ``src`` is a tar shard or a folder with tar shards and extracted files at any depth. Plain files are hard-linked
-    where the file system can, members of shards are written out; each file appears under its name only when it is
-    complete, so a killed run is resumed by running it again. Keys go to ``val`` by their hash, and stay where an
-    earlier run put them. What is skipped is listed in the report and in ``dst/skipped.txt``.
-    ``progress(done, total)`` is called after each image. Raises ``UserError`` if there is nothing to prepare, if
-    ``dst`` was prepared otherwise, or if the disk is full.
+    Plain files are hard-linked if the file system allows it, and copied otherwise. Members of shards are copied. A file
+    appears under its name only when it is complete, so a run that was killed is resumed by running it again. The split
+    depends on a hash of the key. An image that an earlier run placed keeps its split. Skipped inputs are listed in the
+    report and in ``dst/skipped.txt``.
+
+    Args:
+        src: A tar shard, or a folder with tar shards and extracted files at any depth.
+        dst: Folder of the tree.
+        val_fraction: Fraction of images in the validation split, 0 to below 1.
+        progress: Called with (done, total) after each image.
+
+    Returns:
+        Counts and problems.
+
+    Raises:
+        UserError: There is nothing to prepare, ``dst`` was prepared with other settings, or the disk is full.
     """
     src, dst = as_path(src), as_path(dst)
     if not src.exists() or src.resolve() == dst.resolve():
@@ -246,7 +270,7 @@ def _build(
     for done, key in enumerate(pairs, 1):
         names = {"annotations": f"{key}.json", "images": f"{key}.jpg"}
         split = "val" if key in held_out else "train"
-        for other in SPLITS:  # more shards must never move an image between the splits
+        for other in SPLITS:  # an image stays in its split when shards are added
             if any(names[kind] in there[other][kind] for kind in names):
                 split = other
         missing = [kind for kind in names if names[kind] not in there[split][kind]]

@@ -1,8 +1,7 @@
-"""Prompts made from masks: the tight box and the centre point that the field evaluates with, and seeded draws to
-train with.
+"""Prompts derived from masks: tight boxes and centre points for evaluation, random prompts for training.
 
-Every draw follows from the view's seed (``view_seed``), its number and the slot alone. Points are indices of pixels,
-boxes lie on their edges.
+A random prompt depends on the view's seed (``view_seed``), the number of the draw and the slot only. Points are pixel
+indices. Boxes are xyxy at the outer edges of pixels.
 """
 
 from __future__ import annotations
@@ -24,26 +23,29 @@ from ..types import Prompts, UserError
 from .transforms import Size
 
 BAND = 0.25
-"""How far around an object negative points are drawn, as a share of its box's sides.
+"""Width of the area around an object in which negative points are drawn, as a fraction of the sides of its box.
 
-A click far away says nothing that the others have not said. The neighbourhood is where masks leak to, and where people
-click when they do.
+Masks leak into the surroundings of an object, and users click there to correct them. A point far away adds little
+information.
 """
 LEAST_BAND = 1 / 64
-"""The least width of that band, as a share of the canvas: one cell of SAM's embedding, which tells little apart."""
-_REVISION = 1  # part of the fingerprint: raise it when a change here changes prompts
+"""Smallest width of that area as a fraction of the canvas: one cell of SAM's image embedding."""
+_REVISION = 1  # part of the fingerprint; increase it if a change to this module changes prompts
 _IDLE = {
     "point": ("box_jitter", "grid_points"),
     "box": ("points", "negative_points", "grid_points"),
     "mixed": ("grid_points",),
     "everything": ("points", "negative_points", "box_jitter"),
 }
+"""Settings that have no effect in a mode, and so are left out of the fingerprint."""
 
 
 def pad_masks(masks: Sequence[Bool[Tensor, "n h w"]]) -> tuple[Bool[Tensor, "b m h w"], Bool[Tensor, "b m"]]:
-    """Masks of b images, n of them each, to one tensor with m = the largest n, and which slots hold an object.
+    """Stack the masks of b images, with n masks each, to m = the largest n.
 
-    A slot whose mask is empty (an object smaller than a canvas pixel) is not valid: nothing can point at it.
+    Returns:
+        Masks (b, m, h, w), and which slots are valid, (b, m). A slot with an empty mask, for instance of an object
+        smaller than a canvas pixel, is not valid, because it cannot be prompted.
     """
     most = max(len(m) for m in masks)
     padded = torch.stack([torch.cat([m, m.new_zeros(most - len(m), *m.shape[1:])]) for m in masks])
@@ -51,18 +53,24 @@ def pad_masks(masks: Sequence[Bool[Tensor, "n h w"]]) -> tuple[Bool[Tensor, "b m
 
 
 def box_prompts(masks: Bool[Tensor, "b n h w"], valid: Bool[Tensor, "b n"]) -> Prompts:
-    """The tight box of each mask, in the pixels of the masks' grid."""
+    """Return the tight box of each mask as a prompt, xyxy in pixels of the masks."""
     return Prompts(valid, boxes=masks_to_boxes(masks))
 
 
 def point_prompts(masks: Bool[Tensor, "b n h w"], valid: Bool[Tensor, "b n"]) -> Prompts:
-    """One positive click on each mask: the pixel farthest from its outside."""
+    """Return one positive point per mask: the pixel that is farthest from the outside of the mask."""
     points = centre_points(masks.flatten(0, 1)).view(*masks.shape[:2], 1, 2).float()
     return Prompts(valid, points=points, labels=torch.ones(points.shape[:3], dtype=torch.int64, device=masks.device))
 
 
 class Ask(NamedTuple):
-    """How an image is asked about each of its objects, in every draw: with a box or without, with so many points."""
+    """Types and numbers of prompts for each object of an image, equal in every draw.
+
+    Attributes:
+        box: Whether there is a box.
+        positives: Number of points on the object.
+        negatives: Number of points beside the object.
+    """
 
     box: bool
     positives: int
@@ -70,12 +78,15 @@ class Ask(NamedTuple):
 
     @property
     def ambiguous(self) -> bool:
-        """One positive point and nothing else, which SAM answers with three masks."""
+        """Whether the prompt is a single positive point, for which SAM predicts three masks."""
         return self == (False, 1, 0)
 
 
 def draw_ask(config: PromptsConfig, seed: int) -> Ask:
-    """The way of a view. ``mixed``: a point prompt, a box, or a box with points, one as likely as another."""
+    """Draw the types and numbers of prompts of a view.
+
+    In the mode ``mixed``, points, a box, and a box with points have equal probability.
+    """
     rng = random.Random(f"ask/{seed}")
     kind = {"point": 0, "box": 1, "mixed": int(3 * rng.random()), "everything": 0}[config.mode]
     positives, negatives = (low + int((high - low + 1) * rng.random())
@@ -88,10 +99,20 @@ def draw_ask(config: PromptsConfig, seed: int) -> Ask:
 def draw_prompts(
     masks: Bool[Tensor, "n s s"], size: Size, ask: Ask, config: PromptsConfig, seed: int, draw: int = 0
 ) -> Prompts:
-    """Prompts about n objects of one image, none of them empty; b is 1. ``size``: of the canvas' unpadded part.
+    """Draw prompts for n objects of one image.
 
-    draw: number of the candidate; each has its own stream, and so has each slot: an object in two slots is asked for in
-    two ways.
+    Every draw and every slot has a random stream of its own, so an object in two slots gets two different prompts.
+
+    Args:
+        masks: Masks on the canvas, none of them empty.
+        size: Height and width of the part of the canvas that is not padding.
+        ask: Types and numbers of prompts.
+        config: Settings of the prompts.
+        seed: Seed of the view.
+        draw: Number of the candidate.
+
+    Returns:
+        Prompts with b = 1.
     """
     boxes, points, labels = [], [], []
     for slot, mask in enumerate(masks.numpy()):
@@ -114,9 +135,15 @@ def draw_prompts(
 def jittered(
     tight: tuple[int, int, int, int], size: Size, deviation: float, rng: random.Random
 ) -> tuple[float, float, float, float]:
-    """A box as a hand would draw it: each edge off by a share of the side, two standard deviations at most.
+    """Move each edge of a box by a normally distributed offset, limited to two standard deviations.
 
-    It stays on the image. An axis on which less than a pixel would be left keeps its tight edges.
+    The box is clipped to the image. If less than a pixel is left along an axis, the tight edges are kept on this axis.
+
+    Args:
+        tight: Tight box, xyxy in pixels.
+        size: Height and width of the image.
+        deviation: Standard deviation as a fraction of the side of the box.
+        rng: Random stream.
     """
     edges = [0.0] * 4
     noise = [max(-2.0, min(2.0, rng.gauss(0.0, 1.0))) * deviation for _ in range(4)]
@@ -130,8 +157,11 @@ def jittered(
 def _clicks(
     mask: Bool[np.ndarray, "s s"], tight: tuple[int, int, int, int], size: Size, ask: Ask, rng: random.Random
 ) -> tuple[Int[np.ndarray, "p 2"], list[int]]:
-    """Positive points, then negative ones. An object that fills the image leaves no room for these: more positive ones
-    take their place, so that every object of a group has as many points."""
+    """Draw positive points, then negative points, and their labels.
+
+    If the object covers the whole image, there is no pixel for negative points. Positive points replace them, so that
+    every object of a group has the same number of points.
+    """
     inside = _pixels(mask, tight, ask.positives, rng)
     if not ask.negatives:
         return inside, [1] * ask.positives
@@ -146,6 +176,7 @@ def _clicks(
 
 
 def _band(tight: tuple[int, int, int, int], size: Size, canvas: int) -> tuple[int, int, int, int]:
+    """Return the box in which negative points are drawn: the tight box and its surroundings, clipped to the image."""
     left, top, right, bottom = tight
     x, y = (int(max(BAND * side, LEAST_BAND * canvas, 1)) for side in (right - left, bottom - top))
     return max(left - x, 0), max(top - y, 0), min(right + x, size[1]), min(bottom + y, size[0])
@@ -154,9 +185,12 @@ def _band(tight: tuple[int, int, int, int], size: Size, canvas: int) -> tuple[in
 def _pixels(
     region: Bool[np.ndarray, "s s"], box: tuple[int, int, int, int], count: int, rng: random.Random
 ) -> Int[np.ndarray, "p 2"]:
-    """x, y of ``count`` True pixels of ``region`` in ``box``, uniformly; none twice unless there are fewer than that.
+    """Draw ``count`` True pixels of ``region`` inside ``box``, uniformly.
 
-    None at all where there is none.
+    Pixels are repeated only if there are fewer than ``count``. If there is none, the result is empty.
+
+    Returns:
+        x, y of each pixel.
     """
     left, top, right, bottom = box
     places = np.flatnonzero(region[top:bottom, left:right])
@@ -169,7 +203,7 @@ def _pixels(
 
 
 def grid_points(size: Size, per_side: int) -> Int[np.ndarray, "p 2"]:
-    """x, y of the pixels under the cell centres of a grid over an image of ``size``, row by row."""
+    """Return x, y of the pixels at the cell centres of a regular grid over an image of ``size``, row by row."""
     rows, columns = (((np.arange(per_side) + 0.5) * side / per_side).astype(np.int64) for side in size)
     return np.stack([np.tile(columns, per_side), np.repeat(rows, per_side)], -1)
 
@@ -177,10 +211,20 @@ def grid_points(size: Size, per_side: int) -> Int[np.ndarray, "p 2"]:
 def draw_grid(
     masks: Sequence[Bool[Tensor, "s s"]], size: Size, config: PromptsConfig, seed: int
 ) -> tuple[list[int], tuple[Prompts, ...]]:
-    """The prompts of ``everything``: for each of ``config.objects`` slots the number of its mask, and the candidates.
+    """Draw the point prompts of the mode ``everything``.
 
-    A point stands for the smallest mask under it, or for none (-1). None is drawn twice before each was drawn once, and
-    one of them is on a mask if any grid point is. Other candidates are other points of the same mask, or of none.
+    The ground truth of a grid point is the smallest mask that contains it, or no mask. A point is repeated only after
+    all were drawn. If any grid point is on a mask, at least one of the drawn points is. The other candidates of a slot
+    are points with the same mask, or without a mask.
+
+    Args:
+        masks: Masks on the canvas.
+        size: Height and width of the part of the canvas that is not padding.
+        config: Settings of the prompts.
+        seed: Seed of the view.
+
+    Returns:
+        For each of ``config.objects`` slots, the number of its mask, or -1; and the prompts of each candidate.
     """
     points = grid_points(size, config.grid_points)
     owners = np.full(len(points), -1)
@@ -203,14 +247,14 @@ def draw_grid(
 
 
 def shuffled(count: int, rng: random.Random) -> list[int]:
-    """0 to ``count`` in random order."""
+    """Return the numbers from 0 to ``count - 1`` in random order."""
     return sorted(range(count), key=lambda _: rng.random())
 
 
 def prompts_fingerprint(prompts: PromptsConfig, seed: int) -> str:
-    """16 hex digits over everything that decides what is drawn from given views and masks.
+    """Return 16 hexadecimal digits computed from all settings that determine the prompts for given views and masks.
 
-    Clicks that follow an answer are not drawn beforehand, and settings of another mode decide nothing.
+    Settings of correction points, which depend on predictions, and settings without effect in the mode are left out.
     """
     settings = prompts.model_dump(mode="json", exclude={"rounds", "click", *_IDLE[prompts.mode]})
     settings |= {"revision": _REVISION, "seed": seed}
@@ -218,10 +262,16 @@ def prompts_fingerprint(prompts: PromptsConfig, seed: int) -> str:
 
 
 def check_prompts(prompts: Prompts, sizes: Int[Tensor, "b 2"]) -> None:
-    """Refuse points and boxes that are not on their image. ``sizes``: height and width, in the prompts' pixels.
+    """Check that points and boxes are inside their images.
 
-    Slots that are not valid and padding points (label -10) are passed over. Raises ``UserError`` that names the first
-    such coordinate and the size of its image.
+    Invalid slots and padding points (label -10) are ignored.
+
+    Args:
+        prompts: Prompts for b images.
+        sizes: Height and width of each image in the pixels of the prompts, (b, 2).
+
+    Raises:
+        UserError: A point or a box is outside its image, or a box has no area. The message names the first one.
     """
     limit = sizes.flip(-1).to(prompts.valid.device)[:, None]
     if prompts.points is not None:

@@ -1,4 +1,4 @@
-"""What is asked of the images: phrases from a list, a file or the labels, boxes of annotated objects."""
+"""Questions of the detection job: phrases from a list, a file or the labels, and boxes of annotated objects."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ T = TypeVar("T")
 
 
 def _plain(phrase: str) -> str:
+    """Replace every run of whitespace by one space."""
     return " ".join(phrase.split())
 
 
 def _read_line(line: str) -> tuple[str, list[str]]:
-    """Key and phrases. Raises ``ValueError`` for anything else than the two documented forms."""
+    """Parse the key and the phrases of a line.
+
+    Raises:
+        ValueError: The line has neither of the two documented forms.
+    """
     entry = parse_json(line, Table)
     if sorted(entry) not in (["key", "phrases"], ["caption", "key"]):
         got = f"fields {sorted(entry)}"
@@ -45,7 +50,7 @@ def _read_line(line: str) -> tuple[str, list[str]]:
 
 
 def _read_lines(path: Path) -> dict[str, list[str]]:
-    """Phrases by key; several lines of one key add up, as COCO has several captions of one image."""
+    """Read phrases by key. Lines with the same key are combined, because COCO has several captions per image."""
     found: dict[str, list[str]] = {}
     try:
         with open(path, encoding="utf-8") as file:
@@ -64,15 +69,26 @@ def _read_lines(path: Path) -> dict[str, list[str]]:
 
 
 class PhraseBook:
-    """What can be asked about each image of a source.
+    """Phrases that can be asked about each image of a data set.
 
-    keys: images about which something can be asked, sorted; those in ``unasked`` have no phrase. vocabulary: every
-    phrase that can be asked. dropped: phrases that ``fits`` refuses (a text encoder's context is limited, and half a
-    phrase asks for something else); they are never asked.
+    Attributes:
+        keys: Keys of the images with phrases, sorted.
+        unasked: Images without phrases.
+        vocabulary: All phrases, sorted.
+        dropped: Phrases that ``fits`` refuses. They are never asked, because a truncated phrase has another meaning.
     """
 
     def __init__(self, config: QuestionsConfig, source: Source, fits: Callable[[str], bool] | None = None) -> None:
-        """Raises ``UserError`` for a broken file, box questions without labels, and where nothing is left to ask."""
+        """Collect the phrases.
+
+        Args:
+            config: The ``questions`` block of a configuration.
+            source: The images.
+            fits: Returns whether a phrase fits into the text encoder's context. None accepts every phrase.
+
+        Raises:
+            UserError: The file is invalid, boxes are configured without labels, or no image has a phrase.
+        """
         if config.boxes > 0 and not source.labelled:
             raise UserError("questions.boxes: the data set has no annotated objects whose boxes could be shown; set 0")
         self.config, self.source = config, source
@@ -92,12 +108,13 @@ class PhraseBook:
             raise UserError(f"questions.source={config.source}: there is nothing to ask about any image{long}")
 
     def _listed(self) -> dict[str, tuple[str, ...]]:
+        """Return the phrases of each key from the configured source."""
         keys = self.source.keys
         if self.config.source == "generic":
             return dict.fromkeys(keys, tuple(dict.fromkeys(_plain(phrase) for phrase in self.config.generic)))
         if self.config.source == "names":
             return {key: tuple(self.source.phrases(key)) for key in keys}
-        assert self.config.file is not None  # the config sees to it
+        assert self.config.file is not None  # validated by the config
         lines = _read_lines(self.config.file)
         found = {key: tuple(dict.fromkeys(lines[key])) for key in keys if key in lines}
         if not found:
@@ -106,11 +123,15 @@ class PhraseBook:
         return found
 
     def phrases(self, key: str) -> tuple[str, ...]:
-        """What can be asked of an image and is, as far as is known, in it."""
+        """Return the phrases of an image. As far as is known, their objects are in the image."""
         return self._phrases[key]
 
     def absent(self, key: str, rng: random.Random) -> str | None:
-        """A phrase of other images, drawn evenly; None where the image has them all. Upper case makes no difference."""
+        """Draw a phrase that the image does not have, uniformly.
+
+        Returns:
+            The phrase, or None if the image has all phrases. Phrases that differ in upper and lower case are equal.
+        """
         own = {phrase.casefold() for phrase in self._phrases[key]}
         for _ in range(16):
             phrase = self.vocabulary[int(rng.random() * len(self.vocabulary))]
@@ -121,20 +142,33 @@ class PhraseBook:
 
 
 class Question(NamedTuple):
-    """text: a phrase, or ``VISUAL`` beside a box. box: normalised cxcywh of the canvas."""
+    """One question about an image.
+
+    Attributes:
+        text: A phrase, or ``VISUAL`` for a question with a box.
+        box: Box of an example object, cxcywh as fractions of the canvas, or None.
+    """
 
     text: str
     box: tuple[float, ...] | None = None
 
 
 QuestionItem = tuple[ImageItem, tuple[Question, ...], tuple[BadInput, ...]]
+"""An image, its questions, and the inputs that were unreadable when this item was read."""
 
 
 class QuestionDataset(Dataset[QuestionItem]):
-    """Each image the book has phrases for, with ``per_image`` questions, and what was unreadable on the way to it.
+    """Images with ``per_image`` questions each.
 
-    The questions depend on ``seed``, the key and ``epoch`` alone; the view is number ``epoch`` mod ``views``. Training
-    never dies of one bad image: that of the next readable key takes its place.
+    The questions depend on ``seed``, the key and ``epoch`` only. The view has number ``epoch % views``. If an image
+    cannot be read, the next readable key takes its place, so training continues.
+
+    Args:
+        book: The images and their phrases.
+        transform: Augmentation and geometry.
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+        views: Number of different views of an image.
     """
 
     def __init__(
@@ -145,16 +179,20 @@ class QuestionDataset(Dataset[QuestionItem]):
 
     @property
     def identity(self) -> list[str]:
-        """What tells the items from those of other data: images and what can be asked about each."""
+        """Strings that distinguish these items from those of other data: each key with its phrases."""
         return ["\n".join((key, *self.book.phrases(key))) for key in self.book.keys]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> QuestionItem:
-        """Raises ``UserError`` after 64 unreadable images in a row."""
+        """Read item ``index``.
+
+        Raises:
+            UserError: 64 images in a row are unreadable.
+        """
         if not 0 <= index < len(self):
-            raise IndexError(index)  # what ends a plain ``for``
+            raise IndexError(index)  # ends a ``for`` loop over the data set
         bad: list[BadInput] = []
         for step in range(min(_TRIES, len(self))):
             item = self.images[(index + step) % len(self)]
@@ -181,13 +219,16 @@ class QuestionDataset(Dataset[QuestionItem]):
         return tuple(questions)
 
     def _boxes(self, item: ImageItem) -> list[list[float]]:
-        """xyxy on the canvas of the objects that this view shows with a pixel or more."""
+        """Return the boxes of objects that are visible with at least one pixel in each direction.
+
+        Boxes are xyxy on the canvas.
+        """
         boxes = torch.from_numpy(self.book.source.boxes(item.key))
         placed = self.images.transform.boxes(boxes, item.original_size, item.seed)
         return placed[_has_area(placed)].tolist()
 
     def _exemplar(self, box: list[float], item: ImageItem, rng: random.Random) -> tuple[float, ...]:
-        """As a hand would draw it: each edge off by a share of the side, two standard deviations at most."""
+        """Jitter a box as ``prompts.jittered`` does. If it then has no area, the exact box is returned."""
         jitter, exact = self.book.config.jitter, torch.tensor(box)
         noise = torch.tensor([max(-2.0, min(2.0, rng.gauss(0.0, 1.0))) for _ in range(4)])
         height, width = item.size
@@ -198,19 +239,21 @@ class QuestionDataset(Dataset[QuestionItem]):
 
 
 def _endless(deck: Sequence[T], rng: random.Random) -> Iterator[T]:
-    """In random order, over and over: nothing comes twice before everything came once."""
+    """Repeat the items of a shuffled deck without end."""
     return cycle(sorted(deck, key=lambda _: rng.random()))
 
 
 def _has_area(boxes: Float[Tensor, "*n 4"]) -> Tensor:
-    """Whether a box spans a pixel or more in both directions."""
+    """Return whether a box is at least one pixel wide and high."""
     return (boxes[..., 2:] - boxes[..., :2] >= 1).all(-1)
 
 
 def collate_questions(items: Sequence[QuestionItem]) -> tuple[ImageBatch, ConceptPrompts, list[BadInput]]:
-    """One batch, its questions image by image, and what was unreadable.
+    """Collate items into one batch.
 
-    One exemplar slot if anything in the batch shows a box, none otherwise; the slots of words have label -10.
+    Returns:
+        The images, the questions in the order of the images, and the unreadable inputs. If any question has a box,
+        there is one exemplar slot, whose label is -10 for questions without a box; otherwise there is none.
     """
     batch, _ = collate_images([item for item, _, _ in items])
     assert batch is not None

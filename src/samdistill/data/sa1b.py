@@ -25,9 +25,11 @@ T = TypeVar("T")
 
 @SOURCES.register("sa1b")
 class Sa1bSource(Source):
-    """``images/<split>`` beside ``annotations/<split>``, or one flat folder with both files of each image.
+    """SA-1B images and masks.
 
-    Keys are file names without suffix. An image without its JSON, or the reverse, is a problem, not a key.
+    The files are in ``images/<split>/`` and ``annotations/<split>/``, or all in one folder without splits. A key is the
+    file name of an image without its suffix. An image without JSON and a JSON without image are reported in
+    ``problems``.
     """
 
     labelled = True
@@ -55,7 +57,7 @@ class Sa1bSource(Source):
         return self.images / self._names[key]
 
     def annotated_size(self, key: str) -> tuple[str, Size]:
-        """By the JSON's entry ``image``."""
+        """Return the size in the field ``image`` of the JSON."""
 
         def read(record: dict[str, Any]) -> Size:
             return int(record["image"]["height"]), int(record["image"]["width"])
@@ -63,7 +65,11 @@ class Sa1bSource(Source):
         return f"{key}.json", self._read(key, read)
 
     def read_instances(self, key: str) -> list[Instance]:
-        """Every mask of the image's JSON. Raises ``BadImage`` if the JSON or one of its masks is broken."""
+        """Read every mask of the image's JSON. Objects have no categories.
+
+        Raises:
+            BadImage: The JSON or one of its masks is damaged.
+        """
 
         def read(record: dict[str, Any]) -> list[Instance]:
             height, width = int(record["image"]["height"]), int(record["image"]["width"])
@@ -75,7 +81,10 @@ class Sa1bSource(Source):
         return self._read(key, read)
 
     def read_boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
-        """From ``bbox``: no mask is decoded. SA-1B's boxes end at the last pixel, these at its far edge."""
+        """Read the boxes from ``bbox`` without decoding masks.
+
+        SA-1B's width and height end at the last pixel. Here 1 is added, so that boxes end at its outer edge.
+        """
 
         def read(record: dict[str, Any]) -> Float[np.ndarray, "n 4"]:
             boxes = np.array([a["bbox"] for a in record["annotations"]], np.float32).reshape(-1, 4)
@@ -90,13 +99,13 @@ class Sa1bSource(Source):
         path = self.annotations / f"{key}.json"
         try:
             return read(_parsed(path, self._owner))
-        except Exception as error:  # whatever its values lead to
+        except Exception as error:  # invalid values can raise any exception
             raise BadImage(key, f"{path} is not a readable SA-1B annotation: {error!r}") from error
 
 
 @lru_cache(1)
 def _parsed(path: Path, owner: object) -> Any:
-    """The last JSON that was read: an image, its size and its masks are asked for one after the other."""
+    """Parse a JSON file and keep the last one, because its size and its masks are read one after the other."""
     return parse_json(path.read_bytes(), Table)
 
 

@@ -1,8 +1,10 @@
-"""Concepts in the layout of SA-Co (Carion et al., SAM 3, 2025): (image, noun phrase) pairs, and predictions for them.
+"""Concept data sets in the layout of SA-Co: pairs of an image and a noun phrase with the masks of its objects.
 
-Ground truth is a COCO file whose ``images`` are pairs, each with a ``text_input``; several pairs share a ``file_name``.
-Predictions are a COCO results list. What counts is what the official evaluation counts (facebookresearch/sam3,
-``sam3/eval/cgf1_eval.py``): ``iscrowd`` is no object, and a ``category_id`` that is not listed does not exist.
+A ground-truth file is a COCO file in which every entry of ``images`` is a pair with a ``text_input``. Several pairs may
+have the same ``file_name``. As in the official evaluation (facebookresearch/sam3, ``sam3/eval/cgf1_eval.py``), an
+annotation with ``iscrowd`` is not an object, and annotations with a ``category_id`` that is not listed are ignored.
+
+Source: Carion et al., SAM 3, 2025.
 """
 
 from __future__ import annotations
@@ -27,20 +29,27 @@ from .coco import decode_segmentation, run_lengths
 from .skipped import BadInput
 
 Rle = dict[str, Any]
-"""COCO's compressed run lengths: ``size`` [height, width] and ``counts``, a string."""
+"""COCO's compressed run-length encoding: ``size`` [height, width] and ``counts``, a string."""
 Box = tuple[float, float, float, float]
-"""COCO's ``bbox``: x, y, width, height. SA-Co gives shares of the image, COCO pixels."""
+"""COCO's ``bbox``: x, y, width, height. Fractions of the image in SA-Co, pixels in COCO."""
 CATEGORY = 1
-"""SA-Co's only category, that of an annotation or a prediction that names none."""
+"""SA-Co's only category, used for annotations and predictions without a category."""
 
 
 @dataclass(frozen=True)
 class ConceptPair:
-    """A phrase asked of an image, and every object it names there; no ``rles`` make the pair a negative one.
+    """An image, a phrase, and the objects that the phrase describes in the image.
 
-    height, width: of the image file, in pixels, and of each of ``rles``. boxes: of these, as the file gives them; None
-    where it gives none. groups: masks of several objects in one (``iscrowd``), which are no objects. others: the same
-    question as further annotators answered it.
+    Attributes:
+        id: Id of the pair.
+        file_name: Path of the image as in the file.
+        text: The phrase.
+        height: Height of the image and of each mask in pixels.
+        width: Width of the image and of each mask in pixels.
+        rles: Masks of the objects; empty for a negative pair.
+        boxes: Boxes of the objects as in the file; None for an object without a box.
+        groups: Masks of groups (``iscrowd``), which are not objects.
+        others: The same pair as annotated by further annotators.
     """
 
     id: int
@@ -55,17 +64,21 @@ class ConceptPair:
 
 
 def to_rle(mask: Bool[np.ndarray, "h w"]) -> Rle:
-    """Compressed run lengths of a mask, as they are written to files."""
+    """Encode a mask as compressed run lengths."""
     runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode("ascii")}
 
 
 def runs_of(segmentation: Any, height: int, width: int) -> Rle:
-    """Any of COCO's spellings as compressed run lengths. Raises ``ValueError`` where it does not fit the image."""
+    """Convert any COCO segmentation to compressed run lengths.
+
+    Raises:
+        ValueError: The segmentation is invalid or does not fit the image.
+    """
     counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
     if isinstance(counts, str) and segmentation.get("size") == [height, width]:
         lengths = run_lengths(counts)
-        if lengths.min() >= 0 and lengths.sum() == height * width:  # already in the form wanted; the usual case
+        if lengths.min() >= 0 and lengths.sum() == height * width:  # already compressed
             return {"size": [height, width], "counts": counts}
     try:
         return to_rle(decode_segmentation(segmentation, height, width))
@@ -76,7 +89,11 @@ def runs_of(segmentation: Any, height: int, width: int) -> Rle:
 
 
 def field_of(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """``entry[name]``. Raises ``ValueError`` where there is none of that ``kind``; a bool is no number."""
+    """Return ``entry[name]``.
+
+    Raises:
+        ValueError: The field is missing or not of type ``kind``. A boolean is not accepted as a number.
+    """
     value = entry.get(name) if isinstance(entry, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
@@ -85,17 +102,25 @@ def field_of(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -
 
 
 def category_of(entry: Mapping[str, Any], where: str) -> int:
-    """Of an annotation or a prediction. Raises ``ValueError`` for one that is no number."""
+    """Return the category id of an annotation or a prediction.
+
+    Raises:
+        ValueError: It is not an integer.
+    """
     return field_of({"category_id": CATEGORY} | entry, "category_id", int, where)
 
 
 def read_json(path: Path) -> Any:
-    """What the file holds. Raises ``UserError`` where it cannot be read."""
+    """Read a JSON file.
+
+    Raises:
+        UserError: The file cannot be read or is not JSON.
+    """
     return reading.read_json(path, Any, "not a readable JSON file")
 
 
 def _read_pairs(entries: Any) -> dict[int, ConceptPair]:
-    """By id, in the file's order, objects not yet added."""
+    """Read the pairs by id, without objects, in the order of the file."""
     pairs: dict[int, ConceptPair] = {}
     for number, entry in enumerate(entries):
         where = f"images entry {number}"
@@ -115,10 +140,13 @@ def _read_pairs(entries: Any) -> dict[int, ConceptPair]:
 
 @dataclass(frozen=True)
 class ConceptSet:
-    """Pairs that can be scored, in the file's order.
+    """Pairs that can be scored, in the order of the file.
 
-    problems: pairs left out, and annotations of no pair or category. ids: of all pairs in the file, those left out too.
-    categories: by annotator, the ids that count; None where the file lists none, and all do.
+    Attributes:
+        pairs: The pairs.
+        problems: Pairs that were left out, and annotations without pair or category.
+        ids: Ids of all pairs in the file, including those that were left out.
+        categories: For each annotator, the listed category ids; None if the file lists none, so that all count.
     """
 
     pairs: tuple[ConceptPair, ...]
@@ -129,16 +157,21 @@ class ConceptSet:
 
     @classmethod
     def load(cls, json_path: Path, images_root: Path | None = None, check_images: bool = True) -> ConceptSet:
-        """Read ground truth; no image is opened.
+        """Read a ground-truth file without opening images.
 
-        Images lie under ``images_root``, or without one beside the JSON, in its parent folder, or in ``images/`` of
-        either. check_images: with False files need not be there, which is enough to score a file of predictions.
+        Left out and reported are pairs whose image is missing, pairs with an annotation that cannot be decoded, and
+        pairs that are not exhaustively annotated (``is_instance_exhaustive`` 0). A group (``iscrowd`` 1) is not an
+        object: predictions inside it are false positives, and a pair with groups only is negative. Annotations with an
+        unlisted ``category_id`` are reported and are not objects.
 
-        Left out, and listed: a pair whose image is missing, one with an annotation that cannot be drawn, and one that
-        is not exhaustively annotated (``is_instance_exhaustive`` 0). A group (``iscrowd`` 1) is no object: what is
-        predicted inside it is a false positive, and a pair with nothing else is a negative one. An annotation whose
-        ``category_id`` is not among the file's ``categories`` is listed and no object either.
-        Raises ``UserError`` for a torn or foreign file, an id given twice, and where no pair is left.
+        Args:
+            json_path: The file.
+            images_root: Folder of the images. None searches the folder of the file, its parent, and ``images/`` in
+                both.
+            check_images: If False, images may be missing, for instance to score a file of predictions.
+
+        Raises:
+            UserError: The file is damaged or has another format, an id is used twice, or no pair is left.
         """
         record = read_json(json_path)
         try:
@@ -175,10 +208,13 @@ class ConceptSet:
     def load_annotators(
         cls, json_paths: Sequence[Path], images_root: Path | None = None, check_images: bool = True
     ) -> ConceptSet:
-        """The same pairs as several annotators marked them, a file each; the first file's order, images and ``rles``.
+        """Read the same pairs as annotated by several annotators, one file each.
 
-        A pair that one of the files leaves out is left out; problems of the other files have the file's name in front.
-        Raises ``UserError`` as ``load`` does, and for a file without one of the pairs or with another phrase or size.
+        Order, images and ``rles`` are those of the first file. A pair that is left out of one file is left out.
+        Problems of the other files begin with the name of the file.
+
+        Raises:
+            UserError: As for ``load``; or a file lacks a pair, or has another phrase or size for it.
         """
         first = cls.load(json_paths[0], images_root, check_images)
         for path in json_paths[1:]:
@@ -212,24 +248,25 @@ class ConceptSet:
         return min(self.categories[0]) if self.categories[0] else CATEGORY
 
     def path(self, pair: ConceptPair) -> Path:
-        """The image file."""
+        """Return the path of the image file."""
         return self._paths[pair.file_name]
 
     def by_image(self) -> dict[Path, list[ConceptPair]]:
-        """The pairs of each image file, so that it is encoded once; both in the file's order."""
+        """Group the pairs by image file, so that each image is encoded once. Both are in the order of the file."""
         grouped: dict[Path, list[ConceptPair]] = defaultdict(list)
         for pair in self.pairs:
             grouped[self.path(pair)].append(pair)
         return dict(grouped)
 
     def masks(self, pair: ConceptPair) -> Bool[np.ndarray, "n h w"]:
-        """The pair's objects, in the pixels of the image file."""
+        """Decode the masks of a pair's objects, in pixels of the image."""
         if not pair.rles:
             return np.zeros((0, pair.height, pair.width), bool)
         return np.ascontiguousarray(coco_mask.decode(list(pair.rles)).transpose(2, 0, 1)).astype(bool)
 
 
 def tight_box(rle: Rle) -> Box:
+    """Return the tight box of a mask: x, y, width, height in pixels."""
     x, y, width, height = (float(value) for value in coco_mask.toBbox(rle))
     return x, y, width, height
 
@@ -242,7 +279,10 @@ class _Drawn(NamedTuple):
 
 
 def _with_objects(pair: ConceptPair, drawn: Iterable[_Drawn]) -> ConceptPair:
-    """Objects by category, then in the file's order: so does the official evaluation, and ties go by order."""
+    """Sort objects by category, then in the order of the file.
+
+    The official evaluation has the same order, which decides between equal scores.
+    """
     ordered = sorted(drawn, key=lambda one: one.category)
     objects = [one for one in ordered if not one.group]
     return replace(
@@ -261,7 +301,7 @@ def _read_categories(record: Any) -> frozenset[int] | None:
 
 
 def read_box(entry: Mapping[str, Any]) -> Box | None:
-    """Of an annotation or a prediction; None where it has none that can be used."""
+    """Return the box of an annotation or a prediction, or None if there is no valid one."""
     values = entry.get("bbox")
     if not isinstance(values, list) or len(values) != 4 or not all(type(value) in (int, float) for value in values):
         return None
@@ -273,7 +313,11 @@ def read_box(entry: Mapping[str, Any]) -> Box | None:
 def _read_annotations(
     entries: Any, pairs: Mapping[int, ConceptPair], categories: frozenset[int] | None
 ) -> tuple[Mapping[int, list[_Drawn]], dict[int, str], list[BadInput]]:
-    """What is drawn for each pair, why a pair cannot be scored, and annotations that belong to no pair or category."""
+    """Read the objects of each pair.
+
+    Returns:
+        Objects by pair id, reasons why pairs cannot be scored, and annotations without pair or category.
+    """
     drawn: dict[int, list[_Drawn]] = defaultdict(list)
     bad: dict[int, str] = {}
     taken: set[int | str] = set()
@@ -301,12 +345,12 @@ def _read_annotations(
 
 
 def outline(rle: Rle, category: int = CATEGORY) -> dict[str, Any]:
-    """What a mask looks like in both kinds of file; the box is in pixels, as in COCO."""
+    """Return the fields of a mask in both kinds of files. The box is in pixels."""
     return {"category_id": category, "segmentation": rle, "bbox": list(tight_box(rle))}
 
 
 def write_concepts(path: Path, pairs: Iterable[ConceptPair]) -> None:
-    """Write ground truth that ``ConceptSet.load`` reads back; the file is whole or absent."""
+    """Write a ground-truth file that ``ConceptSet.load`` reads. The file is written atomically."""
     images, annotations = [], []
     for pair in pairs:
         images.append({"id": pair.id, "file_name": pair.file_name, "height": pair.height, "width": pair.width,
@@ -319,8 +363,15 @@ def write_concepts(path: Path, pairs: Iterable[ConceptPair]) -> None:
 
 
 def find_concepts(root: Path) -> Path | None:
-    """The ground truth in ``root``: a ``.json`` file itself, or ``concepts_val.json`` or ``concepts.json`` in a folder
-    or in its ``annotations``; None where there is none."""
+    """Find the ground-truth file of a data set.
+
+    Args:
+        root: A ``.json`` file, or a folder that has ``concepts_val.json`` or ``concepts.json``, also in
+            ``annotations/``.
+
+    Returns:
+        The path, or None if there is no such file.
+    """
     if root.is_file():
         return root if root.suffix == ".json" else None
     names = ("concepts_val.json", "concepts.json")

@@ -1,4 +1,4 @@
-"""Predictions for pairs of image and phrase, as a COCO results list: reading, writing, and whether they fit."""
+"""Predictions for pairs of an image and a phrase: read, write and check COCO results lists."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ from .saco import (
 from .skipped import BadInput
 
 IouKind = Literal["masks", "boxes"]
-_SHARES_END = 1.5  # boxes that end before are shares of an image: no set of boxes in pixels is that small
+_SHARES_END = 1.5  # boxes that end below this are fractions of the image; a set of boxes in pixels is never that small
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One mask a model found for a pair, in the pixels of the image file.
+    """One predicted instance.
 
-    score: 0..1, higher is surer. rle: None in a file of boxes. category: its ``category_id``; it counts where the
-    ground truth lists that. box: as the file gives it, or None.
+    Attributes:
+        score: Confidence, 0..1.
+        rle: Mask in pixels of the image; None in a file of boxes.
+        category: ``category_id``. The prediction counts if the ground truth lists it.
+        box: ``bbox`` as in the file, or None.
     """
 
     score: float
@@ -47,10 +50,17 @@ class Prediction:
 
 
 def load_predictions(json_path: Path) -> dict[int, list[Prediction]]:
-    """Read a COCO results list: ``image_id`` (a pair's id), ``score``, ``segmentation`` as run lengths or ``bbox``.
+    """Read a COCO results list.
 
-    ``check_predictions`` says whether they fit a ground truth. Raises ``UserError`` for a torn or foreign file, a score
-    that is no finite number, and run lengths that do not fill their size.
+    Each entry has ``image_id`` (the id of a pair), ``score``, and ``segmentation`` (run lengths) or ``bbox``. Use
+    ``check_predictions`` to compare the list with a ground truth.
+
+    Returns:
+        Predictions by pair id.
+
+    Raises:
+        UserError: The file is damaged or has another format, a score is not finite, or run lengths do not fit their
+            size.
     """
     record = read_json(json_path)
     if not isinstance(record, list):
@@ -81,7 +91,14 @@ def _predicted(entry: Mapping[str, Any], where: str) -> Rle:
 
 
 def write_predictions(path: Path, predictions: Mapping[int, Sequence[Prediction]]) -> None:
-    """Write a COCO results list that ``load_predictions`` reads back, by pair id; the file is whole or absent."""
+    """Write predictions as a COCO results list that ``load_predictions`` reads.
+
+    The file is written atomically. All predictions need masks.
+
+    Args:
+        path: The file.
+        predictions: Predictions by pair id.
+    """
     write_json(path, [
         {"image_id": identity, **outline(found.rle, found.category), "score": found.score}
         for identity, all_found in predictions.items()
@@ -92,10 +109,16 @@ def write_predictions(path: Path, predictions: Mapping[int, Sequence[Prediction]
 def check_predictions(
     truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]], iou: IouKind = "masks"
 ) -> None:
-    """Raises ``UserError`` for predictions that can not be compared with the pairs.
+    """Check that predictions can be compared with a ground truth.
 
-    That is where none is of a pair that the file has, for masks of another size or missing ones, and for boxes in
-    pixels beside boxes as shares of the image.
+    Args:
+        truth: The pairs.
+        predictions: Predictions by pair id.
+        iou: Compare ``masks`` or ``boxes``.
+
+    Raises:
+        UserError: No prediction belongs to a pair, a mask is missing or has another size than the image, or boxes are
+            in pixels on one side and fractions of the image on the other.
     """
     if predictions and not truth.ids & predictions.keys():
         raise UserError(f"predictions: no image_id is in the ground truth, not {min(predictions)} either; give the "
@@ -119,7 +142,7 @@ def check_predictions(
 
 
 def unused_predictions(truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]]) -> list[BadInput]:
-    """Predictions that count for nothing, as in the official evaluation: of no pair, or of no listed category."""
+    """List predictions that are ignored, as in the official evaluation: without a pair, or of an unlisted category."""
     foreign = sorted(predictions.keys() - truth.ids)
     listed = None if None in truth.categories else frozenset().union(*truth.categories)
     own = (p.category for found in predictions.values() for p in found)
@@ -132,15 +155,16 @@ def unused_predictions(truth: ConceptSet, predictions: Mapping[int, Sequence[Pre
 
 
 def boxes_of(pair: ConceptPair) -> list[Box]:
-    """Of the pair's objects; those that the file does not give are drawn tightly around the mask, in pixels."""
+    """Return the boxes of a pair's objects. A missing box is derived from the mask, in pixels."""
     given = pair.boxes or (None,) * len(pair.rles)
     return [tight_box(rle) if box is None else box for box, rle in zip(given, pair.rles, strict=True)]
 
 
 def box_of(prediction: Prediction) -> Box:
-    """As ``boxes_of``."""
+    """Return the box of a prediction. A missing box is derived from the mask, in pixels."""
     return prediction.box if prediction.box is not None or prediction.rle is None else tight_box(prediction.rle)
 
 
 def _in_shares(boxes: Iterable[Box]) -> bool:
+    """Return whether boxes are fractions of the image."""
     return all(x + width <= _SHARES_END and y + height <= _SHARES_END for x, y, width, height in boxes)

@@ -1,4 +1,4 @@
-"""SA-V: one ``sav_<id>.mp4`` per video, beside JSONs with the run-length masks of every fourth frame."""
+"""SA-V: one ``sav_<id>.mp4`` per video with JSON files of run-length masks for every fourth frame."""
 
 from __future__ import annotations
 
@@ -34,18 +34,24 @@ from .videos import (
 )
 
 STRIDE = 4
-"""SA-V is annotated at 6 of its 24 frames a second. It decides only where a file leaves several strides possible."""
+"""Distance of annotated frames, used only if several strides fit: 6 of SA-V's 24 frames per second are annotated."""
 KINDS = ("manual", "auto")
-_PARSED = 16  # videos that a process keeps: their run lengths, no pixels
-_RUNS = re.compile("[0-o]*[0-O]")  # digits of 5 bits, 32 added to all but the last of a number
+_PARSED = 16  # videos whose run lengths (not pixels) a process keeps
+_RUNS = re.compile("[0-o]*[0-O]")  # numbers in digits of 5 bits; 32 is added to all digits but the last
 
 
 @dataclass(frozen=True, eq=False)
 class Masklets:
-    """One JSON of SA-V: the masks of m objects in the annotated frames, as run lengths.
+    """One JSON of SA-V: run-length masks of m objects in the annotated frames.
 
-    video: whose masks they are. frames: of that video. ids: of the objects. rles: in each annotated frame one per
-    object. concepts: what each object is called (``masklet_concepts``, which SA-V itself lacks), or empty.
+    Attributes:
+        path: The file.
+        video: Id of the video.
+        frames: Number of frames of the video.
+        size: Height and width of the masks.
+        ids: Ids of the objects.
+        rles: One mask per object for each annotated frame.
+        concepts: Phrases for each object (``masklet_concepts``, an extension that SA-V does not have), or empty.
     """
 
     path: Path
@@ -58,11 +64,16 @@ class Masklets:
 
     @property
     def visible(self) -> Bool[np.ndarray, "a m"]:
+        """Whether each object has a pixel in each annotated frame, (a, m)."""
         flags = [[_has_pixels(rle) for rle in row] for row in self.rles]
         return np.array(flags, bool).reshape(len(self.rles), len(self.ids))
 
     def mask(self, row: int, column: int) -> Bool[np.ndarray, "h w"]:
-        """Raises ``UserError`` for run lengths that do not fill the frame."""
+        """Decode the mask of object ``column`` in annotated frame ``row``.
+
+        Raises:
+            UserError: The run lengths do not fill the frame.
+        """
         try:
             return decode_segmentation(self.rles[row][column], *self.size)
         except (ValueError, TypeError) as error:
@@ -71,9 +82,10 @@ class Masklets:
 
 
 def read_masklets(path: Path) -> Masklets:
-    """Parse a whole ``_manual.json`` or ``_auto.json``.
+    """Parse a ``_manual.json`` or ``_auto.json``.
 
-    Raises ``UserError`` for anything that is not in SA-V's format, such as masks of another size than the video's.
+    Raises:
+        UserError: The file is not in SA-V's format, or its masks have another size than the video that it describes.
     """
     try:
         record = parse_json(path.read_bytes(), Table)
@@ -88,12 +100,12 @@ def read_masklets(path: Path) -> Masklets:
         return Masklets(path, str(record["video_id"]), _whole(record, "video_frame_count"), size, ids, rles, concepts)
     except KeyError as error:
         raise UserError(f"{path} is not a readable SA-V annotation: it has no {error}") from error
-    except Exception as error:  # whatever its values lead to
+    except Exception as error:  # invalid values can raise any exception
         raise UserError(f"{path} is not a readable SA-V annotation: {' '.join(str(error).split())}") from error
 
 
 def _whole(record: dict[str, Any], name: str) -> int:
-    """SA-V writes counts as floats, such as 483.0."""
+    """Return a positive whole number. SA-V stores counts as floats, such as 483.0."""
     number = record[name]
     if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number) or number < 1:
         raise ValueError(f"{name} is {number!r}, not a positive whole number")
@@ -111,7 +123,7 @@ def _row(row: Any, number: int, ids: Sequence[int], size: Size) -> tuple[dict[st
             height, width = rle["size"]
             raise ValueError(f"{where} is {width} x {height} pixels, the video {size[1]} x {size[0]}")
         counts = rle["counts"]
-        # pycocotools reads past the end of a string that breaks off inside a number
+        # pycocotools reads beyond the end of a string that ends inside a number
         if not (_RUNS.fullmatch(counts) if isinstance(counts, str) else _are_lengths(counts)):
             raise ValueError(f"{where}: its run lengths are damaged")
     return tuple(row)
@@ -135,9 +147,18 @@ def _has_pixels(rle: dict[str, Any]) -> bool:
 
 
 def annotated_frames(frames: int, count: int) -> tuple[int, ...]:
-    """Numbers of the ``count`` annotated frames among ``frames``: from 0 on at one stride, which reaches the end.
+    """Return the numbers of the annotated frames: from 0 at a constant stride, up to the last possible frame.
 
-    Raises ``ValueError`` where no stride gives that count, or several do and SA-V's own is not among them.
+    Args:
+        frames: Number of frames of the video.
+        count: Number of annotated frames.
+
+    Raises:
+        ValueError: No stride gives ``count`` frames, or several do and SA-V's is not among them.
+
+    Example:
+        >>> annotated_frames(9, 3)
+        (0, 4, 8)
     """
     if not 1 <= count <= frames:
         raise ValueError(f"{count} annotated frames for a video of {frames}")
@@ -153,7 +174,13 @@ def annotated_frames(frames: int, count: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Parsed:
-    """columns: for each object of the record, its file and its column there."""
+    """A parsed video.
+
+    Attributes:
+        record: Description of the video.
+        file: Positions of the frames.
+        columns: For each object of the record, its file and its column in the file.
+    """
 
     record: VideoRecord
     file: VideoFile
@@ -162,7 +189,10 @@ class _Parsed:
 
 @lru_cache(_PARSED)
 def _parse(owner: object, key: str, video: Path, annotations: tuple[Path, ...]) -> _Parsed:
-    """Read the JSONs and the video's packets, and see that they belong together; each owner reads for itself."""
+    """Read the JSON files and the packets of a video and check that they belong together.
+
+    ``owner`` separates the cached results of different sources.
+    """
     try:
         masklets = [read_masklets(path) for path in annotations]
         for part in masklets:
@@ -182,7 +212,7 @@ def _parse(owner: object, key: str, video: Path, annotations: tuple[Path, ...]) 
         reason = str(error) if isinstance(error, UserError) else f"{annotations[0]}: {error}"
         raise BadVideo(key, reason) from error
     ids = list(masklets[0].ids)
-    for part in masklets[1:]:  # each file counts from 0
+    for part in masklets[1:]:  # the ids of each file start at 0
         ids += [number + max(ids, default=-1) + 1 for number in part.ids]
     visible = np.concatenate([part.visible for part in masklets], 1)
     kept, lost = seen_objects(key, ids, visible)
@@ -198,11 +228,13 @@ def _parse(owner: object, key: str, video: Path, annotations: tuple[Path, ...]) 
 
 @VIDEOS.register("sav")
 class SavSource(VideoSource):
-    """``<key>.mp4`` beside ``<key>_manual.json``, ``<key>_auto.json`` or both, flat or in sub-folders.
+    """SA-V videos: MP4 files with JSON files of run-length masks.
 
-    With both, the objects drawn by hand come first under their own ids, and the ids of the others follow on. The stride
-    of the annotated frames comes from how many there are. A video without JSON, a JSON without video and a second
-    video of the same name are problems, not keys. The last videos used stay parsed, as run lengths.
+    The files are ``<key>.mp4`` with ``<key>_manual.json``, ``<key>_auto.json`` or both, in ``root`` or its sub-folders.
+    With both, the manually annotated objects come first with their own ids, and the ids of the others continue after
+    them. The stride of the annotated frames is derived from their number. A video without JSON, a JSON without video
+    and a second video of the same name are reported in ``problems``. Each process keeps the run lengths of the last 16
+    videos.
     """
 
     def __init__(self, root: Path) -> None:

@@ -1,7 +1,7 @@
-"""What is left out of the data, whatever the job and the verb: named, counted on the console, listed, and logged.
+"""Report inputs that are left out: count them, name them on the console, and list them in the run folder.
 
-Sources call ``leave_out`` with what they find unusable, and so does whatever reads items from them. While a verb runs,
-``reporting`` collects it all: each input once, in ``skipped.jsonl`` and the log of the run folder.
+Data sets and readers pass unusable inputs to ``leave_out``. While a command runs, ``reporting`` collects them and
+writes each input once to ``skipped.jsonl`` and to the log of the run folder.
 """
 
 from __future__ import annotations
@@ -18,31 +18,47 @@ from typing import Any, NamedTuple
 from ..io import Appender, make_folder, write_lines
 
 SHOWN = 10
-"""Inputs that the console names; the others are only counted there."""
+"""Number of inputs that are named on the console. Further inputs are only counted there."""
 logger = logging.getLogger("samdistill")
 
 
 class BadInput(NamedTuple):
-    """An input that was left out, and why. Counted and listed, never lost."""
+    """An input that was left out.
+
+    Attributes:
+        key: Key of the image or video, or the name of a file or object.
+        reason: Why it was left out, in one line.
+    """
 
     key: str
     reason: str
 
 
 class Skipped:
-    """The inputs that one verb leaves out, each once.
+    """The inputs that one command leaves out, each once.
 
-    found: in the order in which they were found. stage: the verb. folder: of the run, or None for a verb that has none.
-    rank: a further process (rank above 0) lists what it finds in ``skipped-rank{r}.jsonl``.
+    Attributes:
+        found: The inputs, in the order in which they were found.
+        stage: Name of the command.
+        folder: Run folder, or None for a command without one.
     """
 
     def __init__(self, stage: str, folder: Path | None, rank: int, keep: bool) -> None:
-        """keep: what an earlier call of the same verb listed; else it is dropped, since it may have been mended."""
+        """Start an empty list.
+
+        Args:
+            stage: Name of the command.
+            folder: Run folder, or None.
+            rank: Rank of this process. A rank above 0 writes to ``skipped-rank{r}.jsonl``.
+            keep: Keep the entries of an earlier call of the same command. Otherwise they are removed, because those
+                inputs may have been repaired.
+        """
         self.found: dict[BadInput, None] = {}
         self.stage, self.folder, self._keep = stage, folder, keep
         self._list, self._log = skipped_file(rank), f"log_rank{rank}.txt"
 
     def add(self, inputs: Iterable[BadInput]) -> None:
+        """Report inputs that were not reported before."""
         new = [bad for bad in dict.fromkeys(inputs) if bad not in self.found]
         for bad in new:
             self.found[bad] = None
@@ -60,13 +76,17 @@ class Skipped:
             log.write("".join(f"{time} WARNING {self.stage}: left out: {bad.key}: {bad.reason}\n" for bad in new))
 
     def _forget(self, path: Path) -> None:
-        """Before the first line of this call, or at its end: one that is refused at once leaves the list as it was."""
+        """Remove the entries of earlier calls of this command, once.
+
+        This is done before the first entry is written, or in ``conclude``. A command that is refused before leaves the
+        list unchanged.
+        """
         if not self._keep and path.is_file():
             write_lines(path, [line for line in read_skipped(path) if line.get("stage") != self.stage])
         self._keep = True
 
     def conclude(self) -> None:
-        """Say how many there were, where the console did not name them all or a list has them."""
+        """Log the number of inputs if a list was written or the console did not name all of them."""
         if self.folder is not None:
             self._forget(self.folder / self._list)
         if self.found and (self.folder is not None or len(self.found) > SHOWN):
@@ -80,9 +100,15 @@ _open: list[Skipped] = []
 
 @contextmanager
 def reporting(stage: str, folder: Path | None = None, rank: int = 0, *, resume: bool = False) -> Iterator[Skipped]:
-    """Collect what is left out until the end, for one verb; inside another verb, for that one.
+    """Collect the inputs that are left out during a command, and report their number at the end.
 
-    resume: keep what this stage of the run listed before.
+    Inside another ``reporting`` the inputs are added to the outer one.
+
+    Args:
+        stage: Name of the command.
+        folder: Run folder for the list and the log, or None.
+        rank: Rank of this process.
+        resume: Keep the entries that an earlier call of this command listed.
     """
     if _open:
         yield _open[-1]
@@ -93,11 +119,16 @@ def reporting(stage: str, folder: Path | None = None, rank: int = 0, *, resume: 
         yield collected
     finally:
         _open.remove(collected)
-    collected.conclude()  # an error says enough of its own
+    collected.conclude()  # not after an exception, which is reported by itself
 
 
 def leave_out(inputs: Iterable[BadInput], *, seen_by_all: bool = False) -> None:
-    """Name inputs that are not used. seen_by_all: every process of a run finds them, so the first one says so."""
+    """Report inputs that are not used.
+
+    Args:
+        inputs: The inputs and reasons.
+        seen_by_all: Every process of the run finds these inputs, so that only rank 0 reports them.
+    """
     if seen_by_all and int(os.environ.get("RANK", 0)) != 0:
         return
     if _open:
@@ -108,12 +139,15 @@ def leave_out(inputs: Iterable[BadInput], *, seen_by_all: bool = False) -> None:
 
 
 def skipped_file(rank: int = 0) -> str:
-    """The list's name in a run folder."""
+    """Return the name of the list in a run folder."""
     return "skipped.jsonl" if rank == 0 else f"skipped-rank{rank}.jsonl"
 
 
 def read_skipped(path: Path) -> list[dict[str, Any]]:
-    """The lines of such a list: ``key``, ``reason`` and ``stage``. A line that a kill tore is left out."""
+    """Read the entries of a list: ``key``, ``reason`` and ``stage``.
+
+    Incomplete lines, which a killed process can leave, are ignored.
+    """
     found = []
     for line in path.read_bytes().splitlines():
         try:

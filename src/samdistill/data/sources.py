@@ -1,4 +1,4 @@
-"""Where images come from: the interface of a data set, decoding, splits and reproducible subsets."""
+"""Image data sets: the interface of a data set, decoding, splits and reproducible subsets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .transforms import Size
 
 
 class BadImage(UserError):
-    """One image, or its annotation, cannot be read."""
+    """An image or its annotation cannot be read. ``bad`` holds its key and the reason."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"{key}: {reason}")
@@ -36,7 +36,14 @@ class BadImage(UserError):
 
 
 class Instance(NamedTuple):
-    """One annotated object. ``mask`` is in the pixels of the image file; a crowd covers several objects at once."""
+    """One annotated object.
+
+    Attributes:
+        mask: Boolean mask (h, w) in pixels of the upright image.
+        category: Name of the category, or None if the data set has none.
+        id: Id of the annotation, unique in the image.
+        crowd: The mask covers a group of objects (COCO's ``iscrowd``).
+    """
 
     mask: Bool[np.ndarray, "h w"]
     category: str | None
@@ -45,10 +52,14 @@ class Instance(NamedTuple):
 
 
 class Source(ABC):
-    """A set of images with unique keys, and their objects where there are labels.
+    """Base class of image data sets. Subclasses list their keys and read annotations by key.
 
-    keys: sorted. problems: what listing found unusable. labelled: whether ``instances`` can return anything.
-    What an image and its annotation have to meet is checked here, for all jobs and verbs.
+    The size of an image and its annotation are compared here, so every job and command leaves out the same images.
+
+    Attributes:
+        keys: Unique keys of the images, sorted.
+        problems: Inputs that were found unusable when the data set was listed.
+        labelled: Whether the data set has masks. ``instances`` returns an empty list if it has none.
     """
 
     keys: list[str]
@@ -58,37 +69,55 @@ class Source(ABC):
     @classmethod
     @abstractmethod
     def splits(cls, root: Path) -> list[str]:
-        """Names of the parts that ``root`` is divided into on disk; empty where it is one undivided set."""
+        """Return the names of the splits in ``root``, or an empty list if it is not divided."""
 
     @abstractmethod
     def __init__(self, root: Path, split: str | None) -> None:
-        """List one of ``splits(root)``, or with None an undivided root. Reads no image."""
+        """List the images of a split without reading them.
+
+        Args:
+            root: Folder of the data set.
+            split: One of ``splits(root)``, or None if there are none.
+        """
 
     @abstractmethod
     def path(self, key: str) -> Path:
-        """The image file."""
+        """Return the path of the image file."""
 
     def read_instances(self, key: str) -> list[Instance]:
-        """Annotated objects, in the file's order; [] without labels. Raises ``BadImage`` for a broken annotation.
+        """Read the annotated objects in the order of the file. The default has none.
 
-        For ``instances``, which callers ask.
+        Subclasses implement this method. Callers use ``instances``, which also checks the size of the masks.
+
+        Raises:
+            BadImage: The annotation is damaged.
         """
         return []
 
     def read_boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
-        """For ``boxes``, which callers ask; here, from the masks."""
+        """Read the boxes of the objects. The default derives them from the masks.
+
+        Subclasses may override this method. Callers use ``boxes``.
+        """
         masks = [torch.from_numpy(i.mask) for i in self.instances(key) if not i.crowd]
         return masks_to_boxes(torch.stack(masks)).numpy() if masks else np.zeros((0, 4), np.float32)
 
     def annotated_size(self, key: str) -> tuple[str, Size] | None:
-        """What gives a height and width for the image, and which; None where nothing does. Raises ``BadImage``."""
+        """Return the image size that the annotation states, or None if it states none.
+
+        Returns:
+            The name of what states the size, for messages, and the height and width.
+
+        Raises:
+            BadImage: The annotation is damaged.
+        """
         return None
 
     def check(self, key: str) -> Size:
-        """Height and width of the upright image; no pixel is decoded.
+        """Return height and width of the upright image. No pixel is decoded.
 
-        Raises ``BadImage`` for a file that is no image, and for an annotation of another size: such an annotation lies
-        elsewhere than what it is about.
+        Raises:
+            BadImage: The file is not a readable image, or its annotation is for another image size.
         """
         try:
             return self._fitting(key, upright_size(self.path(key)))
@@ -102,9 +131,13 @@ class Source(ABC):
         return size
 
     def instances(self, key: str) -> list[Instance]:
-        """Annotated objects, in the file's order, their masks as large as the upright image; [] without labels.
+        """Read the annotated objects of an image in the order of the file.
 
-        Raises ``BadImage`` for a broken annotation and for one of another size than the image.
+        Returns:
+            Objects whose masks have the size of the upright image; an empty list without labels.
+
+        Raises:
+            BadImage: The annotation is damaged, or its size differs from the image's.
         """
         if not self.labelled:
             return []
@@ -115,32 +148,51 @@ class Source(ABC):
         return found
 
     def boxes(self, key: str) -> Float[np.ndarray, "n 4"]:
-        """xyxy of each annotated object in pixels of the file, edge to edge; crowds are left out. Raises as above."""
+        """Read the bounding boxes of the annotated objects, without crowds.
+
+        Returns:
+            Boxes (n, 4), float32, xyxy in pixels of the upright image, at the outer edges of the objects' pixels.
+
+        Raises:
+            BadImage: As for ``instances``.
+        """
         self.check(key)
         return self.read_boxes(key)
 
     def label_digest(self, key: str) -> bytes:
-        """What changes where the annotation does. Raises ``OSError``."""
+        """Return bytes that change when the annotation of the image changes. The default has no annotation.
+
+        Raises:
+            OSError: The annotation cannot be read.
+        """
         return b""
 
     def fingerprint(self, key: str, labels: bool = False) -> str:
-        """16 hex digits over what the image file holds, and with ``labels`` its annotation. Raises ``OSError``."""
+        """Return 16 hexadecimal digits computed from the image file.
+
+        Args:
+            key: Key of the image.
+            labels: Include the annotation.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
         return combined([file_digest(self.path(key)), self.label_digest(key) if labels else b""])
 
     def phrases(self, key: str) -> list[str]:
-        """What the data set calls the objects of the image, each name once; [] where it has no names."""
+        """Return the names of the objects in the image, each once. Empty if the data set has no names."""
         return []
 
     @property
     def vocabulary(self) -> list[str]:
-        """Every name that ``phrases`` can give, sorted."""
+        """Names that ``phrases`` can return, sorted."""
         return sorted({phrase for key in self.keys for phrase in self.phrases(key)})
 
     def load(self, key: str) -> Image.Image:
-        """RGB, upright (EXIF applied), fully decoded.
+        """Decode an image to upright RGB (EXIF orientation applied).
 
-        Raises ``BadImage`` for a corrupt or missing file, and for an annotation of another size: all jobs leave out
-        the same images.
+        Raises:
+            BadImage: The file is missing or damaged, or its annotation is for another image size.
         """
         try:
             image = read_image(self.path(key))
@@ -151,7 +203,16 @@ class Source(ABC):
 
 
 def size_problem(what: str, said: Size, size: Size, of: str = "its image") -> str:
-    """What is wrong with an annotation of ``said`` height and width for an image of ``size``."""
+    """Describe a mismatch between the size of an annotation and the size of its image.
+
+    The text names EXIF orientation as the likely cause if exchanging height and width would make the sizes equal.
+
+    Args:
+        what: Name of the annotation.
+        said: Height and width of the annotation.
+        size: Height and width of the image.
+        of: Name of the image.
+    """
     (height, width), (h, w) = said, size
     text = f"{what} is {width} x {height} pixels, {of} {w} x {h}"
     if said == size[::-1]:
@@ -167,21 +228,32 @@ SOURCES: Registry[type[Source]] = Registry("data set kind")
 
 
 def key_share(key: str, salt: str) -> float:
-    """A number in [0, 1) that depends on the key and the salt alone, the same on every platform."""
+    """Return a number in [0, 1) that depends on the key and the salt only, and is the same on every platform."""
     return int.from_bytes(hashlib.sha256(f"{salt}/{key}".encode()).digest()[:8], "big") / 2**64
 
 
 def subset(keys: Collection[str], fraction: float) -> list[str]:
-    """About ``fraction`` of the keys, at least one, sorted. A smaller fraction's keys lie inside a larger one's."""
+    """Select about ``fraction`` of the keys, at least one, by a hash of the key.
+
+    Returns:
+        The selected keys, sorted. The keys for a smaller fraction are a subset of those for a larger one.
+    """
     if fraction >= 1 or not keys:
         return sorted(keys)
     return _below(keys, fraction, "subset") or [min(keys, key=lambda key: key_share(key, "subset"))]
 
 
 def split_keys(keys: Collection[str], fraction: float) -> tuple[list[str], list[str]]:
-    """Training and held-out keys, sorted; ``fraction`` is held out by hash, so more files move no key.
+    """Divide keys into training and held-out keys by a hash of the key.
 
-    With two keys or more and 0 < fraction < 1 both sides get at least one.
+    Adding keys does not move existing keys, apart from the exception below.
+
+    Args:
+        keys: The keys.
+        fraction: Fraction of held-out keys. With 0 < fraction < 1 and at least two keys, both sides get at least one.
+
+    Returns:
+        Training keys and held-out keys, sorted.
     """
     held_out = set(_below(keys, fraction, "split"))
     if len(keys) > 1 and 0 < fraction < 1:
@@ -197,7 +269,14 @@ def _below(keys: Collection[str], fraction: float, salt: str) -> list[str]:
 
 
 def read_keys(path: Path, known: Collection[str]) -> list[str]:
-    """Sorted keys of a text file with one a line. Raises ``UserError`` for an empty file and a key not ``known``."""
+    """Read keys from a text file with one key per line.
+
+    Returns:
+        The keys, sorted.
+
+    Raises:
+        UserError: The file cannot be read, is empty, or has a key that is not in ``known``.
+    """
     try:
         wanted = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
     except (OSError, UnicodeDecodeError) as error:
@@ -213,7 +292,7 @@ def read_keys(path: Path, known: Collection[str]) -> list[str]:
 
 
 def _open(data: DataConfig, name: str, names: list[str]) -> Source:
-    """One part of ``root``, which has ``names`` on disk; with no names, all of it."""
+    """List one split of ``root``, whose splits are ``names``; all images if there are no splits."""
     kind = SOURCES.get(data.kind)
     if names and name not in names:
         raise UserError(f"{data.root}: has no split {name!r}{did_you_mean(name, names)}")
@@ -236,13 +315,20 @@ def _divide(data: DataConfig, keys: list[str]) -> tuple[list[str], list[str]]:
 
 
 def open_source(data: DataConfig, split: Literal["train", "held_out"]) -> Source:
-    """The images to train on, or those to evaluate on; the two never overlap.
+    """Open the training images or the images to evaluate on. The two never overlap.
 
-    A root that is divided on disk gives ``data.split`` and ``data.held_out``. An undivided one, or
-    ``held_out`` None, is divided by key hash with ``held_out_fraction``. ``held_out_last`` divides the training split
-    of any root instead: the last so many of its sorted keys are held out. ``ids`` choose among all training images
-    (before such a division); ``fraction`` thins the training images alone.
-    Raises ``UserError`` for a missing or empty root, an unknown kind, split or id, and a division with an empty side.
+    If ``root`` has splits, ``data.split`` is the training split and ``data.held_out`` the other. Without splits, or if
+    ``data.held_out`` is None, the images are divided by a hash of the key, and ``held_out_fraction`` of them are held
+    out. ``held_out_last`` replaces both: the last n of the sorted keys of the training split are held out. ``ids``
+    selects among the images before the division. ``fraction`` selects a subset of the training images only.
+
+    Args:
+        data: The ``data`` block of a configuration.
+        split: ``train`` or ``held_out``.
+
+    Raises:
+        UserError: The root is missing or empty, the kind, the split or an id is unknown, or one side of the division
+            has no image.
     """
     if not data.root.is_dir():
         raise UserError(f"data.root: {data.root} is not a folder")
@@ -267,9 +353,16 @@ def open_source(data: DataConfig, split: Literal["train", "held_out"]) -> Source
 
 
 def survey(source: Source, most: int = 1000) -> Source:
-    """The source, after its images were held against their annotations; what does not pass is left out when it is read.
+    """Compare images with the sizes of their annotations and report those that differ.
 
-    No pixel is decoded. Of more than ``most`` images so many are looked at, spread over all.
+    No pixel is decoded. The images stay in ``source.keys``; they are left out when they are read.
+
+    Args:
+        source: The images.
+        most: Largest number of images to check; of more, evenly spaced ones are checked.
+
+    Returns:
+        ``source``.
     """
     found = []
     for key in source.keys[:: max(1, -(-len(source.keys) // most))]:
@@ -282,7 +375,7 @@ def survey(source: Source, most: int = 1000) -> Source:
 
 
 def evenly(items: Sequence[T], count: int | None) -> list[T]:
-    """``count`` items spread over the whole sequence (photographs next to each other are alike); None takes all."""
+    """Select ``count`` evenly spaced items, because neighbouring images are often similar. None selects all."""
     if count is None or count >= len(items):
         return list(items)
     return [items[i * len(items) // count] for i in range(count)]

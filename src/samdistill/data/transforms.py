@@ -1,4 +1,4 @@
-"""From a decoded image to the model's canvas: seeded, replayable views, and the geometry that places them."""
+"""Place decoded images on a model's canvas, with seeded, reproducible augmentation."""
 
 from __future__ import annotations
 
@@ -20,21 +20,32 @@ from ..config import AugmentConfig
 from ..types import UserError
 
 PAD = 128
-"""Value of padded pixels: mid-grey, zero after SAM 3's normalisation, as SAM pads after normalising."""
-_REVISION = 1  # part of every fingerprint: raise it when a change here changes pixels
+"""Value of padded pixels: mid-grey, close to zero after SAM 3's normalisation, as SAM pads after normalising."""
+_REVISION = 1  # part of every fingerprint; increase it if a change to this module changes pixels
 _LUMA = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 
 Size = tuple[int, int]
-"""Height, width."""
+"""Height, width in pixels."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an image lies on the square canvas of ``image_size`` pixels.
+    """Placement of an image on a square canvas.
 
-    ``square`` stretches it over the whole canvas, which SAM 3 was trained with; ``longest_side`` keeps its aspect and
-    pads at the bottom and the right, which SAM was trained with. Coordinates are continuous: pixel i spans i..i+1.
+    Coordinates are continuous: pixel i covers the interval from i to i + 1.
+
+    Args:
+        image_size: Side of the canvas in pixels.
+        kind: ``square`` resizes to the whole canvas without keeping the aspect ratio, as in SAM 3's training.
+            ``longest_side`` keeps the aspect ratio and pads at the bottom and the right, as in SAM's training.
+
+    Raises:
+        UserError: The kind is unknown or the size is below 1.
+
+    Example:
+        >>> Geometry(1024, "longest_side").placed((480, 640))
+        (768, 1024)
     """
 
     image_size: int
@@ -47,17 +58,24 @@ class Geometry:
             raise UserError(f"image_size {self.image_size}: the canvas needs at least one pixel")
 
     def placed(self, size: Size) -> Size:
-        """Height and width on the canvas of an image of ``size``; it starts at the top left corner."""
+        """Return height and width on the canvas of an image of ``size``. Its top left corner is that of the canvas."""
         if self.kind == "square":
             return self.image_size, self.image_size
         scale = self.image_size / max(size)
         return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
     def canvas(self, image: Image.Image) -> tuple[UInt8[Tensor, "3 s s"], Size]:
-        """RGB image to canvas (bilinear with antialiasing, padding ``PAD``) and its placed height and width.
+        """Resize and pad an RGB image.
 
-        Resized by PyTorch's fixed-point kernel: within 2 grey levels of Pillow's and torchvision's, at a third of
-        Pillow's time.
+        Resizing is bilinear with antialiasing. PyTorch's fixed-point kernel gives values within 2 grey levels of
+        Pillow's and torchvision's, in a third of Pillow's time.
+
+        Args:
+            image: The image.
+
+        Returns:
+            Canvas, uint8, of shape (3, s, s), padded with ``PAD``, and height and width of the part that is not
+            padding.
         """
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         valid = self.placed((image.height, image.width))
@@ -70,25 +88,42 @@ class Geometry:
         return canvas, valid
 
     def mask(self, mask: Bool[np.ndarray | Tensor, "*n h w"]) -> Bool[Tensor, "*n s s"]:
-        """Masks in file pixels to the canvas: each canvas pixel takes the file pixel under its centre; padding is False."""  # noqa: E501
+        """Place masks in image pixels on the canvas.
+
+        Each canvas pixel takes the value of the image pixel under its centre. Padding is False.
+        """
         source = np.asarray(mask)
         size = (source.shape[-2], source.shape[-1])
         valid = self.placed(size)
         rows, columns = (((torch.arange(v) + 0.5) * (s / v)).long().clamp(max=s - 1).numpy()
                          for v, s in zip(valid, size, strict=True))  # fmt: skip
         placed = np.zeros((*source.shape[:-2], self.image_size, self.image_size), bool)
-        # axis by axis in NumPy: a tenth of the time of PyTorch's indexing by pairs
+        # selecting rows and then columns in NumPy takes a tenth of the time of PyTorch's indexing with both
         placed[..., : valid[0], : valid[1]] = source.take(rows, -2).take(columns, -1)
         return torch.from_numpy(placed)
 
     def points(self, xy: Float[Tensor, "*n 2"], original_size: Size) -> Float[Tensor, "*n 2"]:
-        """x, y in file pixels to canvas pixels. Boxes: ``points(boxes.view(..., 2, 2), size).view(..., 4)``."""
+        """Convert x, y in image pixels to canvas pixels.
+
+        Convert boxes with ``points(boxes.view(..., 2, 2), size).view(..., 4)``.
+        """
         height, width = self.placed(original_size)
         scale = [width / original_size[1], height / original_size[0]]
         return torch.as_tensor(xy, dtype=torch.float32) * torch.tensor(scale)
 
     def masks_back(self, logits: Float[Tensor, "*n s s"], original_size: Size) -> Float[Tensor, "*n h w"]:
-        """Logits on the canvas to logits on the file's pixels: the padding is cut off, the rest resized bilinearly."""
+        """Convert logits on the canvas to logits at image resolution: remove the padding and resize bilinearly.
+
+        Args:
+            logits: Logits at the size of the canvas.
+            original_size: Height and width of the image.
+
+        Returns:
+            Float32 logits of shape (..., h, w).
+
+        Raises:
+            ValueError: The logits do not have the size of the canvas.
+        """
         side = self.image_size
         if logits.shape[-2:] != (side, side):
             raise ValueError(f"masks of {tuple(logits.shape[-2:])} are not on the {side} x {side} canvas")
@@ -99,24 +134,32 @@ class Geometry:
 
 
 def view_seed(seed: int, key: str, view: int) -> int:
-    """The 31-bit seed of one augmented view of one image, the same on every platform."""
+    """Return the 31-bit seed of a view of an image. It is the same on every platform."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{view}/{key}".encode()).digest()[:4], "big") >> 1
 
 
 @dataclass(frozen=True)
 class View:
-    """One drawn augmentation: what is cut out of the image, whether it is mirrored, and how colours change."""
+    """Parameters of one augmentation: crop, horizontal flip and colour changes."""
 
     box: tuple[int, int, int, int]
-    """Left, top, right, bottom in pixels of the upright file."""
+    """Crop: left, top, right, bottom in pixels of the upright image."""
     flip: bool
     colour: tuple[float, float, float, float]
-    """Factors of brightness, contrast and saturation (1 changes nothing) and a hue turn in -0.5..0.5."""
+    """Factors of brightness, contrast and saturation (1 is no change), and the hue rotation in turns, -0.5..0.5."""
 
 
 def draw_view(augment: AugmentConfig, size: Size, seed: int) -> View:
-    """The view that ``seed`` stands for. Each kind of augmentation has its own stream of ``random.Random``, whose
-    values Python keeps stable across versions, so turning one on leaves the others as they were."""
+    """Draw the augmentation of a seed.
+
+    Crop, colour and flip have random streams of their own, so enabling one does not change the others. The values of
+    ``random.Random`` are stable across Python versions.
+
+    Args:
+        augment: Ranges of the augmentations.
+        size: Height and width of the upright image.
+        seed: Seed of the view.
+    """
     height, width = size
     box = (0, 0, width, height)
     if augment.crop_scale is not None:
@@ -128,7 +171,11 @@ def draw_view(augment: AugmentConfig, size: Size, seed: int) -> View:
 
 
 def _crop(augment: AugmentConfig, size: Size, rng: random.Random) -> tuple[int, int, int, int]:
-    """RandomResizedCrop's box: area and log aspect uniform, ten tries, then the largest centred one in range."""
+    """Draw the box of a RandomResizedCrop.
+
+    Area and logarithm of the aspect ratio are uniform. After ten boxes that do not fit, the largest centred box with an
+    allowed aspect ratio is returned.
+    """
     (height, width), (low, high) = size, augment.crop_scale or (1.0, 1.0)
     log_low, log_high = (math.log(r) for r in augment.crop_ratio)
     for _ in range(10):
@@ -146,9 +193,9 @@ def _crop(augment: AugmentConfig, size: Size, rng: random.Random) -> tuple[int, 
 
 
 def _recolour(image: Image.Image, colour: tuple[float, float, float, float]) -> Image.Image:
-    """Brightness, contrast about the mean luma, saturation and hue as one affine map of RGB, clipped once.
+    """Change brightness, contrast (about the mean luma), saturation and hue with one affine map of RGB, clipped once.
 
-    The hue turns in the YIQ plane, so luma stays; torchvision turns it in HSV, which needs several passes.
+    The hue is rotated in the YIQ plane, which keeps luma. torchvision rotates it in HSV, which needs several passes.
     """
     if colour == (1.0, 1.0, 1.0, 0.0):
         return image
@@ -160,15 +207,22 @@ def _recolour(image: Image.Image, colour: tuple[float, float, float, float]) -> 
     cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
     hue = np.linalg.inv(_YIQ) @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _YIQ
     matrix = hue @ (saturation * np.eye(3) + (1 - saturation) * grey) * (brightness * contrast)
-    rows = np.concatenate([matrix, np.full((3, 1), offset)], 1)  # grey, hence the offset, survives both maps
+    rows = np.concatenate([matrix, np.full((3, 1), offset)], 1)  # both maps keep grey, so the offset needs no mapping
     return image.convert("RGB", tuple(rows.flatten().tolist()))
 
 
 @dataclass(frozen=True)
 class ViewTransform:
-    """A decoded image and a seed to a canvas. The same seed gives the same bytes.
+    """Convert a decoded image and a seed to a canvas. Equal seeds give equal bytes.
 
-    The crop is cut out, recoloured and mirrored, then placed by ``geometry``: padding is never mirrored or cropped.
+    The image is cropped, recoloured and flipped, then placed by ``geometry``, so padding is never cropped or flipped.
+
+    Args:
+        geometry: Placement on the canvas.
+        augment: Augmentation; the default is none.
+
+    Raises:
+        UserError: A range of ``augment`` is empty or not positive.
     """
 
     geometry: Geometry
@@ -182,7 +236,11 @@ class ViewTransform:
             raise UserError(f"augment.crop_ratio {list(ratio)}: give the smaller ratio first, above 0")
 
     def __call__(self, image: Image.Image, seed: int) -> tuple[UInt8[Tensor, "3 s s"], Size]:
-        """RGB image to uint8 canvas and the height and width of its part that is not padding."""
+        """Convert an RGB image.
+
+        Returns:
+            Canvas, uint8, of shape (3, s, s), and height and width of the part that is not padding.
+        """
         view = draw_view(self.augment, (image.height, image.width), seed)
         if view.box != (0, 0, image.width, image.height):
             image = image.crop(view.box)
@@ -192,9 +250,17 @@ class ViewTransform:
         return self.geometry.canvas(image)
 
     def boxes(self, boxes: Float[Tensor, "n 4"], original_size: Size, seed: int) -> Float[Tensor, "n 4"]:
-        """xyxy in file pixels to canvas pixels, laid as the same ``seed`` lays the image.
+        """Convert boxes from image pixels to canvas pixels of the view that ``seed`` gives.
 
-        Cut off at the edge of the crop: of an object that was cropped away a box without area is left.
+        Boxes are clipped to the crop. The box of an object outside the crop has no area.
+
+        Args:
+            boxes: xyxy in pixels of the upright image.
+            original_size: Height and width of the upright image.
+            seed: Seed of the view.
+
+        Returns:
+            xyxy in canvas pixels, float32.
         """
         view = draw_view(self.augment, original_size, seed)
         left, top, right, bottom = view.box
@@ -208,10 +274,17 @@ class ViewTransform:
     def masks(
         self, masks: Bool[np.ndarray | Tensor, "*n h w"], original_size: Size, seed: int
     ) -> Bool[Tensor, "*n s s"]:
-        """Masks in file pixels to the canvas, laid as the same ``seed`` lays the image.
+        """Convert masks from image pixels to the canvas of the view that ``seed`` gives.
 
-        What the crop leaves out is gone, which may be all of a mask. Raises ``ValueError`` for masks that are not of
-        ``original_size``: they cannot belong to the image.
+        A mask outside the crop becomes empty.
+
+        Args:
+            masks: Masks of shape (..., h, w).
+            original_size: Height and width of the upright image.
+            seed: Seed of the view.
+
+        Raises:
+            ValueError: The masks do not have ``original_size``.
         """
         if tuple(masks.shape[-2:]) != tuple(original_size):
             raise ValueError(f"masks of {tuple(masks.shape[-2:])} for an image of {tuple(original_size)}")
@@ -222,7 +295,7 @@ class ViewTransform:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over every setting that changes pixels."""
+        """16 hexadecimal digits computed from all settings that change pixels."""
         augment = self.augment.model_dump(mode="json")
         if self.augment.crop_scale is None:
             del augment["crop_ratio"]

@@ -1,4 +1,4 @@
-"""Videos with masks: the interface of a set of them, chosen frames decoded exactly, and how a set is opened."""
+"""Video data sets with masks: the interface of a data set, exact decoding of chosen frames, and opening a data set."""
 
 from __future__ import annotations
 
@@ -31,19 +31,28 @@ _UPRIGHT = (1, 0, 0, 1)
 
 
 class BadVideo(BadImage):
-    """One video, or its annotation, cannot be used."""
+    """A video or its annotation cannot be used. ``bad`` holds its key and the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class VideoRecord:
-    """What is known of a video before a frame is decoded.
+    """Description of a video that is available without decoding its frames.
 
-    height, width: of its upright frames and of its masks. frames: how many it has. rate: frames a second. annotated:
-    numbers of the frames that have masks, ascending; a is how many, and row r stands for frame ``annotated[r]``.
-    objects: ids of the n objects that are visible in one of them. visible: whether an object has a pixel in a row.
-    labelled: whether anybody looked; an object that is not labelled in a row is neither visible nor known to be hidden.
-    concepts: what each object is called, in phrases; empty where the set has no names. problems: parts of the
-    annotation that were left out, such as an object that appears nowhere.
+    a is the number of annotated frames and n the number of objects. Row r of ``visible`` and ``labelled`` describes
+    frame ``annotated[r]``.
+
+    Attributes:
+        key: Key of the video.
+        height, width: Size of the upright frames and of the masks in pixels.
+        frames: Number of frames.
+        rate: Frames per second.
+        annotated: Numbers of the frames that have masks, ascending.
+        objects: Ids of the objects that are visible in at least one annotated frame.
+        visible: Whether an object has a pixel in an annotated frame, (a, n).
+        labelled: Whether an object was annotated in an annotated frame, (a, n). If not, it is unknown whether it is
+            visible, and ``visible`` is False.
+        concepts: Phrases for each object; empty if the data set has no names.
+        problems: Parts of the annotation that were left out, such as an object that is visible in no frame.
     """
 
     key: str
@@ -63,16 +72,20 @@ class VideoRecord:
         return self.height, self.width
 
     def row(self, index: int) -> int:
-        """The row of frame ``index``. Raises ``ValueError`` where that frame has no masks."""
+        """Return the row of frame ``index``. Raise ``ValueError`` if it is not annotated."""
         if index not in self.annotated:
             raise ValueError(f"frame {index} of {self.key} is not annotated")
         return self.annotated.index(index)
 
 
 class VideoSource(ABC):
-    """A set of videos with unique keys and the masks of their objects.
+    """Base class of video data sets. Subclasses list their keys and read videos by key.
 
-    keys: sorted. problems: what listing found unusable. Listing opens no video; a broken one is found by its record.
+    Listing opens no video, so a damaged video is found by ``record``.
+
+    Attributes:
+        keys: Unique keys of the videos, sorted.
+        problems: Inputs that were found unusable when the data set was listed.
     """
 
     keys: list[str]
@@ -80,25 +93,34 @@ class VideoSource(ABC):
 
     @abstractmethod
     def __init__(self, root: Path) -> None:
-        """List ``root``."""
+        """List the videos in ``root``."""
 
     @abstractmethod
     def path(self, key: str) -> Path:
-        """The video's file, or the folder of its frames."""
+        """Return the path of the video file, or of the folder of frames."""
 
     @abstractmethod
     def record(self, key: str) -> VideoRecord:
-        """What is known of a video. Raises ``BadVideo`` for one that is broken or does not fit its annotation."""
+        """Return the description of a video. Raise ``BadVideo`` if it is damaged or does not fit its annotation."""
 
     @abstractmethod
     def frames(self, key: str, indices: Sequence[int]) -> UInt8[np.ndarray, "t h w 3"]:
-        """RGB frames in the order of ``indices`` (from 0, any order, repeats allowed), upright.
+        """Decode frames.
 
-        Raises ``BadVideo`` where one cannot be decoded and ``IndexError`` for a number that the video does not reach.
+        Args:
+            key: Key of the video.
+            indices: Frame numbers from 0, in any order, with or without repetitions.
+
+        Returns:
+            Upright RGB frames (t, h, w, 3), uint8, in the order of ``indices``.
+
+        Raises:
+            BadVideo: A frame cannot be decoded.
+            IndexError: The video has no such frame.
         """
 
     def fingerprint(self, key: str) -> str:
-        """16 hex digits over what the video's file, or each file in its folder, holds. Raises ``OSError``."""
+        """Return 16 hexadecimal digits of the file, or of each file in the folder. Raise ``OSError`` if unreadable."""
         path = self.path(key)
         if not path.is_dir():
             return combined([file_digest(path)])
@@ -107,9 +129,11 @@ class VideoSource(ABC):
 
     @abstractmethod
     def masks(self, key: str, index: int) -> Bool[np.ndarray, "n h w"]:
-        """Masks of ``record(key).objects`` in frame ``index``; empty where an object is invisible.
+        """Read the masks (n, h, w) of ``record(key).objects`` in an annotated frame. Hidden objects have empty masks.
 
-        Raises ``BadVideo`` for a broken mask and ``ValueError`` for a frame that is not annotated.
+        Raises:
+            BadVideo: A mask is damaged.
+            ValueError: The frame is not annotated.
         """
 
 
@@ -119,7 +143,10 @@ VIDEOS: Registry[type[VideoSource]] = Registry("video data set kind")
 def seen_objects(
     key: str, ids: Sequence[int], visible: Bool[np.ndarray, "a m"]
 ) -> tuple[list[int], tuple[BadInput, ...]]:
-    """Columns of the objects that are visible in some row, and the others by name."""
+    """Return the columns of objects that are visible in an annotated frame, and the other objects as problems.
+
+    ``ids`` are the ids of m objects, ``visible`` (a, m) says whether each is visible in each annotated frame.
+    """
     seen = visible.any(0)
     lost = tuple(
         BadInput(f"{key}, object {number}", "it appears in no annotated frame")
@@ -130,7 +157,7 @@ def seen_objects(
 
 
 def check_indices(key: str, indices: Sequence[int], frames: int) -> None:
-    """Raises ``IndexError`` for a frame number outside 0..frames - 1."""
+    """Raise ``IndexError`` for a frame number outside 0..frames - 1."""
     for index in indices:
         if not 0 <= index < frames:
             raise IndexError(f"frame {index} of {key}, which has {frames}")
@@ -140,12 +167,21 @@ def open_videos(
     root: Path, kind: str, split: Literal["train", "held_out"], held_out_fraction: float = 0.1, fraction: float = 1.0,
     ids: Path | None = None,
 ) -> VideoSource:  # fmt: skip
-    """The videos to train on, or those to evaluate on; the two never overlap.
+    """Open the training videos or the videos to evaluate on. The two never overlap.
 
-    They are divided by a hash of the key, so more videos move none; ``held_out_fraction`` 0 gives all to training and 1
-    all to evaluation. ``ids`` is a text file with one key a line, such as DAVIS' ``ImageSets/2017/val.txt`` or SA-V's
-    ``sav_val.txt``, and chooses before the division; ``fraction`` thins the training videos alone.
-    Raises ``UserError`` for a missing or empty root, an unknown kind or id, and a division with an empty side.
+    The videos are divided by a hash of the key, so adding videos moves none of the others.
+
+    Args:
+        root: Folder of the data set.
+        kind: Kind of the data set, a name in ``VIDEOS``.
+        split: ``train`` or ``held_out``.
+        held_out_fraction: Fraction of held-out videos. With 0 all are training videos, with 1 all are held out.
+        fraction: Fraction of the training videos that is used.
+        ids: Text file with one key per line, such as DAVIS's ``ImageSets/2017/val.txt`` or SA-V's ``sav_val.txt``. It
+            selects videos before the division. None selects all.
+
+    Raises:
+        UserError: The root is missing or empty, the kind or an id is unknown, or one side of the division has no video.
     """
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder")
@@ -169,11 +205,16 @@ def open_videos(
 
 @dataclass(frozen=True, eq=False)
 class VideoFile:
-    """Where the frames of a video file are, from one pass over its packets: frame i is the i-th that is shown.
+    """Positions of the frames in a video file, from one pass over its packets.
 
-    size: height and width of an upright frame. rate: frames a second, on average. pts: when each frame is shown, in
-    ticks of the stream, ascending; so numbers are exact whether or not the rate is constant. entry_pts, entry_dts: when
-    the key frames, from which decoding can start, are shown and decoded.
+    Frames are numbered in the order in which they are shown. Numbers are exact for constant and variable frame rates.
+
+    Attributes:
+        path: The file.
+        size: Height and width of an upright frame.
+        rate: Average number of frames per second.
+        pts: Presentation timestamp of each frame in ticks of the stream, ascending.
+        entry_pts, entry_dts: Presentation and decoding timestamps of the key frames, from which decoding can start.
     """
 
     path: Path
@@ -187,23 +228,26 @@ class VideoFile:
         return len(self.pts)
 
     def entry(self, index: int) -> int:
-        """The last key frame that is shown no later than frame ``index``.
+        """Return the number of the last key frame that is shown no later than frame ``index``.
 
-        Frames that are shown before a key frame but stored after it belong to the one before, which they refer to.
+        Frames that are stored after a key frame but shown before it refer to the previous key frame.
         """
         return max(0, int(np.searchsorted(self.entry_pts, self.pts[index], "right")) - 1)
 
 
 def scan_video(path: Path) -> VideoFile:
-    """Find the frames of a video file; only the first is decoded, of an AVI with B-frames all.
+    """Find the frames of a video file.
 
-    Raises ``UserError`` for a missing file, one that is no video, has no picture or no times, or times that do not fit
-    its frames, or ends early.
+    Only the first frame is decoded. An AVI with B-frames is decoded completely to verify its timestamps.
+
+    Raises:
+        UserError: The file is missing, damaged or not a video, has no frames, no timestamps or no frame rate, or has
+            timestamps that do not fit its frames.
     """
     with _opened(path) as (container, stream):
         shown, entries = [], []
         for packet in container.demux(stream):
-            if not packet.size:  # the end
+            if not packet.size:  # marks the end of the stream
                 continue
             if packet.is_corrupt:
                 raise ValueError("its data ends early or is damaged")
@@ -233,10 +277,10 @@ def scan_video(path: Path) -> VideoFile:
 
 
 def _require_times(container: InputContainer, stream: VideoStream, pts: Int[np.ndarray, " n"]) -> None:
-    """``ValueError`` unless the frames come out of the decoder, from here on, at the times ``pts`` one after the other.
+    """Raise ``ValueError`` unless decoding from here gives frames with the timestamps ``pts``, in this order.
 
-    An AVI has no times of its own. Where frames are stored in another order than they are shown (B-frames), the times
-    that FFmpeg makes up belong to other frames, which only decoding all of them tells.
+    An AVI has no timestamps. FFmpeg generates them, and with B-frames they are wrong, because frames are stored in
+    another order than they are shown. Only decoding all frames reveals this.
     """
     shown = [frame.pts for frame in container.decode(stream)]
     if shown != pts.tolist():
@@ -246,10 +290,20 @@ def _require_times(container: InputContainer, stream: VideoStream, pts: Int[np.n
 
 
 def read_frames(video: VideoFile, indices: Sequence[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-    """Number and RGB pixels, upright, of each frame asked for, once and ascending, one in memory at a time.
+    """Decode frames of a video file, one at a time.
 
-    Decoding starts at the key frame before each group of frames and ends at the last one wanted.
-    Raises ``UserError`` where a frame, or one that it depends on, is damaged, and ``IndexError`` beyond the end.
+    For each key frame that is needed, decoding starts there and ends at the last wanted frame.
+
+    Args:
+        video: The file.
+        indices: Frame numbers from 0, in any order.
+
+    Yields:
+        Number and upright RGB pixels (h, w, 3), uint8, of each frame, once, in ascending order.
+
+    Raises:
+        UserError: A frame or one that it depends on is damaged.
+        IndexError: The video has no such frame.
     """
     wanted = sorted(set(indices))
     check_indices(str(video.path), wanted, len(video))
@@ -260,7 +314,7 @@ def read_frames(video: VideoFile, indices: Sequence[int]) -> Iterator[tuple[int,
                 try:
                     yield from _group(container, stream, video, start, left)
                 except av.FFmpegError as error:
-                    # damage, or a file whose later key frames need what came before: the start needs nothing
+                    # either damage, or a key frame that needs earlier frames; decoding from the start needs none
                     if start == 0:
                         lost = f"frame {min(left.values())} or one that it depends on is damaged"
                         raise ValueError(lost) from error
@@ -271,7 +325,7 @@ def read_frames(video: VideoFile, indices: Sequence[int]) -> Iterator[tuple[int,
 def _group(
     container: InputContainer, stream: VideoStream, video: VideoFile, entry: int, left: dict[int, int]
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-    """Number and pixels of the frames in ``left`` (time to number), which empties, decoded from one key frame on."""
+    """Decode from a key frame, yield the frames in ``left`` (timestamp to number) and remove them from it."""
     if left:
         for frame in _decoded(container, stream, video, entry):
             number = left.pop(frame.pts, None)
@@ -285,29 +339,29 @@ def _group(
 
 
 def _decoded(container: InputContainer, stream: VideoStream, video: VideoFile, entry: int) -> Iterator[VideoFrame]:
-    """Frames as they are shown, from a key frame or one before it on."""
+    """Yield frames in the order in which they are shown, from a key frame, or one before it, to the end."""
     latest = int(video.entry_pts[entry])
-    for time in (latest, int(video.entry_dts[entry])):  # mp4 finds what is shown then, other formats what is decoded
+    for time in (latest, int(video.entry_dts[entry])):  # MP4 seeks by presentation time, others by decoding time
         container.seek(time, stream=stream)
         packets = container.demux(stream)
         first = next(packets)
         if first.is_keyframe and first.pts is not None and first.pts <= latest:
             break
     for packet in chain([first], packets):
-        # what is shown before the key frame refers to frames that were not read
+        # frames that are shown before the key frame refer to frames that were not read
         if packet.pts is None or first.pts is None or packet.pts >= first.pts:
             yield from packet.decode()
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A video's container and its first video stream; what goes wrong inside names the file."""
+    """Open a video and its first video stream. Errors in the body become ``UserError`` with the file's name."""
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise ValueError("it has no picture")
             stream = container.streams.video[0]
-            # a decoder left to itself hides damage, and so hands out pixels that belong to no frame
+            # by default the decoder conceals damage and returns wrong pixels
             stream.codec_context.options = {"err_detect": "explode"}
             stream.codec_context.thread_count = 1  # the loader's processes share the cores
             yield container, stream
@@ -317,10 +371,10 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _pixels(frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB, turned and mirrored as the file's display matrix asks. Raises ``ValueError`` for one that does more."""
-    # one thread: the converter's own outlive it, and a loader worker that is forked then waits for them for ever
+    """Return RGB pixels with the display matrix applied. Raise ``ValueError`` for other turns than by 90 degrees."""
+    # with more threads a loader worker that is forked later would wait for threads of the converter and never return
     pixels, (a, b, c, d) = frame.to_ndarray(format="rgb24", threads=1), _matrix(frame)
-    # the column and row where a pixel is shown are a * column + c * row and b * column + d * row, up to a shift
+    # a pixel is shown at column a * column + c * row and row b * column + d * row, up to an offset
     if a and d and not b and not c:
         across, down = a, d
     elif b and c and not a and not d:
@@ -331,7 +385,7 @@ def _pixels(frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _matrix(frame: VideoFrame) -> tuple[int, ...]:
-    """The linear part of the display matrix, a, b, c and d in the terms of ISO 14496-12."""
+    """Return a, b, c and d of the display matrix, as named in ISO/IEC 14496-12."""
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
         return _UPRIGHT
