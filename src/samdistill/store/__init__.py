@@ -1,4 +1,4 @@
-"""The feature store: append-only, indexed, verifiable. See ``spec`` for what is on disk."""
+"""The feature store: an append-only, indexed and verifiable cache of feature maps. ``spec`` describes the files."""
 
 from .codecs import CODECS, Codec, FeatureError, make_codec, record_bytes
 from .reader import FeatureStore, Problem, Record, stored_codec

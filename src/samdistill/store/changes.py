@@ -1,4 +1,4 @@
-"""Images and videos that changed since they were cached: ``cache`` renews their records, training refuses them."""
+"""Detect source files that changed after they were cached. ``cache`` renews their records, training refuses them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,28 @@ logger = logging.getLogger("samdistill")
 
 
 class Renewal:
-    """What a call of ``cache`` has to write anew.
+    """The records that a call of ``cache`` has to renew.
 
-    root: folder of the store, or of those that are cached together. now: fingerprint of the source of each record that
-    this rank is to have. cached: keys of the records that are there. stale: those of them whose source changed, and
-    those that an interrupted renewal left.
+    Attributes:
+        now: Current fingerprint of the source of each record.
+        table: Fingerprints at the time of caching.
+        stale: Keys of cached records whose source changed, and of records that an interrupted renewal left.
     """
 
     def __init__(self, root: Path, rank: int, world: int, now: Mapping[str, str], cached: Collection[str]) -> None:
-        """Raises ``UserError`` where several processes would have to renew: a record may be in the file of another."""
+        """Compare the sources with the table and mark the stale records in it.
+
+        Args:
+            root: Folder of the store, or of the stores that are cached together.
+            rank: Rank of this process.
+            world: Number of processes.
+            now: Current fingerprint of the source of each record of this rank.
+            cached: Keys of the cached records.
+
+        Raises:
+            UserError: Records must be renewed and there are several processes. A record may be in the file of another
+                rank, so one process has to renew them.
+        """
         self.now, self.table = now, SourceTable(root, rank)
         changed, unknown = self.table.compare(now)
         self.stale = [key for key in changed if key in cached]
@@ -34,14 +47,22 @@ class Renewal:
         self.table.add(dict.fromkeys(self.stale, ""))
 
     def conclude(self, done: Collection[str]) -> int:
-        """Note what was renewed, of the records that are ``done`` now; returns how many."""
+        """Enter the new fingerprints of stale records that are in ``done`` in the table, and return their number."""
         renewed = {key: self.now[key] for key in self.stale if key in done}
         self.table.add(renewed)
         return len(renewed)
 
 
 def refuse_changed(root: Path, now: Mapping[str, str]) -> None:
-    """``UserError`` that names records whose source is no longer what was cached. now: as in ``Renewal``."""
+    """Check that no cached source changed.
+
+    Args:
+        root: Folder of the store, or of the stores that are cached together.
+        now: Current fingerprint of the source of each record.
+
+    Raises:
+        UserError: A source changed. The message names the first ones.
+    """
     changed, unknown = SourceTable(root).compare(now)
     if changed:
         raise UserError(f"{root}: {_changed(changed)}; run `samdistill cache` with this config again, it renews them")
@@ -49,6 +70,7 @@ def refuse_changed(root: Path, now: Mapping[str, str]) -> None:
 
 
 def warn_unknown(root: Path, keys: Sequence[str]) -> None:
+    """Log a warning about records without a fingerprint."""
     if keys:
         logger.warning(
             "%s: %d cached input(s), such as %s, have no fingerprint, as in caches of earlier versions: whether they "

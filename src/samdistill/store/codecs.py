@@ -1,8 +1,8 @@
-"""How a feature map becomes the payload of a record. Every codec has one payload size, so record i is at i x size.
+"""Codecs that convert a feature map to the payload of a record.
 
-All numbers are little-endian. Bytes per image of the SAM 3 trunk at 1008 px (1024 x 72 x 72), seed included:
-``fp16`` 10,616,836, ``int8`` 5,316,612, ``pca256-int8`` 1,329,156, ``fp32`` 21,233,668 (``record_bytes`` computes it
-for any shape).
+Every payload of a codec has the same size, so record i begins at byte i x size. All numbers are little-endian. Bytes
+per image of the SAM 3 trunk at 1008 px (1024 x 72 x 72), including the seed: ``fp16`` 10,616,836, ``int8`` 5,316,612,
+``pca256-int8`` 1,329,156, ``fp32`` 21,233,668. ``record_bytes`` computes the size for any shape.
 """
 
 from __future__ import annotations
@@ -24,17 +24,22 @@ from ..registry import CODECS
 from ..types import UserError
 
 SEED_BYTES = 4
+"""Bytes of the augmentation seed (int32) before each payload."""
 Shape = tuple[int, int, int]
+"""Channels, height, width."""
 
 
 class FeatureError(UserError):
-    """A feature map that a codec cannot hold. The writer adds the key."""
+    """A codec cannot store a feature map. The writer adds the key to the message."""
 
 
 class Codec(ABC):
-    """Encodes one map, decodes a batch.
+    """Base class of codecs, which encode single maps and decode batches.
 
-    name: as in the manifest. shape: channels, height, width. dtype: of the bulk of the payload.
+    Attributes:
+        name: Name of the codec as in the manifest.
+        shape: Channels, height, width of a map.
+        dtype: Type of most of the payload.
     """
 
     dtype: str
@@ -50,29 +55,33 @@ class Codec(ABC):
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of one record on disk: the seed, then the payload."""
+        """Bytes of one record on disk: the seed and the payload."""
         return SEED_BYTES + self.payload_bytes
 
     @property
     def fitted(self) -> bool:
-        """False while ``fit`` has yet to be called. Codecs that learn nothing are born fitted."""
+        """Whether the codec is ready to encode. False until ``fit`` if the codec learns parameters."""
         return True
 
     def fit(self, samples: Iterable[Float[Tensor, "c h w"]]) -> None:  # noqa: B027 - most learn nothing
-        """Learn from sample maps. Nothing to learn here; ``samples`` is not touched."""
+        """Learn the codec's parameters from sample maps. The default has no parameters and ignores ``samples``."""
 
     def state(self) -> dict[str, Tensor]:
-        """What was learnt; empty for most."""
+        """Return the learned parameters. Empty for most codecs."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what ``state`` of an equal codec returned. ``ValueError`` if it does not fit."""
+        """Load parameters that ``state`` of an equal codec returned.
+
+        Raises:
+            ValueError: The parameters do not fit the codec.
+        """
         if state:
             raise ValueError(f"{self.name} keeps no state, got {sorted(state)}")
 
     @property
     def digest(self) -> str | None:
-        """Hex digest of what was learnt; None if there is nothing. Equal digests decode equally."""
+        """Hexadecimal hash of the learned parameters, or None if there are none. Equal digests mean equal decoding."""
         if not (state := self.state()):
             return None
         digest = hashlib.blake2b(digest_size=16)
@@ -83,14 +92,31 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, features: Float[Tensor, "c h w"]) -> bytes:
-        """The payload, ``payload_bytes`` long. ``FeatureError`` for NaN, infinity or what does not fit."""
+        """Encode a map.
+
+        Args:
+            features: Map of ``shape``, of any float dtype, on any device.
+
+        Returns:
+            The payload, ``payload_bytes`` long.
+
+        Raises:
+            FeatureError: The map has NaN, infinity, values beyond the range of the codec, or another shape.
+        """
 
     @abstractmethod
     def decode_batch(self, payloads: UInt8[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
-        """Float32 maps on the device where the payloads are: send bytes to a GPU and decode there."""
+        """Decode payloads on their device.
+
+        Args:
+            payloads: Encoded maps, uint8, of shape (b, ``payload_bytes``).
+
+        Returns:
+            Float32 maps of shape (b, c, h, w).
+        """
 
     def decode(self, payload: bytes | memoryview | np.ndarray) -> Float[Tensor, "c h w"]:
-        """One map from bytes, a memoryview or an array of ``payload_bytes`` bytes; it owns its memory."""
+        """Decode one payload to a float32 map of shape (c, h, w), which does not share memory with the payload."""
         return self.decode_batch(torch.from_numpy(np.frombuffer(payload, np.uint8).copy())[None])[0]
 
     def _rows(self, features: Float[Tensor, "c h w"]) -> Float[Tensor, "c n"]:
@@ -101,22 +127,40 @@ class Codec(ABC):
 
 
 def make_codec(name: str, shape: Shape) -> Codec:
-    """A codec by its name: ``fp16``, ``fp32``, ``int8``, or such as ``pca256-int8``, which is to be fitted first."""
+    """Create a codec by name.
+
+    Args:
+        name: ``fp16``, ``fp32``, ``int8`` or ``pca{K}-int8`` with a number K, such as ``pca256-int8``, which must be
+            fitted before use.
+        shape: Channels, height, width of a map.
+
+    Raises:
+        UserError: The name is unknown, or K exceeds the number of channels.
+    """
     return CODECS.get(re.sub(r"^pca[1-9]\d*-", "pca{K}-", name))(name, shape)
 
 
 def record_bytes(codec: str, shape: Shape) -> int:
-    """Bytes one image takes in a store (its key and 20 bytes of index apart)."""
+    """Return the bytes of one record in a store, without its key and the 20 bytes of its index entry.
+
+    Example:
+        >>> record_bytes("fp16", (1024, 72, 72))
+        10616836
+    """
     return make_codec(codec, shape).record_bytes
 
 
 def pack_state(codec: Codec) -> bytes:
-    """The content of ``codec.safetensors``."""
+    """Return the content of ``codec.safetensors``."""
     return save(codec.state())
 
 
 def unpack_state(codec: Codec, path: Path, digest: str) -> None:
-    """Load ``path`` into ``codec``; ``UserError`` unless it is what the manifest's ``digest`` says."""
+    """Load the parameters of a codec from ``path``.
+
+    Raises:
+        UserError: The file is missing or damaged, or its digest differs from the manifest's ``digest``.
+    """
     advice = "restore it, or delete the store and cache again"
     try:
         codec.load_state(load(path.read_bytes()))
@@ -130,7 +174,10 @@ def unpack_state(codec: Codec, path: Path, digest: str) -> None:
 
 @CODECS.register("fp16")
 class Fp16(Codec):
-    """The published record: float16, channel-major (c, h, w). Relative error 2^-11."""
+    """The published record format: float16 values, channel-major (c, h, w).
+
+    The relative rounding error is at most 2^-11.
+    """
 
     dtype = "float16"
 
@@ -140,7 +187,7 @@ class Fp16(Codec):
 
     def encode(self, features: Float[Tensor, "c h w"]) -> bytes:
         half = self._rows(features).to(torch.float16).cpu()
-        # NaN goes through amin and amax, so two reductions judge every value without a copy.
+        # amin and amax return NaN if there is one, so two reductions check every value without a copy.
         if not np.isfinite([float(half.amin()), float(half.amax())]).all():
             peak = float(features.detach().abs().amax())
             if np.isfinite(peak):
@@ -154,7 +201,7 @@ class Fp16(Codec):
 
 @CODECS.register("fp32")
 class Fp32(Codec):
-    """float32, channel-major (c, h, w): what went in comes out."""
+    """Float32 values, channel-major (c, h, w). Lossless for float32 maps."""
 
     dtype = "float32"
 
@@ -173,16 +220,17 @@ class Fp32(Codec):
 
 
 def _aligned(payloads: UInt8[Tensor, "b n"]) -> UInt8[Tensor, " bn"]:
-    """Cloned and flattened: neither the stride nor the offset of a slice of bytes need suit a float32."""
+    """Copy and flatten payloads, because stride and offset of a slice of bytes may not be valid for float32."""
     return payloads.clone(memory_format=torch.contiguous_format).flatten()
 
 
 def _quantise(rows: Float[Tensor, "k n"]) -> bytes:
-    """Step and midrange of each row (float32), then levels -127..127 (int8).
+    """Quantise each row to int8.
 
-    The range of a row is laid on 255 levels, so the error is at most half a step and never above that of symmetric
-    scaling, (max - min) / 254 <= 2 absmax / 254; ViT channels with a constant offset gain most. A constant row,
-    zeros for instance, has step 0 and comes back exactly.
+    The result has the step and the midrange of each row (float32), then the levels -127..127 (int8). The range of a row
+    is divided into 254 steps, so the error is at most half a step, (max - min) / 508. The step is never larger than
+    that of symmetric scaling, because (max - min) / 254 <= 2 absmax / 254. ViT channels with a constant offset gain
+    most. A constant row, such as zeros, has step 0 and is restored exactly.
     """
     rows = rows.float()
     low, high = rows.amin(1), rows.amax(1)
@@ -195,6 +243,7 @@ def _quantise(rows: Float[Tensor, "k n"]) -> bytes:
 
 
 def _dequantise(payloads: UInt8[Tensor, "b m"], rows: int) -> Float[Tensor, "b k n"]:
+    """Restore the rows that ``_quantise`` encoded."""
     scales = _aligned(payloads[:, : 8 * rows])
     step, middle = scales.view(torch.float32).reshape(-1, 2, rows, 1).unbind(1)
     levels = payloads[:, 8 * rows :].view(torch.int8).unflatten(1, (rows, -1))
@@ -203,9 +252,9 @@ def _dequantise(payloads: UInt8[Tensor, "b m"], rows: int) -> Float[Tensor, "b k
 
 @CODECS.register("int8")
 class Int8(Codec):
-    """Per record and channel a float32 step and midrange, then int8 levels: 8 c + c h w bytes.
+    """Int8 levels with a float32 step and midrange per record and channel.
 
-    Error at most half a step, (max - min) / 508 of the channel.
+    A payload has 8 c + c h w bytes. The error is at most half a step, which is (max - min) / 508 of the channel.
     """
 
     dtype = "int8"
@@ -224,10 +273,10 @@ class Int8(Codec):
 
 @CODECS.register("pca{K}-int8")
 class PcaInt8(Codec):
-    """K principal components over the channels, one basis per store; coefficients quantised as ``Int8`` does.
+    """K principal components of the channels, with one basis per store, quantised as in ``Int8``.
 
-    8 K + K h w bytes. State: mean (c), components (K, c) and explained (K), the share of the samples' variance that
-    each component carries, falling.
+    A payload has 8 K + K h w bytes. The parameters are ``mean`` (c), ``components`` (K, c) and ``explained`` (K), the
+    fraction of the samples' variance that each component explains, in descending order.
     """
 
     dtype = "int8"
@@ -250,10 +299,17 @@ class PcaInt8(Codec):
         return bool(self._state)
 
     def fit(self, samples: Iterable[Float[Tensor, "c h w"]]) -> None:
-        """Eigenvectors of the channel covariance over all cells of all samples, one sample in memory at a time.
+        """Compute eigenvectors of the channel covariance over all positions of all samples.
 
-        Float64 throughout. The entry of largest magnitude of each component is positive, so the same samples give
-        the same basis.
+        One sample is in memory at a time. Computation is in float64. The entry of largest magnitude of each component
+        is positive, so equal samples give an equal basis.
+
+        Args:
+            samples: Maps of ``shape``.
+
+        Raises:
+            FeatureError: A sample has NaN or infinity.
+            UserError: There is no sample.
         """
         channels = self.shape[0]
         shift: Tensor | None = None
@@ -262,7 +318,7 @@ class PcaInt8(Codec):
             rows = self._rows(sample).cpu().double()
             if not bool(torch.isfinite(rows.abs().amax())):
                 raise FeatureError("a sample for the PCA basis holds NaN or infinity")
-            # Shifted by the first mean: a channel's constant offset would otherwise swamp its variance.
+            # The mean of the first sample is subtracted, because a large constant offset would hide the variance.
             shift = rows.mean(1) if shift is None else shift
             rows = rows - shift[:, None]
             total += rows.sum(1)
@@ -293,6 +349,7 @@ class PcaInt8(Codec):
         self._state = dict(state)
 
     def _projection(self, device: torch.device) -> tuple[Float[Tensor, "c 1"], Float[Tensor, "k c"]]:
+        """Return mean and components on ``device``."""
         if not self.fitted:
             raise ValueError(f"codec {self.name} must be fitted first")
         return self._state["mean"].to(device)[:, None], self._state["components"].to(device)

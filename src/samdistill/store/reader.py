@@ -1,4 +1,4 @@
-"""Reads a store, whatever the number of ranks that wrote it, and says what is wrong with it."""
+"""Read and verify a feature store, which one or several ranks wrote."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ from .spec import (
 
 
 class Record(NamedTuple):
-    """One image's features. seed: replays the augmentation of the view they were taken from."""
+    """Features of one image.
+
+    Attributes:
+        key: Key of the record.
+        seed: Seed that reproduces the augmentation of the view.
+        features: Float32 map of shape (c, h, w).
+    """
 
     key: str
     seed: int
@@ -37,7 +43,13 @@ class Record(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something wrong in ``file``. key: of the record it concerns; None for bytes that belong to no record."""
+    """A fault in a file of the store.
+
+    Attributes:
+        key: Key of the affected record; None for bytes that belong to no record.
+        file: Name of the file.
+        reason: Description of the fault.
+    """
 
     key: str | None
     file: str
@@ -48,7 +60,7 @@ class Problem(NamedTuple):
 
 
 def stored_codec(root: Path) -> Codec | None:
-    """The codec of the store at ``root``, with what it learnt; None if there is no store yet."""
+    """Return the codec of the store at ``root`` with its parameters, or None if there is no store."""
     if not (Path(root) / MANIFEST).exists():
         return None
     return _load_codec(Path(root), Manifest.load(Path(root)))
@@ -67,11 +79,14 @@ def _load_codec(root: Path, manifest: Manifest) -> Codec:
 
 
 class _Rank:
-    """One rank's files as they were on opening. Memory maps are opened on first use, in the process that uses them."""
+    """Files of one rank as they were when the store was opened.
+
+    Memory maps are opened on first use, in the process that uses them.
+    """
 
     def __init__(self, files: RankFiles, record_bytes: int) -> None:
         self.files, self.record_bytes = files, record_bytes
-        # Index before sizes: a writer at work appends values first, so nothing whole looks truncated.
+        # Read the index before the sizes: a concurrent writer appends values first, so no whole record looks truncated.
         self.index = files.read_index()
         self.sizes = files.sizes()
         missing = [path.name for path in (files.values, files.index, files.keys) if not path.exists()]
@@ -95,7 +110,7 @@ class _Rank:
         return self._keys[int(ends[row - 1]) if row else 0 : int(ends[row])].tobytes().removesuffix(b"\n")
 
     def record(self, row: int) -> np.ndarray:
-        """Bytes of a record on disk; fewer than ``record_bytes`` if the file was truncated."""
+        """Return the bytes of a record, or fewer than ``record_bytes`` if the file was truncated."""
         if self.sizes[0] <= row * self.record_bytes:
             return np.empty(0, np.uint8)
         if self._values is None:
@@ -106,7 +121,7 @@ class _Rank:
         return decode_key(self.raw_key(row))
 
     def fault(self, row: int) -> Problem | None:
-        """What is wrong with a record, or None."""
+        """Return the fault of a record, or None."""
         record, values = self.record(row), self.files.values.name
         if len(record) < self.record_bytes:
             return Problem(self.key(row), values, f"record truncated, {len(record)} of {self.record_bytes} bytes")
@@ -117,7 +132,7 @@ class _Rank:
         return None
 
     def size_problems(self) -> list[Problem]:
-        """Bytes behind the last record: sizes tell, nothing is read."""
+        """Report bytes after the last record. Only file sizes are compared; nothing is read."""
         count, entry = len(self), INDEX_DTYPE.itemsize
         owned = (count * self.record_bytes, count * entry, int(self.index["key_end"][-1]) if count else 0)
         paths = (self.files.values, self.files.index, self.files.keys)
@@ -129,17 +144,33 @@ class _Rank:
 
 
 class FeatureStore:
-    """Random access to the records of a store, by key. Opening reads the index and no value.
+    """Random access to the records of a store by key.
 
-    Safe in threads, in forked workers, and pickled to spawned ones. A record appended after opening is not seen.
+    Opening reads the index but no features. A store can be used in threads and in forked workers, and pickled for
+    spawned ones. Records that are appended after opening are not visible.
 
-    root: folder of the store. expect: what the caller needs; a store of anything else is a ``UserError`` that names
-    the settings that differ. Keys that two ranks wrote are one too.
+    Attributes:
+        root: Folder of the store.
+        spec: Description of the features.
+        codec: The codec with its parameters.
+        bytes_per_record: Bytes of one record on disk, including the seed.
 
-    keys: in the order of the ranks, and in each as written. bytes_per_record: on disk, seed included.
+    Example:
+        >>> store = FeatureStore(Path("features"))  # doctest: +SKIP
+        >>> seeds, features = store.read_batch(store.keys[:8], device="cuda")  # doctest: +SKIP
     """
 
     def __init__(self, root: Path, expect: StoreSpec | None = None) -> None:
+        """Open a store.
+
+        Args:
+            root: Folder of the store.
+            expect: Required description of the features, or None for any.
+
+        Raises:
+            UserError: There is no store, its files are damaged, two ranks wrote the same key, or the store differs from
+                ``expect``. The message names the settings that differ.
+        """
         self.root = Path(root)
         manifest = Manifest.load(self.root)
         if expect is not None:
@@ -164,7 +195,7 @@ class FeatureStore:
 
     @property
     def keys(self) -> list[str]:
-        """Every key. Reads the keys files; iterate over the store to go through them one by one."""
+        """All keys by rank, in the order in which they were written. Iterate over the store to read them one by one."""
         return list(self)
 
     def _locate(self, place: int) -> tuple[_Rank, int]:
@@ -174,7 +205,7 @@ class FeatureStore:
     def _find(self, key: str) -> tuple[_Rank, int] | None:
         try:
             raw = encode_key(key)
-        except UserError:  # such a key cannot have been written
+        except UserError:  # the writer refuses such a key, so it is not in the store
             return None
         wanted = np.uint64(key_hash(raw))
         position = int(np.searchsorted(self._hashes, wanted))
@@ -199,19 +230,39 @@ class FeatureStore:
             seen[raw] = file
 
     def read(self, key: str) -> Record:
-        """One record, decoded to float32 on the CPU. ``UserError`` naming the key if it is missing or damaged."""
+        """Read one record and decode it on the CPU.
+
+        Raises:
+            UserError: The record is missing or damaged.
+        """
         seeds, features = self.read_batch([key])
         return Record(key, int(seeds[0]), features[0])
 
     def read_batch(
         self, keys: Sequence[str], device: torch.device | str = "cpu"
     ) -> tuple[Int[Tensor, " b"], Float[Tensor, "b c h w"]]:
-        """Seeds (int64, on the CPU) and features of several records, decoded on ``device``."""
+        """Read several records and decode them on ``device``.
+
+        Returns:
+            Seeds, int64, on the CPU, and float32 features of shape (b, c, h, w) on ``device``.
+
+        Raises:
+            UserError: A record is missing or damaged.
+        """
         seeds, payloads = self.read_payloads(keys)
         return seeds, self.codec.decode_batch(payloads.to(device))
 
     def read_payloads(self, keys: Sequence[str]) -> tuple[Int[Tensor, " b"], UInt8[Tensor, "b n"]]:
-        """Seeds and encoded maps, their checksums verified: what a loader's worker sends where ``codec`` decodes."""
+        """Read several records without decoding them, and verify their checksums.
+
+        Loader workers use this method; the main process decodes the payloads with ``codec`` on its device.
+
+        Returns:
+            Seeds, int64, and payloads, uint8, of shape (b, n), both on the CPU.
+
+        Raises:
+            UserError: A record is missing or damaged.
+        """
         seeds = torch.empty(len(keys), dtype=torch.int64)
         payloads = torch.empty(len(keys), self.codec.payload_bytes, dtype=torch.uint8)
         for number, key in enumerate(keys):
@@ -222,7 +273,7 @@ class FeatureStore:
             seed, copy = record[:SEED_BYTES], payloads[number].numpy()
             if len(record) == self.bytes_per_record:
                 copy[:] = record[SEED_BYTES:]
-            # The copy is what is handed out, so it is what must match.
+            # The checksum is computed over the copy, because the file may change after it was copied.
             if len(record) < self.bytes_per_record or zlib.crc32(copy, zlib.crc32(seed)) != rank.index["crc32"][row]:
                 fault = rank.fault(row) or f"{key!r} changed while it was read"
                 raise UserError(
@@ -233,7 +284,7 @@ class FeatureStore:
 
     @property
     def problems(self) -> list[Problem]:
-        """What sizes alone show, at once: records that are truncated, and bytes that belong to no record."""
+        """Truncated records and bytes that belong to no record. Only file sizes are compared."""
         found: list[Problem] = []
         for rank in self._ranks:
             found += rank.size_problems()
@@ -242,9 +293,13 @@ class FeatureStore:
         return found
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
-        """Read every record and compare checksums and key hashes; all problems, by key where there is one.
+        """Read every record and compare checksums and hashes of keys.
 
-        progress: called with records checked and records in all, after each.
+        Args:
+            progress: Called with (checked, total) after each record.
+
+        Returns:
+            All problems, including those of file sizes.
         """
         found: list[Problem] = []
         checked = 0

@@ -1,8 +1,8 @@
-"""Which bytes of which source file the records of a store are of: a table beside them.
+"""Table of the source fingerprints of the records in a store.
 
-``rank{r}-sources.jsonl`` has lines of ``key``, of a record, and ``fingerprint``, its source's when it was cached, empty
-while the record is renewed. The last line of a key counts, of several ranks that of the lowest. Stores of earlier
-versions have no such table: of their records nothing is known.
+``rank{r}-sources.jsonl`` has lines with ``key`` of a record and ``fingerprint`` of its source when it was cached. The
+fingerprint is empty while the record is being renewed. The last line of a key is valid; of several ranks, that of the
+lowest rank. Stores of earlier versions have no table, so the fingerprints of their records are unknown.
 """
 
 from __future__ import annotations
@@ -16,31 +16,45 @@ from ..io import Appender
 
 
 class Comparison(NamedTuple):
-    """Keys of records whose source changed since it was cached, and of those that the table does not have."""
+    """Result of a comparison with the current sources.
+
+    Attributes:
+        changed: Keys of records whose source changed after it was cached.
+        unknown: Keys that are not in the table.
+    """
 
     changed: list[str]
     unknown: list[str]
 
 
 class SourceTable:
-    """The table of one store, or of several that are cached together. known: fingerprint by key, of all ranks."""
+    """Fingerprints of one store, or of several that are cached together.
+
+    Attributes:
+        known: Fingerprint by key, from all ranks.
+    """
 
     def __init__(self, root: Path, rank: int = 0) -> None:
-        """rank: of this process, which adds lines to a file of its own."""
+        """Read the table.
+
+        Args:
+            root: Folder of the table.
+            rank: Rank of this process, which appends to a file of its own.
+        """
         self._own = root / f"rank{rank}-sources.jsonl"
         self.known: dict[str, str] = {}
         for path in sorted(root.glob("rank*-sources.jsonl"), key=_rank, reverse=True):
             self.known.update(_read(path))
 
     def compare(self, now: Mapping[str, str]) -> Comparison:
-        """now: today's fingerprint of the source of each record."""
+        """Compare the table with ``now``, the current fingerprint of the source of each record."""
         return Comparison(
             [key for key, found in now.items() if self.known.get(key, found) != found],
             [key for key in now if key not in self.known],
         )
 
     def add(self, entries: Mapping[str, str]) -> None:
-        """Note fingerprints; they are on the disk when this returns."""
+        """Append fingerprints. They are on disk (fsync) when this returns."""
         if not entries:
             return
         torn = self._own.exists() and self._own.stat().st_size and not self._own.read_bytes().endswith(b"\n")
@@ -57,7 +71,7 @@ def _rank(path: Path) -> int:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """The last fingerprint of each key; a line that a kill tore is passed over."""
+    """Return the last fingerprint of each key. Incomplete lines, which a killed process can leave, are ignored."""
     found: dict[str, str] = {}
     for line in path.read_bytes().splitlines():
         try:

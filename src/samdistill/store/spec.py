@@ -1,10 +1,10 @@
-"""What a store is on disk: its manifest, the names of its files, the index entry, and who may write where.
+"""Files of a store: the manifest, file names and index entries.
 
-``manifest.json``      what the features are; written first, atomically
-``codec.safetensors``  what the codec learnt, if it learns; its digest is in the manifest
-``rank{r}-values.bin`` records of one size, end to end: little-endian int32 augmentation seed, then the payload
+``manifest.json``      description of the features; written first, atomically
+``codec.safetensors``  learned parameters of the codec, if any; their digest is in the manifest
+``rank{r}-values.bin`` records of equal size: augmentation seed (little-endian int32), then the payload
 ``rank{r}-index.bin``  per record ``INDEX_DTYPE``: hash of its key, end of its key's line, CRC-32 of the record
-``rank{r}-keys.txt``   one key a line, in the order of the records
+``rank{r}-keys.txt``   one key per line, in the order of the records
 """
 
 from __future__ import annotations
@@ -28,16 +28,24 @@ from ..types import UserError
 FORMAT, VERSION = "samdistill-features", 1
 MANIFEST, CODEC_STATE = "manifest.json", "codec.safetensors"
 
-# CRC-32 finds every burst error up to 32 bits and runs at 4 GB/s; cryptographic hashes would halve the read rate.
+# CRC-32 detects every burst error up to 32 bits and runs at 4 GB/s; cryptographic hashes would halve the read rate.
 INDEX_DTYPE = np.dtype([("key_hash", "<u8"), ("key_end", "<u8"), ("crc32", "<u4")])
 
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """What the features of a store are. Two stores are interchangeable when their specs are equal.
+    """Description of the features in a store. Stores with equal descriptions are interchangeable.
 
-    tap: the teacher's name of the tensor. shape: channels, height, width of one record. image_size: side of the
-    canvas in pixels. teacher, transform: fingerprints (hex). codec: ``fp16``, ``fp32``, ``int8`` or ``pca{K}-int8``.
+    Attributes:
+        tap: Teacher's name of the tensor.
+        shape: Channels, height, width of one record.
+        image_size: Side of the canvas in pixels.
+        teacher: Fingerprint of the teacher, hexadecimal.
+        transform: Fingerprint of geometry and augmentation, hexadecimal.
+        codec: ``fp16``, ``fp32``, ``int8`` or ``pca{K}-int8``.
+
+    Raises:
+        ValueError: ``shape`` is not three positive numbers.
     """
 
     tap: str
@@ -54,7 +62,7 @@ class StoreSpec:
 
 
 class _Stored(TypedDict):
-    """The fields of a manifest's file beside format and version."""
+    """Fields of the manifest file other than format and version."""
 
     tap: str
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
@@ -69,7 +77,7 @@ class _Stored(TypedDict):
 
 @dataclass(frozen=True)
 class Manifest:
-    """The spec, and how its codec lays a record out."""
+    """Content of ``manifest.json``: the description of the features and the record layout of the codec."""
 
     spec: StoreSpec
     dtype: str
@@ -77,7 +85,11 @@ class Manifest:
     codec_digest: str | None
 
     def require(self, root: Path, wanted: Manifest | StoreSpec) -> None:
-        """``UserError`` naming every setting in which the store at ``root`` differs from what is wanted."""
+        """Check that the store at ``root`` has the wanted settings.
+
+        Raises:
+            UserError: Settings differ. The message names all of them.
+        """
         if isinstance(wanted, StoreSpec):
             wanted = replace(self, spec=wanted)
         pairs = zip(self._settings().items(), wanted._settings().values(), strict=True)
@@ -93,13 +105,17 @@ class Manifest:
         return spec | {"dtype": self.dtype, "record_bytes": self.record_bytes, "codec_digest": self.codec_digest}
 
     def save(self, root: Path) -> None:
-        """Write it atomically: a manifest is whole or not there."""
+        """Write the manifest atomically."""
         settings = {"format": FORMAT, "version": VERSION} | self._settings() | {"shape": list(self.spec.shape)}
         write_json(root / MANIFEST, settings, indent=2, sync=True)
 
     @classmethod
     def load(cls, root: Path) -> Manifest:
-        """Of the store at ``root``; ``UserError`` if there is none, or one this version cannot read."""
+        """Read the manifest of the store at ``root``.
+
+        Raises:
+            UserError: There is no store, or this version cannot read it.
+        """
         path = root / MANIFEST
         try:
             raw = json.loads(path.read_text())
@@ -121,7 +137,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class RankFiles:
-    """The three files one rank writes."""
+    """The three files that one rank writes."""
 
     root: Path
     rank: int
@@ -139,21 +155,21 @@ class RankFiles:
         return self.root / f"rank{self.rank}-keys.txt"
 
     def sizes(self) -> tuple[int, int, int]:
-        """Bytes in values, index and keys; 0 for a file that is not there."""
+        """Return the bytes of values, index and keys; 0 for a missing file."""
         return tuple(p.stat().st_size if p.exists() else 0 for p in (self.values, self.index, self.keys))  # type: ignore[return-value]
 
     def read_index(self) -> np.ndarray:
-        """Every whole entry whose key is on disk; a torn tail is left out. Structured array of ``INDEX_DTYPE``."""
+        """Read the complete entries whose keys are on disk, as a structured array of ``INDEX_DTYPE``."""
         _, index_size, keys_size = self.sizes()
         if not index_size:
             return np.empty(0, INDEX_DTYPE)
         entries = np.fromfile(self.index, INDEX_DTYPE, count=index_size // INDEX_DTYPE.itemsize)
-        # Only the tail is cut: one damaged offset in the middle must not hide the good records behind it.
+        # Only the end is removed, so that a damaged offset in the middle does not hide the valid records after it.
         there = np.flatnonzero(entries["key_end"] <= keys_size)
         return entries[: there[-1] + 1] if there.size else entries[:0]
 
     def read_keys(self, index: np.ndarray) -> list[str]:
-        """The keys of the records ``index`` lists."""
+        """Read the keys of the records in ``index``."""
         text, begin, keys = self.keys.read_bytes() if len(index) else b"", 0, []
         for end in index["key_end"].tolist():
             keys.append(decode_key(text[begin:end].removesuffix(b"\n")))
@@ -162,13 +178,17 @@ class RankFiles:
 
 
 def find_ranks(root: Path) -> list[int]:
-    """Ranks that have written to ``root``, ascending."""
+    """Return the ranks that have files in ``root``, ascending."""
     names = (re.fullmatch(r"rank(\d+)-(?:values\.bin|index\.bin|keys\.txt)", path.name) for path in root.iterdir())
     return sorted({int(match[1]) for match in names if match})
 
 
 def encode_key(key: str) -> bytes:
-    """The bytes of a key's line, without its end. File names that are not UTF-8 survive (surrogateescape)."""
+    """Encode a key as UTF-8, without a line end. File names that are not UTF-8 are kept (surrogateescape).
+
+    Raises:
+        UserError: The key is empty, has a line feed, or cannot be encoded.
+    """
     try:
         raw = key.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -183,15 +203,15 @@ def decode_key(raw: bytes) -> str:
 
 
 def key_hash(raw: bytes) -> int:
-    """64 bits of BLAKE2b. Two keys may share it: a look-up compares the text as well."""
+    """Return 64 bits of BLAKE2b. Two keys may have the same hash, so a look-up also compares the text."""
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
 def pack_entry(record: bytes, raw_key: bytes, key_end: int) -> bytes:
-    """The index entry of ``record``; ``key_end``: offset just behind the line feed of its key's line."""
+    """Return the index entry of ``record``. ``key_end`` is the offset after the line feed of its key."""
     return np.array([(key_hash(raw_key), key_end, zlib.crc32(record))], INDEX_DTYPE).tobytes()
 
 
 def writing(root: Path, what: str) -> AbstractContextManager[None]:
-    """Turn an operating-system error while writing ``what`` into a ``UserError``."""
+    """Convert an operating-system error while ``what`` is written to a ``UserError``."""
     return disk_errors(root, f"at {what}; everything written before is kept: make room and run again to resume")

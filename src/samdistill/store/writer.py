@@ -1,10 +1,12 @@
-"""Appends records. Whatever kills it, the next writer goes on at the record where it died.
+"""Append records to a store. A run that was killed is resumed at the record where it ended.
 
-A record is three appends: its value, its index entry, its key's line. A record counts once all three are there and
-agree, so a process killed between any two bytes leaves whole records and a torn tail, and the tail is cut on
-opening. Every ``SYNC_RECORDS`` records, and on ``close``, the files are forced to disk (fsync). A power cut may tear
-anything younger than that, in any order: on opening, the last ``SYNC_RECORDS`` records are read and their
-checksums compared, and the files are cut at the first that fails. Older damage is left for ``FeatureStore.verify``.
+A record consists of three appends: its value, its index entry and the line of its key. It counts when all three are
+complete and consistent. If a process is killed between two bytes, the complete records remain, and the incomplete end
+is removed on the next opening.
+
+Every ``SYNC_RECORDS`` records, and on ``close``, the files are synchronised to disk (fsync). A power failure can damage
+anything that was written later, in any order. On opening, the checksums of the last ``SYNC_RECORDS`` records are
+verified, and the files are truncated at the first that fails. ``FeatureStore.verify`` finds earlier damage.
 """
 
 from __future__ import annotations
@@ -41,20 +43,41 @@ from .spec import (
 )
 
 SYNC_RECORDS = 32
+"""Number of records between two calls of fsync."""
 
 
 class FeatureStoreWriter:
-    """Writes one rank's records; a context manager.
+    """Writes the records of one rank. Use it as a context manager.
 
-    root: folder of the store, made if missing. spec: what it holds; an existing store must hold the same. codec:
-    of ``spec.codec`` and ``spec.shape``, fitted (``stored_codec(root)`` returns that of an existing store). With
-    several ranks let one create the store first when the codec is a fitted one: all must use one basis.
+    Attributes:
+        done: Keys of the records that are complete, of all ranks, including those written since opening. A run with
+            another number of processes therefore repeats nothing.
+        recovered: One line for each file that was truncated on opening.
 
-    done: keys already durable when it was opened, of **all** ranks, and those written since; a run with another
-    world size therefore repeats nothing. recovered: one line for each file that was cut on opening.
+    Example:
+        >>> with FeatureStoreWriter(root, spec, make_codec("fp16", spec.shape)) as writer:  # doctest: +SKIP
+        ...     writer.write("image", 0, features)
     """
 
     def __init__(self, root: Path, spec: StoreSpec, codec: Codec, rank: int = 0, world: int = 1) -> None:
+        """Create or open a store, and remove incomplete records of this rank.
+
+        If the codec learns parameters, let one rank create the store before the others open it, because all ranks must
+        use the same parameters.
+
+        Args:
+            root: Folder of the store. It is created if it does not exist.
+            spec: Description of the features. An existing store must have the same.
+            codec: Codec of ``spec.codec`` and ``spec.shape``, fitted. ``stored_codec(root)`` returns that of an
+                existing store.
+            rank: Rank of this process.
+            world: Number of processes.
+
+        Raises:
+            UserError: The store has other settings, is damaged, or is being written by another process, or the disk
+                fails.
+            ValueError: ``rank`` is not below ``world``, or the codec does not fit ``spec`` or is not fitted.
+        """
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
         self.root, self.spec, self.codec, self.rank, self.world = Path(root), spec, codec, rank, world
@@ -66,13 +89,13 @@ class FeatureStoreWriter:
             stack.enter_context(self._lock(rank))
             index = self._recover(own)
             for other in find_ranks(self.root):
-                # Ranks of an earlier, larger world have no writer of their own now.
+                # Ranks of an earlier run with more processes have no writer now, so the present ranks recover them.
                 if other != rank and other % world == rank:
                     with self._lock(other):
                         self._recover(RankFiles(self.root, other))
             self.done = self._durable_keys()
             with writing(self.root, f"files of rank {rank}"):
-                # Records go to offsets: an append that failed half-way is overwritten, not followed.
+                # Records are written at offsets, so the next record overwrites what a failed append left.
                 self._files = [stack.enter_context(open_records(p)) for p in (own.values, own.index, own.keys)]
                 sync_folder(self.root)
             self._stack = stack.pop_all()
@@ -80,11 +103,11 @@ class FeatureStoreWriter:
         self._synced = self._count
 
     def _lock(self, rank: int) -> AbstractContextManager[None]:
-        """Keep a second process from writing the same rank."""
+        """Lock the files of a rank against writers in other processes."""
         return locked(self.root, "cache", f"rank{rank}.lock")
 
     def _establish(self) -> None:
-        """Create the store, or make sure that it is the one wanted."""
+        """Create the store, or check that an existing one has the wanted settings."""
         codec = self.codec
         make_folder(self.root)
         exists = (self.root / MANIFEST).exists()
@@ -100,11 +123,11 @@ class FeatureStoreWriter:
             if wanted.codec_digest is not None:
                 write_bytes(self.root / CODEC_STATE, pack_state(codec), sync=True)
             wanted.save(self.root)
-        # Read back even when just written: of two ranks creating at once with different bases, one must notice.
+        # Read back even if just written: if two ranks create the store with different parameters, one must fail.
         Manifest.load(self.root).require(self.root, wanted)
 
     def _recover(self, files: RankFiles) -> np.ndarray:
-        """Cut a rank's files behind the last durable record. The index entries that stay."""
+        """Truncate the files of a rank after the last complete record, and return the remaining index entries."""
         size = self.codec.record_bytes
         index = _durable(files, size)
         held, kept = files.sizes(), len(index)
@@ -131,9 +154,13 @@ class FeatureStoreWriter:
         return keys
 
     def expire(self, keys: Iterable[str]) -> None:
-        """Records that ``write`` takes the place of: until then they are not ``done``, and stay as they are.
+        """Mark records that ``write`` will replace. They leave ``done``, and stay in the store until they are replaced.
 
-        Only for a single process: a record may be in the file of another rank.
+        Args:
+            keys: Keys of the records. Keys without a record are ignored.
+
+        Raises:
+            ValueError: There are several processes. A record may be in the file of another rank.
         """
         wanted = self.done.intersection(keys)
         if wanted and self.world > 1:
@@ -147,7 +174,10 @@ class FeatureStoreWriter:
         self.done -= wanted
 
     def _renew(self, files: RankFiles, row: int, entry: np.ndarray, record: bytes) -> None:
-        """Overwrite a record and its checksum. A kill between the two leaves one that its checksum refuses."""
+        """Overwrite a record and its checksum.
+
+        If the process is killed in between, the checksum does not match and the record is refused.
+        """
         size = self.codec.record_bytes
         entry["crc32"] = zlib.crc32(record)
         with ExitStack() as stack:
@@ -161,11 +191,18 @@ class FeatureStoreWriter:
                 os.fsync(file.fileno())
 
     def write(self, key: str, seed: int, features: Float[Tensor, "c h w"]) -> None:
-        """Append one record, or overwrite an expired one. Any float dtype, any device.
+        """Append a record, or replace an expired one.
 
-        key: unique in the store, one line. seed: what replays the augmentation, int32. ``UserError`` for a key that
-        is there already, for features that are not finite or do not fit the codec, and for a full disk; the
-        record is then left out whole, and the writer can go on.
+        If an append fails, the record is removed completely, and the writer can continue.
+
+        Args:
+            key: Key of the record, unique in the store, without line feeds.
+            seed: Seed that reproduces the augmentation, int32.
+            features: Map of the codec's shape, of any float dtype, on any device.
+
+        Raises:
+            UserError: The key exists, the features are not finite or do not fit the codec, or the disk fails.
+            ValueError: The seed is not an int32.
         """
         raw = encode_key(key)
         if key in self.done:
@@ -189,7 +226,7 @@ class FeatureStoreWriter:
             try:
                 for file, offset, part in zip(self._files, offsets, parts, strict=True):
                     _put(file, offset, part)
-            except BaseException:  # Ctrl-C included: no reader shall find half a record
+            except BaseException:  # also on Ctrl-C, so that no reader finds a partial record
                 for file, offset in zip(reversed(self._files), reversed(offsets), strict=True):
                     file.truncate(offset)
                 raise
@@ -202,14 +239,14 @@ class FeatureStoreWriter:
         return self._count * self.codec.record_bytes, self._count * INDEX_DTYPE.itemsize, self._key_end
 
     def flush(self) -> None:
-        """Force everything written so far to disk."""
+        """Synchronise all written records to disk (fsync)."""
         with writing(self.root, f"the last {self._count - self._synced} records"):
             for file in self._files:
                 os.fsync(file.fileno())
         self._synced = self._count
 
     def close(self) -> None:
-        """Flush and let go of the files; a second call does nothing."""
+        """Flush and close the files. A second call has no effect."""
         with self._stack:
             try:
                 self.flush()
@@ -233,9 +270,9 @@ def _put(file: BinaryIO, offset: int, data: bytes) -> None:
 
 
 def _durable(files: RankFiles, record_bytes: int) -> np.ndarray:
-    """Index entries of the records that are whole, and whose youngest ``SYNC_RECORDS`` agree with their checksums.
+    """Return index entries of complete records, with the checksums of the last ``SYNC_RECORDS`` verified.
 
-    Reads plainly, without a memory map: another rank may be cutting the file meanwhile.
+    Files are read without a memory map, because another rank may truncate them meanwhile.
     """
     index = files.read_index()
     values_size, _, most = files.sizes()
