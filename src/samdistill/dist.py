@@ -1,4 +1,4 @@
-"""Where this process runs: its device, its rank and the number of processes of the run."""
+"""Rank, number of processes and default device of this process."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 
 
 def process_rank() -> int:
-    """Rank of this process under torchrun, else 0."""
+    """Return the rank of this process under torchrun, else 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """Number of processes of the run under torchrun, else 1."""
+    """Return the number of processes under torchrun, else 1."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def default_device() -> torch.device:
-    """CUDA if there is one (under torchrun the one of this process), else MPS, else the CPU."""
+    """Return CUDA if available (under torchrun the device of the local rank), else MPS, else the CPU."""
     if torch.cuda.is_available():
         rank = os.environ.get("LOCAL_RANK")
         return torch.device("cuda") if rank is None else torch.device("cuda", int(rank) % torch.cuda.device_count())

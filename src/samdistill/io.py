@@ -1,9 +1,10 @@
-"""Every file this package writes, and every lock it holds. No other module opens a file for writing.
+"""Write files safely. No other module opens a file for writing.
 
-A file or folder is written under a temporary name beside its place and moved there when it is whole: a reader, a kill
-or a full disk meets the old content or the new one. Files get the permissions 0644, folders 0755, less the umask. A
-symbolic link at the destination is refused, so its target is never overwritten. An operating-system error becomes one
-``UserError`` that names the file and the reason.
+Files and folders are written under a temporary name in the same folder and renamed when they are complete, so readers
+find either the old or the new content, also after a kill or with a full disk. Only ``Appender`` and ``open_records``
+write in place. Files have the permissions 0644 and folders 0755, less the umask. A symbolic link at the destination is
+refused, so that its target is not overwritten. Operating-system errors become a ``UserError`` with the file and the
+reason.
 """
 
 from __future__ import annotations
@@ -24,16 +25,22 @@ from typing import Any, BinaryIO
 from .errors import UserError
 
 PARTIAL = ".partial"
-"""How the names of files and folders end that are not whole; they begin with a dot."""
+"""Suffix of incomplete files and folders. Their names begin with a dot."""
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-"""What a file system without room says."""
+"""Error codes of a file system without space."""
 _HIDDEN_IN_OTHERS = FULL | {errno.EIO, errno.EROFS}
+"""Error codes that only disks have, and so identify disk errors inside the exceptions of libraries."""
 _NO_DISK = (ConnectionError, ChildProcessError, ProcessLookupError, TimeoutError, InterruptedError)
+"""Subclasses of ``OSError`` that are not disk errors."""
 _FILE, _FOLDER = 0o644, 0o755
 
 
 def as_path(value: str | os.PathLike[str]) -> Path:
-    """A path as a user writes it, ``~`` expanded. Raises ``UserError`` for what no file can be called."""
+    """Convert a user's path, and expand ``~``.
+
+    Raises:
+        UserError: The value is not a path, has a null character, or names an unknown user.
+    """
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{value!r} is not a path: give a string or a pathlib.Path")
     if "\0" in os.fspath(value):
@@ -45,10 +52,10 @@ def as_path(value: str | os.PathLike[str]) -> Path:
 
 
 def reason(error: BaseException) -> str | None:
-    """What the operating system said, or None for an error that is not its.
+    """Return the operating system's reason for an error, or None for other errors.
 
-    Libraries wrap a full disk in errors of their own: those that were handled before ``error`` are looked at too, for
-    reasons that only a disk has.
+    Libraries convert disk errors to exceptions of their own. Therefore the causes of ``error`` are searched for error
+    codes that only disks have.
     """
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, _NO_DISK):
         return error.strerror or os.strerror(error.errno)
@@ -58,7 +65,7 @@ def reason(error: BaseException) -> str | None:
     while inner is not None:
         if isinstance(inner, OSError) and inner.errno in _HIDDEN_IN_OTHERS:
             return inner.strerror or os.strerror(inner.errno)
-        if type(inner).__name__ == "SafetensorError" and "os error" in str(inner):  # not imported: nothing heavy here
+        if type(inner).__name__ == "SafetensorError" and "os error" in str(inner):  # importing it would be slow
             return str(inner)
         inner = inner.__cause__ or inner.__context__
     return None
@@ -66,9 +73,14 @@ def reason(error: BaseException) -> str | None:
 
 @contextmanager
 def disk_errors(path: Path, hint: str = "") -> Iterator[None]:
-    """Turn an operating-system error into a ``UserError`` that names ``path``, or the file that the error names.
+    """Convert operating-system errors in the body to a ``UserError``.
 
-    hint: what is kept and what to do, appended to the message.
+    Args:
+        path: Path for the message, unless the error names a file elsewhere.
+        hint: Added to the message: what is kept, and what to do.
+
+    Raises:
+        UserError: The body raised an operating-system error.
     """
     try:
         yield
@@ -84,9 +96,14 @@ def disk_errors(path: Path, hint: str = "") -> Iterator[None]:
 
 
 def check_output(path: Path, *inputs: str | Path) -> None:
-    """Refuse a place for a file that could not be written, or that would destroy an input, before work is spent on it.
+    """Check before work starts that an output file can be written and is not an input.
 
-    inputs: files and folders that are read; names that are no local path are left out. Raises ``UserError``.
+    Args:
+        path: The output file.
+        inputs: Files and folders that are read. Names that are not local paths are ignored.
+
+    Raises:
+        UserError: The folder does not exist or is not writable, or ``path`` is a link, a folder or an input.
     """
     if not path.parent.is_dir():
         raise UserError(f"--out: there is no folder {path.parent}")
@@ -102,34 +119,45 @@ def check_output(path: Path, *inputs: str | Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder and those above it, where they are missing."""
+    """Create a folder and its parents if they do not exist."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def remove(path: Path) -> None:
-    """A file, a link or a whole folder, if it is there."""
+    """Remove a file, a link or a folder with its content, if it exists."""
     with disk_errors(path):
         _remove(path)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writes that were killed left in ``folder``. Only for the process that holds the folder's lock."""
+    """Remove incomplete files that killed processes left in ``folder``. The caller must hold the folder's lock."""
     for left in list(folder.glob(f".*{PARTIAL}")):
         remove(left)
 
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = False, hint: str = "") -> Iterator[Path]:
-    """A place beside ``path``, where nothing is yet, for a file or a folder that a library writes.
+    """Yield a temporary path for a file or folder that replaces ``path`` at the end.
 
-    It is moved to ``path`` at the end and takes the place of what is there; on any failure it is removed and ``path``
-    stays as it was. sync: force it to the disk first, so that it survives a power cut. hint: see ``disk_errors``.
-    Raises ``UserError`` for a destination that is a link or a device, and where the disk fails.
+    The temporary path does not exist yet and is in the same folder. If the body fails, it is removed and ``path`` is
+    unchanged.
+
+    Args:
+        path: Destination.
+        sync: Synchronise to disk (fsync) before renaming, so that the file survives a power failure.
+        hint: As for ``disk_errors``.
+
+    Raises:
+        UserError: The destination is a link or a device, or the disk fails.
+
+    Example:
+        >>> with replacing(Path("weights.bin")) as new:  # doctest: +SKIP
+        ...     library.save(new)
     """
     new = _aside(path)
     try:
-        with disk_errors(path, hint):  # inside, so that it counts what is free while the new one is still there
+        with disk_errors(path, hint):  # inside ``try``: the message has the free space before the new file is removed
             _refuse_link(path)
             yield new
             _settle(new, sync)
@@ -137,7 +165,7 @@ def replacing(path: Path, *, sync: bool = False, hint: str = "") -> Iterator[Pat
     except BaseException as error:
         with suppress(OSError):
             _remove(new)
-        if isinstance(error, UserError) and str(new) in str(error):  # of a file inside a folder
+        if isinstance(error, UserError) and str(new) in str(error):  # the error names a file inside the folder
             raise UserError(str(error).replace(str(new), str(path))) from error
         raise
     if sync:
@@ -146,7 +174,10 @@ def replacing(path: Path, *, sync: bool = False, hint: str = "") -> Iterator[Pat
 
 @contextmanager
 def adding(folder: Path, *, hint: str = "") -> Iterator[Path]:
-    """A temporary folder whose files are moved into ``folder`` one by one at the end, over those of the same name."""
+    """Yield a temporary folder whose files are moved into ``folder`` at the end.
+
+    They replace files of the same name, one after the other.
+    """
     with disk_errors(folder, hint):
         aside = _aside(folder / "new")
         aside.mkdir()
@@ -162,39 +193,44 @@ def adding(folder: Path, *, hint: str = "") -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, *, sync: bool = False, hint: str = "") -> Iterator[BinaryIO]:
-    """``replacing`` for what is written to an open binary file."""
+    """Yield an open binary file that replaces ``path`` at the end, as ``replacing``."""
     with replacing(path, sync=sync, hint=hint) as new, open(new, "xb") as file:
         yield file
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = False, hint: str = "") -> None:
+    """Write a file atomically."""
     with writing(path, sync=sync, hint=hint) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str, *, sync: bool = False, hint: str = "") -> None:
-    """UTF-8. Names of files that are not, which Python keeps as lone surrogates, are escaped."""
+    """Write a UTF-8 file atomically.
+
+    Lone surrogates, which Python uses for file names that are not UTF-8, are escaped.
+    """
     write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync, hint=hint)
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None, sync: bool = False, hint: str = "") -> None:
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=indent) + "\n", sync=sync, hint=hint)
 
 
 def write_lines(path: Path, values: Iterable[Any], *, hint: str = "") -> None:
-    """JSON Lines: one value a line."""
+    """Write a JSON Lines file atomically, one value per line."""
     write_text(path, "".join(json.dumps(value) + "\n" for value in values), hint=hint)
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """The content alone, not the permissions."""
+    """Copy the content of a file, not its permissions."""
     with open(source, "rb") as given, writing(target) as file:
         shutil.copyfileobj(given, file)
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for temporary files, where the system keeps those; removed afterwards."""
+    """Yield a temporary folder of the system, which is removed afterwards."""
     with disk_errors(Path("the folder for temporary files"), "set TMPDIR to one with room"):
         folder = tempfile.TemporaryDirectory(prefix="samdistill_", ignore_cleanup_errors=True)
     with folder:
@@ -202,9 +238,14 @@ def scratch() -> Iterator[Path]:
 
 
 class Appender:
-    """Appends to a log; a context manager. What is appended in one call is there whole or, after an error, not at all.
+    """Appends to a log file. Use it as a context manager.
 
-    The file is made where it is missing. One process at a time writes: that is what ``samdistill.locks`` is for.
+    After an error, nothing of the failed call remains in the file. Only one process may write at a time;
+    ``samdistill.locks`` ensures this.
+
+    Args:
+        path: The file. It is created if it does not exist.
+        hint: As for ``disk_errors``.
     """
 
     def __init__(self, path: Path, hint: str = "") -> None:
@@ -225,12 +266,12 @@ class Appender:
                 raise
 
     def sync(self) -> None:
-        """Force it to the disk."""
+        """Synchronise the file to disk (fsync)."""
         with disk_errors(self.path, self.hint):
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """A second call does nothing."""
+        """Close the file. A second call has no effect."""
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             with disk_errors(self.path, self.hint):
@@ -246,13 +287,13 @@ class Appender:
 
 
 def open_records(path: Path) -> BinaryIO:
-    """A file whose bytes are written in place, unbuffered; made where it is missing, kept where it is not."""
+    """Open a file for unbuffered writing at any position. It is created if it does not exist."""
     _refuse_link(path)
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, _FILE), "r+b", buffering=0)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in ``folder`` survive a power cut."""
+    """Synchronise the names in ``folder`` to disk (fsync), so that new files survive a power failure."""
     with disk_errors(folder):
         _sync(folder)
 
@@ -261,7 +302,7 @@ _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 def _refuse_link(path: Path) -> None:
-    """Neither a link, whose target would be meant, nor a device or pipe, which a file would take the place of."""
+    """Refuse a link, whose target would be affected, and a device or pipe, which would be replaced."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -273,12 +314,13 @@ def _refuse_link(path: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
+    """Return a random temporary path beside ``path``."""
     return path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}{PARTIAL}"
 
 
 def _settle(new: Path, sync: bool) -> None:
-    """Permissions of what a library wrote, and, if wanted, its bytes on the disk."""
-    umask = os.umask(0o077)  # it can only be read by setting it
+    """Set permissions of what a library wrote, and synchronise it to disk if ``sync``."""
+    umask = os.umask(0o077)  # the umask can only be read by setting it
     os.umask(umask)
     files = [new]
     if new.is_dir():
@@ -293,6 +335,7 @@ def _settle(new: Path, sync: bool) -> None:
 
 
 def _free(path: Path) -> int:
+    """Return the free bytes of the file system of ``path``."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     return shutil.disk_usage(there).free
 
@@ -304,7 +347,7 @@ def _permit(path: Path, mode: int) -> None:
 
 
 def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders and journals names itself
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders and journals names itself
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -314,7 +357,10 @@ def _sync(path: Path) -> None:
 
 
 def _move(new: Path, path: Path) -> None:
-    """A file takes another's place at once; a folder that is in the way is moved out first, and back on failure."""
+    """Rename ``new`` to ``path``.
+
+    A file is replaced atomically. A folder is first moved aside, and moved back if renaming fails.
+    """
     _refuse_link(path)
     if not (new.is_dir() and path.is_dir()):
         os.replace(new, path)

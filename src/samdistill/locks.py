@@ -1,4 +1,4 @@
-"""Folders that one process at a time writes. A lock ends with its process, however that ends."""
+"""Locks on folders that one process at a time writes. The operating system releases a lock when its process ends."""
 
 from __future__ import annotations
 
@@ -29,13 +29,22 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def locked(folder: Path, doing: str, name: str = NAME) -> Iterator[None]:
-    """Hold ``folder``, which is made where it is missing, for this thread. Inside, it may be held again.
+    """Lock a folder for this thread. The same thread may lock it again in the body.
 
-    doing: the command, for the message to others. name: of the lock file, removed afterwards; so is a folder that was
-    made here and stayed empty. Raises ``UserError`` at once where another process or thread holds it, naming which.
+    The folder is created if it does not exist. Afterwards the lock file is removed, and so are folders that were
+    created here and are empty.
 
-    ``lockf`` on a file of its own, since forked loader workers inherit a ``flock`` and would hold it longer than the
-    process that was killed, and since a ``lockf`` on data ends when anything in this process closes that file.
+    ``lockf`` on a separate file is used for two reasons. Forked loader workers inherit a ``flock`` and would hold it
+    after the main process was killed. A ``lockf`` on a data file would end when this process closes any descriptor of
+    it.
+
+    Args:
+        folder: The folder.
+        doing: The command, for the message to other processes.
+        name: Name of the lock file.
+
+    Raises:
+        UserError: Another process or thread holds the lock. The message names it. There is no waiting.
     """
     path = folder.resolve() / name
     holder = _held.get(path)
@@ -53,7 +62,7 @@ def locked(folder: Path, doing: str, name: str = NAME) -> Iterator[None]:
 
 
 def _take(path: Path, folder: Path, doing: str, stack: ExitStack) -> None:
-    """Lock the file that is at ``path`` now: another process may remove it between opening and locking."""
+    """Lock the file that is at ``path`` now, because another process may remove it between opening and locking."""
     while True:
         with disk_errors(path):
             file = open_records(path)
@@ -64,7 +73,7 @@ def _take(path: Path, folder: Path, doing: str, stack: ExitStack) -> None:
             with file:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise UserError(f"{folder}: {_about(file.read())}") from None
-            return  # some network file systems have no locks; writing without one is what they offer
+            return  # some network file systems have no locks, so the folder is written without one
         try:
             same = os.fstat(file.fileno()).st_ino == os.stat(path).st_ino
         except FileNotFoundError:
@@ -85,14 +94,14 @@ def _about(content: bytes) -> str:
     try:
         found = json.loads(content)
         who = f"{found['command']} (process {found['pid']} on {found['host']}, since {found['since']})"
-    except (ValueError, TypeError, KeyError):  # it has just begun
+    except (ValueError, TypeError, KeyError):  # the other process has not written its name yet
         who = "another process"
     return f"{who} is writing here; wait for it, stop it, or use another folder"
 
 
 @contextmanager
 def _folder(folder: Path) -> Iterator[None]:
-    """The folder while it is locked; those made here are removed again where nothing was put into them."""
+    """Create the folder if it does not exist, and afterwards remove created folders that are empty."""
     made = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Names out of a data set: which of them can be keys, and how a key becomes the name of a file."""
+"""Names from data sets: which of them are valid keys, and the file name of a key."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import re
 from .errors import UserError
 
 MOST_BYTES = 255
-"""Of one part of a path: what file systems take."""
-_PIECE = 200  # bytes of one part of a written path; the rest is room for suffixes and temporary names
+"""Largest number of bytes of one path component, a limit of common file systems."""
+_PIECE = 200  # bytes of one component of a written path; the remainder is for suffixes and temporary names
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)", re.IGNORECASE)
 _UNSAFE = re.compile(r"[%<>:\"|?*\x00-\x1f\x7f]|^[ .]|[ .]$")
 
 
 def key_problem(key: str) -> str | None:
-    """Why a name that a data set gives cannot be a key, or None.
+    """Return why a name from a data set cannot be a key, or None if it can.
 
-    A key is a relative path with forward slashes below its data set's folder. It is printed, kept one a line as UTF-8,
-    and joined with folders, so it must not lead out of one: no absolute path, no ``.`` or ``..``, no backslash.
+    A key is a relative path with forward slashes, below the folder of its data set. Keys are printed, stored one per
+    line as UTF-8, and joined with folders. A key must not lead out of a folder, so absolute paths, ``.``, ``..`` and
+    backslashes are not allowed.
     """
     try:
         parts = [part.encode() for part in key.split("/")]
@@ -37,12 +38,19 @@ def key_problem(key: str) -> str | None:
 
 
 def file_name(key: str) -> str:
-    """The relative path, with forward slashes, of what is written about ``key``; it never leaves its folder.
+    """Return the relative path, with forward slashes, of a file that is written for ``key``.
 
-    Usual names stay as they are. Characters that some file system does not take, hidden and reserved names are
-    percent-encoded, ``%`` included, and a part of more than 200 bytes is continued in a folder of its own, whose name
-    ends in ``%``. So two keys never share a file, and ``urllib.parse.unquote(name.replace("%/", ""))`` is the key.
-    Raises ``UserError`` for what cannot be a key.
+    Common names are unchanged. Percent-encoded are ``%``, characters that some file systems do not allow, leading and
+    trailing dots and spaces, and the first character of reserved names. A component of more than 200 bytes is continued
+    in a sub-folder, and the name of the folder ends in ``%``. Two keys never share a file:
+    ``urllib.parse.unquote(name.replace("%/", ""))`` is the key. The path never leaves its folder.
+
+    Raises:
+        UserError: ``key`` is not a valid key.
+
+    Example:
+        >>> file_name("a/b?.jpg")
+        'a/b%3F.jpg'
     """
     if reason := key_problem(key):
         raise UserError(f"{key!r}: {reason}")

@@ -1,4 +1,4 @@
-"""Standard output that may be on a full disk, or whose reader has gone."""
+"""Handle errors of standard output, such as a full disk or a closed pipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any, TextIO
 
 
 class OutputLost(Exception):
-    """Standard output cannot be written, because of ``cause``. No ``OSError``: libraries swallow those."""
+    """Standard output cannot be written because of ``cause``.
+
+    It is not an ``OSError``, because libraries catch those.
+    """
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(str(cause))
@@ -18,7 +21,7 @@ class OutputLost(Exception):
 
 
 class _Checked:
-    """A stream that raises ``OutputLost``."""
+    """A stream that raises ``OutputLost`` for errors while writing."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -41,9 +44,9 @@ class _Checked:
 
 @contextmanager
 def checked_output() -> Iterator[None]:
-    """Inside, and on leaving, what cannot be written to standard output raises ``OutputLost``.
+    """Raise ``OutputLost`` if standard output cannot be written, in the body or when it is flushed at the end.
 
-    Names of files that are not UTF-8 are printed escaped.
+    File names that are not UTF-8 are printed with escapes.
     """
     stream = sys.stdout
     if hasattr(stream, "reconfigure"):
@@ -56,7 +59,7 @@ def checked_output() -> Iterator[None]:
         finally:
             checked.flush()
     except OutputLost:
-        with suppress(OSError, ValueError):  # Python would report what is left once more at its end
+        with suppress(OSError, ValueError):  # else Python reports the unwritten rest again when it exits
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise
     finally:

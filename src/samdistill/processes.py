@@ -1,4 +1,4 @@
-"""How a command ends when it is asked to, and a rank when its launcher is gone."""
+"""Signals: how a command ends when it is interrupted, and how a rank ends when its launcher has ended."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 INTERRUPTED = 130
-"""Exit code of a command that SIGINT or SIGTERM ended."""
+"""Exit code of a command that was ended by SIGINT or SIGTERM."""
 INTERRUPTION = "interrupted; what was finished is kept, the same command goes on"
 GRACE = 120
-"""Seconds the ranks have to finish their step and save after a signal, before they are killed."""
+"""Seconds in which the ranks finish their step and save after a signal, before they are killed."""
 LAUNCHER = "SAMDISTILL_LAUNCHER"
 """Environment variable with the process id of the launcher."""
 _LOOK = 1.0
+"""Seconds between two checks of the parent process."""
 _WORKER_GRACE = 20
-"""Seconds a loader worker lives on after a SIGTERM."""
+"""Seconds in which a loader worker continues after SIGTERM."""
 
 
 def heeded(signals: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """Those of ``signals`` that this process does not ignore."""
+    """Return those of ``signals`` that this process does not ignore."""
     return [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Inside, SIGTERM raises ``KeyboardInterrupt`` as Ctrl-C does, unless the process was started to ignore it.
+    """Raise ``KeyboardInterrupt`` in the body on SIGTERM, as on Ctrl-C.
 
-    A training puts its own handler over it. Of several ranks none gets this one: a rank that waits in native code for
-    another one, which has failed, would never come to run it.
+    Nothing changes if the process was started with SIGTERM ignored. Training installs its own handler in the body. A
+    rank of several does not get this handler: if it waits in native code for a rank that has failed, Python would never
+    run the handler.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    main = threading.current_thread() is threading.main_thread()  # Python delivers signals to that one alone
+    main = threading.current_thread() is threading.main_thread()  # only this thread can handle signals
     if "LOCAL_RANK" in os.environ or not main or not heeded([signal.SIGTERM]):
         yield
         return
@@ -51,9 +53,9 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Send this process SIGTERM when its parent is gone, and SIGKILL ``GRACE`` seconds later.
+    """Send SIGTERM to this process when its parent has ended, and SIGKILL ``GRACE`` seconds later.
 
-    A launcher that is killed cannot stop its ranks, which would train on unseen.
+    A launcher that is killed cannot stop its ranks. Without this they would continue to train.
     """
     parent = int(os.environ.pop(LAUNCHER, os.getppid()))
 
@@ -68,11 +70,14 @@ def end_with_parent() -> None:
 
 
 def outlive_signals(worker: int) -> None:
-    """For loader workers, which a terminal or a scheduler signals too: serve the step that is being finished.
+    """Keep a loader worker alive for the step that is being finished after a signal.
 
-    SIGINT is ignored. SIGTERM kills after a grace, not at once, because multiprocessing also ends its children with it.
-    Where the main process ends first, a thread of this one that hands out shared memory loses its connection, and would
-    print a traceback.
+    Terminals and schedulers send signals to workers too. SIGINT is ignored. SIGTERM ends the worker after
+    ``_WORKER_GRACE`` seconds. It is not ignored, because multiprocessing also ends its children with it. If the main
+    process ends first, the thread that shares memory loses its connection; its traceback is suppressed.
+
+    Args:
+        worker: Number of the worker, not used.
     """
     sys.excepthook = _without_lost_connections
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -81,6 +86,6 @@ def outlive_signals(worker: int) -> None:
 
 
 def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """``sys.excepthook`` of a loader worker: the main process is gone, and says itself why."""
+    """``sys.excepthook`` of a loader worker, which ignores lost connections to the main process."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)

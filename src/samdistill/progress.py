@@ -1,4 +1,4 @@
-"""One progress bar for all verbs, silent where the output is not a terminal."""
+"""The progress display of all commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """A bar on a terminal; elsewhere one line every ten seconds, so that a log stays readable."""
+    """A progress bar on a terminal; without a terminal, one line every ten seconds, so that logs stay readable.
+
+    Args:
+        title: Text before the bar.
+        total: Number of items.
+        unit: Name of the items in the plural.
+        enabled: If False, nothing is shown.
+    """
 
     def __init__(self, title: str, total: int, unit: str, enabled: bool = True) -> None:
         self.title, self.total, self.unit, self.enabled = title, total, unit, enabled
@@ -45,7 +52,7 @@ class Progress:
         self.at(self._done + count)
 
     def at(self, done: int) -> None:
-        """``done`` of the total are finished."""
+        """Set the number of finished items."""
         self._done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done)

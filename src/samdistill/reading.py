@@ -1,4 +1,4 @@
-"""Reading what others wrote: JSON through schemas, YAML within bounds, and any library's error as one ``UserError``."""
+"""Read untrusted files: JSON with schemas, YAML with limits, and library errors as one-line ``UserError``."""
 
 from __future__ import annotations
 
@@ -14,41 +14,47 @@ from .errors import UserError
 
 T = TypeVar("T")
 Whole = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
-"""A whole number that is written as one: no text, no boolean, and no more than a float64 holds exactly."""
+"""An integer that is written as one: not a text or a boolean, and exactly representable in float64."""
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite number that is written as one."""
 Side = Annotated[int, Field(strict=True, ge=1, le=2**20)]
 """Height or width in pixels."""
 Table = dict[str, Any]
-"""A JSON object of anything."""
+"""A JSON object with any content."""
 MOST_DEPTH, MOST_VALUES = 100, 1_000_000
-"""How deep a YAML document may nest, and how many values it may stand for once its aliases are written out."""
+"""Largest depth of a YAML document, and largest number of values after expansion of its aliases."""
 _BOM = b"\xef\xbb\xbf"
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """What an error says in one line of at most ``most`` characters, or its name where it says nothing."""
+    """Return the message of an error in one line of at most ``most`` characters, or its type if there is no message."""
     text = " ".join(printable(str(error)).split()) or type(error).__name__
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def printable(text: str) -> str:
-    """``text`` with what a terminal or a UTF-8 file cannot take written as an escape."""
+    """Escape characters that cannot be encoded as UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: object) -> str:
-    """A value as an error message quotes it: its representation, in one line and cut where it is long."""
+    """Return the representation of a value for an error message, in one line of at most 120 characters."""
     return one_line(ValueError(repr(value)), 120)
 
 
 @contextmanager
 def foreign(where: object, what: str) -> Iterator[None]:
-    """Turn every error that a library raises about a file from outside into one ``UserError``.
+    """Convert every exception that a library raises for an external file to a one-line ``UserError``.
 
-    where: the file or folder. what: the fault in words, such as ``not a readable configuration``. A library that reads
-    damaged data may raise anything, so nothing is listed here; wrap the library's call and nothing else.
-    A ``UserError`` passes as it is.
+    A library may raise any exception for damaged data, so all are converted, except ``UserError``. The body should
+    contain the library's call only.
+
+    Args:
+        where: The file or folder.
+        what: Description of the fault, such as ``not a readable configuration``.
+
+    Raises:
+        UserError: The body raised an exception.
     """
     try:
         yield
@@ -60,7 +66,10 @@ def foreign(where: object, what: str) -> Iterator[None]:
 
 @contextmanager
 def running(model: Any) -> Iterator[None]:
-    """``foreign`` for a pass through a model that was opened from files: their settings may build what cannot run."""
+    """Convert exceptions of a model that was read from files while it runs, as ``foreign`` does.
+
+    The configuration in the files may describe a model that cannot run.
+    """
     where = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
     with foreign(where, "this model cannot run; its configuration may not fit it"):
         yield
@@ -72,7 +81,7 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 
 
 def problem(error: ValidationError) -> str:
-    """The first thing that is wrong, with its place, in one line."""
+    """Return the first fault that a validation found, with its place, in one line."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(map(str, first["loc"]))
     reason = first["msg"].removeprefix("Value error, ")
@@ -80,7 +89,11 @@ def problem(error: ValidationError) -> str:
 
 
 def fits(value: Any, schema: type[T]) -> T:
-    """``value`` as ``schema`` has it. Raises ``ValueError`` with one line for a value that does not fit."""
+    """Validate a value with a schema and return it.
+
+    Raises:
+        ValueError: The value does not fit. The message is one line.
+    """
     try:
         return _adapter(schema).validate_python(value)
     except ValidationError as error:
@@ -88,7 +101,7 @@ def fits(value: Any, schema: type[T]) -> T:
 
 
 def misfit(value: Any, schema: Any) -> str | None:
-    """Why ``value`` is not as ``schema`` has it, or None."""
+    """Return why a value does not fit a schema, or None if it fits."""
     try:
         fits(value, schema)
     except ValueError as error:
@@ -97,9 +110,14 @@ def misfit(value: Any, schema: Any) -> str | None:
 
 
 def parse_json(content: bytes | str, schema: type[T]) -> T:
-    """JSON (UTF-8, nested 200 deep at most, no lone surrogates) as ``schema`` has it.
+    """Parse JSON and validate it with a schema.
 
-    Raises ``ValueError`` with one line for anything else.
+    Args:
+        content: UTF-8, with or without a byte order mark, at most 200 levels deep, without lone surrogates.
+        schema: A type that pydantic can validate.
+
+    Raises:
+        ValueError: The content is not valid. The message is one line.
     """
     try:
         return _adapter(schema).validate_json(content.removeprefix(_BOM) if isinstance(content, bytes) else content)
@@ -108,7 +126,16 @@ def parse_json(content: bytes | str, schema: type[T]) -> T:
 
 
 def read_json(path: Path, schema: type[T], what: str = "not readable as JSON") -> T:
-    """The content of a JSON file as ``schema`` has it, or a ``UserError`` with the file, ``what`` and the reason."""
+    """Read a JSON file and validate it with a schema.
+
+    Args:
+        path: The file.
+        schema: A type that pydantic can validate.
+        what: Description of the fault for the error message.
+
+    Raises:
+        UserError: The file cannot be read or is not valid. The message has the file, ``what`` and the reason.
+    """
     try:
         return parse_json(path.read_bytes(), schema)
     except OSError as error:
@@ -118,8 +145,18 @@ def read_json(path: Path, schema: type[T], what: str = "not readable as JSON") -
 
 
 def read_json_lines(path: Path, schema: type[T], what: str, *, torn: bool = False) -> list[T]:
-    """Every line of a JSON Lines file as ``schema`` has it. torn: leave out a last line without its end, which a kill
-    can leave of a log. Raises ``UserError`` with the file, the number of the line, ``what`` and the reason."""
+    """Read a JSON Lines file and validate each line with a schema. Empty lines are ignored.
+
+    Args:
+        path: The file.
+        schema: A type that pydantic can validate.
+        what: Description of the fault for the error message.
+        torn: Ignore a last line without a line end, which a killed process can leave in a log.
+
+    Raises:
+        UserError: The file cannot be read or a line is not valid. The message has the file, the number of the line,
+            ``what`` and the reason.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -134,15 +171,21 @@ def read_json_lines(path: Path, schema: type[T], what: str, *, torn: bool = Fals
 
 
 def check_plain(value: Any) -> None:
-    """Raise ``ValueError`` unless a parsed YAML value can be walked through: of bounded depth and size, no cycles.
+    """Check that a parsed YAML value has limited depth and size and no cycles.
 
-    An alias costs nothing to write and everything to follow: nine of nine stand for a billion values.
+    A short document can represent a huge value: nine levels of nine aliases each have almost 400 million values.
+
+    Raises:
+        ValueError: The value is nested too deeply, too large or cyclic.
     """
     _count(value, {}, 0)
 
 
 def _count(value: Any, known: dict[int, int], depth: int) -> int:
-    """Values that ``value`` stands for. known: of containers by identity; -1 for one that is being counted."""
+    """Count the values of a nested value, with aliases expanded.
+
+    ``known`` has the count of each container by identity, and -1 while it is being counted.
+    """
     if not isinstance(value, dict | list):
         return 1
     if depth > MOST_DEPTH:
