@@ -368,7 +368,7 @@ def test_mistakes_in_a_video_config_are_named(given: str, message: str, write) -
         ("data.root=2020-99-99", "not readable as YAML: month"), ("data.kind=[sa1b]", "data.kind: Input should be"),
         ('data.root="\\uD800"', "data.root: holds"), ('teacher.path="a\\0"', "teacher.path: holds characters"),
         ("data=" + "[" * 3000, "not readable as YAML"), ("a." * 200 + "b=1", "nests deeper than 100"),
-        ("data={a: &x [*x]}", "refers to what it is in"), ("teacher.image_size=16385", "less than or equal to 16384"),
+        ("data={a: &x [*x]}", "a value that contains it"), ("teacher.image_size=16385", "less than or equal to 16384"),
     ],
 )  # fmt: skip
 def test_what_is_no_setting_is_one_line(override: str, complaint: str) -> None:

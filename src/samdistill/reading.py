@@ -192,12 +192,12 @@ def _count(value: Any, known: dict[int, int], depth: int) -> int:
         raise ValueError(f"nests deeper than {MOST_DEPTH}")
     if (found := known.get(id(value))) is not None:
         if found < 0:
-            raise ValueError("an alias refers to what it is in")
+            raise ValueError("an alias refers to a value that contains it")
         return found
     known[id(value)] = -1
     inside = value.values() if isinstance(value, dict) else value
     total = 1 + sum(_count(item, known, depth + 1) for item in inside)
     if total > MOST_VALUES:
-        raise ValueError(f"stands for more than {MOST_VALUES} values")
+        raise ValueError(f"has more than {MOST_VALUES} values with its aliases expanded")
     known[id(value)] = total
     return total

@@ -202,13 +202,13 @@ def test_all_frames_of_a_clip_are_laid_alike() -> None:
 def test_cached_features_forbid_augmentation() -> None:
     source = Listed({"v": record_of("v", 20)})
     for rules in (RULES, ClipRules(images=True)):
-        with pytest.raises(UserError, match=r"data.augment: cached features are of frames as they are"):
+        with pytest.raises(UserError, match=r"data.augment: cached features are those of unaugmented frames"):
             ClipDataset(source, FLIPS, ["v"], rules)
 
 
 @pytest.mark.parametrize("fields", [{"context": 0}, {"objects": 0}, {"per_video": 0}, {"shortest": 0}, {"shortest": 9}])
 def test_rules_that_make_no_clip(fields: dict[str, int]) -> None:
-    with pytest.raises(UserError, match=r"at least|the shortest context is 1 to 8 frames"):
+    with pytest.raises(UserError, match=r"at least 1|`shortest` must be 1 to 8 context frames"):
         ClipRules(**fields)
 
 

@@ -152,7 +152,7 @@ def test_ids_may_be_texts(tmp_path: Path) -> None:
 def test_numbers_and_texts_are_not_mixed(tmp_path: Path, field: str) -> None:
     content = record()
     content["annotations"][0][field] = str(content["annotations"][0][field])
-    with pytest.raises(UserError, match=rf"{field} '\d' means the id \d: write both as numbers or both as texts"):
+    with pytest.raises(UserError, match=rf"{field} '\d' is not listed, but \d is; write both as numbers or both"):
         CocoSource(make(tmp_path, content), None)
 
 
@@ -160,11 +160,11 @@ def test_one_id_for_two_images_or_categories_is_refused(tmp_path: Path) -> None:
     """Else every object would be on both."""
     content = record()
     content["images"][1]["id"] = 0
-    with pytest.raises(UserError, match=r"image id 0 stands for 'a\.png' and for 'b\.png': give each its own"):
+    with pytest.raises(UserError, match=r"image id 0 is used for 'a\.png' and 'b\.png'; give each its own"):
         CocoSource(make(tmp_path, content), None)
     content = record()
     content["categories"][1]["id"] = 7
-    with pytest.raises(UserError, match="category id 7 stands for 'cat' and for 'dog'"):
+    with pytest.raises(UserError, match="category id 7 is used for 'cat' and 'dog'"):
         CocoSource(make(tmp_path, content), None)
     content = record()
     content["images"].append(dict(content["images"][0]))  # the very same entry says nothing new

@@ -128,7 +128,7 @@ def test_what_does_not_belong_is_named(sav_val: Path) -> None:
     assert sorted(record.problems) == [
         ("sav_5/000/00001.jpg", "a mask has to be a PNG: other formats do not keep ids exactly"),
         ("sav_5/000/00099.png", "mask without frame"),
-        ("sav_5/dog", "its name is no object's number"),
+        ("sav_5/dog", "the folder's name must be a number"),
     ]
     assert source.problems == [
         ("alone", f"no masks in {sav_val / 'Annotations_6fps'}"),

@@ -117,7 +117,7 @@ def test_what_has_no_counterpart_is_listed_with_its_reason(tmp_path: Path) -> No
         ("lossy", "image without mask"),
         ("lossy.jpg", "a mask has to be a PNG: other formats do not keep ids exactly"),
         ("stray.png", "mask without image"),
-        ("twice.png", "twice.jpg has the same name but for its suffix"),
+        ("twice.png", "has the same name as twice.jpg, except for the suffix"),
     ]
 
 

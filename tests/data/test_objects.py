@@ -224,15 +224,15 @@ def test_what_cannot_be_trained_on_is_replaced_and_named() -> None:
     item = ObjectDataset(source, FLIPS, config(mode="box"), source.keys)[0]
     assert item.key == "g" and [tuple(bad) for bad in item.bad] == [
         ("a", "spoilt"),
-        ("b", "no object to ask for"),
+        ("b", "has no object to prompt"),
         (
             "c",
             "its mask 1 is 80 x 61 pixels, its image 80 x 60: give the image that was annotated, or annotate this one",
         ),
-        ("d", "no object to ask for; none of 1 shows 4 pixels in this view"),
-        ("e", "no object to ask for"),
+        ("d", "has no object to prompt; none of 1 shows 4 pixels in this view"),
+        ("e", "has no object to prompt"),
         ("f, object 5", "its mask is empty"),
-        ("f", "no object to ask for"),
+        ("f", "has no object to prompt"),
     ]
     assert set(source.read.values()) == {1}  # nothing is decoded twice
     source.objects["g"] = [

@@ -107,7 +107,7 @@ FAULTS = {
     "no video at all": (
         lambda root: (root / "truth/Annotations/480p/bear").rename(root / "moved"), r"480p: holds no folder of a video",
     ),
-    "no frame": (_remove("found/bear/00002.png"), r"found/bear/00002.png: missing, as 1 of 2 frames that count"),
+    "no frame": (_remove("found/bear/00002.png"), r"found/bear/00002.png: missing; 1 of 2 scored frames"),
     "another size": (
         _put("found/bear/00001.png", Image.new("L", (6, 12))),
         r"found/bear/00001.png is 6 x 12 pixels, the first true mask of its video 12 x 6",
@@ -151,7 +151,7 @@ def test_faults_of_folders_per_object(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"000/00001.png: holds 3 values; in a folder per object a mask has two"):
         read(tmp_path, SAV)
     (tmp_path / "found/v/000").rename(tmp_path / "found/v/001")
-    with pytest.raises(UserError, match=r"found/v/000/00001.png: missing, as 1 of 1 frames that count"):
+    with pytest.raises(UserError, match=r"found/v/000/00001.png: missing; 1 of 1 scored frames have no prediction"):
         read(tmp_path, SAV)
     (tmp_path / "truth/v/000").rename(tmp_path / "truth/v/cat")
     with pytest.raises(UserError, match=r"truth/v/cat: the name of an object's folder is its number, such as 000"):

@@ -98,7 +98,7 @@ def test_lines_give_phrases_and_captions(folder: FolderSource) -> None:
     ({"key": "a.png", "phrases": ["x"], "caption": "y"}, "a line is"),
     ({"key": "a.png", "phrases": ["x"], "lang": "en"}, "fields .*'lang'"),
     ({"key": "a.png", "phrases": "dog"}, "a list of texts"), ({"key": 3, "caption": "dog"}, "'key' is a text"),
-    ({"key": "a.png", "phrases": ["dog", " "]}, "empty or no text"), ({"key": "a.png", "caption": None}, "no text"),
+    ({"key": "a.png", "phrases": ["dog", " "]}, "empty or not"), ({"key": "a.png", "caption": None}, "not a text"),
 ])  # fmt: skip
 def test_a_broken_line_is_named_by_file_and_number(folder: FolderSource, line: object, complaint: str) -> None:
     questions = jsonl(folder, {"key": "a.png", "phrases": ["dog"]}, "", line)
@@ -111,7 +111,7 @@ def test_files_that_ask_nothing(folder: FolderSource) -> None:
         PhraseBook(jsonl(folder, ""), folder)
     with pytest.raises(UserError, match=r"none of its 1 keys is in the data set; keys look like 'a.png', not 'a'"):
         PhraseBook(jsonl(folder, {"key": "a", "phrases": ["dog"]}), folder)
-    with pytest.raises(UserError, match="nothing to ask about any image"):
+    with pytest.raises(UserError, match="no image has a phrase"):
         PhraseBook(jsonl(folder, {"key": "a.png", "phrases": []}), folder)
     with pytest.raises(UserError, match="cannot read"):
         PhraseBook(config(source="jsonl", file=folder.root / "none.jsonl"), folder)
@@ -138,7 +138,7 @@ def test_names_come_from_the_labels(coco: CocoSource, folder: FolderSource) -> N
         expected = {word for colour, shape in pairs for word in (colour, shape, f"{colour} {shape}")}
         assert set(book.phrases(key)) == expected and len(book.phrases(key)) == len(expected)
     assert set(book.vocabulary) == {phrase for key in book.keys for phrase in book.phrases(key)}
-    with pytest.raises(UserError, match=r"questions\.source=names: there is nothing to ask"):
+    with pytest.raises(UserError, match=r"questions\.source=names: no image has a phrase"):
         PhraseBook(config(), folder)
 
 

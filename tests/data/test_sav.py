@@ -149,7 +149,7 @@ def first_rle(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [(lambda r: r.update(video_id="sav_2"), "belongs to another video, sav_2"),
-     (lambda r: r.update(video_frame_count=61.0), r"is about 61 frames, sav_1\.mp4 has 60"),
+     (lambda r: r.update(video_frame_count=61.0), r"is for 61 frames, sav_1\.mp4 has 60"),
      (lambda r: r.update(masklet=r["masklet"][:-1] * 3), ": 42 annotated frames lie at no regular stride"),
      (lambda r: r.update(masklet=[]), ": 0 annotated frames"),
      (lambda r: r.update(video_height=96.0, video_width=64.0), "object 0 in annotated frame 0 is 96 x 64 pixels, "
@@ -158,14 +158,14 @@ def first_rle(record: dict[str, Any]) -> dict[str, Any]:
      (lambda r: first_rle(r).update(counts="ka0e8k"), "object 1 in annotated frame 2: its run lengths are damaged"),
      (lambda r: first_rle(r).update(counts=""), "its run lengths are damaged"),
      (lambda r: first_rle(r).update(counts=None), "its run lengths are damaged"),
-     (lambda r: r["masklet"][2].__setitem__(1, None), "object 1 in annotated frame 2 is no run-length mask"),
-     (lambda r: r["masklet"][2].pop(), "annotated frame 2 has not one mask for each of 2 objects"),
-     (lambda r: r.update(masklet_id=[3, 3]), "an object's id is there twice"),
+     (lambda r: r["masklet"][2].__setitem__(1, None), "object 1 in annotated frame 2 is not a run-length mask"),
+     (lambda r: r["masklet"][2].pop(), "annotated frame 2 needs one mask for each of 2 objects"),
+     (lambda r: r.update(masklet_id=[3, 3]), "two objects have the same id"),
      (lambda r: r.pop("masklet_id"), "it has no 'masklet_id'"),
      (lambda r: r.update(video_frame_count=60.5), "video_frame_count is 60.5, not a positive whole number"),
      (lambda r: r.update(video_height=None), "video_height is None"),
      (lambda r: r.update(masklet_concepts=[["a"]]), "1 lists of concepts for 2 objects"),
-     (lambda r: r.update(masklet_concepts=["ab", "c"]), "holds one list of texts for each object"),
+     (lambda r: r.update(masklet_concepts=["ab", "c"]), "needs one list of texts for each object"),
      (lambda r: r.update(masklet=5), "not iterable")],
 )  # fmt: skip
 def test_annotations_that_do_not_fit_are_named(

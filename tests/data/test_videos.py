@@ -85,7 +85,7 @@ def test_numbers_in_an_avi_are_exact_or_refused(tmp_path: Path, numbered, number
             container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
         container.mux(stream.encode(None))
     if not exact:
-        with pytest.raises(UserError, match="an AVI with B-frames does not say when its frames are shown; convert it"):
+        with pytest.raises(UserError, match="an AVI with B-frames has no valid timestamps; convert it"):
             scan_video(path)
         return
     video = scan_video(path)
@@ -183,7 +183,7 @@ def test_frames_are_upright(tmp_path: Path, write_video: Callable, matrix: tuple
 def test_a_slanted_video_is_refused(tmp_path: Path, write_video: Callable) -> None:
     path = write_video(tmp_path / "a.mp4", 3)
     patched(path, b"tkhd", 40, ">5i", 46341, 46341, 0, -46341, 46341)
-    with pytest.raises(UserError, match=r"a\.mp4 .* turned by no multiple of 90 degrees"):
+    with pytest.raises(UserError, match=r"a\.mp4 .* rotation is not a multiple of 90 degrees"):
         scan_video(path)
 
 
@@ -220,8 +220,8 @@ def no_first(path: Path) -> None:
 @pytest.mark.parametrize("movflags", ["faststart", "disable_chpl"])
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(cut, "ends early|Invalid data"), (Path.unlink, "No such file"), (silent, "it has no picture"),
-     (timeless, "two of its frames have the same time"), (beyond, "it holds no frame"), (no_first, "Invalid data"),
+    [(cut, "ends early|Invalid data"), (Path.unlink, "No such file"), (silent, "it has no video stream"),
+     (timeless, "two of its frames have the same timestamp"), (beyond, "it holds no frame"), (no_first, "Invalid data"),
      (lambda path: path.write_bytes(b""), "Invalid data"), (lambda path: path.write_text("no"), "Invalid data")],
 )  # fmt: skip
 def test_unreadable_files_are_named(
@@ -235,7 +235,7 @@ def test_unreadable_files_are_named(
 
 
 def test_a_stream_without_times_is_refused(tmp_path: Path, write_video: Callable) -> None:
-    with pytest.raises(UserError, match=r"a\.h264 is not a readable video: its frames have no times; store it as mp4"):
+    with pytest.raises(UserError, match=r"a\.h264 is not a readable video: its frames have no timestamps; store it"):
         scan_video(write_video(tmp_path / "a.h264", 5))
 
 

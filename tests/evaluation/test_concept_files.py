@@ -141,7 +141,7 @@ def test_a_category_that_is_not_listed_does_not_exist(tmp_path: Path) -> None:
     path = gold(tmp_path, "a.json", [(0, 4, 0, 1), (10, 14, 0, 7)], [(0, 4, 0, 7)], categories=(1, 2))
     truth = ConceptSet.load(path, check_images=False)
     assert [len(pair.rles) for pair in truth.pairs] == [1, 0] and truth.categories == (frozenset({1, 2}),)
-    assert [bad.reason for bad in truth.problems] == ["its category_id 7 is not listed, so that it is no object"] * 2
+    assert [bad.reason for bad in truth.problems] == ["its category_id 7 is not listed, so it is ignored"] * 2
     predictions = {1: [found(0.9, strip(0, 4)), replace(found(0.9, strip(10, 14)), category=7)],
                    2: [replace(found(0.9, strip(0, 4)), category=9)]}  # fmt: skip
     scores = score_predictions(truth, predictions)

@@ -60,11 +60,11 @@ class ClipRules:
 
     def __post_init__(self) -> None:
         if min(self.context, self.objects, self.per_video) < 1:
-            raise UserError("a clip needs one context frame, one object and one clip per video at least")
+            raise UserError("`context`, `objects` and `per_video` of a clip must be at least 1")
         if self.shortest is not None and not 1 <= self.shortest <= self.context:
-            raise UserError(f"the shortest context is 1 to {self.context} frames, not {self.shortest}")
+            raise UserError(f"`shortest` must be 1 to {self.context} context frames, got {self.shortest}")
         if self.own and not self.images:
-            raise ValueError("own features are of decoded frames: images=True")
+            raise ValueError("`own` needs decoded context frames: set images=True")
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class ClipDataset(Dataset[ClipItem]):
             UserError: Features are cached and frames are augmented. Cached features are those of unaugmented frames.
         """
         if rules.cached and transform.augment != AugmentConfig():
-            raise UserError("data.augment: cached features are of frames as they are; turn the augmentations off")
+            raise UserError("data.augment: cached features are those of unaugmented frames; turn the augmentations off")
         self.source, self.transform, self.keys, self.rules = source, transform, list(keys), rules
         self.seed, self.epoch = seed, epoch
 

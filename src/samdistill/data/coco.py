@@ -350,7 +350,7 @@ def _refuse_shared(file: Path, what: str, entries: Iterable[tuple[Any, str]]) ->
     for identity, name in entries:
         if seen.setdefault(identity, name) != name:
             raise UserError(
-                f"{file}: {what} id {identity!r} stands for {seen[identity]!r} and for {name!r}: give each its own "
+                f"{file}: {what} id {identity!r} is used for {seen[identity]!r} and {name!r}; give each its own id "
                 "(were two files joined?)"
             )
 
@@ -361,4 +361,6 @@ def _refuse_other_type(file: Path, field: str, identity: Any, known: Collection[
     if isinstance(identity, str):
         other = int(identity) if identity.isdecimal() else None
     if identity not in known and other is not None and other != identity and other in known:
-        raise UserError(f"{file}: {field} {identity!r} means the id {other!r}: write both as numbers or both as texts")
+        raise UserError(
+            f"{file}: {field} {identity!r} is not listed, but {other!r} is; write both as numbers or both as texts"
+        )

@@ -144,7 +144,7 @@ def _masks(key: str, folder: Path, frames: Mapping[str, int], size: Size, proble
         stray = min(set(names) - set(inside))
         raise UserError(f"{folder} has folders of objects, such as {inside[0]}, and a file beside them, {stray}")
     numbers = {name: int(name) for name in inside if name.isdecimal()}
-    problems += [BadInput(f"{key}/{n}", "its name is no object's number") for n in inside if n not in numbers]
+    problems += [BadInput(f"{key}/{n}", "the folder's name must be a number") for n in inside if n not in numbers]
     if len(set(numbers.values())) < len(numbers):
         raise UserError(f"{folder} has two folders for the same object")
     return _ObjectFolders({

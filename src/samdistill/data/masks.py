@@ -80,7 +80,7 @@ class MaskFolderSource(Source):
         for name in images.keys:
             first = self._names.setdefault(_stem(name), name)
             if first != name:
-                self.problems.append(BadInput(name, f"{first} has the same name but for its suffix"))
+                self.problems.append(BadInput(name, f"has the same name as {first}, except for the suffix"))
         self._masks, self._objects = self._match(masks.keys)
         for key in sorted(self._names.keys() - self._masks.keys() - self._objects.keys()):
             self.problems.append(BadInput(key, "image without mask"))

@@ -84,7 +84,7 @@ class ObjectDataset(Dataset[ObjectItem]):
             UserError: The prompts are derived from masks and the data set has none.
         """
         if not source.labelled and prompts.mode != "everything":
-            raise UserError(f"prompts.mode: {prompts.mode} needs masks, which this data set lacks; everything does not")
+            raise UserError(f"prompts.mode: {prompts.mode} needs masks, which this data set lacks; use everything")
         self.source, self.prompts = source, prompts
         self.images = ImageDataset(source, transform, keys, seed, view)
 
@@ -168,7 +168,7 @@ class ObjectDataset(Dataset[ObjectItem]):
                 break
         if not found:
             shown = f"; none of {len(objects)} shows {LEAST_PIXELS} pixels in this view" if objects else ""
-            raise BadImage(image.key, f"no object to ask for{shown}")
+            raise BadImage(image.key, f"has no object to prompt{shown}")
         return torch.stack([found[slot % len(found)] for slot in range(slots)])
 
 

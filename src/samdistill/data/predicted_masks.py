@@ -148,7 +148,9 @@ def _read_pair(
         raise UserError(f"{truth}: holds no PNG of a true mask")
     wanted = names[convention.inner(len(names))]
     if missing := [name for name in wanted if not (predicted / name).is_file()]:
-        raise UserError(f"{predicted / missing[0]}: missing, as {len(missing)} of {len(wanted)} frames that count")
+        raise UserError(
+            f"{predicted / missing[0]}: missing; {len(missing)} of {len(wanted)} scored frames have no prediction"
+        )
     first = _read(truth / names[0], None, one_object)
     grids = [first, *(_read(truth / name, first.shape, one_object) for name in names[1:])]
     shown = [_read(predicted / name, first.shape, one_object) for name in wanted]

@@ -107,7 +107,7 @@ class _Index:
         key, suffix = os.path.splitext(name)
         if suffix.lower() not in (*JPEG_SUFFIXES, ".json"):
             if suffix.lower() in IMAGE_SUFFIXES or unread(name):
-                self.report.problems.append(BadInput(name, "an image that is no JPEG, which SA-1B's are"))
+                self.report.problems.append(BadInput(name, "not a JPEG, as the images of SA-1B are"))
             else:
                 self.report.ignored += 1
             return

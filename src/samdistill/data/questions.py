@@ -45,7 +45,7 @@ def _read_line(line: str) -> tuple[str, list[str]]:
     if not isinstance(entry["key"], str) or not isinstance(phrases, list):
         raise ValueError("'key' is a text and 'phrases' a list of texts")
     if not all(isinstance(phrase, str) and phrase.strip() for phrase in phrases):
-        raise ValueError("a phrase or caption is empty or no text")
+        raise ValueError("a phrase or caption is empty or not a text")
     return entry["key"], [_plain(phrase) for phrase in phrases]
 
 
@@ -102,10 +102,10 @@ class PhraseBook:
             asked = {key: tuple(p for p in own if p not in unfit) for key, own in asked.items()}
         self._phrases = {key: own for key, own in asked.items() if own}
         self.keys = sorted(self._phrases)
-        self.unasked = [BadInput(key, "nothing to ask about it") for key in source.keys if key not in self._phrases]
+        self.unasked = [BadInput(key, "has no phrase") for key in source.keys if key not in self._phrases]
         if not self.keys:
             long = f"; {len(unfit)} phrases are too long, such as {min(unfit)!r}" if unfit else ""
-            raise UserError(f"questions.source={config.source}: there is nothing to ask about any image{long}")
+            raise UserError(f"questions.source={config.source}: no image has a phrase{long}")
 
     def _listed(self) -> dict[str, tuple[str, ...]]:
         """Return the phrases of each key from the configured source."""

@@ -133,7 +133,7 @@ def _read_pairs(entries: Any) -> dict[int, ConceptPair]:
         if reason := key_problem(name):
             raise ValueError(f"{where}: file {reading.shown(name)}: {reason}")
         if not text.strip() or height < 1 or width < 1:
-            raise ValueError(f"{where}: phrase {text!r}, file {name!r}, {height} x {width} is not a pair")
+            raise ValueError(f"{where}: phrase {text!r}, file {name!r}, {height} x {width}: empty phrase or size")
         pairs[identity] = ConceptPair(identity, name, text, height, width, ())
     return pairs
 
@@ -333,7 +333,7 @@ def _read_annotations(
         if pair is None:
             problems.append(BadInput(where, f"its image_id {identity} is not listed"))
         elif categories is not None and category not in categories:
-            problems.append(BadInput(where, f"its category_id {category} is not listed, so that it is no object"))
+            problems.append(BadInput(where, f"its category_id {category} is not listed, so it is ignored"))
         else:
             try:
                 rle = runs_of(entry.get("segmentation"), pair.height, pair.width)

@@ -92,7 +92,7 @@ def read_masklets(path: Path) -> Masklets:
         size = _whole(record, "video_height"), _whole(record, "video_width")
         ids = tuple(int(number) for number in record["masklet_id"])
         if len(set(ids)) < len(ids):
-            raise ValueError("an object's id is there twice")
+            raise ValueError("two objects have the same id")
         rles = tuple(_row(row, number, ids, size) for number, row in enumerate(record["masklet"]))
         concepts = tuple(tuple(_phrases(p)) for p in record.get("masklet_concepts", []))
         if concepts and len(concepts) != len(ids):
@@ -114,11 +114,11 @@ def _whole(record: dict[str, Any], name: str) -> int:
 
 def _row(row: Any, number: int, ids: Sequence[int], size: Size) -> tuple[dict[str, Any], ...]:
     if not isinstance(row, list) or len(row) != len(ids):
-        raise ValueError(f"annotated frame {number} has not one mask for each of {len(ids)} objects")
+        raise ValueError(f"annotated frame {number} needs one mask for each of {len(ids)} objects")
     for rle, identity in zip(row, ids, strict=True):
         where = f"object {identity} in annotated frame {number}"
         if not isinstance(rle, dict) or {"size", "counts"} - rle.keys():
-            raise ValueError(f"{where} is no run-length mask")
+            raise ValueError(f"{where} is not a run-length mask")
         if tuple(int(s) for s in rle["size"]) != size:
             height, width = rle["size"]
             raise ValueError(f"{where} is {width} x {height} pixels, the video {size[1]} x {size[0]}")
@@ -135,7 +135,7 @@ def _are_lengths(counts: Any) -> bool:
 
 def _phrases(listed: Any) -> list[str]:
     if not isinstance(listed, list) or not all(isinstance(phrase, str) for phrase in listed):
-        raise ValueError("masklet_concepts holds one list of texts for each object")
+        raise ValueError("masklet_concepts needs one list of texts for each object")
     return listed
 
 
@@ -206,7 +206,7 @@ def _parse(owner: object, key: str, video: Path, annotations: tuple[Path, ...]) 
             if part.size != file.size:
                 raise UserError(size_problem(str(part.path), part.size, file.size, video.name))
             if part.frames != len(file):
-                raise UserError(f"{part.path} is about {part.frames} frames, {video.name} has {len(file)}")
+                raise UserError(f"{part.path} is for {part.frames} frames, {video.name} has {len(file)}")
         annotated = annotated_frames(len(file), len(masklets[0].rles))
     except (UserError, ValueError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{annotations[0]}: {error}"

@@ -53,9 +53,9 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if self.kind not in ("square", "longest_side"):
-            raise UserError(f"geometry {self.kind!r}: there is square and longest_side")
+            raise UserError(f"geometry must be square or longest_side, got {self.kind!r}")
         if self.image_size < 1:
-            raise UserError(f"image_size {self.image_size}: the canvas needs at least one pixel")
+            raise UserError(f"image_size must be at least 1, got {self.image_size}")
 
     def placed(self, size: Size) -> Size:
         """Return height and width on the canvas of an image of ``size``. Its top left corner is that of the canvas."""

@@ -252,7 +252,7 @@ def scan_video(path: Path) -> VideoFile:
             if packet.is_corrupt:
                 raise ValueError("its data ends early or is damaged")
             if packet.pts is None:
-                raise ValueError("its frames have no times; store it as mp4")
+                raise ValueError("its frames have no timestamps; store it as mp4")
             if packet.is_keyframe:
                 entries.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
             if not packet.is_discard:
@@ -261,7 +261,7 @@ def scan_video(path: Path) -> VideoFile:
             raise ValueError("it holds no frame")
         pts = np.sort(np.array(shown, np.int64))
         if (np.diff(pts) == 0).any():
-            raise ValueError("two of its frames have the same time")
+            raise ValueError("two of its frames have the same timestamp")
         entry_pts, entry_dts = np.array(sorted(entries), np.int64).T
         container.seek(int(entry_dts[0]), stream=stream)
         first = next(container.decode(stream), None)
@@ -272,7 +272,7 @@ def scan_video(path: Path) -> VideoFile:
             _require_times(container, stream, pts)
         height, width = _pixels(first).shape[:2]
         if not stream.average_rate:
-            raise ValueError("its frames have no rate; store it as mp4")
+            raise ValueError("it has no frame rate; store it as mp4")
         return VideoFile(path, (height, width), float(stream.average_rate), pts, entry_pts, entry_dts)
 
 
@@ -284,9 +284,7 @@ def _require_times(container: InputContainer, stream: VideoStream, pts: Int[np.n
     """
     shown = [frame.pts for frame in container.decode(stream)]
     if shown != pts.tolist():
-        raise ValueError(
-            "an AVI with B-frames does not say when its frames are shown; convert it: ffmpeg -i a.avi a.mp4"
-        )
+        raise ValueError("an AVI with B-frames has no valid timestamps; convert it: ffmpeg -i a.avi a.mp4")
 
 
 def read_frames(video: VideoFile, indices: Sequence[int]) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
@@ -319,7 +317,7 @@ def read_frames(video: VideoFile, indices: Sequence[int]) -> Iterator[tuple[int,
                         lost = f"frame {min(left.values())} or one that it depends on is damaged"
                         raise ValueError(lost) from error
             if left:
-                raise ValueError(f"frame {min(left.values())} does not come out of the decoder")
+                raise ValueError(f"frame {min(left.values())} cannot be decoded")
 
 
 def _group(
@@ -359,7 +357,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError("it has no picture")
+                raise ValueError("it has no video stream")
             stream = container.streams.video[0]
             # by default the decoder conceals damage and returns wrong pixels
             stream.codec_context.options = {"err_detect": "explode"}
@@ -380,7 +378,7 @@ def _pixels(frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
     elif b and c and not a and not d:
         pixels, across, down = pixels.transpose(1, 0, 2), c, b
     else:
-        raise ValueError("it is to be shown turned by no multiple of 90 degrees; store it upright")
+        raise ValueError("its rotation is not a multiple of 90 degrees; store it upright")
     return np.ascontiguousarray(pixels[:: 1 if down > 0 else -1, :: 1 if across > 0 else -1])
 
 

@@ -73,8 +73,8 @@ def warn_unknown(root: Path, keys: Sequence[str]) -> None:
     """Log a warning about records without a fingerprint."""
     if keys:
         logger.warning(
-            "%s: %d cached input(s), such as %s, have no fingerprint, as in caches of earlier versions: whether they "
-            "changed since is not known; delete the cache and cache again to be sure", root, len(keys), keys[0],
+            "%s: %d cached input(s), such as %s, have no fingerprint, as in caches of earlier versions, so it "
+            "is not known whether they changed; delete the cache and cache again to be sure", root, len(keys), keys[0],
         )  # fmt: skip
 
 

@@ -120,7 +120,9 @@ class Manifest:
         try:
             raw = json.loads(path.read_text())
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{root}: no feature store here ({MANIFEST} is missing); write it with the cache") from None
+            raise UserError(
+                f"{root}: no feature store here ({MANIFEST} is missing); create it with `samdistill cache`"
+            ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: not readable: {error}; restore it, or delete the store and cache again") from None
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:

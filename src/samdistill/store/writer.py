@@ -208,7 +208,7 @@ class FeatureStoreWriter:
         if key in self.done:
             raise UserError(f"{self.root}: {key!r} is in the store already; keys must be unique")
         if not -(2**31) <= seed < 2**31:
-            raise ValueError(f"seed {seed} of {key!r} is no int32")
+            raise ValueError(f"seed {seed} of {key!r} is not an int32")
         try:
             record = struct.pack("<i", seed) + self.codec.encode(features)
         except FeatureError as error:

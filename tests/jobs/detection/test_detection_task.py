@@ -225,7 +225,7 @@ def test_a_phrase_beyond_the_context_is_reported_and_asked_of_nobody(variant, ca
         task = variant(f"questions={{source: generic, negatives: 0, per_image: 4, generic: [circle, {long}]}}")
     assert any(f"left out: {long!r}: longer than a text" in record.getMessage() for record in caplog.records)
     assert set(batch_of(task, OUTPUT, 4).prompts.texts) == {"circle"}
-    with pytest.raises(UserError, match="nothing to ask"):
+    with pytest.raises(UserError, match="no image has a phrase"):
         variant(f"questions={{source: generic, negatives: 0, generic: [{long}]}}")
 
 
