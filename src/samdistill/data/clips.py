@@ -114,8 +114,8 @@ class ClipItem:
 def draw_clip(record: VideoRecord, rules: ClipRules, rng: np.random.Generator) -> tuple[int, range]:
     """Draw a query frame and its context.
 
-    The query is any annotated frame with at least ``rules.shortest`` annotated frames before it. If the video is too
-    short, it is the last annotated frame with all frames before it as context.
+    The query is any annotated frame with at least ``rules.shortest`` annotated frames before it. If the video has too
+    few annotated frames, the query is the last one, and the context is all frames before it.
 
     Returns:
         Row of the query frame, and rows of the context frames.

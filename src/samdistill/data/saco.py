@@ -84,7 +84,7 @@ def runs_of(segmentation: Any, height: int, width: int) -> Rle:
         return to_rle(decode_segmentation(segmentation, height, width))
     except ValueError:
         raise
-    except Exception as error:  # whatever its values lead to
+    except Exception as error:  # invalid values can raise any exception
         raise ValueError(f"segmentation cannot be read: {error!r}") from error
 
 

@@ -147,7 +147,7 @@ def _has_pixels(rle: dict[str, Any]) -> bool:
 
 
 def annotated_frames(frames: int, count: int) -> tuple[int, ...]:
-    """Return the numbers of the annotated frames: from 0 at a constant stride, up to the last possible frame.
+    """Return the numbers of the annotated frames: from 0 at a constant stride that reaches the end of the video.
 
     Args:
         frames: Number of frames of the video.
