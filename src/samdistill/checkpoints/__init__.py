@@ -1,1 +1,1 @@
-"""Checkpoints: read safely (``files``), translate (``rename``), merge a student in (``merge``), ``inspect``."""
+"""Checkpoints: safe reading, model loading, key renaming, merging and inspection."""

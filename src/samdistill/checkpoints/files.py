@@ -1,7 +1,7 @@
-"""Reading weight files safely and lazily: safetensors (single or sharded) and torch files with ``weights_only=True``.
+"""Safe, lazy reading of weight files: safetensors (single or sharded) and torch files with ``weights_only=True``.
 
-Nothing here ever runs code from a file. Tensors are memory-mapped: looking at names and shapes reads no weights, and
-a tensor costs memory when it is used.
+No function in this module runs code from a file. Tensors are memory-mapped. Reading names and shapes reads no weights,
+and a tensor takes memory only when it is used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from ..types import UserError
 
 SANDBOX = "sandbox"
 PACKAGED = {"sandbox-sam": "sam", "sandbox-mobile": "mobile", "sandbox-student": "student"}
-"""Names beside ``sandbox``, which is the tracker or the detector, and the packaged folders they stand for."""
+"""Packaged models other than ``sandbox``: name to folder in ``sandbox/weights``. ``sandbox`` itself is the tracker or
+the detector, see ``locate``.
+"""
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {
@@ -38,34 +40,42 @@ _DTYPES = {
 
 
 class TensorInfo(NamedTuple):
-    """What can be said about a tensor without reading it. ``bytes`` counts its elements, not its padding."""
+    """Shape and dtype of a tensor, known without reading its values."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def count(self) -> int:
+        """Number of elements."""
         return torch.Size(self.shape).numel()
 
     @property
     def bytes(self) -> int:
+        """Size of the elements in bytes, without padding."""
         return self.count * self.dtype.itemsize
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorInfo:
+        """Return the shape and dtype of ``tensor``."""
         return cls(tuple(tensor.shape), tensor.dtype)
 
 
 class _Index(BaseModel):
-    """What is read of a sharded checkpoint's index: tensor name to the file that holds it."""
+    """Index of a sharded checkpoint: tensor name to the file that holds the tensor."""
 
     weight_map: dict[str, str]
 
 
 class Weights(Mapping[str, Tensor]):
-    """Named tensors of a checkpoint, read when indexed. ``info`` has the shape and dtype of each without reading.
+    """Named tensors of a checkpoint. A tensor is read from disk when it is indexed.
 
-    ``wrapped``: the torch file kept them under a ``"model"`` key. ``source``: the file or folder, for messages.
+    Args:
+        source: File or folder of the checkpoint. It is used in error messages.
+        info: Shape and dtype of each tensor by name.
+        files: Name of a tensor to the safetensors file that holds it.
+        tensors: Tensors that are already open (memory-mapped from a torch file), by name.
+        wrapped: True if the torch file keeps the tensors under a ``"model"`` key.
     """
 
     def __init__(
@@ -95,9 +105,21 @@ class Weights(Mapping[str, Tensor]):
 
 
 def open_weights(path: str | Path) -> Weights:
-    """The tensors of a Hugging Face folder, a ``.safetensors`` file or a torch file.
+    """Open the tensors of a Hugging Face folder, a ``.safetensors`` file or a torch file.
 
-    Raises ``UserError`` for what is missing, damaged, not a table of tensors, or a pickle that needs more than tensors.
+    Args:
+        path: A folder with ``model.safetensors`` or ``model.safetensors.index.json``, a ``.safetensors`` file, or a
+            torch file. A torch file holds a dictionary of tensors, or one under the key ``"model"``.
+
+    Returns:
+        The tensors by name, read lazily.
+
+    Raises:
+        UserError: The path is missing, damaged, not a table of tensors, or a pickle that contains more than tensors.
+
+    Example:
+        >>> weights = open_weights("runs/encoder/es_rv_m/student")
+        >>> weights.info["head.output.0.weight"].shape
     """
     path = Path(path)
     if path.is_dir():
@@ -117,13 +139,16 @@ def open_weights(path: str | Path) -> Weights:
 
 
 def load_torch(path: Path) -> dict[Any, Any]:
-    """The dictionary in a torch file, memory-mapped on the CPU; never runs code from it.
+    """Load the dictionary in a torch file, memory-mapped on the CPU, without running code from it.
 
-    A pickle that asks for anything but tensors and plain containers is refused before it can run.
+    A pickle that needs anything other than tensors and plain containers is refused before it runs.
+
+    Raises:
+        UserError: The file is refused, damaged, or does not hold a dictionary.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on pickle protocols; the error below says what matters
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols; the error below is enough
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         asked = re.search(r"Unsupported (?:global|operand|class)[^\n.]*?([\w.]+\.\w+)", str(error))
@@ -132,7 +157,7 @@ def load_torch(path: Path) -> dict[Any, Any]:
             f"{path}: refused: not a plain table of tensors but a pickle that needs to run code, or no pickle at all"
             f"{wants}; re-save the weights as safetensors where you trust them"
         ) from None
-    except Exception as error:  # a damaged zip or pickle surfaces as anything, depending on where it was cut
+    except Exception as error:  # a damaged zip or pickle raises any type of error, depending on where it was cut
         raise UserError(f"{path}: damaged or not a torch checkpoint: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a table of named tensors")
@@ -140,13 +165,17 @@ def load_torch(path: Path) -> dict[Any, Any]:
 
 
 def check_archive(path: Path) -> None:
-    """Compare every record of a torch file with its CRC-32, which ``torch.load`` does not. ``UserError`` for damage."""
+    """Compare every record of a torch file with its CRC-32 checksum. ``torch.load`` does not do this.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # a flipped bit can turn up anywhere in the archive's tables
+    except Exception as error:  # zipfile raises any type of error if the archive's own tables are damaged
         raise UserError(f"{path}: damaged ({one_line(error)})") from None
     if bad is not None:
         raise UserError(f"{path}: damaged ({bad} does not match its checksum)")
@@ -191,10 +220,18 @@ def locate(
     path: str | Path, patterns: Iterable[str] = ("*.json", "*.txt", "*.model", "*.safetensors"),
     packaged: Literal["tracker", "detector"] = "tracker",
 ) -> Path:  # fmt: skip
-    """A local file or folder for a path, ``sandbox`` and its like (packaged models) or a hub id (``facebook/sam3``).
+    """Return the local file or folder of a path, a packaged model or a Hugging Face hub id.
 
-    A hub id is downloaded into the Hugging Face cache, only files that match ``patterns``. packaged: which model
-    ``sandbox`` means. ``UserError`` when there is no such path, or the hub cannot be reached or refuses.
+    Args:
+        path: A local path, the name of a packaged model (``sandbox``, ``sandbox-sam``, ``sandbox-mobile``,
+            ``sandbox-student``), or a hub id such as ``facebook/sam3``. A hub id is downloaded into the Hugging Face
+            cache.
+        patterns: Only files of a hub repository that match one of these patterns are downloaded.
+        packaged: The model that ``sandbox`` names.
+
+    Raises:
+        UserError: The path does not exist, the packaged model is not installed, or the hub cannot be reached or
+            refuses.
     """
     text = str(path)
     if text in (SANDBOX, *PACKAGED):
@@ -217,7 +254,7 @@ def _download(repository: str, patterns: list[str]) -> Path:
 
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
-    except Exception as error:  # the hub, its HTTP library (httpx, httpx2, requests by version) or the disk
+    except Exception as error:  # the type depends on the hub's HTTP library (httpx, httpx2 or requests) and on the disk
         raise UserError(
             f"{repository}: no such folder here, and as a hub id it could not be fetched ({type(error).__name__}: "
             f"{one_line(error)}); give a local folder, or log in and accept the model's terms"

@@ -1,4 +1,4 @@
-"""A Hugging Face folder that hosts a student: its configuration, its companions, its shards, and that it loads."""
+"""Hugging Face folders of a SAM 3 that hosts a student: configuration, companion files, shards and a load check."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ from .loading import quiet_transformers
 from .student import Host, as_json
 
 SHARD_BYTES = 2**30
-"""Largest shard. Written one after the other, so it also bounds the memory a merge takes."""
+"""Largest size of a shard. Shards are written one after the other, so this also bounds the memory that a merge takes.
+"""
 _CLASSES = {"sam3": "Sam3Model", "sam3_tracker": "Sam3TrackerModel", "sam3_video": "Sam3VideoModel"}
 _TRACKERS = ("sam3_tracker", "sam3_tracker_video")
 
 
 def host_of(config: dict[str, Any], where: Path) -> Host:
-    """What the heads described by a SAM 3 ``config.json`` ask of their trunk."""
+    """Return the trunk's output channels, patch size and input size that a SAM 3 ``config.json`` expects.
+
+    Raises:
+        UserError: ``config`` is not that of a SAM 3 model that can host a student.
+    """
     if config.get("model_type") not in _CLASSES:
         known = ", ".join(_CLASSES)
         raise UserError(f"{where}: a {config.get('model_type')!r} model; a student goes into one of: {known}")
@@ -39,10 +44,10 @@ def host_of(config: dict[str, Any], where: Path) -> Host:
 
 
 def host_config(config: dict[str, Any], host: Host, student: StudentTrunkConfig) -> dict[str, Any]:
-    """``config`` with the student as the trunk of every vision encoder, and with the student's input size throughout.
+    """Return ``config`` with the student as the trunk of every vision encoder.
 
-    The original is left as it was. Sizes that follow from the input (feature maps, prompts, memory) are set anew when
-    the student's input size is another one.
+    ``config`` itself is not changed. If the student's input size differs from the host's, every size that follows from
+    the input (feature maps, prompts, memory) is set for the student's.
     """
     merged = copy.deepcopy(config)
     for vision in vision_configs(merged):
@@ -65,7 +70,10 @@ def host_config(config: dict[str, Any], host: Host, student: StudentTrunkConfig)
 
 
 def copy_companions(folder: Path, to: Path, host: Host, image_size: int) -> None:
-    """Copy tokenizer, processor and licence files; processors learn the student's input size if it differs."""
+    """Copy tokenizer, processor and licence files.
+
+    Processors get the student's input size if it differs from the host's.
+    """
     for path in sorted(folder.iterdir()):
         weights = path.suffix in (*TORCH_SUFFIXES, ".safetensors") or path.name.endswith(".index.json")
         if weights or not path.is_file() or path.name in ("config.json", "merge.json", "README.md", ".gitattributes"):
@@ -78,7 +86,7 @@ def copy_companions(folder: Path, to: Path, host: Host, image_size: int) -> None
 
 
 def _resized(node: Any, host: Host, image_size: int) -> Any:
-    """A processor's settings for another input size: image and mask sizes that follow from the old one."""
+    """Return a processor's settings with the image and mask sizes for another input size."""
     if not isinstance(node, dict):
         return node
     masks = 4 * host.image_size // host.patch_size
@@ -95,7 +103,7 @@ def _resized(node: Any, host: Host, image_size: int) -> Any:
 
 
 def save_shards(folder: Path, tensors: Mapping[str, Tensor], info: Mapping[str, TensorInfo]) -> None:
-    """Write safetensors as transformers does: one file, or shards with an index when they exceed ``SHARD_BYTES``."""
+    """Write safetensors as transformers does: one file, or shards with an index above ``SHARD_BYTES``."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, about in info.items():
@@ -116,7 +124,11 @@ def save_shards(folder: Path, tensors: Mapping[str, Tensor], info: Mapping[str, 
 
 
 def check_loads(folder: Path, config: dict[str, Any]) -> None:
-    """Load the folder as its users will, on the meta device: no name missing, unexpected or of another shape."""
+    """Load the folder on the meta device with the class that its users will use.
+
+    Raises:
+        UserError: A tensor is missing, unexpected or of another shape.
+    """
     named = (config.get("architectures") or [None])[0]
     model_class = getattr(transformers, named or "", None) or getattr(transformers, _CLASSES[config["model_type"]])
     with foreign("the merged model", f"would not load as {model_class.__name__}"), quiet_transformers():

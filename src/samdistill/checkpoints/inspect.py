@@ -1,4 +1,4 @@
-"""What is in a path: a model folder, a run, a feature store, a weight file. Reads names and shapes, no weights."""
+"""Inspection of a model folder, a run, a feature store or a weight file. Names and shapes are read, weights are not."""
 
 from __future__ import annotations
 
@@ -22,11 +22,20 @@ Kind = Literal["model folder", "student folder", "run", "feature store", "torch 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. Counts are of tensor elements, so batch-norm statistics are in them.
+    """Contents of an inspected path. Counts are of tensor elements, so they include batch-norm statistics.
 
-    trunk: whose image trunk it has: ``teacher`` (SAM 3's ViT), ``student``, ``both`` (a merge gone wrong: teacher
-    residue) or ``none``. modules: totals per module, two levels deep. dtypes: elements per type. parts: what a run
-    folder contains. facts: whatever else the files say about themselves.
+    Attributes:
+        path: The inspected path.
+        kind: What the path is.
+        trunk: The image trunk in it: ``teacher`` (SAM 3's ViT), ``student``, ``none``, or ``both``, which is a failed
+            merge that left tensors of the teacher behind.
+        tensors: Number of tensors.
+        elements: Number of elements of all tensors.
+        bytes: Size of all tensors.
+        dtypes: Number of elements per dtype.
+        modules: Tensors, elements and bytes per module, two levels deep.
+        facts: Further values from the files, such as the model type.
+        parts: Inspections of the parts of a run folder.
     """
 
     path: str
@@ -41,7 +50,7 @@ class Inspection:
     parts: tuple[Inspection, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the inspection as a JSON-serialisable dictionary."""
         return self.__dict__ | {"parts": [part.to_dict() for part in self.parts]}
 
     def __str__(self) -> str:
@@ -59,11 +68,17 @@ class Inspection:
 
 
 def inspect_path(path: str | Path) -> Inspection:
-    """Look into a Hugging Face folder, a run folder, a feature store or a ``.pt`` or ``.safetensors`` file.
+    """Inspect a Hugging Face folder, a run folder, a feature store, or a ``.pt`` or ``.safetensors`` file.
 
-    Raises ``UserError`` for a path that is not there, that cannot be read, or that is none of these.
+    Nothing is downloaded: ``path`` is a local path or ``sandbox``.
+
+    Raises:
+        UserError: The path is missing, cannot be read, or is none of these.
+
+    Example:
+        >>> print(inspect_path("runs/encoder/es_rv_m"))
     """
-    place = locate(path) if str(path) == SANDBOX else Path(path).expanduser()  # local: nothing is downloaded to look
+    place = locate(path) if str(path) == SANDBOX else Path(path).expanduser()  # an inspection never downloads
     if not place.exists():
         raise UserError(f"{place}: no such file or folder")
     if place.is_file():
@@ -92,7 +107,7 @@ def _file(path: Path) -> Inspection:
 
 
 def _flatten(node: Mapping[Any, Any], prefix: str, table: Table, facts: dict[str, Any]) -> None:
-    """Every tensor of nested dictionaries and lists under a dotted name; short values of the top level as facts."""
+    """Collect the tensors of nested dictionaries and lists under dotted names, and short top-level values as facts."""
     for key, value in node.items():
         name = f"{prefix}{key}"
         if isinstance(value, Tensor):
@@ -158,7 +173,7 @@ def _weights(path: Path, kind: Kind, table: Table, facts: dict[str, Any], studen
 
 
 def _in_student(name: str) -> bool:
-    """A tensor of a student's trunk inside SAM 3: timm's backbone or the head, where the ViT has neither."""
+    """Whether a tensor is part of a student's trunk inside SAM 3: the ViT has neither ``backbone`` nor ``head``."""
     for prefix in (HF_TRUNK, ORIGINAL_STUDENT):
         if prefix in name and name.split(prefix, 1)[1].startswith(("backbone.", "head.")):
             return True

@@ -1,4 +1,4 @@
-"""Where a SAM 3 checkpoint keeps its image trunk: in its configuration, and in the names of its tensors."""
+"""Location of the image trunk in a SAM 3 checkpoint: in its configuration and in the names of its tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HF_TRUNK = "vision_encoder.backbone."
 
 _PATCHES = re.compile(r"^(.*?)embeddings\.patch_embeddings\.projection\.weight$")
 _HF_TRUNK = re.compile(r"^(.*?vision_encoder\.backbone\.)")
-# names that only the ViT of SAM 3 has, in transformers' and in the original layout
+# These names occur only in the ViT of SAM 3, in transformers' layout and in the original one.
 _VIT_TENSOR = re.compile(
     r"(^|\.)(embeddings\.(position_embeddings|patch_embeddings\.projection\.\w+)|"
     r"backbone\.layers\.\d+\.(attention\.[qkvo]_proj|layer_norm[12]|mlp\.fc[12])\.\w+|"
@@ -30,9 +30,10 @@ _NECK = re.compile(
 
 
 def vision_configs(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every ``vision_config`` of a SAM 3 ``config.json`` (the video model has two), created where it is implied.
+    """Return every ``vision_config`` of a SAM 3 ``config.json``. The video model has two.
 
-    The dictionaries are those inside ``config``: what is set on them is set there.
+    A missing ``vision_config`` is created. The dictionaries are those inside ``config``, so changes to them change
+    ``config``.
     """
     parts = [config]
     if config.get("model_type") == "sam3_video":
@@ -47,28 +48,31 @@ def _child(parent: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def vit_prefix(names: Iterable[str]) -> str | None:
-    """What stands before the names of SAM 3's ViT in transformers' layout; None if it is not there.
+    """Return the prefix of the names of SAM 3's ViT in transformers' layout, or None if the ViT is not there.
 
-    ``Sam3Model``: ``vision_encoder.backbone.``; ``Sam3VideoModel``: ``detector_model.vision_encoder.backbone.``;
-    a saved ``Sam3TrackerModel``: ``tracker_model.detector_model.vision_encoder.backbone.``.
+    The prefix depends on the class:
+
+    - ``Sam3Model``: ``vision_encoder.backbone.``
+    - ``Sam3VideoModel``: ``detector_model.vision_encoder.backbone.``
+    - a saved ``Sam3TrackerModel``: ``tracker_model.detector_model.vision_encoder.backbone.``
     """
     found = {match[1] for name in names if (match := _PATCHES.match(name))}
     return min(found, key=len) if found else None
 
 
 def hf_trunk_prefix(names: Iterable[str]) -> str | None:
-    """The prefix of the image trunk, the teacher's or a student's, in a Hugging Face SAM 3 checkpoint with heads."""
+    """Return the prefix of the image trunk, teacher's or student's, in a Hugging Face SAM 3 with heads, or None."""
     found = {match[1] for name in names if (match := _HF_TRUNK.match(name))}
     return min(found, key=len) if found else None
 
 
 def is_vit_tensor(name: str) -> bool:
-    """Whether a name belongs to SAM 3's own ViT, in either layout, under any prefix."""
+    """Whether a name is that of a tensor of SAM 3's own ViT, in either layout and under any prefix."""
     return _VIT_TENSOR.search(name) is not None
 
 
 def neck_inputs(info: dict[str, TensorInfo]) -> dict[str, int]:
-    """Channels that each level of each neck (detector's, tracker's) takes from the trunk: level name to channels."""
+    """Return the channels that each level of each neck (detector's, tracker's) takes from the trunk, by level name."""
     channels: dict[str, int] = {}
     for name, (shape, _) in info.items():
         match = _NECK.match(name)

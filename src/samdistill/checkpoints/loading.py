@@ -1,7 +1,7 @@
-"""Opening model folders, and filling models from files or named tensors, all or nothing.
+"""Loading of model folders and weights. A load either succeeds completely or raises.
 
-A folder from outside is opened here and nowhere else: ``read_settings`` and ``open_config`` for its ``config.json``,
-``pretrained`` for the model. What a library raises on the way becomes one ``UserError`` that names the folder.
+Model folders from outside are opened only in this module: ``read_settings`` and ``open_config`` read ``config.json``,
+``pretrained`` loads the model. Errors of libraries become one ``UserError`` that names the folder.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 Config = TypeVar("Config", bound=PreTrainedConfig)
 CONFIG = "config.json"
 MOST_LAYERS, MOST_PIXELS, MOST_SPARE, MOST_BUFFERS = 1000, 16384, 2**26, 2**29
-"""What a configuration may ask for: layers of one kind, pixels of a side, parameters beyond twice those that the file
-holds, and values of all computed buffers."""
+"""Limits of a configuration: layers of one kind, pixels of a side, parameters in excess of twice those that the file
+holds, and elements of all computed buffers.
+"""
 _LAYERS = re.compile(r"layers|blocks|stages|depth|levels|memory_latents")
 _STATISTICS = re.compile(r"^(image|host|input)_(mean|std)$")
 _Means = tuple[Number, Number, Number]
@@ -38,24 +39,28 @@ _SIDES = re.compile(r"(^|_)(image|patch)_size$|^hidden_size$|^num_attention_head
 
 
 def model_kinds(place: Path) -> dict[Path, str | None]:
-    """The model folders in ``place`` (itself, and a run's ``student/`` and ``merged/``) and the model type of each."""
+    """Return the model folders in ``place`` and the model type of each.
+
+    The folders are ``place`` itself and a run's ``student/`` and ``merged/``.
+    """
     folders = [folder for folder in (place, place / "student", place / "merged") if (folder / CONFIG).is_file()]
     return {folder: read_settings(folder).get("model_type") for folder in folders}
 
 
 def read_settings(folder: Path) -> Table:
-    """The ``config.json`` of a model folder, once no value in it can do harm where it is used.
+    """Read the ``config.json`` of a model folder and check that no value in it can do harm.
 
-    Raises ``UserError`` for a file that is missing or no JSON object, a model type that is no name, a number that is
-    not finite or asks for a model beyond ``MOST_LAYERS`` and its like, a key that would replace a method of the
-    configuration's class, and quantised weights.
+    Raises:
+        UserError: The file is missing or not a JSON object; the model type is not a string; a number is not finite or
+            exceeds a limit such as ``MOST_LAYERS``; a key would replace a method of the configuration class; or the
+            weights are quantised.
     """
     path = folder / CONFIG
     return check_settings(read_json(path, Table, "not a readable configuration"), path)
 
 
 def check_settings(settings: Table, where: Path) -> Table:
-    """The settings as they are, or the ``UserError`` of ``read_settings`` where they are kept in another file."""
+    """Return ``settings`` unchanged, checked as in ``read_settings``. ``where`` names their file in errors."""
     try:
         fits(settings.get("model_type"), str | None)
         _check(settings, "")
@@ -67,7 +72,7 @@ def check_settings(settings: Table, where: Path) -> Table:
 
 
 def _check(node: Any, where: str) -> None:
-    """Raise ``ValueError`` with the place of a value that no configuration of a model has."""
+    """Raise ``ValueError`` with the path of the first value that no model configuration can have."""
     if isinstance(node, dict):
         for key, value in node.items():
             place = f"{where}.{key}" if where else key
@@ -86,7 +91,7 @@ def _check(node: Any, where: str) -> None:
 
 
 def _check_number(value: float, name: str, place: str) -> None:
-    if not -(2**31) <= value < 2**31:  # which no NaN is either
+    if not -(2**31) <= value < 2**31:  # the comparison is also False for NaN
         raise ValueError(f"{place} is {value!r:.40}, beyond what a model can have")
     if isinstance(value, bool):
         return
@@ -97,9 +102,14 @@ def _check_number(value: float, name: str, place: str) -> None:
 
 
 def open_config(folder: Path, kind: type[PreTrainedConfig] | None = None) -> Any:
-    """The configuration in a model folder: of the class ``kind``, or of the one that its model type names.
+    """Load the configuration of a model folder.
 
-    Raises ``UserError`` for whatever ``read_settings`` or the class refuses.
+    Args:
+        folder: The model folder.
+        kind: Configuration class. None selects the class by the model type in the file.
+
+    Raises:
+        UserError: ``read_settings`` or the class refuses the file.
     """
     named = read_settings(folder).get("model_type")
     with foreign(folder / CONFIG, f"model type {named!r} cannot be read"), quiet_transformers():
@@ -107,13 +117,21 @@ def open_config(folder: Path, kind: type[PreTrainedConfig] | None = None) -> Any
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         else:
             config = kind.from_pretrained(folder, local_files_only=True)
-        config._attn_implementation = None  # how to compute is not the file's to say: a name may stand for hub code
+        # The file must not select the attention implementation, since its name can refer to code on the hub.
+        config._attn_implementation = None
         return config
 
 
 def locate_config(path: str, kind: str) -> tuple[Path, Any]:
-    """Folder of a Hugging Face checkpoint of a ``kind`` of model, and its configuration; of a hub id, only
-    ``config.json`` is fetched. Raises ``UserError`` for a folder without one, and what ``open_config`` raises."""
+    """Return the folder and the configuration of a Hugging Face checkpoint.
+
+    Args:
+        path: A folder or a hub id. For a hub id only ``config.json`` is downloaded.
+        kind: Kind of model, for the error message.
+
+    Raises:
+        UserError: There is no ``config.json``, or ``open_config`` refuses it.
+    """
     folder = locate(path, (CONFIG,))
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no {CONFIG}, so this is no Hugging Face folder of a {kind} model")
@@ -121,7 +139,7 @@ def locate_config(path: str, kind: str) -> tuple[Path, Any]:
 
 
 def build_config(kind: type[Config], settings: Table, where: Path) -> Config:
-    """A configuration from settings that are kept in ``where``, checked as those of a folder."""
+    """Build a configuration from ``settings``, checked as those of a folder. ``where`` names their file in errors."""
     with foreign(where, "not a readable configuration"):
         config = kind.from_dict(dict(check_settings(settings, where)))
         config._attn_implementation = None
@@ -129,9 +147,11 @@ def build_config(kind: type[Config], settings: Table, where: Path) -> Config:
 
 
 def skeleton(build: Callable[[], nn.Module], where: object) -> nn.Module:
-    """The module with parameters that hold no memory; buffers, which are computed and not loaded, are real.
+    """Build a module whose parameters take no memory. Its buffers, which are computed and not loaded, hold values.
 
-    Raises ``UserError`` that names ``where`` for a configuration that nothing, or nothing of a usual size, is built of.
+    Raises:
+        UserError: No model can be built from the configuration, or its buffers are too large. The message names
+            ``where``.
     """
     with foreign(where, "no model can be built from its configuration"):
         with torch.device("meta"):
@@ -146,11 +166,12 @@ def _check_buffers(model: nn.Module) -> None:
 
 
 def parameter_count(module: nn.Module) -> int:
+    """Return the number of parameters of ``module``."""
     return sum(p.numel() for p in module.parameters())
 
 
 def compare(found: Mapping[str, TensorInfo], wanted: Mapping[str, TensorInfo], source: str, what: str) -> None:
-    """``UserError`` unless names and shapes of ``found`` are those of ``wanted``."""
+    """Raise ``UserError`` unless ``found`` and ``wanted`` have the same names and shapes."""
     missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or extra:
         verb, names = ("lacks", missing) if missing else ("has unknown", extra)
@@ -167,9 +188,18 @@ def compare(found: Mapping[str, TensorInfo], wanted: Mapping[str, TensorInfo], s
 
 
 def fill(module: nn.Module, info: Mapping[str, TensorInfo], read: Callable[[str], Tensor], source: str) -> None:
-    """Load every tensor of the image encoder ``module`` by name; complete and of the right shape, or ``UserError``.
+    """Load every tensor of the image encoder ``module``.
 
-    ``info`` and ``read`` speak the module's own names. Each tensor is copied, so the file may go away.
+    Each tensor is copied, so the file can be deleted afterwards.
+
+    Args:
+        module: Module to fill.
+        info: Shape and dtype of the available tensors, by the module's own names.
+        read: Returns a tensor by the module's own name.
+        source: Name of the checkpoint in error messages.
+
+    Raises:
+        UserError: A tensor is missing, unknown or of another shape.
     """
     wanted = {name: TensorInfo.of(tensor) for name, tensor in module.state_dict().items()}
     compare(info, wanted, source, "the image encoder")
@@ -180,13 +210,20 @@ def pretrained(
     kind: type[Model], config: PreTrainedConfig, source: Path | Mapping[str, Tensor], where: Path | str,
     dtype: torch.dtype = torch.float32, spare: bool = False, new: Sequence[str] = (),
 ) -> Model:  # fmt: skip
-    """``kind.from_pretrained`` in eval mode on the CPU, all or nothing.
+    """Load a model with ``kind.from_pretrained`` on the CPU and set it to eval mode.
 
-    source: a folder, or tensors by the model's names. spare: tensors that the model has no use for are no fault, as
-    where a video checkpoint holds its tracker among others. new: beginnings of the names of parameters that the source
-    need not have. Raises ``UserError``, beginning with ``where``, for what transformers cannot read, for a
-    configuration of a larger model than the source holds, and for tensors that are missing, of another shape or left
-    over.
+    Args:
+        kind: Model class.
+        config: Configuration of the model.
+        source: A folder, or tensors by the model's own names.
+        where: Start of the error messages.
+        dtype: Type of the parameters.
+        spare: Allow tensors that the model does not have. A video checkpoint, for example, holds more than its tracker.
+        new: Prefixes of the parameters that the source may lack.
+
+    Raises:
+        UserError: transformers cannot read the source, the configuration describes a much larger model than the source
+            holds, or tensors are missing, of another shape or left over.
     """
     folder, state = (source, None) if isinstance(source, Path) else (None, dict(source))
     info = open_weights(source).info if isinstance(source, Path) else {k: TensorInfo.of(t) for k, t in source.items()}
@@ -207,18 +244,18 @@ def pretrained(
 
 
 def _check_size(kind: type[PreTrainedModel], config: PreTrainedConfig, held: int, new: Sequence[str]) -> None:
-    """Raise ``ValueError`` where a configuration asks for far more than is held, before memory is taken for it."""
+    """Raise ``ValueError`` for a configuration of a much larger model than the file holds, before allocating memory."""
     with torch.device("meta"):
         model = kind(config)
     wanted = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(tuple(new)))
-    if wanted > 2 * held + MOST_SPARE:  # what is missing is named later, once the model is there
+    if wanted > 2 * held + MOST_SPARE:  # smaller differences are reported by name after the model is built
         raise ValueError(f"its configuration asks for {wanted} parameters, but it holds {held}")
     _check_buffers(model)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings from transformers about what is checked here anyway."""
+    """Disable transformers' progress bars and its warnings about things that this package checks itself."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,7 +1,8 @@
-"""Putting a student's trunk in place of the teacher's ViT, and proving what was kept, removed and added.
+"""Replacement of a teacher's ViT by a student's trunk, with a record of the kept, removed and added tensors.
 
-Two layouts: a Hugging Face folder of ``Sam3Model``, ``Sam3TrackerModel`` or ``Sam3VideoModel``, and the original
-``sam3.pt``. A merge that cannot be proven right fails and leaves nothing behind.
+Two layouts are supported: a Hugging Face folder of ``Sam3Model``, ``Sam3TrackerModel`` or ``Sam3VideoModel``, and the
+original ``sam3.pt``. The merged file is read back and compared before it gets its name. A merge that fails leaves
+nothing behind.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from .report import MergeReport, Table
 from .student import Host, Student, as_json, original_student_name, read_student
 
 REPORT = "merge.json"
-_PATCH, _IMAGE_SIZE = 14, 1008  # of the only published sam3.pt, which has no configuration in it
+_PATCH, _IMAGE_SIZE = 14, 1008  # values of the only published sam3.pt, since the file has no configuration
 
 
 class _Kept(BaseModel):
-    """What is read of a merge's report."""
+    """The part of a merge's report that is read back."""
 
     student: Settings
 
@@ -40,16 +41,29 @@ def merge(
     source: str | Path, into: str | Path, out: str | Path, target_prefix: str | None = None,
     replace_prefix: str | None = None,
 ) -> MergeReport:  # fmt: skip
-    """Write ``into`` with its image trunk replaced by the student in ``source`` to ``out``.
+    """Merge a student into a teacher: write ``into`` with its image trunk replaced by the student in ``source``.
 
-    source: a run folder, a student's folder or a ``ckpt_epoch_{n}.pt``. into: a Hugging Face folder (or hub id, or
-    ``sandbox``), then ``out`` is such a folder; or a ``sam3.pt``, then ``out`` is such a file with ``{"model": ...}``,
-    and ``out.merge.json`` beside it keeps the report and the student's configuration.
-    replace_prefix: every tensor under it is dropped. target_prefix: the student's names are put behind it. Both follow
-    from the layout when left out. An ``out`` that an earlier merge wrote is replaced; anything else there is an error.
+    Args:
+        source: A run folder, a student's folder, or a ``ckpt_epoch_{n}.pt``.
+        into: The teacher: a Hugging Face folder, a hub id, ``sandbox``, or an original ``sam3.pt``.
+        out: The result, in the layout of ``into``. For a folder: a folder, with the report in ``merge.json``. For a
+            ``sam3.pt``: a file with ``{"model": ...}``, with the report and the student's configuration in
+            ``out.merge.json`` beside it. A result of an earlier merge in the same layout, or an empty folder for a
+            folder, is replaced.
+        target_prefix: Prefix of the student's names in the result. None derives it from the layout.
+        replace_prefix: Every tensor whose name starts with it is removed. None derives it from the layout.
 
-    Raises ``UserError``, with nothing written, for a source without a student, nothing to replace, a tensor of the
-    teacher's ViT that would remain, a name without a match, or a trunk and heads whose shapes disagree.
+    Returns:
+        The kept, removed and added tensors with their shapes, dtypes and sizes.
+
+    Raises:
+        UserError: ``source`` has no student, there is nothing to replace, a tensor of the teacher's ViT would remain,
+            two tensors would have the same name, the shapes of trunk and heads disagree, or ``out`` exists and cannot
+            be replaced. Nothing is written in these cases.
+
+    Example:
+        >>> report = merge("runs/encoder/es_rv_m", "facebook/sam3", "merged")
+        >>> report.totals["added"]["elements"]
     """
     place, student_place, out = locate(into), as_path(source), as_path(out)
     _check_out(out, place)
@@ -66,7 +80,7 @@ def _into_folder(
     source: Path, folder: Path, out: Path, target_prefix: str | None, replace_prefix: str | None
 ) -> MergeReport:
     teacher, config = open_weights(folder), read_settings(folder)
-    open_config(folder)  # every part of it is of the type it should be
+    open_config(folder)  # raises if a part of the configuration is of a wrong type
     trunk = hf_trunk_prefix(teacher)
     if trunk is None and (target_prefix is None or replace_prefix is None):
         raise UserError(f"{folder}: nothing to replace: no vision_encoder.backbone in it; is it a SAM 3 model?")
@@ -137,7 +151,7 @@ def _into_original(
 
 
 class _Joined(Mapping[str, Tensor]):
-    """The merged tensors by name, each read when it is asked for; the teacher's first."""
+    """The merged tensors by name, the teacher's first. A tensor is read when it is indexed."""
 
     def __init__(self, teacher: Weights, student: Student, kept: Table, names: dict[str, str]) -> None:
         self._teacher, self._student = teacher, student
@@ -156,7 +170,12 @@ class _Joined(Mapping[str, Tensor]):
 
 
 def _tables(teacher: Weights, student: Student, names: dict[str, str], replace: str) -> tuple[Table, Table, Table]:
-    """Kept, removed and added tensors; ``UserError`` for nothing to replace, residue of the ViT, or a clash."""
+    """Return the kept, removed and added tensors.
+
+    Raises:
+        UserError: There is nothing to replace, tensors of the ViT would remain, or a kept and an added tensor have the
+            same name.
+    """
     removed = {name: about for name, about in teacher.info.items() if name.startswith(replace)}
     kept = {name: about for name, about in teacher.info.items() if name not in removed}
     if not removed:
@@ -175,7 +194,7 @@ def _tables(teacher: Weights, student: Student, names: dict[str, str], replace: 
 
 
 def _check_shapes(student: Student, host: Host, kept: Mapping[str, TensorInfo], teacher: Path) -> None:
-    """The trunk gives what the heads read: channels (of the configuration and of each neck) and patch size."""
+    """Check that the trunk's output channels and patch size are those that the configuration and each neck read."""
     config = student.config
     wanted = {"its configuration": host.hidden_size, **neck_inputs(kept)}
     for where, channels in wanted.items():
@@ -192,7 +211,7 @@ def _check_shapes(student: Student, host: Host, kept: Mapping[str, TensorInfo], 
 
 
 def _check_written(written: Weights, wanted: _Joined) -> None:
-    """The file holds every tensor that was meant, bit for bit."""
+    """Check that the file holds every tensor of ``wanted``, bit for bit."""
     if written.info != wanted.info:
         raise RuntimeError(f"{written.source}: what was written is not what was meant; nothing is kept of it")
     for name in wanted:
@@ -205,7 +224,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def sidecar(path: Path) -> Path:
-    """Where the report of a merge lies: inside a folder, beside a file."""
+    """Return the path of a merge's report: inside a folder, beside a file."""
     return path / REPORT if path.is_dir() else path.with_name(f"{path.name}.{REPORT}")
 
 
@@ -219,7 +238,11 @@ def _check_out(out: Path, into: Path) -> None:
 
 
 def merged_student(path: Path) -> StudentTrunkConfig:
-    """The student's configuration that a merge recorded for ``path``."""
+    """Return the student's configuration that the merge recorded for ``path``.
+
+    Raises:
+        UserError: The report is missing or is not that of a merge.
+    """
     if not sidecar(path).is_file():
         raise UserError(f"{sidecar(path)}: missing; without it the student inside {path} cannot be built")
     kept = read_json(sidecar(path), _Kept, "not the report of a merge")

@@ -1,7 +1,7 @@
-"""Opening an original SAM 3 file, ``sam3.pt`` or one that a student was merged into, with transformers' classes.
+"""Loading of an original ``sam3.pt``, published or merged with a student, into transformers' classes.
 
-The file holds a detector, and in the published one a tracker on the same trunk. It says nothing of its architecture
-beyond the shapes of its tensors; what is not in it is made up here and nowhere else.
+The file holds a detector. The published one also holds a tracker on the same trunk. The file describes its architecture
+only by the shapes of its tensors. This module supplies everything else.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ Config = TypeVar("Config", Sam3Config, Sam3TrackerConfig, Sam3TrackerVideoConfig
 Model = TypeVar("Model", bound=PreTrainedModel)
 Rename = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
 LAYER_NORM_EPS = 1e-5
-"""Of the layer norms of SAM 3's ViT in the original code; transformers' default is 1e-6."""
+"""Epsilon of the layer norms in SAM 3's ViT in the original code. transformers' default is 1e-6."""
 _DETECTOR_HEADS, _TRACKER_HEADS = f"{DETECTOR}transformer.", f"{TRACKER}sam_mask_decoder."
 
 
 def original_parts(path: Path) -> set[type[PreTrainedConfig]]:
-    """What an original file holds, by the names in it: ``Sam3Config`` for a detector, ``Sam3TrackerConfig`` for a
-    tracker; empty for any other file."""
+    """Return the parts of an original file by its tensor names.
+
+    The result contains ``Sam3Config`` for a detector and ``Sam3TrackerConfig`` for a tracker. It is empty for any other
+    file.
+    """
     if not path.is_file() or path.suffix not in TORCH_SUFFIXES:
         return set()
     return _parts(open_weights(path))
@@ -57,12 +60,18 @@ def _parts(names: Iterable[str]) -> set[type[PreTrainedConfig]]:
 
 
 def original_config(path: Path, kind: type[Config]) -> Config:
-    """The configuration of the detector or the tracker in an original file.
+    """Return the configuration of the detector or the tracker in an original file.
 
-    Sizes are those of the ``config.json`` beside it, as on the hub, or else the published ones. The layer norms have
-    the original code's epsilon in either case: a ``config.json`` describes the weights in transformers' layout. The
-    trunk of a merged file is the student that the merge recorded beside it, with its input size. Raises ``UserError``
-    for a ``config.json`` of no SAM 3, or one that cannot be read.
+    Sizes are those of a ``config.json`` beside the file, as on the hub, or else the published ones. The layer norms of
+    SAM 3's ViT always get the original code's epsilon, because a ``config.json`` describes the weights in transformers'
+    layout. The trunk of a merged file is the student that the merge recorded beside it, with the student's input size.
+
+    Args:
+        path: The original or merged ``sam3.pt``.
+        kind: Class of the configuration.
+
+    Raises:
+        UserError: The ``config.json`` is not that of a SAM 3, or cannot be read.
     """
     with foreign(path.parent / CONFIG, "not a readable configuration"):
         config = _beside(path.parent / CONFIG, kind)
@@ -78,17 +87,25 @@ def original_config(path: Path, kind: type[Config]) -> Config:
 
 
 def read_levels_alone(config: Sam3TrackerConfig) -> None:
-    """Leave out the level of the neck that no head of the tracker reads.
+    """Remove the level of the neck that no head of the tracker reads.
 
-    With it, transformers' own ``Sam3TrackerModel`` adds the embedding of "no memory" to that level in place of the one
-    that is read; the original, and ``Sam3TrackerVideoModel``, drop it before.
+    If it is present, transformers' ``Sam3TrackerModel`` adds the "no memory" embedding to that level and not to the
+    level that the heads read. The original code and ``Sam3TrackerVideoModel`` remove the level before.
     """
     vision = config.vision_config
     vision.scale_factors = list(vision.scale_factors[: len(vision.backbone_feature_sizes)])
 
 
 def set_image_size(config: PreTrainedConfig, side: int) -> None:
-    """Set every size that follows from inputs of ``side`` pixels. Raises ``UserError`` unless whole patches fit."""
+    """Set every size in ``config`` that follows from the input size.
+
+    Args:
+        config: Configuration of a SAM 3 detector or tracker. It is changed in place.
+        side: Side of the square input in pixels.
+
+    Raises:
+        UserError: ``side`` is not a multiple of the patch size.
+    """
     vision = config.vision_config
     trunk = vision.backbone_config
     grid, rest = divmod(side, trunk.patch_size)
@@ -103,7 +120,10 @@ def set_image_size(config: PreTrainedConfig, side: int) -> None:
 
 
 def _beside(about: Path, kind: type[Config]) -> Config:
-    """``kind`` with the sizes that a SAM 3's ``config.json`` has for it; one part's vision encoder does for another."""
+    """Return a configuration of class ``kind`` with the sizes in a SAM 3's ``config.json``.
+
+    If the file describes only the other part, its vision encoder is used, because detector and tracker share it.
+    """
     if not about.is_file():
         return kind()
     whole = open_config(about.parent)
@@ -124,10 +144,13 @@ def _beside(about: Path, kind: type[Config]) -> Config:
 
 
 def as_tracker(video: PreTrainedConfig, kind: type[Config] = Sam3TrackerConfig) -> Config:
-    """A tracker's configuration as one of images or of videos; what only the other has is left out, or published."""
+    """Convert a tracker's configuration for images to one for videos, or back.
+
+    Fields that ``kind`` lacks are dropped. Fields that only ``kind`` has get the published values.
+    """
     heads = {part: getattr(video, part).to_dict() for part in ("prompt_encoder_config", "mask_decoder_config")}
     for settings in heads.values():
-        del settings["model_type"]  # of images or of videos; everything else is the same
+        del settings["model_type"]  # the only field that differs between images and videos
     return kind(vision_config=video.vision_config.to_dict(), **heads)
 
 
@@ -135,12 +158,18 @@ def load_original(
     path: str | Path, kind: type[Model], config: PreTrainedConfig | None = None,
     student: StudentTrunkConfig | None = None, dtype: torch.dtype = torch.float32,
 ) -> Model:  # fmt: skip
-    """The model of class ``kind`` in an original or merged ``sam3.pt``, in eval mode on the CPU.
+    """Load a model from an original or merged ``sam3.pt``, in eval mode on the CPU.
 
-    kind: ``Sam3Model``, ``Sam3TrackerModel``, or ``Sam3TrackerVideoModel`` with its memory. config: None is
-    ``original_config``'s; the trunk of a merged file's is replaced. student: None reads what the merge recorded beside
-    the file. Raises ``UserError`` when a tensor is missing or of another shape, and in a merged file when the student's
-    are not those of its configuration or tensors of the teacher's ViT remain.
+    Args:
+        path: The file.
+        kind: ``Sam3Model``, ``Sam3TrackerModel``, or ``Sam3TrackerVideoModel`` (the tracker with its memory).
+        config: Configuration of the model. None uses ``original_config``. For a merged file its trunk is replaced.
+        student: Configuration of the student in a merged file. None reads it from the report beside the file.
+        dtype: Type of the parameters.
+
+    Raises:
+        UserError: A tensor is missing or of another shape. For a merged file also: the student's tensors do not match
+            its configuration, or tensors of the teacher's ViT remain.
     """
     path = Path(path)
     weights = open_weights(path)
@@ -152,18 +181,23 @@ def load_original(
         state = merged_state(weights, own, rename=rename)
     else:
         state, _ = rename(weights)
-    copied = {name: tensor.clone() for name, tensor in state.items()}  # so that the file may go away
+    copied = {name: tensor.clone() for name, tensor in state.items()}  # the file can be deleted afterwards
     return pretrained(kind, config, copied, path, dtype, spare=issubclass(kind, Sam3TrackerModel))
 
 
 def merged_state(
     state: Mapping[str, Tensor], student: StudentTrunkConfig, prefix: str = ORIGINAL_STUDENT, rename: Rename = to_hf,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """A merged ``sam3.pt``'s tensors under the names of transformers' model whose trunk is ``student``.
+    """Rename the tensors of a merged ``sam3.pt`` for transformers' model whose trunk is ``student``.
 
-    rename: ``to_hf`` for its detector, ``to_tracker`` for its tracker; what belongs to the other is left out. Raises
-    ``UserError`` when the student's tensors under ``prefix`` are not those its configuration asks for, or when tensors
-    of the teacher's ViT remain.
+    Args:
+        state: Tensors of the file by their original names.
+        student: Configuration of the student in the file.
+        prefix: Prefix of the student's tensors in the file.
+        rename: ``to_hf`` for the detector, ``to_tracker`` for the tracker. Tensors of the other part are left out.
+
+    Raises:
+        UserError: The student's tensors do not match its configuration, or tensors of the teacher's ViT remain.
     """
     own = student_tensors(state, prefix)
     found = {name: TensorInfo.of(state[there]) for name, there in own.items()}

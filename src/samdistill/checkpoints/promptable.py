@@ -1,4 +1,4 @@
-"""Opening promptable models: checked, complete, in float32 and eval mode."""
+"""Loading of promptable models (SAM 3 tracker, SAM, MobileSAM), complete, in float32 and eval mode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .loading import CONFIG, build_config, model_kinds, open_config, pretrained,
 from .original import as_tracker, load_original, original_config, original_parts, read_levels_alone, set_image_size
 from .rename_sam import MOBILE_SAM, SAM, layout, sam_settings, to_ours
 
-# the published repository of SAM 3 is a sam3_video, which holds the tracker
+# The published repository of SAM 3 has the model type sam3_video and contains the tracker.
 _KINDS: dict[str, type[PreTrainedModel]] = {
     "sam3_tracker": Sam3TrackerModel, "sam3_video": Sam3TrackerModel, "sam3": Sam3Model, "sam": SamModel,
     MobileSamConfig.model_type: MobileSamModel,
@@ -37,14 +37,25 @@ _SOURCES = (
 
 
 def load_promptable(path: str | Path, image_size: int | None = None) -> Promptable:
-    """A model that answers points and boxes, in float32 and eval mode on the CPU.
+    """Load a model that predicts masks from points and boxes, in float32 and eval mode on the CPU.
 
-    path: a Hugging Face folder or a hub id of a SAM 3 tracker (with its own trunk or a distilled one), a SAM or a
-    MobileSAM; a run with such a folder in ``student/`` or ``merged/``; an original ``sam3.pt``, also with a student
-    merged in, ``sam_vit_*.pth`` or ``mobile_sam.pt``; or ``sandbox``, ``sandbox-sam``, ``sandbox-mobile``, the packaged
-    ones. Folders are read from safetensors alone, torch files without running code. image_size: side of the input in
-    pixels; None keeps the checkpoint's, and a SAM takes no other. Raises ``UserError`` for what is missing, of another
-    kind, or incomplete.
+    Folders are read from safetensors only. Torch files are read without running code from them.
+
+    Args:
+        path: One of:
+
+            - a Hugging Face folder or a hub id of a SAM 3 tracker (with its own or a distilled trunk), a SAM or a
+              MobileSAM;
+            - a run with such a folder in ``student/`` or ``merged/``;
+            - an original ``sam3.pt`` (also with a student merged in), ``sam_vit_*.pth`` or ``mobile_sam.pt``;
+            - ``sandbox``, ``sandbox-sam`` or ``sandbox-mobile``, the packaged models.
+        image_size: Side of the square input in pixels. None keeps the checkpoint's. A SAM supports only its own.
+
+    Raises:
+        UserError: The checkpoint is missing, incomplete or of another kind, or does not support ``image_size``.
+
+    Example:
+        >>> model = load_promptable("sandbox-mobile")
     """
     model = load_model(path, image_size)
     if isinstance(model, Sam3Model):
@@ -56,7 +67,7 @@ def load_promptable(path: str | Path, image_size: int | None = None) -> Promptab
 
 
 def load_model(path: str | Path, image_size: int | None = None) -> Promptable | Sam3Model:
-    """What ``load_promptable`` loads, or a ``Sam3Model`` from a detector's folder or a file without a tracker."""
+    """Load what ``load_promptable`` loads, or a ``Sam3Model`` from a detector's folder or a file without a tracker."""
     place = locate(path)
     if place.is_file():
         return _original(place, image_size)
@@ -74,11 +85,11 @@ def load_model(path: str | Path, image_size: int | None = None) -> Promptable | 
 
 
 def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) -> PreTrainedConfig:
-    """The folder's configuration, for inputs of ``image_size``."""
+    """Return the folder's configuration for inputs of ``image_size``."""
     if kind is MobileSamModel:
         sized = {} if image_size is None else {"image_size": image_size}
         return build_config(MobileSamConfig, {**read_settings(folder), **sized}, folder / CONFIG)
-    config = open_config(folder)  # of a video model, where that is what is in it
+    config = open_config(folder)  # may be that of a video model
     if isinstance(config, SamConfig):
         _same_size(config.vision_config.image_size, image_size, folder)
         return config
@@ -87,9 +98,9 @@ def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) ->
 
 
 def _sized_sam3(config: PreTrainedConfig, image_size: int | None) -> PreTrainedConfig:
-    """With every size that follows from the input set for ``image_size``."""
+    """Return a SAM 3's configuration with every size that follows from the input set for ``image_size``."""
     if hasattr(config, "tracker_config"):
-        config = as_tracker(config.tracker_config)  # a video checkpoint holds the tracker's inside
+        config = as_tracker(config.tracker_config)  # a video checkpoint contains the tracker's configuration
     if isinstance(config, Sam3TrackerConfig):
         read_levels_alone(config)
     if image_size not in (None, config.vision_config.backbone_config.image_size):
@@ -106,14 +117,14 @@ def _same_size(own: int, image_size: int | None, where: Path) -> None:
 
 
 def prompted_alone(path: Path) -> bool:
-    """Whether an original file has a prompt decoder and no detector of concepts, by the names in it."""
+    """Whether an original file has a prompt decoder and no concept detector, by its tensor names."""
     if parts := original_parts(path):
         return parts == {Sam3TrackerConfig}
     return path.suffix in TORCH_SUFFIXES and layout(open_weights(path)) is not None
 
 
 def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
-    """A SAM 3, SAM or MobileSAM from a file under its original names; of a SAM 3 the tracker, if it has one."""
+    """Load a SAM 3 (its tracker, if it has one), a SAM or a MobileSAM from a file with original names."""
     if parts := original_parts(path):
         sam3 = Sam3TrackerModel if Sam3TrackerConfig in parts else Sam3Model
         return load_original(path, sam3, _sized_sam3(original_config(path, sam3.config_class), image_size))
@@ -122,7 +133,7 @@ def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
     if kind is None:
         raise UserError(f"{path}: no original SAM, MobileSAM or SAM 3, by the names in it; give {_SOURCES}")
     if kind == MOBILE_SAM:
-        # no positions in its trunk, so that any multiple of the patch size will do
+        # The trunk has no position embeddings, so any multiple of the patch size is valid.
         sized = MobileSamConfig(**({} if image_size is None else {"image_size": image_size}))
         return pretrained(MobileSamModel, sized, _translated(weights, "MobileSAM"), path)
     with foreign(path, "not a complete SAM: its shapes do not tell its architecture"):
@@ -132,11 +143,11 @@ def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
 
 
 def _translated(weights: Weights, what: str) -> dict[str, Tensor]:
-    """Tensors under our names, copied so that the file may go away; ``UserError`` for any that is unknown."""
+    """Return the tensors under our names, or raise ``UserError`` for unknown names."""
     state, unknown = to_ours(weights)
     if unknown:
         raise UserError(
             f"{weights.source}: wrong checkpoint: {len(unknown)} unknown tensors for an original {what}, such as "
             f"{unknown[0]}"
         )
-    return {name: tensor.clone() for name, tensor in state.items()}
+    return {name: tensor.clone() for name, tensor in state.items()}  # the file can be deleted afterwards

@@ -1,8 +1,8 @@
-"""The original ``sam3.pt`` names of the detector and transformers' ``Sam3Model`` names, translated in both directions.
+"""Translation between the detector's names in the original ``sam3.pt`` and those of transformers' ``Sam3Model``.
 
-One table of (original, transformers) name beginnings; ``{i}`` stands for a number and whatever follows a beginning is
-kept. Beside the names, three values differ: the original position embedding starts with a class token, the text
-projection is transposed, and every attention keeps query, key and value fused in one tensor.
+The table has rows of (original, transformers) prefixes. ``{i}`` matches a number, and the part after a prefix is kept.
+Three kinds of values differ besides the names: the original position embedding starts with a class token, the text
+projection is transposed, and every attention stores query, key and value in one fused tensor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LANGUAGE, _TEXT = "backbone.language_backbone.encoder.", "text_encoder."
 _BLOCK, _TEXT_LAYER = f"{_LANGUAGE}transformer.resblocks.{{i}}.", f"{_TEXT}text_model.encoder.layers.{{i}}."
 _PARTS = ("q", "k", "v")
 
-# whole names whose value changes
+# complete names, not prefixes
 _POSITIONS = (f"{_TRUNK}pos_embed", f"{_VIT}embeddings.position_embeddings")
 _PROJECTION = (f"{_LANGUAGE}text_projection", f"{_TEXT}text_projection.weight")
 _WHOLE = (_POSITIONS, _PROJECTION,
@@ -84,7 +84,7 @@ _MODULES += [
     )
     for n in (1, 2, 3)
 ]
-_MODULES += [  # small MLPs, numbered from 0 there and from 1 here
+_MODULES += [  # small MLPs: layers are numbered from 0 in the original and from 1 in transformers
     (f"{original}.layers.{n}.", f"{ours}.layer{n + 1}.")
     for original, ours in (
         ("transformer.decoder.bbox_embed", "detr_decoder.box_head"),
@@ -106,7 +106,7 @@ _MODULES += [
     for name in ("query_embed", "reference_points", "presence_token")
 ]
 
-# torch.nn.MultiheadAttention: in_proj_weight and in_proj_bias fused; and its output projection
+# torch.nn.MultiheadAttention in the original: fused in_proj_weight and in_proj_bias, and an output projection
 _ATTENTIONS = [
     ("geometry_encoder.encode.{i}.self_attn", "geometry_encoder.layers.{i}.self_attn"),
     ("geometry_encoder.encode.{i}.cross_attn_image", "geometry_encoder.layers.{i}.cross_attn"),
@@ -118,14 +118,14 @@ _ATTENTIONS = [
     ("segmentation_head.cross_attend_prompt", "mask_decoder.prompt_cross_attn"),
 ]
 _MODULES += [(f"{original}.out_proj.", f"{ours}.o_proj.") for original, ours in _ATTENTIONS]
-# fused beginning; beginning of each third, with {p} for q, k or v
+# prefix of the fused tensor, and prefix of each third, where {p} is q, k or v
 _FUSED = [
     (f"{_TRUNK}blocks.{{i}}.attn.qkv.", f"{_VIT}layers.{{i}}.attention.{{p}}_proj."),
     (f"{_BLOCK}attn.in_proj_", f"{_TEXT_LAYER}self_attn.{{p}}_proj."),
     *((f"{original}.in_proj_", f"{ours}.{{p}}_proj.") for original, ours in _ATTENTIONS),
 ]
 TABLE: tuple[tuple[str, str], ...] = (*_WHOLE, *_FUSED, *_MODULES)
-"""Every row, original beginning first."""
+"""All rows, original prefix first."""
 
 
 class _Row(NamedTuple):
@@ -152,7 +152,10 @@ def _match(name: str, rows: list[_Row]) -> tuple[_Row, dict[str, str]] | None:
 
 
 def hf_names(original: str) -> tuple[str, ...]:
-    """The ``Sam3Model`` names an original name becomes: one, three for a fused one (q, k, v), none if unknown."""
+    """Return the ``Sam3Model`` names of an original name.
+
+    The result has one name, three names (q, k, v) for a fused tensor, or none for an unknown name.
+    """
     found = _match(original.removeprefix(DETECTOR), _TO_HF)
     if found is None:
         return ()
@@ -163,7 +166,10 @@ def hf_names(original: str) -> tuple[str, ...]:
 
 
 def original_name(hf: str) -> tuple[str, int | None] | None:
-    """The original name (with ``detector.``) of a ``Sam3Model`` name, and which third of it; None if unknown."""
+    """Return the original name (with ``detector.``) of a ``Sam3Model`` name, and which third of the tensor it is.
+
+    The third is 0, 1 or 2 for query, key or value of a fused tensor, else None. The result is None for an unknown name.
+    """
     found = _match(hf, _TO_ORIGINAL)
     if found is None:
         return None
@@ -173,10 +179,20 @@ def original_name(hf: str) -> tuple[str, int | None] | None:
 
 
 def to_hf(state: Mapping[str, Tensor], names: Iterable[str] | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """Original tensors under ``Sam3Model`` names, as views where the value allows, and the names left over.
+    """Rename original tensors for ``Sam3Model``.
 
-    ``names`` limits the work to some of the state, so that a lazily read checkpoint reads only those. Left over in a
-    published file: the tracker, ``freqs_cis`` buffers (recomputed) and the geometry encoder's ``points_*``.
+    The results are views where the value does not change.
+
+    Args:
+        state: Tensors by original name, with or without ``detector.``.
+        names: The names to translate. None translates all. A lazily read checkpoint reads only these tensors.
+
+    Returns:
+        The renamed tensors, and the original names without a counterpart. In a published file these are the tracker's,
+        the ``freqs_cis`` buffers (recomputed by transformers) and the geometry encoder's ``points_*``.
+
+    Raises:
+        UserError: A fused tensor does not split into three, or the position embedding has an unexpected shape.
     """
     renamed: dict[str, Tensor] = {}
     left: list[str] = []
@@ -198,9 +214,15 @@ def to_hf(state: Mapping[str, Tensor], names: Iterable[str] | None = None) -> tu
 
 
 def to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """``Sam3Model`` tensors under the names of ``sam3.pt`` (with ``detector.``), and the names left over.
+    """Rename ``Sam3Model`` tensors for ``sam3.pt`` (with ``detector.``).
 
-    The class token of the position embedding is not in ``Sam3Model``; its row is zero.
+    ``Sam3Model`` has no class token in the position embedding. Its row in the result is zero.
+
+    Returns:
+        The renamed tensors, and the names without a counterpart.
+
+    Raises:
+        UserError: Query, key or value of a fused tensor is missing.
     """
     renamed: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
@@ -225,7 +247,10 @@ def to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
 
 
 def without_class_token(positions: Tensor, name: str) -> Tensor:
-    """(1, 1 + n, c) to (1, n, c) where n is a square; a table without the extra row passes unchanged."""
+    """Remove the class token's row from a position embedding: (1, 1 + n, c) to (1, n, c), where n is a square number.
+
+    A table without this row is returned unchanged. Raises ``UserError`` unless the table has three axes.
+    """
     if positions.ndim != 3:
         raise UserError(f"{name}: shape {tuple(positions.shape)} is no position embedding (1, patches, channels)")
     patches = positions.shape[1]

@@ -1,9 +1,9 @@
-"""The original names of SAM (``sam_vit_*.pth``) and MobileSAM (``mobile_sam.pt``), and those of ``SamModel`` and
-``MobileSamModel``, translated in both directions.
+"""Translation of original SAM and MobileSAM names to those of ``SamModel`` and ``MobileSamModel``, and back.
 
-One table of (original, ours) name beginnings; ``{i}`` and ``{j}`` stand for numbers and whatever follows a beginning is
-kept. No value changes: attention of the image encoder is fused on both sides. The table of random Fourier features,
-one tensor there, is held twice here, by the image and by the prompts.
+The original files are ``sam_vit_*.pth`` and ``mobile_sam.pt``. The table has rows of (original, ours) prefixes. ``{i}``
+and ``{j}`` match numbers, and the part after a prefix is kept. No value changes, because the image encoder's attention
+is fused in both layouts. The random Fourier features are one tensor in the original and two equal ones here, for the
+image and for the prompts.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _VIT = [
 
 
 def _convolution(there: str, here: str) -> list[tuple[str, str]]:
-    """TinyViT's convolution and its batch norm."""
+    """Return the rows of a TinyViT convolution and its batch norm."""
     return [(f"{_ENCODER}{there}.c.", f"{_TRUNK}{here}.conv."), (f"{_ENCODER}{there}.bn.", f"{_TRUNK}{here}.bn.")]
 
 
@@ -67,11 +67,11 @@ _TINY_VIT = [
     *((f"{_ENCODER}layers.{{i}}.blocks.{{j}}.{name}.", f"{_TRUNK}stages_{{i}}.blocks.{{j}}.{name}.")
       for name in ("attn", "mlp")),
 ]  # fmt: skip
-for _stage in range(3):  # a downsampling ends a stage there and begins the next one in timm
+for _stage in range(3):  # a downsampling is the end of a stage in the original and the start of the next one in timm
     _TINY_VIT += _convolution(f"layers.{_stage}.downsample.conv{{j}}", f"stages_{_stage + 1}.downsample.conv{{j}}")
 
 TABLE: tuple[tuple[str, str], ...] = (*PROMPTS, *MASKS, *_NECK, *_VIT, *_TINY_VIT)
-"""Every row, original beginning first."""
+"""All rows, original prefix first."""
 
 _IGNORED = re.compile(
     rf"^{re.escape(_ENCODER)}(norm_head\.|head\.|layers\.\d+\.blocks\.\d+\.attn\.attention_bias_idxs$)"
@@ -81,6 +81,7 @@ _ANCHORS = {SAM: f"{_ENCODER}blocks.0.attn.qkv.weight", MOBILE_SAM: f"{_ENCODER}
 
 
 def compile_row(source: str, target: str) -> tuple[re.Pattern[str], str]:
+    """Compile a row of a table to a pattern of names and the format string of the translated name."""
     pattern = re.sub(r"\\\{([ij])\\\}", r"(?P<\1>\\d+)", re.escape(source))
     return re.compile(f"^{pattern}(?P<rest>{'[^.].*' if source.endswith('.') else ''})$"), target + "{rest}"
 
@@ -90,6 +91,7 @@ _TO_ORIGINAL = [compile_row(here, there) for there, here in TABLE]
 
 
 def translate(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
+    """Return the translation of ``name`` by the first row that matches, or None."""
     for pattern, target in rows:
         found = pattern.match(name)
         if found:
@@ -98,15 +100,16 @@ def translate(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
 
 
 def layout(names: Mapping[str, Any]) -> str | None:
-    """``sam`` or ``mobile_sam``, by the names of an original file; None for anything else."""
+    """Return ``sam`` or ``mobile_sam`` by the names in an original file, or None for any other file."""
     return next((kind for kind, anchor in _ANCHORS.items() if anchor in names), None)
 
 
 def our_names(original: str) -> tuple[str, ...] | None:
-    """What an original name becomes: one name, two for the Fourier features, none for what is not needed.
+    """Return our names of an original name, or None for an unknown name.
 
-    None for an unknown name. Not needed: TinyViT's classifier, which MobileSAM's file still holds, and the indices of
-    its attention biases, which follow from the architecture.
+    The result has one name, two for the Fourier features, or none for a tensor that is not used. Tensors that are not
+    used are TinyViT's classifier, which MobileSAM's file contains, and the indices of its attention biases, which
+    follow from the architecture.
     """
     if original == _FOURIER:
         return FOURIER_HERE
@@ -117,12 +120,16 @@ def our_names(original: str) -> tuple[str, ...] | None:
 
 
 def original_name(ours: str) -> str | None:
-    """The original name of a tensor of a ``SamModel`` or of a ``MobileSamModel`` on a TinyViT; None if unknown."""
+    """Return the original name of a tensor of a ``SamModel`` or of a TinyViT ``MobileSamModel``, or None if unknown."""
     return _FOURIER if ours in FOURIER_HERE else translate(ours, _TO_ORIGINAL)
 
 
 def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Original tensors under our names, and the names that are unknown; what is not needed is in neither."""
+    """Rename original tensors. Tensors that are not used are dropped.
+
+    Returns:
+        The renamed tensors, and the unknown names.
+    """
     renamed: dict[str, Tensor] = {}
     unknown: list[str] = []
     for name in state:
@@ -135,7 +142,11 @@ def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Our tensors under their original names, and the names left over. TinyViT's classifier is not made up."""
+    """Rename our tensors for the original layout. TinyViT's classifier is not part of the result.
+
+    Returns:
+        The renamed tensors, and the names without a counterpart.
+    """
     renamed: dict[str, Tensor] = {}
     left: list[str] = []
     for name, value in state.items():
@@ -148,10 +159,17 @@ def to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
 
 
 def sam_settings(info: Mapping[str, TensorInfo]) -> dict[str, Any]:
-    """The fields of a ``SamConfig`` that the shapes of an original SAM tell.
+    """Derive the fields of a ``SamConfig`` from the tensor shapes of an original SAM.
 
-    Blocks whose table of relative positions spans the whole grid attend globally. Eight heads in the decoder are the
-    original code's constant. Raises ``KeyError`` and ``ValueError`` where tensors are missing or of odd shapes.
+    Blocks whose table of relative positions spans the whole grid use global attention. The number of heads in the
+    decoder is not set, because the original code's constant, eight, is transformers' default.
+
+    Args:
+        info: Shape and dtype of each tensor by original name.
+
+    Raises:
+        KeyError, IndexError: A tensor is missing.
+        ValueError: A tensor has an unexpected number of axes.
     """
 
     def shape(name: str) -> tuple[int, ...]:
@@ -177,7 +195,7 @@ def sam_settings(info: Mapping[str, TensorInfo]) -> dict[str, Any]:
             **sizes, "hidden_size": tokens,
             "mask_input_channels": shape("prompt_encoder.mask_downscaling.3.weight")[0],
         },
-        # torch's 1e-5 in the two-way transformer, as in the original code; transformers' default is 1e-6
+        # The two-way transformer of the original code has torch's epsilon, 1e-5. transformers' default is 1e-6.
         "mask_decoder_config": {
             "hidden_size": tokens, "mlp_dim": shape(f"{_DECODER}transformer.layers.0.mlp.lin1.weight")[0],
             "iou_head_hidden_dim": shape(f"{_DECODER}iou_prediction_head.layers.0.weight")[0], "layer_norm_eps": 1e-5,

@@ -1,11 +1,12 @@
-"""The tracker's names in the original ``sam3.pt``, and those of transformers' ``Sam3TrackerModel`` and
-``Sam3TrackerVideoModel``.
+"""Translation of the tracker's names in the original ``sam3.pt`` to those of transformers' tracker models.
 
-Its image encoder is kept with the detector: it shares the detector's trunk and has a neck of its own (``sam2_convs``).
-Its prompt encoder and mask decoder are SAM's, with an object score and two convolutions of finer maps more. Memory is
-what only the video model has. One table of (original, transformers) name beginnings, as in ``rename_sam``; the rows are
-tried in order. Beside the names two values differ: the embeddings of four kinds of points are rows of one table here,
-and the random Fourier features, one tensor there, are held twice.
+The models are ``Sam3TrackerModel`` and ``Sam3TrackerVideoModel``. Only the video model has the memory. The tracker's
+image encoder is stored with the detector: it shares the detector's trunk and has its own neck (``sam2_convs``). Its
+prompt encoder and mask decoder are SAM's, plus an object score and two convolutions for finer maps.
+
+The table has rows of (original, transformers) prefixes as in ``rename_sam``, which are tried in order. Two values
+differ besides the names. The point embeddings, four tensors in the original, are rows of one table here. The random
+Fourier features, one tensor in the original, are two equal ones here.
 """
 
 from __future__ import annotations
@@ -66,16 +67,22 @@ _VIDEO = [
                           ("pwconv{j}.", "pointwise_conv{j}."))),
 ]  # fmt: skip
 TABLE: tuple[tuple[str, str], ...] = (*_HEADS, *_VIDEO)
-"""Every row, original beginning first."""
+"""All rows, original prefix first."""
 _TO_HF = [compile_row(there, here) for there, here in TABLE]
 
 
 def to_tracker(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Original tensors under the names of a ``Sam3TrackerVideoModel``, as views where the value allows, and the names
-    left over. A ``Sam3TrackerModel`` has the same names without those of the memory.
+    """Rename original tensors for ``Sam3TrackerVideoModel``.
 
-    Left over in a published file: what belongs to the detector alone, and ``freqs_cis`` buffers (recomputed). Raises
-    ``UserError`` where one of the points' embeddings is missing.
+    A ``Sam3TrackerModel`` has the same names without those of the memory. The results are views where the value does
+    not change.
+
+    Returns:
+        The renamed tensors, and the original names without a counterpart. In a published file these are the detector's
+        own and the ``freqs_cis`` buffers (recomputed by transformers).
+
+    Raises:
+        UserError: A point embedding is missing or has an unexpected shape.
     """
     renamed, left = to_hf(state, [name for name in state if name.startswith(ORIGINAL_TRUNK)])
     neck = {name.replace(_NECK, _DETECTORS_NECK): state[name] for name in state if name.startswith(_NECK)}
@@ -98,7 +105,7 @@ def to_tracker(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
 
 
 def _rows(points: Mapping[str, Tensor]) -> Tensor:
-    """The table of the points' embeddings, (kinds, channels), from one tensor (1, channels) of each kind."""
+    """Stack the point embeddings, one tensor (1, channels) per kind of point, to one table (kinds, channels)."""
     names = [f"{_POINTS}{kind}.weight" for kind in range(len(points))]
     if missing := [name for name in names if name not in points]:
         raise UserError(f"{missing[0]}: missing, though there are {len(points)} embeddings of points")

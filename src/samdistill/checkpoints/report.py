@@ -1,4 +1,4 @@
-"""What a merge did, tensor by tensor and in total."""
+"""Report of a merge: its tensors one by one and in total."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ _WRAPPERS = ("detector", "detector_model", "tracker", "tracker_model")
 
 @dataclass(frozen=True)
 class MergeReport:
-    """kept: the teacher's tensors, bit for bit as they were. removed: the teacher's trunk. added: the student's trunk.
+    """Tensors that a merge kept, removed and added.
 
-    Each maps a name in the file to its shape and dtype (``.bytes``, ``.count``). ``notes`` tells what else changed.
+    Attributes:
+        source: Where the student came from.
+        into: The teacher.
+        out: The result.
+        layout: Layout of teacher and result.
+        kept: Tensors of the teacher that are unchanged, bit for bit. Name in the file to shape and dtype.
+        removed: Tensors of the teacher's trunk.
+        added: Tensors of the student's trunk.
+        student: The student's configuration.
+        notes: Other changes, one sentence each.
     """
 
     source: str
@@ -27,19 +36,19 @@ class MergeReport:
     removed: Table
     added: Table
     student: dict[str, Any] = field(repr=False)
-    """The student's configuration: a ``sam3.pt`` has no place for it, and it cannot be loaded without."""
+    """A ``sam3.pt`` cannot hold a configuration, and the student cannot be loaded without one."""
     notes: tuple[str, ...] = ()
 
     @property
     def totals(self) -> dict[str, dict[str, int]]:
-        """Tensors, elements (parameters and buffers) and bytes of each of the three."""
+        """Number of tensors, elements (parameters and buffers) and bytes that were kept, removed and added."""
         return {name: total(table) for name, table in self._tables().items()}
 
     def _tables(self) -> dict[str, Table]:
         return {"kept": self.kept, "removed": self.removed, "added": self.added}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: totals, and for each tensor its shape, dtype and bytes."""
+        """Return the report as a JSON-serialisable dictionary: totals, and shape, dtype and bytes of each tensor."""
         tables = {
             name: {k: {"shape": list(v.shape), "dtype": dtype_name(v), "bytes": v.bytes} for k, v in table.items()}
             for name, table in self._tables().items()
@@ -64,7 +73,7 @@ class MergeReport:
 
 
 def total(table: Mapping[str, TensorInfo]) -> dict[str, int]:
-    """Number of tensors, of elements and of bytes."""
+    """Return the number of tensors, elements and bytes."""
     return {
         "tensors": len(table),
         "elements": sum(v.count for v in table.values()),
@@ -73,9 +82,12 @@ def total(table: Mapping[str, TensorInfo]) -> dict[str, int]:
 
 
 def grouped(table: Mapping[str, TensorInfo], depth: int | None = None) -> dict[str, dict[str, int]]:
-    """Totals per module, a module being the first ``depth`` parts of a name (never its last part).
+    """Return the totals per module.
 
-    Without ``depth``: the parts a reader of a merge cares for; encoders are told from necks, heads are taken whole.
+    Args:
+        table: Tensors by name.
+        depth: A module is the first ``depth`` parts of a name, without its last part. None selects a depth by the name
+            that separates encoders from necks and keeps each head as a whole.
     """
     groups: dict[str, Table] = {}
     for name, about in table.items():
@@ -93,5 +105,5 @@ def _telling_depth(parts: list[str]) -> int:
 
 
 def dtype_name(about: TensorInfo) -> str:
-    """``float32`` rather than ``torch.float32``."""
+    """Return the name of a dtype without its module: ``float32``, not ``torch.float32``."""
     return str(about.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Reading a trained student: the folder ``save_pretrained`` wrote, a run that has one, or a checkpoint of a run."""
+"""Reading of a trained student from its folder, from a run that contains one, or from a run's checkpoint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ _ORIGINAL_BACKBONE, _BACKBONE = "backbone.model.", "backbone."
 
 @dataclass(frozen=True)
 class Host:
-    """What a teacher's heads ask of the trunk they sit on. image_size is that of the teacher's own inputs."""
+    """Properties of the trunk that a teacher's heads expect.
+
+    Attributes:
+        hidden_size: Channels of the trunk's output.
+        patch_size: Pixels per cell of the trunk's output.
+        image_size: Side of the teacher's own square input in pixels.
+    """
 
     hidden_size: int
     patch_size: int
@@ -36,7 +42,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Student:
-    """A student's configuration and its tensors by their own names."""
+    """Configuration and tensors of a student's trunk, by the trunk's own names."""
 
     source: Path
     config: StudentTrunkConfig
@@ -45,10 +51,16 @@ class Student:
 
 
 def read_student(source: Path, host: Host) -> Student:
-    """The student in ``source``, complete and of the shapes its configuration asks for, or ``UserError``.
+    """Read a student and check that it is complete and has the shapes of its configuration.
 
-    source: a folder with ``config.json`` and ``model.safetensors``; a run folder with such a folder ``student/``; or a
-    ``ckpt_epoch_{n}.pt``, whose averaged weights are taken where it has them and whose geometry is the ``host``'s.
+    Args:
+        source: A folder with ``config.json`` and weights, or a file in one; a run folder with such a folder
+            ``student/``; or a ``ckpt_epoch_{n}.pt``. A checkpoint's averaged weights are used where it has them, and
+            its geometry is the ``host``'s.
+        host: Properties of the teacher that the student goes into.
+
+    Raises:
+        UserError: There is no student in ``source``, or it is damaged, incomplete or of other shapes.
     """
     if source.is_file() and source.suffix in TORCH_SUFFIXES:
         student = _from_checkpoint(source, host)
@@ -65,25 +77,28 @@ def read_student(source: Path, host: Host) -> Student:
 
 
 def expected(config: StudentTrunkConfig) -> dict[str, TensorInfo]:
-    """Names, shapes and dtypes of a student's tensors, found without memory for them."""
+    """Return names, shapes and dtypes of a student's tensors, without allocating memory for them."""
     with torch.device("meta"):
         return {name: TensorInfo.of(tensor) for name, tensor in StudentTrunk(config).state_dict().items()}
 
 
 def original_student_name(name: str) -> str:
-    """A student's tensor under the published prefix of ``sam3.pt``: timm's keys gain ``model.``, the head's do not."""
+    """Return the name of a student's tensor under the published prefix of ``sam3.pt``.
+
+    Names of the timm backbone get ``model.``. Names of the head do not change.
+    """
     return _ORIGINAL_BACKBONE + name.removeprefix(_BACKBONE) if name.startswith(_BACKBONE) else name
 
 
 def student_name(original: str) -> str:
-    """The inverse of ``original_student_name``."""
+    """Inverse of ``original_student_name``."""
     if original.startswith(_ORIGINAL_BACKBONE):
         return _BACKBONE + original.removeprefix(_ORIGINAL_BACKBONE)
     return original
 
 
 def student_tensors(state: Mapping[str, Tensor], prefix: str = ORIGINAL_STUDENT) -> dict[str, str]:
-    """In a merged ``sam3.pt``: the student's own name of each of its tensors, to the name it has there."""
+    """Return the student's tensors in a merged ``sam3.pt``: the student's own name to the name in the file."""
     return {student_name(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
 
 
@@ -105,7 +120,7 @@ def _from_folder(folder: Path) -> Student:
 
 
 def _from_checkpoint(path: Path, host: Host) -> Student:
-    content = load_torch(path)  # which says most about a file that is no checkpoint
+    content = load_torch(path)  # first, since its errors describe a file that is not a checkpoint best
     check_archive(path)
     model, text = content.get("model"), content.get("config")
     if not isinstance(model, dict) or not isinstance(text, str):
@@ -122,14 +137,19 @@ def _from_checkpoint(path: Path, host: Host) -> Student:
 
 
 def as_json(config: StudentTrunkConfig) -> dict[str, Any]:
-    """A configuration as its ``config.json`` holds it."""
+    """Return the contents of a configuration's ``config.json``."""
     return json.loads(config.to_json_string(use_diff=False))
 
 
 def start_from(model: PreTrainedModel, folder: Path) -> None:
-    """Give ``model`` all the weights of the same student in ``folder``, or in a run that has it in ``student/``.
+    """Load all weights of ``model`` from a student of the same kind.
 
-    Raises ``UserError`` for a folder without one, for another kind of model, and where names or shapes differ.
+    Args:
+        model: The model to fill.
+        folder: A student's folder, or a run with one in ``student/`` or ``merged/``.
+
+    Raises:
+        UserError: The folder has no model of this kind, or names or shapes differ.
     """
     kind = model.config.model_type
     place = next((found for found, name in model_kinds(folder).items() if name == kind), None)
@@ -141,7 +161,15 @@ def start_from(model: PreTrainedModel, folder: Path) -> None:
 
 
 def trunk_weights(folder: Path, backbone: str) -> Path:
-    """The weights of the trunk in a run or in its own folder, once its configuration names the same backbone."""
+    """Return the file of a trained trunk's weights.
+
+    Args:
+        folder: The run of an encoder job, or its student's folder.
+        backbone: timm name of the backbone that the trunk has to have.
+
+    Raises:
+        UserError: There is no trained trunk, or it has another backbone.
+    """
     found = {place: name for place, name in model_kinds(folder).items() if (place / "model.safetensors").is_file()}
     if not found:
         raise UserError(f"{folder}: no trained trunk here; give the run of an encoder job, or its student/ folder")
@@ -155,9 +183,18 @@ def trunk_weights(folder: Path, backbone: str) -> Path:
 
 
 def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: int = 0) -> EfficientSam3Model:
-    """A student of images with new memory modules, as ``warm_start`` has them; everything else is what it was.
+    """Load an image student and add newly initialised memory modules (see ``warm_start``).
 
-    Raises ``UserError`` for a student that has a memory, and where anything but the memory is missing or left over.
+    All other weights and settings are unchanged.
+
+    Args:
+        folder: Folder of an ``EfficientSam3Model`` without memory.
+        latents: Number of memory tokens.
+        layers: Number of layers of the resampler.
+        windows: Side of the grid of latents that attend to one window each; 0 for none.
+
+    Raises:
+        UserError: The student already has a memory, or tensors other than the memory's are missing or left over.
     """
     config = open_config(folder, EfficientSam3Config)
     if config.memory_latents:

@@ -1,4 +1,4 @@
-"""A checkpoint's words: its tokenizer, held against what its text encoder can read."""
+"""Tokenizer of a checkpoint, checked against the vocabulary of its text encoder."""
 
 from __future__ import annotations
 
@@ -26,10 +26,18 @@ _PATTERNS = ("tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json", "c
 
 @dataclass(frozen=True)
 class Words:
-    """Phrases to token ids, always padded to ``context`` at the end.
+    """Tokenizer that pads every phrase to the same length, ``context``, on the right.
 
-    A text encoder with convolutions mixes words with their padding, so what is asked beside a phrase must not change
-    how far it is padded. context: tokens a phrase may have, begin and end marks included.
+    A text encoder with convolutions mixes words with their padding. Padding to the longest phrase of a batch would
+    therefore make the result of a phrase depend on the other phrases.
+
+    Args:
+        tokenizer: The tokenizer.
+        context: Largest number of tokens of a phrase, including the start and end tokens.
+
+    Example:
+        >>> words = Words.load("facebook/sam3", vocab_size=49408)
+        >>> ids, mask = words.encode(["a red car"])
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -37,11 +45,16 @@ class Words:
 
     @classmethod
     def load(cls, place: str | Path, vocab_size: int, context: int = 32) -> Words:
-        """The tokenizer in a local folder, a ``tokenizer.json`` or a hub repository.
+        """Load the tokenizer of a local folder, a ``tokenizer.json`` or a hub repository.
 
-        vocab_size, context: rows of the text encoder's token and position tables; a tokenizer made for fewer tokens a
-        phrase lowers ``context``. Raises ``UserError`` where there is none, or where it has another number of tokens
-        than the table: the ids of a stranger's vocabulary would fit, and mean other words.
+        Args:
+            place: Folder, file or hub id.
+            vocab_size: Rows of the text encoder's token table.
+            context: Rows of the text encoder's position table. A tokenizer with a smaller limit lowers ``context``.
+
+        Raises:
+            UserError: There is no tokenizer, it has no padding token, or its number of tokens differs from
+                ``vocab_size``. Ids of another vocabulary would be valid rows of the table but encode other words.
         """
         found = locate(place, _PATTERNS)
         tokenizer = _read(found)
@@ -57,9 +70,16 @@ class Words:
             return cls(tokenizer, min(context, tokenizer.model_max_length))
 
     def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "p t"], Int[Tensor, "p t"]]:
-        """Token ids and attention mask (1 for tokens, 0 for padding), ``t`` being ``context``.
+        """Tokenize phrases.
 
-        Raises ``UserError`` for a phrase that is empty or too long.
+        Args:
+            texts: p phrases.
+
+        Returns:
+            Token ids and attention mask (1 for tokens, 0 for padding), both int64 of shape (p, ``context``).
+
+        Raises:
+            UserError: A phrase is empty or too long.
         """
         if not all(text.strip() for text in texts):
             raise UserError(f"a phrase is empty; where boxes alone are the question, its words are {VISUAL!r}")
@@ -75,21 +95,29 @@ class Words:
         return ids, mask
 
     def fits(self, text: str) -> bool:
-        """Whether ``encode`` takes the phrase."""
+        """Whether ``encode`` accepts the phrase."""
         return bool(text.strip()) and len(self._tokens([text])[0]) <= self.context
 
     def unknown(self, text: str) -> list[str]:
-        """Words of a phrase that the vocabulary does not have, where it has a token for such."""
+        """Return the words of a phrase that the vocabulary lacks.
+
+        The list is empty for a tokenizer without an unknown token, such as CLIP's, which can spell every word.
+        """
         lost = self.tokenizer.unk_token_id
-        if lost is None or lost == self.tokenizer.eos_token_id:  # CLIP's tokenizer spells every word
+        if lost is None or lost == self.tokenizer.eos_token_id:  # CLIP's tokenizer has no unknown words
             return []
         return [word for word in text.split() if lost in self._tokens([word])[0]]
 
     def inputs(self, prompts: ConceptPrompts, device: torch.device | str) -> dict[str, Tensor]:
-        """What an ``EfficientSam3Model`` or ``ops.outputs.ask`` is given, on ``device``.
+        """Return the text and box inputs of ``EfficientSam3Model`` or ``ops.outputs.ask``.
 
-        ``input_ids`` and ``attention_mask`` (p x t), ``input_boxes`` (p x k x 4, normalised cxcywh) and
-        ``input_boxes_labels`` (p x k; -10 is padding).
+        Args:
+            prompts: p questions.
+            device: Device of the result.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` (p, ``context``), ``input_boxes`` (p, k, 4), normalised cxcywh, and
+            ``input_boxes_labels`` (p, k), where -10 is padding.
         """
         ids, mask = self.encode(prompts.texts)
         found = {
@@ -98,7 +126,7 @@ class Words:
         return {name: tensor.to(device) for name, tensor in found.items()}
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer where ``load`` and transformers' ``AutoTokenizer`` find it, with its context."""
+        """Save the tokenizer with its context, so that ``load`` and transformers' ``AutoTokenizer`` can read it."""
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = self.context
         with adding(as_path(folder)) as new:
@@ -106,20 +134,20 @@ class Words:
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 over what decides which ids a phrase becomes."""
+        """SHA-256 in hexadecimal over everything that determines the token ids of a phrase."""
         rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        # how the last call padded and cut, not what the words are
+        # The backend stores padding and truncation of its last call, which do not belong to the vocabulary.
         about = {**rules, "padding": self.tokenizer.pad_token_id, "truncation": self.context}
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        # padded in encode: a fast tokenizer keeps the padding of its last call, and would save it
+        # Padding is done in `encode`: a fast tokenizer keeps the padding of its last call and would save it.
         return self.tokenizer(list(texts), padding=False, truncation=False, verbose=False)["input_ids"]
 
 
 def _read(place: Path) -> PreTrainedTokenizerFast:
     folder = place.parent if (place.parent / "tokenizer_config.json").is_file() and place.is_file() else place
-    # checked here, since AutoTokenizer makes up a vocabulary of two tokens for a SAM 3 folder without one
+    # AutoTokenizer invents a vocabulary of two tokens for a SAM 3 folder without one, so this is checked first.
     if folder.is_dir() and not any((folder / name).is_file() for name in _VOCABULARIES):
         raise UserError(
             f"{folder}: no tokenizer ({' or '.join(_VOCABULARIES)}) here; set teacher.tokenizer to the checkpoint's"
