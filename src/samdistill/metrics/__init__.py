@@ -1,1 +1,1 @@
-"""Metrics: pure functions and small accumulators, usable during training and after it."""
+"""Metrics: pure functions and small accumulators for use during and after training."""

@@ -1,9 +1,11 @@
-"""How well a model finds what a phrase names: cgF1 and its factors, over (image, noun phrase) pairs.
+"""Concept segmentation metrics over (image, noun phrase) pairs: cgF1 and its factors.
 
-Defined in Carion et al., SAM 3: Segment Anything with Concepts, 2025 (arXiv 2511.16719), section 5 "Metrics" and its
-appendix. Details that the paper leaves open are those of facebookresearch/sam3 (``sam3/eval/cgf1_eval.py``): the small
-terms in every denominator, the IoU thresholds, and which of several annotators counts. Written from the facts. The
-paper multiplies by 100, here every share lies in 0..1.
+Details that the paper leaves open follow facebookresearch/sam3 (``sam3/eval/cgf1_eval.py``): the terms added to every
+denominator, the IoU thresholds, and the choice between several annotators. This is an independent implementation. The
+paper multiplies by 100; here every share lies in 0..1.
+
+Source:
+    Carion et al., SAM 3: Segment Anything with Concepts, 2025 (arXiv 2511.16719), section 5 "Metrics" and appendix.
 """
 
 from __future__ import annotations
@@ -18,22 +20,31 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 SCORE_THRESHOLD = 0.5
-"""Predictions with at least this score count, so that a model must be calibrated to be good."""
+"""Only predictions with at least this score count, so a good result needs calibrated scores."""
 IOU_THRESHOLDS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
-"""COCO's, to the bit: some are the double next to the decimal number."""
+"""COCO's thresholds, 0.5 to 0.95 in steps of 0.05. They are bitwise equal to COCO's: some are the double next to the
+decimal number.
+"""
 MASK_TERM, PAIR_TERM = 1e-4, 1e-6
-"""What the official evaluation adds to the denominators of shares of masks, and of shares of pairs."""
+"""Terms that the official evaluation adds to the denominators of mask figures and of pair figures."""
 _NONE = (0,) * len(IOU_THRESHOLDS)
 
 
 def mask_ious(pred: Bool[Tensor, "n h w"], target: Bool[Tensor, "m h w"]) -> Float[Tensor, "n m"]:
     """Intersection over union of every prediction with every target; 0 where both are empty, as in pycocotools.
 
-    In double precision on the CPU, since an IoU of 0.7 in single precision is below 0.7.
+    The division is in double precision on the CPU, because an IoU of 0.7 in single precision is less than 0.7.
+
+    Args:
+        pred: n predicted masks.
+        target: m true masks of the same size.
+
+    Returns:
+        float64 values in 0..1 of shape (n, m).
     """
     flat = target.flatten(1)
     rows = []
-    for mask in pred.flatten(1):  # one at a time: 200 queries by 50 objects of 1008 px would be 10 GB at once
+    for mask in pred.flatten(1):  # one by one, because 200 queries and 50 objects at 1008 px would need 10 GB at once
         rows.append(torch.stack([(flat & mask).sum(-1), (flat | mask).sum(-1)]))
     if not rows:
         return torch.zeros(0, len(target), dtype=torch.float64)
@@ -51,11 +62,19 @@ def _f1_of_counts(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ConceptScores:
-    """Counts over all pairs seen so far; ``merge`` joins those of several ranks. Immutable: ``update`` gives a new one.
+    """Counts over all pairs so far. The object is immutable: ``update`` and ``merge`` return new ones.
 
-    tp, fp, fn: masks of the positive pairs (those with an object), at each of ``IOU_THRESHOLDS``. stray: predictions of
-    the negative pairs. pair_f1: sum over positive pairs of each pair's own F1, at each threshold.
-    il_tp, il_fp, il_fn, il_tn: pairs, "is anything predicted" against "is anything there".
+    A positive pair is one whose phrase has at least one object in the image.
+
+    Attributes:
+        tp, fp, fn: Masks of the positive pairs, at each of ``IOU_THRESHOLDS``.
+        stray: Predictions of the negative pairs.
+        pair_f1: Sum over positive pairs of the pair's own F1, at each threshold.
+        il_tp, il_fp, il_fn, il_tn: Image-level counts of pairs: whether anything is predicted, against whether there is
+            an object.
+
+    Example:
+        >>> ConceptScores().update(mask_ious(pred, target)).summary()["cgf1"]
     """
 
     tp: tuple[int, ...] = _NONE
@@ -69,13 +88,16 @@ class ConceptScores:
     il_tn: int = 0
 
     def update(self, *ious: Float[Tensor, "n m"]) -> ConceptScores:
-        """With one pair added: the IoU of its ``n`` predictions above the score threshold with its ``m`` objects.
+        """Return the scores with one pair added.
 
-        n and m may be 0. Predictions and objects are assigned one to one so that the sum of IoU is greatest; the
-        assignment is the same at every threshold.
+        Predictions and objects are assigned one to one so that the sum of IoU is largest. The assignment is the same at
+        every threshold.
 
-        Several annotators give one matrix each, in the order of their files. The one with the best F1 counts (mean over
-        ``IOU_THRESHOLDS``), the first of equals; where nothing is predicted, one who saw nothing is best.
+        Args:
+            ious: IoU of the pair's n predictions above the score threshold with its m objects, one matrix per annotator
+                in the order of their files. n and m may be 0. Of several annotators the one with the best F1 counts
+                (mean over ``IOU_THRESHOLDS``), the first one if equal. If nothing is predicted, an annotator without
+                objects is the best.
         """
         best, *others = (_of_pair(iou) for iou in ious)
         for other in others:
@@ -93,28 +115,32 @@ class ConceptScores:
 
     @classmethod
     def merge(cls, parts: Iterable[ConceptScores]) -> ConceptScores:
-        """One score of several, such as one per rank; order changes no figure, but ``pair_f1`` by rounding."""
+        """Add up several scores, such as one per rank.
+
+        The order changes no figure except ``pair_f1``, by rounding.
+        """
         whole = cls()
         for part in parts:
             whole = whole._plus(part)
         return whole
 
     def summary(self) -> dict[str, float]:
-        """Figures over all pairs; empty before any.
+        """Return the figures over all pairs. The result is empty if there are no pairs.
 
-        - ``cgf1``: ``pmf1 * il_mcc``, classification-gated F1. Below 0 where ``il_mcc`` is.
-        - ``pmf1``: positive micro F1, of the masks of all positive pairs together.
-        - ``il_mcc``: image-level Matthews correlation, -1..1. It is 0 where a margin of the 2 x 2 table is empty (all
-          pairs positive, or all negative, or always or never a prediction): nothing can correlate then.
+        - ``cgf1``: ``pmf1 * il_mcc``, classification-gated F1. It is negative where ``il_mcc`` is.
+        - ``pmf1``: positive micro F1, over the masks of all positive pairs together.
+        - ``il_mcc``: image-level Matthews correlation coefficient, -1..1. It is 0 if a margin of the 2 x 2 table is
+          empty (all pairs positive, all negative, always or never a prediction), where no correlation is defined.
         - ``precision``, ``recall``: of the masks of positive pairs, the factors of ``pmf1``.
-        - ``pair_f1``: F1 of each positive pair with a prediction, mean over these; not there where no pair is one.
-        - ``all_precision``, ``all_f1``: of the masks of all pairs, negative ones too.
+        - ``pair_f1``: F1 per positive pair, mean over the positive pairs with a prediction. It is missing if there are
+          none.
+        - ``all_precision``, ``all_f1``: of the masks of all pairs, including negative ones.
         - ``il_precision``, ``il_recall``, ``il_f1``, ``il_fpr``: of pairs.
         - ``positives``, ``negatives``, ``il_tp``, ``il_fp``, ``il_fn``, ``il_tn``: numbers of pairs.
 
-        Figures of masks are means over ``IOU_THRESHOLDS``; with ``_50`` or ``_75`` they are at that IoU alone, and
-        ``pmf1`` is called ``f1_50`` and ``f1_75`` there. As in the official evaluation ``MASK_TERM`` or ``PAIR_TERM``
-        is added to every denominator, so that a share of nothing is 0, and a perfect one a little below 1.
+        Mask figures are means over ``IOU_THRESHOLDS``. With the suffix ``_50`` or ``_75`` they are at that IoU alone,
+        where ``pmf1`` is called ``f1_50`` and ``f1_75``. As in the official evaluation, ``MASK_TERM`` or ``PAIR_TERM``
+        is added to every denominator. A share of nothing is therefore 0, and a perfect share is slightly below 1.
         """
         positives, negatives = self.il_tp + self.il_fn, self.il_fp + self.il_tn
         if not positives + negatives:
@@ -151,7 +177,7 @@ class ConceptScores:
 
 
 def _of_pair(iou: Float[Tensor, "n m"]) -> ConceptScores:
-    """One pair alone, by one annotator."""
+    """Return the scores of one pair by one annotator."""
     predicted, objects = iou.shape
     if not objects:
         return ConceptScores(stray=predicted, il_fp=int(predicted > 0), il_tn=int(predicted == 0))

@@ -1,4 +1,4 @@
-"""How close a student's embedding is to the teacher's, over the cells that lie on the image."""
+"""Similarity of a student's and a teacher's embedding over the cells that lie on the image, not on padding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from torch.nn import functional as F
 def feature_cosine(
     predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, " b"]:
-    """Cosine over channels, averaged over each image's valid cells, in -1..1. NaN for an image without any."""
+    """Cosine similarity over channels, averaged over the valid cells of each image.
+
+    Args:
+        predicted: Embedding of the student.
+        target: Embedding of the teacher.
+        valid: True for cells on the image.
+
+    Returns:
+        float64 values in -1..1. NaN for an image without a valid cell.
+    """
     cosine = F.cosine_similarity(predicted.double(), target.double(), dim=1)
     return _mean_of_valid(cosine, valid)
 
@@ -22,7 +31,16 @@ def feature_cosine(
 def feature_mse(
     predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, " b"]:
-    """Squared error per element (mean over channels and each image's valid cells). NaN for an image without any."""
+    """Mean squared error over channels and the valid cells of each image.
+
+    Args:
+        predicted: Embedding of the student.
+        target: Embedding of the teacher.
+        valid: True for cells on the image.
+
+    Returns:
+        float64 values. NaN for an image without a valid cell.
+    """
     return _mean_of_valid(((predicted.double() - target.double()) ** 2).mean(1), valid)
 
 
@@ -32,14 +50,20 @@ def _mean_of_valid(cells: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]) 
 
 @dataclass(frozen=True)
 class FeatureScores:
-    """Running mean over images of both figures. Sums, so scores of several ranks add up to the exact whole."""
+    """Running means of cosine similarity and squared error over images. The object is immutable.
+
+    It holds sums, so the scores of several ranks add up exactly.
+    """
 
     images: int = 0
     cosine_sum: float = 0.0
     mse_sum: float = 0.0
 
     def update(self, predicted: Tensor, target: Tensor, valid: Tensor) -> FeatureScores:
-        """With a batch added; an image without a valid cell is not counted. Shapes as in ``feature_cosine``."""
+        """Return the scores with a batch added. Images without a valid cell are not counted.
+
+        Shapes are those of ``feature_cosine``.
+        """
         some = valid.flatten(1).any(1)
         return replace(
             self,
@@ -50,12 +74,12 @@ class FeatureScores:
 
     @classmethod
     def merge(cls, parts: Iterable[FeatureScores]) -> FeatureScores:
-        """One score of several, such as one per rank."""
+        """Add up several scores, such as one per rank."""
         parts = list(parts)
         return cls(sum(p.images for p in parts), sum(p.cosine_sum for p in parts), sum(p.mse_sum for p in parts))
 
     def summary(self) -> dict[str, float]:
-        """``cosine`` and ``mse``, each a mean over images; empty before the first."""
+        """Return ``cosine`` and ``mse``, each a mean over images. The result is empty if there are no images."""
         if not self.images:
             return {}
         return {"cosine": self.cosine_sum / self.images, "mse": self.mse_sum / self.images}

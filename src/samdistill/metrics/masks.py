@@ -1,4 +1,4 @@
-"""How good masks are: intersection over union with ground truth, or with another model's masks (agreement)."""
+"""Mask quality: intersection over union with ground truth, or with another model's masks (agreement)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ THRESHOLDS = (0.5, 0.75)
 
 @dataclass(frozen=True)
 class MaskScores:
-    """IoU of every mask seen so far; ``merge`` joins those of several ranks. Immutable: ``update`` gives a new one.
+    """IoU of every mask so far. The object is immutable: ``update`` and ``merge`` return new ones.
 
-    ``ious`` keeps every value (4 bytes each), so that any share or quantile of the whole is exact after a merge.
+    Attributes:
+        ious: All values, so that every share and quantile is exact after a merge.
     """
 
     ious: tuple[float, ...] = ()
@@ -26,18 +27,28 @@ class MaskScores:
     def update(
         self, predicted: Bool[Tensor, "*n h w"], target: Bool[Tensor, "*n h w"], valid: Bool[Tensor, "*n"] | None = None
     ) -> MaskScores:
-        """With the valid pairs of a batch added. ``target`` is ground truth, or the other model's masks."""
+        """Return the scores with a batch added.
+
+        Args:
+            predicted: Predicted masks.
+            target: Ground truth, or the masks of another model.
+            valid: True for the pairs that count. None counts all.
+        """
         ious = mask_iou(predicted, target)
         kept = ious.flatten() if valid is None else ious[valid]
         return MaskScores(self.ious + tuple(kept.tolist()))
 
     @classmethod
     def merge(cls, parts: Iterable[MaskScores]) -> MaskScores:
-        """One score of several, such as one per rank; order does not change a figure."""
+        """Join several scores, such as one per rank. The order changes no figure."""
         return cls(tuple(iou for part in parts for iou in part.ious))
 
     def summary(self) -> dict[str, float]:
-        """``miou``, ``iou_50`` and ``iou_75`` (shares of masks with at least that IoU), ``masks``; empty before any."""
+        """Return the figures over all masks. The result is empty if there are no masks.
+
+        ``miou`` is the mean IoU. ``iou_50`` and ``iou_75`` are the shares of masks with at least that IoU. ``masks`` is
+        the number of masks.
+        """
         if not self.ious:
             return {}
         values = torch.tensor(self.ious, dtype=torch.float64)
@@ -46,5 +57,8 @@ class MaskScores:
 
 
 def agreement(first: Bool[Tensor, "*n h w"], second: Bool[Tensor, "*n h w"]) -> dict[str, float]:
-    """The summary of one set of masks against another, symmetric: two empty masks agree fully."""
+    """Return the summary of one set of masks against another.
+
+    It is symmetric. Two empty masks have an IoU of 1.
+    """
     return MaskScores().update(first, second).summary()

@@ -1,10 +1,13 @@
-"""How well objects are followed through a video: region similarity J, boundary accuracy F and their mean J&F.
+"""Video object segmentation metrics: region similarity J, boundary accuracy F and their mean J&F.
 
-Defined in Perazzi et al., A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation, CVPR 2016, and
-Pont-Tuset et al., The 2017 DAVIS Challenge on Video Object Segmentation, 2017 (arXiv 1704.00675). Details that the
-papers leave open are those of davisvideochallenge/davis2017-evaluation (``davis2017/metrics.py``), which the SA-V
-evaluator of facebookresearch/sam2 shares; written from the facts. The latter multiplies by 100, here every figure lies
-in 0..1. ``video_frames`` says which frames count. No torch here: worker processes import this file.
+Details that the papers leave open follow davisvideochallenge/davis2017-evaluation (``davis2017/metrics.py``), which the
+SA-V evaluator of facebookresearch/sam2 shares. This is an independent implementation. The SA-V evaluator multiplies by
+100; here every figure lies in 0..1. ``video_frames`` defines which frames count. This file does not import torch,
+because worker processes import it.
+
+Source:
+    Perazzi et al., A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation, CVPR 2016.
+    Pont-Tuset et al., The 2017 DAVIS Challenge on Video Object Segmentation, 2017 (arXiv 1704.00675).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from ..errors import UserError
 from .video_frames import VOID, VideoConvention
 
 BOUND_TH = 0.008
-"""Tolerance of a boundary, as a share of the image diagonal."""
+"""Tolerance of the boundary measure, as a share of the image diagonal."""
 
 
 def _check(predicted: np.ndarray, truth: np.ndarray, axes: int) -> None:
@@ -34,17 +37,21 @@ def _check(predicted: np.ndarray, truth: np.ndarray, axes: int) -> None:
 
 
 def region_similarity(predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> float:
-    """J: intersection over union, 0..1; 1 where both are empty. ValueError for other shapes or types than declared."""
+    """Region similarity J: intersection over union of two masks, in 0..1. It is 1 if both are empty.
+
+    Raises:
+        ValueError: The masks differ in shape, or are not 2-D bool arrays.
+    """
     _check(predicted, truth, 2)
     union = np.count_nonzero(predicted | truth)
     return np.count_nonzero(predicted & truth) / union if union else 1.0
 
 
 def boundary(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Pixels that differ from their east, south or south-east neighbour: the outline, half a pixel to the north-west.
+    """Return the boundary pixels of a mask: those that differ from their east, south or south-east neighbour.
 
-    What lies outside the image is no neighbour. So an object cut off by the image has no outline there, and a mask of
-    the whole image has none at all.
+    Pixels outside the image are not neighbours. An object cut off by the image border has no boundary there, and a mask
+    that covers the whole image has no boundary at all.
     """
     edge = np.zeros_like(mask)
     edge[:, :-1] |= mask[:, :-1] ^ mask[:, 1:]
@@ -54,16 +61,16 @@ def boundary(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 
 def boundary_tolerance(height: int, width: int, bound_th: float = BOUND_TH) -> int:
-    """Pixels by which outlines may lie apart: a share of the image diagonal, rounded up. 8 for 480 x 854."""
+    """Largest distance of matching boundaries: a share of the image diagonal, rounded up. 8 pixels for 480 x 854."""
     return math.ceil(bound_th * math.sqrt(height * height + width * width))
 
 
 def _near(points: Bool[np.ndarray, "h w"], others: Bool[np.ndarray, "h w"], radius: int) -> int:
-    """How many of ``points`` have one of ``others`` at most ``radius`` away: |points & dilation of others by a disk|.
+    """Number of ``points`` with one of ``others`` at most ``radius`` away: |points & dilation of others by a disk|.
 
-    The disk is that of scikit-image, all offsets with dx² + dy² <= radius². It is a run of pixels in each of its rows,
-    and a run holds one of ``others`` where their running sum grows over it. Only integers are compared, so this equals
-    the dilation exactly, without dilating: the disk is tried at the points alone.
+    The disk is scikit-image's: all offsets with dx² + dy² <= radius². Each row of the disk is a run of pixels, which
+    contains one of ``others`` if their cumulative sum grows over the run. The result equals that of a dilation exactly,
+    and the disk is evaluated at the points only.
     """
     sums = np.pad(others, ((radius, radius), (radius + 1, radius))).cumsum(1, dtype=np.int32)
     rows, columns = np.nonzero(points)
@@ -75,11 +82,18 @@ def _near(points: Bool[np.ndarray, "h w"], others: Bool[np.ndarray, "h w"], radi
 
 
 def boundary_f(predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"], bound_th: float = BOUND_TH) -> float:
-    """F: harmonic mean of precision and recall of the outline within ``boundary_tolerance``, 0..1.
+    """Boundary accuracy F: harmonic mean of precision and recall of the boundary within a tolerance, in 0..1.
 
-    Precision is the share of the predicted outline near the true one, recall the share of the true outline near the
-    predicted one. Two outlines without a pixel agree (F = 1). With one of them empty F = 0: the share of nothing counts
-    as 1, the other one is 0. Raises ValueError as ``region_similarity``.
+    Precision is the share of the predicted boundary near the true one. Recall is the share of the true boundary near
+    the predicted one. F is 1 if both boundaries are empty and 0 if one is.
+
+    Args:
+        predicted: Predicted mask.
+        truth: Ground truth.
+        bound_th: Tolerance as a share of the image diagonal, see ``boundary_tolerance``.
+
+    Raises:
+        ValueError: The masks differ in shape, or are not 2-D bool arrays.
     """
     _check(predicted, truth, 2)
     found, wanted = boundary(predicted), boundary(truth)
@@ -87,7 +101,7 @@ def boundary_f(predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"
     if not found_pixels or not wanted_pixels:
         return float(found_pixels == wanted_pixels)
     radius = boundary_tolerance(*truth.shape, bound_th)
-    either = found | wanted  # no outline lies beyond its box, so only that is searched: most objects are small
+    either = found | wanted  # only the bounding box of both boundaries is searched, since most objects are small
     rows, columns = np.flatnonzero(either.any(1)), np.flatnonzero(either.any(0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     precision = _near(found[box], wanted[box], radius) / found_pixels
@@ -98,11 +112,16 @@ def boundary_f(predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"
 def split_ids(
     id_maps: Integer[np.ndarray, "*t h w"], object_ids: Iterable[int] | None = None
 ) -> dict[int, Bool[np.ndarray, "*t h w"]]:
-    """The mask of each object in maps of object ids, such as palette PNGs. An id that is not there has an empty mask.
+    """Split maps of object ids, such as palette PNGs, into one mask per object.
 
-    object_ids: those wanted; all but 0 and ``VOID`` where None. Ask a prediction for the ids of the truth; DAVIS has
-    those of the first frame: ``split_ids(maps, first_frame_objects(split_ids(maps[0])))``. Raises ValueError for other
-    than integers.
+    Args:
+        id_maps: Integer maps.
+        object_ids: The ids to return. An id that does not occur has an empty mask. None returns all ids but 0 and
+            ``VOID``. For a prediction, pass the ids of the ground truth. For DAVIS these are the ids of the first
+            frame: ``first_frame_objects(split_ids(maps[0]))``.
+
+    Raises:
+        ValueError: The maps do not hold integers.
     """
     if not np.issubdtype(id_maps.dtype, np.integer):
         raise ValueError(f"a map of object ids holds integers, not {id_maps.dtype} (shape {id_maps.shape})")
@@ -112,12 +131,17 @@ def split_ids(
 
 @dataclass(frozen=True, eq=False)
 class ObjectMasks:
-    """One object on its annotated frames: what is true and what was predicted.
+    """Ground truth and predicted masks of one object on its annotated frames.
 
-    frames: numbers in the video, ascending. truth, predicted: one mask per frame; empty where the object is invisible.
-    flags: names for some of the frames, so that figures on these alone can be had; see ``visibility_flags``.
+    Args:
+        object_id: Id of the object.
+        frames: Frame numbers in the video, ascending.
+        truth: True masks, one per frame, empty where the object is not visible.
+        predicted: Predicted masks, one per frame.
+        flags: Named subsets of the frames for separate figures, see ``visibility_flags``.
 
-    Raises ValueError where sizes or lengths differ, for masks that are not bool, and for frames out of order.
+    Raises:
+        ValueError: Sizes or lengths differ, masks are not bool, or frames are not in ascending order.
     """
 
     object_id: int
@@ -139,9 +163,13 @@ class ObjectMasks:
 
 @dataclass(frozen=True)
 class ObjectScores:
-    """J and F of one object on the frames that count; no frame where the object does not count.
+    """J and F of one object on the frames that count. There are no frames if the object does not count.
 
-    flags: per name, whether each of these frames carries it.
+    Attributes:
+        object_id: Id of the object.
+        frames: Frame numbers in the video.
+        j, f: J and F per frame, in 0..1.
+        flags: Per flag, whether each frame has it.
     """
 
     object_id: int
@@ -151,9 +179,10 @@ class ObjectScores:
     flags: Mapping[str, tuple[bool, ...]]
 
     def summary(self, flag: str | None = None) -> dict[str, float]:
-        """``j``, ``f``: means over frames. ``jf``: the mean of both. ``frames``: their number.
+        """Return ``j`` and ``f`` (means over frames), ``jf`` (their mean) and ``frames`` (number of frames).
 
-        flag: only frames that carry it. Empty where there is no frame to average.
+        Args:
+            flag: Only frames with this flag count. None counts all. The result is empty if no frame counts.
         """
         if flag is None:
             kept = np.ones(len(self.frames), dtype=np.bool_)
@@ -165,8 +194,11 @@ class ObjectScores:
         return {"j": j, "f": f, "jf": (j + f) / 2, "frames": float(kept.sum())}
 
     def statistics(self) -> dict[str, float]:
-        """DAVIS' further figures. ``j_recall``: share of frames with J above 0.5. ``j_decay``: mean J of the first
-        quarter of the frames less that of the last. ``f_recall``, ``f_decay``: the same of F. Empty without a frame."""
+        """Return the further statistics of DAVIS. The result is empty if there are no frames.
+
+        ``j_recall`` is the share of frames with J above 0.5. ``j_decay`` is the mean J of the first quarter of the
+        frames minus that of the last. ``f_recall`` and ``f_decay`` are the same for F.
+        """
         if not self.frames:
             return {}
         measured = {"j": np.array(self.j), "f": np.array(self.f)}
@@ -174,19 +206,19 @@ class ObjectScores:
         return recalls | {f"{name}_decay": _decay(values) for name, values in measured.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Figures over all frames and over those of each flag; J and F per frame stay in the fields."""
+        """Return the figures over all frames and over the frames of each flag, without the values per frame."""
         groups = {flag: self.summary(flag) for flag in self.flags}
         return {"object_id": self.object_id, "overall": self.summary(), "groups": groups}
 
 
 def _decay(values: Float[np.ndarray, " n"]) -> float:
-    """The quarters of the official evaluator share their borders."""
+    """Mean of the first quarter minus that of the last. As in the official evaluator, quarters share their borders."""
     ends = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
     return float(values[: ends[1] + 1].mean() - values[ends[3] :].mean())
 
 
 def _mean_of_objects(objects: Iterable[ObjectScores], flag: str | None) -> dict[str, float]:
-    """Objects weigh the same, however many frames they have; those without a frame are left out."""
+    """Mean over objects with equal weights, whatever their number of frames. Objects without frames are left out."""
     figures = [figure for figure in (scores.summary(flag) for scores in objects) if figure]
     if not figures:
         return {}
@@ -197,20 +229,25 @@ def _mean_of_objects(objects: Iterable[ObjectScores], flag: str | None) -> dict[
 
 @dataclass(frozen=True)
 class VideoScores:
-    """The objects of one video, in the order they were given."""
+    """Scores of the objects of one video, in the order of the input."""
 
     name: str
     objects: tuple[ObjectScores, ...]
 
     def summary(self, flag: str | None = None) -> dict[str, float]:
-        """``j``, ``f``, ``jf``: means over objects of their own means. ``frames``: (object, frame) pairs. ``objects``.
+        """Return the figures of the video.
 
-        flag: only frames that carry it, and only objects with such a frame. Empty where there is none.
+        ``j``, ``f`` and ``jf`` are means over the objects' means. ``frames`` is the number of (object, frame) pairs,
+        ``objects`` the number of objects.
+
+        Args:
+            flag: Only frames with this flag count, and only objects with such a frame. None counts all. The result is
+                empty if no frame counts.
         """
         return _mean_of_objects(self.objects, flag)
 
     def to_dict(self) -> dict[str, Any]:
-        """Figures of the video and of each object; ``not_scored`` has the ids of objects that do not count."""
+        """Return the figures of the video and of each object. ``not_scored`` lists objects that do not count by id."""
         scored = [scores.to_dict() for scores in self.objects if scores.frames]
         left_out = [scores.object_id for scores in self.objects if not scores.frames]
         return {"name": self.name, "overall": self.summary(), "objects": scored, "not_scored": left_out}
@@ -218,7 +255,12 @@ class VideoScores:
 
 @dataclass(frozen=True)
 class VideoFailure:
-    """A video that could not be evaluated. error: what a ``UserError`` said, or type and message of another."""
+    """A video that could not be evaluated.
+
+    Attributes:
+        name: Name of the video.
+        error: Message of a ``UserError``, or type and message of another error.
+    """
 
     name: str
     error: str
@@ -226,7 +268,7 @@ class VideoFailure:
 
 @dataclass(frozen=True)
 class VideoSetScores:
-    """Many videos under one convention, in the order they were given; those that failed are apart."""
+    """Scores of many videos under one convention, in the order of the input. Failed videos are listed separately."""
 
     convention: str
     videos: tuple[VideoScores, ...]
@@ -234,23 +276,23 @@ class VideoSetScores:
 
     @property
     def flags(self) -> list[str]:
-        """The names that some object's frames carry or could carry, sorted."""
+        """The flags of all objects, sorted. A flag is listed even if no frame has it."""
         return sorted({flag for video in self.videos for scores in video.objects for flag in scores.flags})
 
     def summary(self, flag: str | None = None) -> dict[str, float]:
-        """As ``VideoScores.summary``, over the objects of all videos together.
+        """Return the figures of ``VideoScores.summary`` over the objects of all videos.
 
-        Every object weighs the same, not every video: so do the evaluators of DAVIS 2017 and SA-V.
+        Every object has the same weight, not every video, as in the evaluators of DAVIS 2017 and SA-V.
         """
         return _mean_of_objects((scores for video in self.videos for scores in video.objects), flag)
 
     def statistics(self) -> dict[str, float]:
-        """Means of ``ObjectScores.statistics`` over the objects of all videos; empty where none has a frame."""
+        """Return the means of ``ObjectScores.statistics`` over the objects of all videos. Empty without frames."""
         each = [found for video in self.videos for scores in video.objects if (found := scores.statistics())]
         return {name: float(np.mean([found[name] for found in each])) for name in each[0]} if each else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and mappings: overall, per flag, per video and object, and what failed."""
+        """Return a JSON-serialisable dictionary: figures overall, per flag, per video and per object, and failures."""
         return {
             "convention": self.convention,
             "overall": self.summary(),
@@ -262,7 +304,7 @@ class VideoSetScores:
 
 
 def evaluate_object(masks: ObjectMasks, convention: VideoConvention) -> ObjectScores:
-    """J and F on every frame of the object that counts under ``convention``."""
+    """Compute J and F on every frame of the object that counts under ``convention``."""
     counted: Int[np.ndarray, " n"] = convention.counted(masks.truth.any((1, 2)), masks.predicted.any((1, 2)))
     pairs = [(masks.predicted[index], masks.truth[index]) for index in counted]
     return ObjectScores(
@@ -275,7 +317,16 @@ def evaluate_object(masks: ObjectMasks, convention: VideoConvention) -> ObjectSc
 
 
 def evaluate_video(name: str, objects: Iterable[ObjectMasks], convention: VideoConvention) -> VideoScores:
-    """All objects of one video. An iterator keeps one object's masks in memory. ValueError for an id given twice."""
+    """Evaluate all objects of one video.
+
+    Args:
+        name: Name of the video.
+        objects: Masks of the objects. With an iterator only one object's masks are in memory at a time.
+        convention: Selects the frames and objects that count.
+
+    Raises:
+        ValueError: An object id occurs twice.
+    """
     scores: dict[int, ObjectScores] = {}
     for masks in objects:
         if masks.object_id in scores:
@@ -285,14 +336,15 @@ def evaluate_video(name: str, objects: Iterable[ObjectMasks], convention: VideoC
 
 
 LoadObjects = Callable[[], Iterable[ObjectMasks]]
-"""Loads the objects of one video. To cross to a worker it has to be picklable: ``functools.partial(load, path)``."""
+"""Loads the objects of one video. It must be picklable for worker processes, such as ``functools.partial(load, path)``.
+"""
 
 
 def _attempt(job: tuple[str, LoadObjects, VideoConvention]) -> VideoScores | VideoFailure:
     name, load, convention = job
     try:
         return evaluate_video(name, load(), convention)
-    except Exception as error:  # whatever is wrong with one video must not cost the others; an exception may not pickle
+    except Exception as error:  # one bad video must not end the others; the text is kept, since an error may not pickle
         return VideoFailure(name, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
@@ -302,13 +354,21 @@ def evaluate_videos(
     workers: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> VideoSetScores:
-    """Evaluate many videos, ``workers`` at a time in processes of their own; 1 stays in this process.
+    """Evaluate many videos, optionally in parallel.
 
-    videos: by name, how to load each. Results keep that order and do not depend on ``workers``. A video that raises, at
-    loading or after it, becomes a ``VideoFailure``, and the others go on. progress: called with 1 after each video.
+    A video whose loading or evaluation raises becomes a ``VideoFailure``, and the others continue. Results are in the
+    order of ``videos`` and do not depend on ``workers``.
 
-    Raises ValueError for ``workers`` below 1, whatever pickle raises for a loader that cannot cross, and
-    BrokenProcessPool where a worker died (out of memory, say), since that is no video's fault that could be named.
+    Args:
+        videos: Loader of each video by name.
+        convention: Selects the frames and objects that count.
+        workers: Number of processes. 1 evaluates in this process.
+        progress: Called with 1 after each video.
+
+    Raises:
+        ValueError: ``workers`` is below 1.
+        BrokenProcessPool: A worker process died, for example because it ran out of memory.
+        Exception: pickle's error for a loader that cannot be sent to a worker.
     """
     if workers < 1:
         raise ValueError(f"workers has to be at least 1, got {workers}")
@@ -324,7 +384,7 @@ def evaluate_videos(
     if workers == 1:
         collect(map(_attempt, jobs))
     else:
-        # spawned: a forked child of a process with threads, as torch starts them, can hang
+        # Workers are spawned, because a forked child of a process with threads (torch starts some) can deadlock.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             collect(pool.map(_attempt, jobs))
     scored = tuple(result for result in results if isinstance(result, VideoScores))

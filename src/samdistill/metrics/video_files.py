@@ -1,6 +1,6 @@
-"""True and predicted masks of a video's objects in one small file, from the process that predicts to those that score.
+"""Files with the true and predicted masks of a video's objects, from the predicting process to the scoring ones.
 
-No torch here: worker processes import this file.
+This file does not import torch, because worker processes import it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ _TRUTH = "truth"
 
 
 class MaskFile:
-    """Gathers the masks of a video's objects frame by frame, eight pixels to a byte, and writes them compressed.
+    """Collect the masks of a video's objects frame by frame, eight pixels to a byte, and write them compressed.
 
-    objects: their ids. names: of the predictions, one for each condition under which the video was followed. within: of
-    ``visibility_flags``.
+    Args:
+        size: Height and width of the masks in pixels.
+        objects: Ids of the objects.
+        names: Names of the predictions, one for each condition under which the video was tracked.
+        within: Argument of ``visibility_flags``, in video frames.
     """
 
     def __init__(self, size: tuple[int, int], objects: Sequence[int], names: Sequence[str], within: int) -> None:
@@ -37,7 +40,15 @@ class MaskFile:
         self, column: int, frame: int, truth: Bool[np.ndarray, "h w"], predicted: Mapping[str, Bool[np.ndarray, "h w"]],
         visible_share: float | None = None,
     ) -> None:  # fmt: skip
-        """One more frame of an object, after those before it. visible_share: for all of its frames, or for none."""
+        """Append a frame of an object. Frames of an object are added in ascending order.
+
+        Args:
+            column: Index of the object in ``objects``.
+            frame: Frame number in the video.
+            truth: True mask.
+            predicted: Predicted mask by name.
+            visible_share: Visible share of the object, 0..1, given for all frames of an object or for none.
+        """
         self._frames[column].append(frame)
         if visible_share is not None:
             self._shares[column].append(visible_share)
@@ -45,6 +56,7 @@ class MaskFile:
             self._masks[column, name].append(np.packbits(truth if name == _TRUTH else predicted[name]))
 
     def save(self, path: Path) -> None:
+        """Write the file."""
         parts: dict[str, np.ndarray] = {}
         for column in range(len(self.objects)):
             parts[f"{column}/frames"] = np.array(self._frames[column], np.int64)
@@ -57,7 +69,7 @@ class MaskFile:
 
 
 def load_objects(path: Path, name: str) -> Iterator[ObjectMasks]:
-    """Truth and the prediction ``name``, with visibility flags; one object in memory at a time."""
+    """Load the objects' true masks, the prediction ``name`` and visibility flags, one object at a time."""
     with np.load(path) as stored:
         height, width, within = (int(number) for number in stored["about"])
         for column, number in enumerate(stored["objects"].tolist()):
