@@ -1,4 +1,7 @@
-"""Students: timm backbones with a head, as Hugging Face models. Importing this registers them with transformers."""
+"""Students: timm backbones with heads as Hugging Face models.
+
+Importing this package registers them with transformers.
+"""
 
 from __future__ import annotations
 

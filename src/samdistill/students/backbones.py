@@ -1,4 +1,4 @@
-"""Backbones: the nine named students as one table, and any timm model that gives feature maps."""
+"""Backbones: the table of the nine named students, and any timm model that returns feature maps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from .timm_models import TimmArchitecture, current_name, find_timm
 
 @dataclass(frozen=True)
 class Student:
-    """One row of the table. gflops: of the trunk for one 1008 px image, a multiply-add counted as two."""
+    """A row of the table of students.
+
+    Attributes:
+        name: Name of the student, such as ``es_rv_m``.
+        backbone: timm name of the backbone.
+        gflops: Work of the trunk for one image at 1008 px, in 1e9 operations. A multiply-add counts as two.
+    """
 
     name: str
     backbone: str
@@ -50,7 +56,13 @@ STUDENTS: dict[str, Student] = {
 
 @dataclass(frozen=True)
 class Level:
-    """One map of a backbone: its place in the list the backbone returns, its channels, and its stride in pixels."""
+    """A feature map of a backbone.
+
+    Attributes:
+        index: Position in the list that the backbone returns.
+        channels: Number of channels.
+        stride: Pixels of the input per cell.
+    """
 
     index: int
     channels: int
@@ -58,9 +70,16 @@ class Level:
 
 
 def resolve_backbone(name: str) -> str:
-    """The timm name behind a student's name (``es_rv_m``); a timm name is returned as it is.
+    """Return the timm name of a student's name.
 
-    Raises ``UserError`` with suggestions for anything else.
+    A timm name is returned unchanged, or as its current name if it is deprecated.
+
+    Raises:
+        UserError: The name is unknown. The message has suggestions.
+
+    Example:
+        >>> resolve_backbone("es_rv_m")
+        'repvit_m1_1'
     """
     if name in STUDENTS:
         return STUDENTS[name].backbone
@@ -73,24 +92,31 @@ def resolve_backbone(name: str) -> str:
 
 
 def statistics(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, in the 0..1 range, of the images the backbone was trained on."""
+    """Return the mean and standard deviation (range 0..1) of the images that the backbone was trained on."""
     settings = _found(backbone).settings
     return tuple(settings.mean), tuple(settings.std)
 
 
 def _found(backbone: str) -> TimmArchitecture:
     found = find_timm(resolve_backbone(backbone))
-    assert found is not None  # or the name had not been resolved
+    assert found is not None  # a resolved name is always found
     return found
 
 
 def build_backbone(backbone: str, image_size: int, pretrained: bool = False) -> nn.Module:
-    """A timm ``features_only`` model with random weights, or timm's own when ``pretrained``.
+    """Build a timm ``features_only`` model.
 
-    Stochastic depth and dropout are turned off: the student regresses a deterministic target, and a forward pass
-    always reads the weights as they are. A model whose position table is tied to one input size is built for
-    ``image_size``. Raises ``UserError`` for an unknown model, one without feature maps, and weights that cannot be
-    reached.
+    Stochastic depth and dropout are disabled, because the student regresses a deterministic target. A forward pass
+    always uses the current weights, see ``_live_attention_biases``.
+
+    Args:
+        backbone: A student's name or a timm name.
+        image_size: Side of the square input in pixels. It is only used for models whose position table has a fixed
+            size.
+        pretrained: Load timm's weights, which may be downloaded. If False, the weights are random.
+
+    Raises:
+        UserError: The model is unknown, has no feature maps, or its weights cannot be downloaded.
     """
     found = _found(backbone)
     name, config = found.name, found.settings
@@ -115,16 +141,16 @@ def build_backbone(backbone: str, image_size: int, pretrained: bool = False) -> 
 
 
 def _live_attention_biases(self: nn.Module, device: torch.device) -> Tensor:
-    """In place of timm's, which keeps the first table it computes in eval mode.
+    """Replacement for timm's method, which caches the first table that it computes in eval mode.
 
-    An average of the weights, or a state dict loaded later, would go on with the biases of before; and a copy of a
-    model that has run with gradients would fail on the kept tensor.
+    With the cache, averaged weights or a state dict that is loaded later would use the old biases, and a model that ran
+    with gradients could not be copied.
     """
     return self.attention_biases[:, self.attention_bias_idxs]
 
 
 def levels(net: nn.Module) -> list[Level]:
-    """The deepest map of each stride from 4 on, finest first. Models without strides (ViTs) give one."""
+    """Return the deepest map of each stride of at least 4, finest first. Models without strides (ViTs) have one."""
     info = net.feature_info
     found = {
         stride: Level(index, channels, stride)
@@ -134,24 +160,37 @@ def levels(net: nn.Module) -> list[Level]:
 
 
 def feature_maps(net: nn.Module, wanted: Sequence[Level], images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-    """The wanted maps as (b, channels, h / stride, w / stride), rounded up as the backbone rounds."""
+    """Run the backbone and return the wanted maps.
+
+    Args:
+        net: A model of ``build_backbone``.
+        wanted: Levels to return.
+        images: Normalised images.
+
+    Returns:
+        One map (b, channels, h / stride, w / stride) per level. Sizes that are not whole are rounded as in the
+        backbone.
+    """
     maps = net(images)
     channels_last = "NHWC" in str(getattr(net, "output_fmt", "NCHW"))
     return [maps[w.index].permute(0, 3, 1, 2) if channels_last else maps[w.index] for w in wanted]
 
 
 def checkpoint_stages(net: nn.Module) -> None:
-    """From now on the stages are computed again in the backward pass instead of keeping what they computed.
+    """Enable gradient checkpointing: the backward pass recomputes the stages' activations, which saves memory.
 
-    Gradients stay the same. Batch norms meet each batch twice, so their running statistics follow it twice as fast.
+    Gradients do not change. Batch norms process each batch twice, so their running statistics change twice as fast.
     """
-    getattr(net, "model", net).set_grad_checkpointing()  # timm wraps what gives its own features once more
+    getattr(net, "model", net).set_grad_checkpointing()  # timm wraps some models, such as ViTs, in a feature extractor
 
 
 def check_runs(net: nn.Module, name: str, image_size: int) -> None:
-    """Dry-run on the meta device: a ``UserError`` if the backbone cannot take images of this size.
+    """Check by a dry run on the meta device that a backbone accepts images of ``image_size``.
 
-    timm builds any model; some fail only when an image of another size than their own arrives.
+    timm builds every model, but some models only fail in ``forward`` at other sizes than their own.
+
+    Raises:
+        UserError: The backbone fails, or its maps are not (b, channels, h, w).
     """
     wanted = levels(net)
     dry = copy.deepcopy(net).to("meta").eval()
@@ -159,7 +198,7 @@ def check_runs(net: nn.Module, name: str, image_size: int) -> None:
         with torch.no_grad():
             maps = feature_maps(dry, wanted, torch.empty(1, 3, image_size, image_size, device="meta"))
     except NotImplementedError:
-        return  # an operation without a meta kernel proves nothing
+        return  # an operation has no meta kernel, so nothing can be concluded
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"backbone {name!r} cannot run on {image_size} px images: {reason}") from None
@@ -168,14 +207,20 @@ def check_runs(net: nn.Module, name: str, image_size: int) -> None:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a torch file that holds nothing else (read with ``weights_only``)."""
+    """Read the tensors of a ``.safetensors`` file, or of a torch file with ``weights_only``.
+
+    A mapping under the key ``model`` or ``state_dict`` is unwrapped.
+
+    Raises:
+        UserError: The file is missing or does not hold a mapping of names to tensors.
+    """
     if not path.is_file():
         raise UserError(f"student.pretrained: no file {path}; give a .safetensors or .pth file of trunk weights")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file makes the unpickler raise anything, KeyError among them
+    except Exception as error:  # the unpickler raises any type of error for a wrong file, such as KeyError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"student.pretrained: {path} is not a plain file of tensors: {reason}") from None
     for key in ("model", "state_dict"):
@@ -187,10 +232,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_backbone(net: nn.Module, path: Path) -> None:
-    """Load a file of weights strictly into the trunk: every tensor of the trunk must be there with its shape.
+    """Load weights from a file into the backbone. Every tensor of the backbone must be in the file with its shape.
 
-    Accepts a timm classification checkpoint (its classifier is left out) and the state dict of a trunk or of a whole
-    student. timm's feature wrapper renames ``stages.0`` to ``stages_0``, so names are compared without that difference.
+    The file may be a timm classification checkpoint, whose classifier is ignored, or the state dict of a trunk or of a
+    whole student. timm's feature wrapper renames ``stages.0`` to ``stages_0``, so names are compared without this
+    difference.
+
+    Raises:
+        UserError: The file cannot be read, or a tensor is missing or of another shape.
     """
     state = {_canonical(key): value for key, value in read_state(path).items()}
     own = net.state_dict()
@@ -225,7 +274,7 @@ def _unreachable(name: str, hub_id: str | None, error: Exception) -> UserError:
 
 
 def _require_reachable(name: str, hub_id: str | None, filename: str | None) -> None:
-    """Fail in seconds, not after the hub client's minute of retries. Cached weights need no network."""
+    """Raise early if weights cannot be downloaded; the hub client would retry for a minute. Cached weights pass."""
     if hub_id is None:
         raise UserError(f"student.pretrained: timm has no weights for {name!r}; set it to false or to a file")
     files = [filename] if filename else ["model.safetensors", "pytorch_model.bin"]
@@ -234,6 +283,6 @@ def _require_reachable(name: str, hub_id: str | None, filename: str | None) -> N
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
-        return  # it answered
+        return  # any HTTP status proves that the server can be reached
     except OSError as error:
         raise _unreachable(name, hub_id, error) from None

@@ -1,4 +1,4 @@
-"""What the students weigh, beside the teacher they replace: the data behind ``samdistill models``."""
+"""Sizes and work of the students in comparison with the teacher's trunk, for ``samdistill models``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ from .heads import HEADS
 from .trunk import StudentTrunk, StudentTrunkConfig
 
 TEACHER_TRUNK_PARAMS = 446_236_672
-"""Parameters of SAM 3's ViT in transformers (``Sam3ViTModel`` of the default config), necks left out."""
+"""Parameters of SAM 3's ViT (transformers' ``Sam3ViTModel`` with the default configuration), without necks."""
 
 
 @dataclass(frozen=True)
 class StudentInfo:
-    """One row of ``samdistill models``. config: the packaged recipe. teacher_share: ``trunk_params`` over those of
-    SAM 3's ViT (``TEACHER_TRUNK_PARAMS``), both without neck or head, in 0..1."""
+    """A row of ``samdistill models``.
+
+    Attributes:
+        name: Name of the student.
+        backbone: timm name of the backbone.
+        config: Name of the packaged recipe.
+        trunk_params: Parameters of the backbone.
+        head_params: Parameters of the head.
+        teacher_share: ``trunk_params`` divided by those of SAM 3's ViT (``TEACHER_TRUNK_PARAMS``), in 0..1.
+    """
 
     name: str
     backbone: str
@@ -32,7 +40,13 @@ class StudentInfo:
 
 @dataclass(frozen=True)
 class ModuleInfo:
-    """One module of a student. gflops: for one image, a multiply-add counted as two."""
+    """A module of a student.
+
+    Attributes:
+        module: Name of the module, such as ``backbone.stages_0``.
+        params: Number of parameters.
+        gflops: Work for one image, in 1e9 operations. A multiply-add counts as two.
+    """
 
     module: str
     params: int
@@ -41,8 +55,19 @@ class ModuleInfo:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """A student by module: the backbone's children in order, then the head's. channels and strides: of the maps that
-    the head can use, finest first; map_sizes: their height in pixels."""
+    """A student by module.
+
+    Attributes:
+        name: The name that was given.
+        backbone: timm name of the backbone.
+        head: Name of the head.
+        channels: Channels of the maps that the head can use, finest first.
+        strides: Strides of these maps in pixels.
+        map_sizes: Heights of these maps in cells.
+        trunk_params, head_params: Number of parameters.
+        trunk_gflops, head_gflops: Work for one image, in 1e9 operations.
+        modules: The backbone's children in order, then the head's.
+    """
 
     name: str
     backbone: str
@@ -58,12 +83,12 @@ class Breakdown:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the ready-made students that match a shell pattern, in order.
+    """Return the sorted names of the students that match a shell pattern.
 
-    Any other timm model with feature maps can be a student too; timm's own ``list_models`` has their names.
+    Any other timm model with feature maps can be a student too. timm's own ``list_models`` returns their names.
 
     Args:
-        pattern: With ``*``, ``?`` and ``[...]``, as in ``fnmatch``.
+        pattern: Pattern with ``*``, ``?`` and ``[...]``, as in ``fnmatch``.
 
     Example:
         >>> list_models("es_rv_*")
@@ -73,7 +98,12 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def list_students(head: str = "fused", hidden_size: int = 1024) -> list[StudentInfo]:
-    """The nine students with ``head`` to a teacher of ``hidden_size`` channels. Allocates nothing."""
+    """Return the sizes of the nine students. No weights are allocated.
+
+    Args:
+        head: Name of the head.
+        hidden_size: Channels of the teacher's embedding.
+    """
     rows = []
     for row in STUDENTS.values():
         trunk = _on_meta(row.backbone, head, hidden_size, image_size=1008)
@@ -84,10 +114,21 @@ def list_students(head: str = "fused", hidden_size: int = 1024) -> list[StudentI
 
 
 def breakdown(name: str, head: str = "fused", hidden_size: int = 1024, image_size: int = 1008) -> Breakdown:
-    """One student (or any timm backbone) by module, with the work of each for one image of ``image_size`` pixels.
+    """Count parameters and work of a student by module.
 
-    FLOPs are counted on the meta device: convolutions, matrix products and attention, two per multiply-add. Raises
-    ``UserError`` for an unknown name or head.
+    Work is counted on the meta device: convolutions, matrix products and attention, two operations per multiply-add.
+
+    Args:
+        name: A student's name or a timm name.
+        head: Name of the head.
+        hidden_size: Channels of the teacher's embedding.
+        image_size: Side of the square input in pixels.
+
+    Raises:
+        UserError: The name or the head is unknown.
+
+    Example:
+        >>> breakdown("es_rv_m").trunk_gflops
     """
     trunk = _on_meta(name, head, hidden_size, image_size).eval()
     images = torch.empty(1, 3, image_size, image_size, device="meta")
@@ -119,14 +160,14 @@ def breakdown(name: str, head: str = "fused", hidden_size: int = 1024, image_siz
 
 
 def _gflops(module: nn.Module, path: str, by_path: dict[str, float]) -> float:
-    """Of a module, or of its children where it is a container that is never called itself."""
+    """Work of a module. For a container that is never called itself it is the sum over its children."""
     if path in by_path:
         return by_path[path]
     return sum(_gflops(child, f"{path}.{name}", by_path) for name, child in module.named_children())
 
 
 def count(module: nn.Module) -> int:
-    """Parameters; BatchNorm's running statistics are not among them."""
+    """Number of parameters. The running statistics of batch norms are not included."""
     return sum(p.numel() for p in module.parameters())
 
 

@@ -1,4 +1,8 @@
-"""Heads: from a backbone's maps to the teacher's image embedding on the target grid."""
+"""Heads: modules that turn a backbone's feature maps into the teacher's image embedding.
+
+A head is built by ``HEADS.get(name)(channels, hidden_size)``, where ``channels`` are those of the maps, finest first.
+``forward(maps, grid)`` returns a tensor (b, hidden_size, *grid).
+"""
 
 from __future__ import annotations
 
@@ -17,17 +21,14 @@ from ..ops.flops import count_flops
 from ..registry import HEADS
 from .backbones import build_backbone, feature_maps, levels
 
-"""``HEADS.get(name)(channels, hidden_size)``: channels of the maps, finest first. ``forward(maps, grid)`` gives
-(b, hidden_size, *grid)."""
-
 Grid = tuple[int, int]
 
 
 @HEADS.register("published")
 class PublishedHead(nn.Sequential):
-    """EfficientSAM3's head: Conv1x1-BN-GELU-Conv3x3 on the coarsest map, then bilinear to the grid.
+    """EfficientSAM3's head: Conv1x1-BN-GELU-Conv3x3 on the coarsest map, resized to the grid bilinearly.
 
-    The modules sit at 0, 1 and 3 so that its keys are the published ``head.{0,1,3}``.
+    The modules have the indices 0, 1 and 3, so its keys are the published ``head.{0,1,3}``.
     """
 
     def __init__(self, channels: Sequence[int], hidden_size: int) -> None:
@@ -39,11 +40,15 @@ class PublishedHead(nn.Sequential):
         )
 
     def forward(self, maps: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid) -> Float[Tensor, "b d gh gw"]:
+        """Predict the embedding on ``grid`` (height, width in cells) from the coarsest map."""
         return F.interpolate(super().forward(maps[-1]), grid, mode="bilinear", align_corners=False)
 
 
 class FusionBlock(nn.Module):
-    """Residual depthwise 5x5, normalised, then an inverted bottleneck of twice the width (ConvNeXt with BatchNorm)."""
+    """Residual block: depthwise 5x5 convolution, BatchNorm, and an inverted bottleneck of twice the width.
+
+    It is ConvNeXt's block with BatchNorm.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,11 +63,12 @@ class FusionBlock(nn.Module):
 
 @HEADS.register("fused")
 class FusedHead(nn.Module):
-    """Every map from stride 4 to 32, projected to one width and summed on the target grid, then mixed there.
+    """Head that projects all maps of stride 4 to 32 to one width, sums them on the target grid, and mixes the sum.
 
-    At 1008 px the maps are 252, 126, 63 and 32 wide and the grid 72: detail that the coarsest map has lost comes from
-    the finer three. Width is a quarter of 1024 channels, and half of anything below 512, so that the head stays
-    smaller than ``published`` at every size. The last convolution is plain: the target is a raw regression value.
+    At 1008 px the maps are 252, 126, 63 and 32 cells wide and the grid 72. The three finer maps supply detail that the
+    coarsest map lacks. The width is a quarter of 1024 channels, and half of ``hidden_size`` below 512, so the head
+    stays smaller than ``published`` at every size. The last convolution has no normalisation or activation, because the
+    target is an unbounded regression value.
     """
 
     def __init__(self, channels: Sequence[int], hidden_size: int) -> None:
@@ -80,18 +86,20 @@ class FusedHead(nn.Module):
         )
 
     def forward(self, maps: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid) -> Float[Tensor, "b d gh gw"]:
+        """Predict the embedding on ``grid`` (height, width in cells) from all maps, finest first."""
         fused = None
         for lateral, x in zip(self.laterals, maps, strict=True):
             finer = x.shape[-2] > grid[0]
-            level = lateral(to_grid(x, grid)) if finer else to_grid(lateral(x), grid)  # project where pixels are fewer
+            level = lateral(to_grid(x, grid)) if finer else to_grid(lateral(x), grid)  # project at the smaller size
             fused = level if fused is None else fused + level
         return self.output(self.blocks(fused))
 
 
 def to_grid(x: Float[Tensor, "b c h w"], grid: Grid) -> Float[Tensor, "b c gh gw"]:
-    """Resize with pixel centres aligned; a map more than twice too fine is averaged, so that no pixel is skipped.
+    """Resize maps to ``grid`` with aligned pixel centres.
 
-    Bilinear and average pooling alone, which every exporter knows (antialiased and adaptive resizing are not).
+    A map of more than twice the grid's resolution is averaged, so that no pixel is skipped. Only bilinear interpolation
+    and average pooling are used. Every exporter supports them, unlike antialiased and adaptive resizing.
     """
     factor = max(1, min(x.shape[-2] // grid[0], x.shape[-1] // grid[1]))
     size = (grid[0] * factor, grid[1] * factor)
@@ -102,7 +110,14 @@ def to_grid(x: Float[Tensor, "b c h w"], grid: Grid) -> Float[Tensor, "b c gh gw
 
 @dataclass(frozen=True)
 class HeadCost:
-    """What one head costs on one backbone. gflops: a multiply-add is two. milliseconds: median of one forward."""
+    """Cost of a head on a backbone, for one image.
+
+    Attributes:
+        head: Name of the head.
+        params: Number of parameters.
+        gflops: Work in 1e9 operations. A multiply-add counts as two.
+        milliseconds: Median duration of a forward pass.
+    """
 
     head: str
     params: int
@@ -114,10 +129,17 @@ class HeadCost:
 def compare_heads(
     backbone: str, hidden_size: int = 1024, image_size: int = 1008, repeats: int = 5, device: str = "cpu"
 ) -> list[HeadCost]:
-    """Parameters, work and latency of every registered head behind ``backbone``, for one image, in eval mode.
+    """Measure parameters, work and latency of every registered head on a backbone, for one image, in eval mode.
 
-    Only the head is timed; the maps it gets are random, with the shapes the backbone gives. Rounds alternate between
-    the heads, so that a busy machine slows them alike.
+    Only the head is timed. Its inputs are random maps with the backbone's shapes. The rounds alternate between the
+    heads, so that other load on the machine affects all heads equally.
+
+    Args:
+        backbone: A student's name or a timm name.
+        hidden_size: Channels of the teacher's embedding.
+        image_size: Side of the square input in pixels.
+        repeats: Number of timed rounds. One more round before them is not counted.
+        device: Device to run on.
     """
     net = build_backbone(backbone, image_size).eval()
     wanted, grid = levels(net), (image_size // 14, image_size // 14)

@@ -1,11 +1,15 @@
-"""What a video student remembers with: past frames resampled into a few tokens, and the current frame reading them.
+"""Memory of a video student: past frames are resampled to a few tokens, and the current frame attends to them.
 
-Both modules are transformers' SAM 3 attention and MLP in the arrangement of Perceiver (Jaegle et al., 2021) and of
-Flamingo's resampler (Alayrac et al., 2022). Where and when a token of the past was seen is added to it as sines;
-without them a memory holds what there was, and cannot say where.
+Both modules use transformers' SAM 3 attention and MLP in the arrangement of Perceiver and of Flamingo's resampler. Sine
+embeddings of position and time are added to the tokens of past frames. Without them the memory contains no information
+about where or when an object was.
 
-Both begin as something that works, by ``warm_start``: a latent as the mean of what it looks at, and reading as a look
-at what was in the same place. With random weights the detector learns to ignore its memory before it learns to use it.
+``warm_start`` initialises both modules so that they work before training: a latent is roughly the mean of the tokens
+that it attends to, and a token of the current frame attends to the memory of its own position. With random weights the
+detector learns to ignore the memory before it learns to use it.
+
+Source:
+    Jaegle et al., Perceiver, 2021. Alayrac et al., Flamingo, 2022.
 """
 
 from __future__ import annotations
@@ -25,21 +29,34 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
 
 LATENT_STD = 0.02
 _SMALL = 0.1
-_LONGEST = 10_000.0  # as the positions of a transformer (Vaswani et al., 2017)
+_LONGEST = 10_000.0  # base of the frequencies, as in the position encoding of Vaswani et al., 2017
 
 
 def age_embedding(ages: Float[Tensor, "b t"], width: int) -> Float[Tensor, "b t c"]:
-    """Sines and cosines of how long ago a frame was; any real number, in the unit that the model was trained with."""
+    """Sine and cosine embedding of the ages of frames.
+
+    Args:
+        ages: Age of each frame, any real number, in the unit that the model was trained with.
+        width: Number of channels c.
+
+    Returns:
+        Embeddings of shape (b, t, c).
+    """
     rates = torch.exp(torch.arange(0, width, 2, device=ages.device) * (-math.log(_LONGEST) / width))
     phase = ages[..., None].float() * rates
     return torch.stack((phase.sin(), phase.cos()), -1).flatten(-2)[..., :width].to(ages.dtype)
 
 
 def window_of(grid: tuple[int, int], windows: int, device: torch.device) -> Bool[Tensor, "w n"]:
-    """Which cells of a grid (row-major) lie in each of ``windows`` x ``windows`` equal windows (row-major).
+    """Assign the cells of a grid to ``windows`` x ``windows`` equal windows. Cells and windows are in row-major order.
 
-    A cell belongs to the window that its centre lies in, so every cell has one window. A grid narrower than
-    ``windows`` would leave some of them empty: ``ValueError``.
+    A cell is in the window that contains its centre, so it is in exactly one.
+
+    Returns:
+        Bool mask (windows * windows, cells).
+
+    Raises:
+        ValueError: The grid is narrower than ``windows``, so some windows would be empty.
     """
     if min(grid) < windows:
         raise ValueError(f"{windows} x {windows} windows on a grid of {grid[0]} x {grid[1]} leave some without a cell")
@@ -49,7 +66,7 @@ def window_of(grid: tuple[int, int], windows: int, device: torch.device) -> Bool
 
 
 class ResamplerLayer(nn.Module):
-    """Pre-norm cross-attention of the latents to the past, then a pre-norm MLP; both residual."""
+    """Pre-norm cross-attention of the latents to the past frames, then a pre-norm MLP, both residual."""
 
     def __init__(self, config: Sam3LiteTextDETREncoderConfig) -> None:
         super().__init__()
@@ -66,12 +83,20 @@ class ResamplerLayer(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Feature maps of past frames to ``latents`` tokens, however many frames there are.
+    """Resample the feature maps of any number of past frames to ``latents`` tokens.
 
-    windows: 0 lets every latent look everywhere. Otherwise the last ``windows`` x ``windows`` latents look at one
-    window each, in every frame, and carry its place; the others stay global. A window keeps "here" apart from "there",
-    which latents that may look everywhere have to learn (2-D perceiver of EdgeTAM, Zhou et al., 2025).
-    Raises ``ValueError`` where the windows leave no global latent.
+    Windows make it unnecessary for the latents to learn to separate positions (2-D perceiver of EdgeTAM, Zhou et al.,
+    2025).
+
+    Args:
+        config: Width, heads and feed-forward width of the attention layers.
+        latents: Number of output tokens.
+        layers: Number of resampler layers.
+        windows: 0 lets every latent attend to all positions. Otherwise the last ``windows`` x ``windows`` latents
+            attend to one window each, in every frame, and have its position embedding. The others stay global.
+
+    Raises:
+        ValueError: The windows leave no global latent.
     """
 
     def __init__(self, config: Sam3LiteTextDETREncoderConfig, latents: int, layers: int, windows: int = 0) -> None:
@@ -80,7 +105,7 @@ class PerceiverResampler(nn.Module):
             raise ValueError(f"{windows} x {windows} windows leave none of {latents} latents to look everywhere")
         self.windows = windows
         self.latents = nn.Parameter(torch.randn(latents, config.hidden_size) * LATENT_STD)
-        # as large as what it is added to, normalised features: a smaller one is lost among them
+        # It has unit variance like the normalised features that it is added to; a smaller one would have no effect.
         self.target = nn.Parameter(torch.randn(config.hidden_size))
         self.positions = Sam3LiteTextSinePositionEmbedding(config.hidden_size // 2, normalize=True)
         self.input_norm, self.output_norm = nn.LayerNorm(config.hidden_size), nn.LayerNorm(config.hidden_size)
@@ -90,13 +115,20 @@ class PerceiverResampler(nn.Module):
         self, features: Float[Tensor, "b t c h w"], ages: Float[Tensor, "b t"],
         valid: Bool[Tensor, "b t"] | None = None, masks: Float[Tensor, "b t mh mw"] | None = None,
     ) -> Float[Tensor, "b l c"]:  # fmt: skip
-        """features: of the past frames; ages: how long ago each was; valid: False for frames that only pad the batch.
-        masks: where the thing that is asked about was in each, as shares of cells of any grid.
+        """Resample past frames to memory tokens.
 
-        The features of a frame do not say which of the things in it is meant: to tell a thing from its look-alikes a
-        memory needs the masks. The cells they cover are marked, and some latents look at those alone (as the object
-        memory of Cutie does, Cheng et al., 2024). A clip without any valid frame has no memory to speak of: leave it
-        out.
+        The features of a frame do not indicate which object is meant, so the masks are needed to tell an object from
+        similar ones. The cells under the masks get a learned embedding, and half of the global latents attend only to
+        them (as in the object memory of Cutie, Cheng et al., 2024).
+
+        Args:
+            features: Feature maps of t past frames.
+            ages: Age of each frame, see ``age_embedding``.
+            valid: False for frames that are padding. Every item of the batch needs a valid frame.
+            masks: Object masks per frame on any grid, as the covered share of each cell in 0..1.
+
+        Returns:
+            Memory tokens (b, latents, c).
         """
         b, t, _, h, w = features.shape
         seen, share = self.input_norm(features.permute(0, 1, 3, 4, 2)), None
@@ -116,7 +148,7 @@ class PerceiverResampler(nn.Module):
         return self.positions(torch.Size((1, like.shape[2], *grid)), like.device, like.dtype)[0]
 
     def _latent_places(self, like: Tensor) -> Float[Tensor, "l c"]:
-        """Nothing for the global latents, the sines of its window for each other one."""
+        """Position embeddings of the latents: zero for global ones, that of the window for the others."""
         places = torch.zeros_like(self.latents)
         if self.windows:
             own = self._sines((self.windows, self.windows), like).flatten(1).T
@@ -127,10 +159,10 @@ class PerceiverResampler(nn.Module):
         self, shape: tuple[int, int, int, int], ages: Float[Tensor, "b t"], valid: Bool[Tensor, "b t"] | None,
         share: Float[Tensor, "b t h w"] | None, like: Tensor,
     ) -> Float[Tensor, "b heads l n"]:  # fmt: skip
-        """What is added to the logits of attention: nearly -inf where a latent may not look, and less the older a frame
-        is, by a slope of each head's own (ALiBi, Press et al., 2022): the first sees the last frames, the last all.
+        """Additive attention bias: the lowest finite value where a latent must not attend, else a penalty on age.
 
-        Not a bool mask: transformers' eager attention adds whatever mask it gets.
+        The penalty has a slope per head (ALiBi, Press et al., 2022): the first head attends to recent frames, the last
+        one to all. The bias is not a bool mask, because transformers' eager attention adds every mask.
         """
         (b, t, h, w), device = shape, like.device
         count, special = len(self.latents), self.windows**2
@@ -148,7 +180,7 @@ class PerceiverResampler(nn.Module):
         return recency.masked_fill(~seen[:, None], torch.finfo(like.dtype).min).flatten(3)
 
     def _followed(self, share: Float[Tensor, "b t h w"], valid: Bool[Tensor, "b t"] | None) -> Bool[Tensor, "b l t n"]:
-        """The first half of the global latents looks at the marked cells alone, where there are any."""
+        """Restrict the first half of the global latents to the marked cells, if there are any."""
         marked = share.flatten(2) > 0
         if valid is not None:
             marked = marked & valid[..., None]
@@ -168,17 +200,24 @@ class MemoryCrossAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "p n c"], positions: Float[Tensor, "p n c"], memory: Float[Tensor, "p l c"]
     ) -> Float[Tensor, "p n c"]:
-        """positions: where each token is, added to the query alone."""
+        """Attend to the memory.
+
+        Args:
+            tokens: n tokens of the current frame per prompt.
+            positions: Position embeddings of the tokens. They are added to the query only.
+            memory: Memory tokens of ``PerceiverResampler``.
+        """
         past = self.memory_norm(memory)
         return tokens + self.attention(self.query_norm(tokens) + positions, past, past)[0]
 
 
 @torch.no_grad()
 def warm_start(resampler: PerceiverResampler, attention: MemoryCrossAttention) -> None:
-    """Let modules with small random weights begin as something that works.
+    """Adjust small random weights so that the modules work before training.
 
-    Queries and keys that are what they are compare places and looks; values that are what they are hand them on. The
-    random weights stay on top. What later layers add is small at first.
+    The identity is added to the value and output projections of the resampler's first layer, which pass tokens on
+    unchanged, and to the query and key projections of the memory attention, which compare content and position. The
+    random weights remain as an offset. The outputs of MLPs and of later layers' attention are scaled down.
     """
     first, *later = resampler.layers
     same = [first.attention.v_proj, first.attention.o_proj, attention.attention.q_proj, attention.attention.k_proj]

@@ -1,6 +1,9 @@
 """MobileSAM: a timm trunk, SAM's neck, and transformers' SAM prompt encoder and mask decoder.
 
-Zhang et al., "Faster Segment Anything" (2023), with any timm trunk and at any size.
+Any timm trunk and any input size are supported.
+
+Source:
+    Zhang et al., Faster Segment Anything, 2023.
 """
 
 from __future__ import annotations
@@ -30,18 +33,24 @@ NECKS = ("last", "fused")
 
 @strict
 class MobileSamConfig(SamConfig):
-    """A MobileSAM; the defaults are the published one.
+    """Configuration of a ``MobileSamModel``. The defaults are the published MobileSAM.
 
-    backbone: a student's name or a timm name (stored as the timm name). neck: ``last`` takes the trunk's deepest map,
-    which has to have one cell per patch, and in a TinyViT the last downsampling then keeps the resolution, as in
-    MobileSAM; ``fused`` brings all maps to the grid with a ``StudentTrunk``; None is ``last`` for TinyViT, else
-    ``fused``. image_size: side of the square input. patch_size: pixels per cell of the image embedding. width: channels
-    of the image embedding, the prompts and the decoder. heads: of the decoder's attention.
-    image_mean, image_std: how ``pixel_values`` arrive normalised; None takes the statistics timm records for the
-    backbone, which for TinyViT are ImageNet's, as SAM has them.
+    transformers' three sub-configurations follow from these fields and are not saved.
 
-    What transformers keeps in three sub-configurations follows from these fields and is not saved beside them.
-    Raises ``UserError`` where the sizes do not go together.
+    Args:
+        backbone: A student's name or a timm name. It is stored as the timm name.
+        neck: ``last`` uses the trunk's deepest map, which must have one cell per patch. In a TinyViT the last
+            downsampling then keeps the resolution, as in MobileSAM. ``fused`` combines all maps with a
+            ``StudentTrunk``. None is ``last`` for TinyViT and ``fused`` for others.
+        image_size: Side of the square input in pixels.
+        patch_size: Pixels per cell of the image embedding.
+        width: Channels of the image embedding, the prompts and the decoder.
+        heads: Attention heads of the decoder.
+        image_mean, image_std: Normalisation of ``pixel_values``. None uses timm's values for the backbone. For TinyViT
+            they are ImageNet's, as in SAM.
+
+    Raises:
+        UserError: The sizes are not compatible.
     """
 
     model_type = "samdistill_mobile_sam"
@@ -65,13 +74,14 @@ class MobileSamConfig(SamConfig):
         sizes = {"image_size": self.image_size, "patch_size": self.patch_size}
         self.vision_config = {**sizes, "output_channels": self.width, "num_pos_feats": self.width // 2}
         self.prompt_encoder_config = {**sizes, "hidden_size": self.width}
-        # SAM's code and weights have torch's 1e-5 in the two-way transformer, transformers' default is 1e-6
+        # SAM's two-way transformer has torch's epsilon, 1e-5. transformers' default is 1e-6.
         self.mask_decoder_config = {
             "hidden_size": self.width, "num_attention_heads": self.heads, "mlp_dim": 8 * self.width,
             "iou_head_hidden_dim": self.width, "layer_norm_eps": 1e-5,
         }  # fmt: skip
         super().__post_init__(**kwargs)
-        self.vision_config.scale = 1  # of the random Fourier features, as in SAM; transformers' half width is noise
+        # SAM's scale of the random Fourier features. With transformers' default, half the width, they are noise.
+        self.vision_config.scale = 1
 
     def _check(self) -> None:
         if self.neck not in NECKS:
@@ -87,12 +97,16 @@ class MobileSamConfig(SamConfig):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of this class; what follows from them is left out."""
+        """Return the fields of this class, without the sub-configurations that follow from them."""
         return {name: value for name, value in super().to_dict().items() if name not in self.sub_configs}
 
 
 class DeepestMap(nn.Module):
-    """A timm backbone's deepest map, which has one cell per patch. Raises ``UserError`` where it has not."""
+    """The deepest map of a timm backbone, with one cell per patch.
+
+    Raises:
+        UserError: The map has another stride than ``patch_size``.
+    """
 
     def __init__(self, config: MobileSamConfig) -> None:
         super().__init__()
@@ -110,11 +124,12 @@ class DeepestMap(nn.Module):
             )
 
     def image_embedding(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        """Return the deepest map, before SAM's neck."""
         return feature_maps(self.backbone, self.wanted, pixel_values)[0]
 
 
 class MobileSamEncoder(nn.Module):
-    """``pixel_values`` (b, 3, s, s) to the image embedding (b, width, gh, gw): trunk, then SAM's neck."""
+    """Image encoder: trunk and SAM's neck."""
 
     def __init__(self, config: MobileSamConfig) -> None:
         super().__init__()
@@ -128,9 +143,12 @@ class MobileSamEncoder(nn.Module):
         return self.trunk.backbone
 
     def forward(self, pixel_values: Float[Tensor, "b 3 s s"], **kwargs) -> SamVisionEncoderOutput:
-        """``SamModel`` passes further options on to its ViT; this encoder has none."""
+        """Encode normalised images to the image embedding (b, width, gh, gw).
+
+        ``SamModel`` passes further options to its ViT. This encoder has none and ignores them.
+        """
         raw = self.trunk.image_embedding(pixel_values)
-        return SamVisionEncoderOutput(last_hidden_state=self.neck(raw.permute(0, 2, 3, 1)))  # channels last, as a ViT's
+        return SamVisionEncoderOutput(last_hidden_state=self.neck(raw.permute(0, 2, 3, 1)))  # the neck takes NHWC
 
 
 def _fused(config: MobileSamConfig) -> StudentTrunkConfig:
@@ -141,17 +159,17 @@ def _fused(config: MobileSamConfig) -> StudentTrunkConfig:
 
 
 class MobileSamModel(TimmModel, SamModel):
-    """A ``SamModel`` on a ``MobileSamEncoder``: forward, prompts and masks are transformers' own.
+    """``SamModel`` on a ``MobileSamEncoder``. Forward pass, prompts and masks are transformers'.
 
-    Random weights are those of the original's code (torch's defaults, unit variance for tokens and Fourier features),
-    not transformers', which are meant for fine-tuning. Image and prompts share one table of Fourier features.
+    Random weights are those of the original code (torch's defaults, unit variance for tokens and Fourier features).
+    transformers' own initialisation is meant for fine-tuning. Image and prompts share one table of Fourier features.
     """
 
     config_class = MobileSamConfig
     config: MobileSamConfig
 
     def __init__(self, config: MobileSamConfig) -> None:
-        super(SamModel, self).__init__(config)  # past SamModel's own, which builds a ViT
+        super(SamModel, self).__init__(config)  # skips SamModel.__init__, which would build a ViT
         self.shared_image_embedding = SamPositionalEmbedding(config.vision_config)
         self.vision_encoder = MobileSamEncoder(config)
         self.prompt_encoder = SamPromptEncoder(config)
@@ -161,10 +179,14 @@ class MobileSamModel(TimmModel, SamModel):
 
 
 def build_promptable(config: PromptableConfig) -> MobileSamModel:
-    """A MobileSAM with random weights in all but what ``config.pretrained`` gives its trunk; ``start`` is not read.
+    """Build a MobileSAM with random weights. The trunk can be pretrained.
 
-    Raises ``UserError`` for an unknown backbone, sizes that do not go together, a backbone that cannot run at
-    ``image_size``, and trunk weights that cannot be had or do not fit.
+    Args:
+        config: Sizes and ``pretrained``. ``start`` is not used.
+
+    Raises:
+        UserError: The backbone is unknown or cannot run at ``image_size``, the sizes are not compatible, or the trunk's
+            weights cannot be loaded.
     """
     model = MobileSamModel(
         MobileSamConfig(

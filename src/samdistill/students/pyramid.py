@@ -1,4 +1,4 @@
-"""The detection student's vision encoder: a timm backbone and a feature pyramid, in the form SAM 3's heads read."""
+"""Vision encoder of the detection student: a timm backbone and a feature pyramid in the format of SAM 3's heads."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ STRIDES = (4, 8, 16, 32)
 
 
 class Adapter(nn.Module):
-    """Conv1x1-BN, the coarser levels added, ReLU-Conv3x3-BN: to the pyramid's width.
+    """Adapter of one level to the pyramid's width: Conv1x1-BN, plus the coarser level, then ReLU-Conv3x3-BN.
 
-    The description has the convolutions and no way from coarse to fine: a map of stride 4 then has to say by itself
-    what an object is, which it is too near to see, and the backbone's last stage is unused. The sum costs no
-    parameter (Lin et al., Feature Pyramid Networks, 2017). The description ends in one more ReLU, which is left out:
-    the levels are regressed onto the teacher's, and those are signed.
+    The student's description has only the convolutions. A map of stride 4 would then have to classify objects with a
+    small receptive field, and the backbone's last stage would be unused. Adding the coarser level needs no parameters
+    (Lin et al., Feature Pyramid Networks, 2017). The description's final ReLU is omitted, because the levels are
+    regressed onto the teacher's, which are signed.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -36,7 +36,12 @@ class Adapter(nn.Module):
     def forward(
         self, x: Float[Tensor, "b _ h w"], coarser: Float[Tensor, "b c _ _"] | None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """The level, and what the next finer one adds to its own."""
+        """Return the level, and the sum that the next finer level adds to its own.
+
+        Args:
+            x: Map of the backbone.
+            coarser: Second result of the next coarser level, of any size. None for the coarsest level.
+        """
         summed = self.lateral(x)
         if coarser is not None:
             summed = summed + F.interpolate(coarser, summed.shape[-2:], mode="bilinear", align_corners=False)
@@ -44,11 +49,13 @@ class Adapter(nn.Module):
 
 
 class PyramidModel(TimmModel):
-    """``pixel_values`` (b, 3, h, w), normalised with the configuration's statistics, to four levels, finest first.
+    """Feature pyramid with four levels of strides 4, 8, 16 and 32, finest first.
 
-    At 1008 px they are 252, 126, 63 and 32 wide, at 504 px 126, 63, 32 and 16: ceil(h / stride). SAM 3's detector
-    reads the first three; the last one is for video, and its 3x3 convolution learns nothing before.
-    Raises ``UserError`` for a backbone without these four strides.
+    The sides are ceil(h / stride): 252, 126, 63 and 32 at 1008 px; 126, 63, 32 and 16 at 504 px. SAM 3's detector reads
+    the first three levels. The last one is for video, and its 3x3 convolution is not trained before.
+
+    Raises:
+        UserError: The backbone does not have these four strides.
     """
 
     config_class = PyramidConfig
@@ -68,9 +75,16 @@ class PyramidModel(TimmModel):
         self.post_init()
 
     def forward(self, pixel_values: Float[Tensor, "b 3 h w"], **kwargs) -> Sam3LiteTextVisionEncoderOutput:
-        """The levels and their sine positions. ``last_hidden_state``: the coarsest as tokens in row-major order.
+        """Return the levels and their sine position embeddings.
 
-        Hosts pass further options on to their vision encoder; it has none.
+        Hosts pass further options to their vision encoder. This one has none and ignores them.
+
+        Args:
+            pixel_values: Images, normalised with the configuration's statistics.
+
+        Returns:
+            ``fpn_hidden_states`` and ``fpn_position_encoding``, finest first, each (b, c, ceil(h / stride), ceil(w /
+            stride)), and ``last_hidden_state``, the coarsest level as tokens in row-major order.
         """
         maps = feature_maps(self.backbone, self.levels, pixel_values.to(self.dtype))
         pyramid, coarser = [], None
@@ -84,7 +98,11 @@ class PyramidModel(TimmModel):
         )
 
     def _positions(self, level: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Computed for one image: transformers keeps the last few tables alive, and they do not depend on the image."""
+        """Return the position embeddings of a level.
+
+        They are computed for one image and expanded, because they do not depend on the image and transformers caches
+        the last few tables.
+        """
         table = self.position_encoding((1, *level.shape[1:]), level.device, level.dtype)
         return table.expand(len(level), -1, -1, -1)
 

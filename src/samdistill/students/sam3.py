@@ -1,4 +1,4 @@
-"""The detection student: transformers' SAM 3 with a small text encoder, on a pyramid and with shallower heads."""
+"""Detection student: transformers' SAM 3 with a small text encoder, a pyramid as vision encoder and shallower heads."""
 
 from __future__ import annotations
 
@@ -32,21 +32,25 @@ INHERITED = (
     "mask_decoder",
     "dot_product_scoring",
 )
-"""Modules that a student may inherit from its teacher."""
+"""Modules whose weights a student can copy from its teacher."""
 MEMORY = ("memory_resampler.", "memory_attention.")
-"""Parameters that only a student of videos has."""
+"""Prefixes of the parameters that only a video student has."""
 _LAYER = re.compile(r"^((?:geometry_encoder|detr_encoder|detr_decoder)\.layers)\.(\d+)\.")
 _TABLES = ("detr_decoder.query_embed.weight", "detr_decoder.reference_points.weight")
 
 
 @dataclass
 class EfficientSam3Output(ModelOutput):
-    """The answers to p prompts about b images, by the names of transformers' ``Sam3Model``, and two features.
+    """Predictions for p prompts on b images, named as in transformers' ``Sam3Model``, and two features.
 
-    pred_masks: logits. pred_boxes: normalised xyxy, not clamped. pred_logits: of each query. presence_logits: of the
-    concept being in the image at all. semantic_seg: logits of all instances together. fpn_hidden_states: the three
-    levels the heads read, finest first, per image. encoder_grid: the DETR encoder's last hidden state as a grid, per
-    prompt.
+    Attributes:
+        pred_masks: Mask logits of q queries.
+        pred_boxes: Boxes, normalised xyxy, not clamped.
+        pred_logits: Logit of each query.
+        presence_logits: Logit of the concept being in the image.
+        semantic_seg: Mask logits of all instances together.
+        fpn_hidden_states: The three levels that the heads read, finest first, per image.
+        encoder_grid: Last hidden state of the DETR encoder as a grid, per prompt.
     """
 
     pred_masks: Float[Tensor, "p q h w"] | None = None
@@ -58,7 +62,11 @@ class EfficientSam3Output(ModelOutput):
     encoder_grid: Float[Tensor, "p c gh gw"] | None = None
 
     def answer(self) -> DetectorOutput:
-        """The same in the currency of matching and losses; of an output that holds answers."""
+        """Convert the output to a ``DetectorOutput`` for matching and losses.
+
+        Raises:
+            ValueError: The output has no predictions, because there were no prompts.
+        """
         parts = (self.pred_masks, self.pred_boxes, self.pred_logits, self.presence_logits, self.semantic_seg)
         if any(part is None for part in parts) or self.fpn_hidden_states is None or self.encoder_grid is None:
             raise ValueError("no question is about these images")
@@ -66,11 +74,11 @@ class EfficientSam3Output(ModelOutput):
 
 
 class EfficientSam3Model(Sam3LiteTextModel):
-    """transformers' ``Sam3LiteTextModel`` that encodes each image once however many prompts ask about it.
+    """``Sam3LiteTextModel`` that encodes each image once for any number of prompts.
 
-    Padded words: attention does not see them, but the first and the last text layer are convolutions over the sequence,
-    and the position table is stretched to its length. So an answer depends on the padding token and on the padded
-    length: pad every prompt to one length with one token, in training and after.
+    The result depends on the padding of the text. Attention ignores padding tokens, but the first and the last text
+    layer are convolutions over the sequence, and the position table is interpolated to its length. Pad every prompt to
+    the same length with the same token, in training and in inference.
     """
 
     config_class = EfficientSam3Config
@@ -90,7 +98,7 @@ class EfficientSam3Model(Sam3LiteTextModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Also of a checkpoint without memory, whose new modules transformers initialises here."""
+        """Initialise the memory. transformers also calls this for a checkpoint that has no memory."""
         super()._init_weights(module)
         if isinstance(module, PerceiverResampler):
             init.normal_(module.latents, std=LATENT_STD)
@@ -107,15 +115,23 @@ class EfficientSam3Model(Sam3LiteTextModel):
         vision_embeds: Sam3LiteTextVisionEncoderOutput | None = None,
         text_embeds: BaseModelOutputWithPooling | None = None,
     ) -> EfficientSam3Output:
-        """Answer p prompts about b images; without any words, give the images' features alone.
+        """Detect the instances of p prompts on b images. Without text the result has only the images' features.
 
-        pixel_values: normalised with ``config.vision_config``'s image_mean and image_std; or vision_embeds, what
-        ``get_vision_features`` returned for the images. input_ids, attention_mask: tokens, 1 where they are not
-        padding; or text_embeds, what ``get_text_features`` returned (the mask is needed with it too). input_boxes:
-        exemplars, normalised cxcywh; labels: 1 like this, 0 not like this, -10 padding. Words alone carry the geometry
-        encoder's CLS token as in the original SAM 3; nothing has to be passed for it. prompt_images: the image each
-        prompt asks about; None where there is one prompt per image. Raises ``ValueError`` unless images are given
-        exactly once and words once at most.
+        Text without boxes includes the geometry encoder's CLS token, as in the original SAM 3. No input is needed for
+        it.
+
+        Args:
+            pixel_values: Images, normalised with image_mean and image_std of ``config.vision_config``.
+            input_ids: Token ids.
+            attention_mask: 1 for tokens, 0 for padding. It is also needed with ``text_embeds``.
+            input_boxes: Exemplar boxes, normalised cxcywh.
+            input_boxes_labels: 1 for positive exemplars, 0 for negative ones, -10 for padding.
+            prompt_images: Index of the image of each prompt. None means one prompt per image.
+            vision_embeds: Result of ``get_vision_features``, instead of ``pixel_values``.
+            text_embeds: Result of ``get_text_features``, instead of ``input_ids``.
+
+        Raises:
+            ValueError: Images are not given exactly once, or text is given twice.
         """
         return self.forward_video(
             pixel_values, input_ids, None, attention_mask=attention_mask, input_boxes=input_boxes,
@@ -138,14 +154,21 @@ class EfficientSam3Model(Sam3LiteTextModel):
         vision_embeds: Sam3LiteTextVisionEncoderOutput | None = None,
         text_embeds: BaseModelOutputWithPooling | None = None,
     ) -> EfficientSam3Output:
-        """``forward``, with the memory of f past frames of each image between the DETR encoder and the decoders.
+        """``forward`` with a memory of f past frames per image, used between the DETR encoder and the decoders.
 
-        memory_features: the coarsest pyramid level of the past frames, of this student or of its teacher, on any
-        grid. memory_ages: how many annotated frames ago each was, None for consecutive ones, the
-        oldest first. memory_valid: False for frames that only pad; an image needs one at least. memory_masks: where
-        the one thing that each prompt asks about was in those frames, as shares of cells; None asks about whatever fits
-        the words. Without memory_features the answer is that of ``forward`` bit for bit. Raises ``ValueError`` for
-        memory that a student of images is given, or of another width, and as ``forward``.
+        Without ``memory_features`` the result is bitwise equal to that of ``forward``. The other arguments are those of
+        ``forward``.
+
+        Args:
+            memory_features: The coarsest pyramid level of the past frames, of this student or of its teacher, on any
+                grid.
+            memory_ages: Age of each past frame in annotated frames. None means consecutive frames, oldest first.
+            memory_valid: False for frames that are padding. Every image needs a valid frame.
+            memory_masks: Masks of the object that each prompt refers to in the past frames, as the covered share of
+                each cell. None means that a prompt refers to everything that matches its text.
+
+        Raises:
+            ValueError: The student has no memory, the features have another number of channels, or as in ``forward``.
         """
         if (pixel_values is None) == (vision_embeds is None):
             raise ValueError("give exactly one of pixel_values and vision_embeds")
@@ -163,7 +186,7 @@ class EfficientSam3Model(Sam3LiteTextModel):
             image = prompts if prompt_images is None else prompt_images
             if memory_masks is None:
                 memory = self.remember(memory_features, memory_ages, memory_valid)[image]
-            else:  # a past of its own for every prompt
+            else:  # the masks differ per prompt, so each prompt needs its own memory
                 ages, valid = (x if x is None else x[image] for x in (memory_ages, memory_valid))
                 memory = self.remember(memory_features[image], ages, valid, memory_masks)
             recall = partial(self._recall, memory)
@@ -180,7 +203,18 @@ class EfficientSam3Model(Sam3LiteTextModel):
         self, features: Float[Tensor, "b f c mh mw"], ages: Float[Tensor, "b f"] | None = None,
         valid: Bool[Tensor, "b f"] | None = None, masks: Float[Tensor, "b f _ _"] | None = None,
     ) -> Float[Tensor, "b l c"]:  # fmt: skip
-        """The past as ``config.memory_latents`` tokens; arguments as in ``forward_video``, for one prompt an image."""
+        """Encode past frames to ``config.memory_latents`` memory tokens.
+
+        Args:
+            features: Feature maps of f past frames, see ``forward_video``.
+            ages: Age of each frame. None means consecutive frames, oldest first.
+            valid: False for frames that are padding.
+            masks: Masks of the object, as the covered share of each cell.
+
+        Raises:
+            ValueError: The student has no memory, the features have another number of channels, or an item has no valid
+                frame.
+        """
         if self.memory_resampler is None:
             raise ValueError("a student of images has no memory; build it with memory_latents")
         b, frames, channels = features.shape[:3]
@@ -203,10 +237,14 @@ def build_detector(
     config: EfficientSam3Config,
     pretrained: bool | Path = False,
 ) -> EfficientSam3Model:
-    """A student with random weights in all but what ``pretrained`` gives its backbone, as for ``build_trunk``.
+    """Build a detection student with random weights. The backbone can be pretrained.
 
-    A file may hold more than the backbone: of a ``StudentTrunk``'s, the head's weights are left out. Raises
-    ``UserError`` where ``build_trunk`` would.
+    Args:
+        config: Configuration of the student.
+        pretrained: As in ``build_trunk``. A file may hold more than the backbone, such as a whole ``StudentTrunk``.
+
+    Raises:
+        UserError: As in ``build_trunk``.
     """
     model = EfficientSam3Model(config)
     vision = config.vision_config
@@ -215,12 +253,22 @@ def build_detector(
 
 
 def inherit(student: EfficientSam3Model, teacher_state: Mapping[str, Tensor]) -> list[str]:
-    """Copy every tensor of a ``Sam3Model`` that fits the student's ``INHERITED`` by name and shape; the names taken.
+    """Copy the tensors of a ``Sam3Model`` that fit the student's ``INHERITED`` modules by name and shape.
 
-    Of a deeper teacher the layers are taken evenly, the first and the last among them (0, 2 and 5 of six; a single
-    layer is the first, which reads what it was trained to read). Of a table with more queries, rows are taken evenly,
-    the same of both tables: queries have no order, and a query and its reference point belong together. As
-    DistilBERT's initialisation (Sanh et al., 2019). Feed-forward layers of another width do not fit and stay random.
+    From a deeper teacher, layers are selected evenly, including the first and the last one (0, 2 and 5 of six). A
+    single layer gets the first, which was trained on the same input. From a table with more queries, rows are selected
+    evenly, and the same rows of both tables, because queries are not ordered and each belongs to a reference point.
+    Feed-forward layers of another width do not fit and stay random.
+
+    Args:
+        student: The student to initialise.
+        teacher_state: State dict of the teacher.
+
+    Returns:
+        Names of the copied tensors.
+
+    Source:
+        The selection of layers is that of DistilBERT (Sanh et al., 2019).
     """
     depths = _depths(teacher_state), _depths(student.state_dict())
     taken = []
@@ -237,12 +285,12 @@ def inherit(student: EfficientSam3Model, teacher_state: Mapping[str, Tensor]) ->
 
 
 def _spread(index: int, many: int, few: int) -> int:
-    """Where the ``index``-th of ``few`` falls among ``many``: the ends on the ends, the rest evenly between."""
+    """Return the index among ``many`` of the ``index``-th of ``few`` evenly spaced items, where the ends coincide."""
     return index * (many - 1) // max(few - 1, 1)
 
 
 def _depths(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Layers in each stack of the heads."""
+    """Return the number of layers of each stack of the heads."""
     found: dict[str, int] = {}
     for match in filter(None, map(_LAYER.match, state)):
         found[match[1]] = max(found.get(match[1], 0), int(match[2]) + 1)

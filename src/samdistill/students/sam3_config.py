@@ -13,12 +13,14 @@ from .backbones import resolve_backbone, statistics
 
 @strict
 class PyramidConfig(PreTrainedConfig):
-    """A timm backbone and one adapter per stride 4, 8, 16, 32 (``PyramidModel``).
+    """Configuration of a ``PyramidModel``: a timm backbone with an adapter for each of the strides 4, 8, 16 and 32.
 
-    backbone: a student's name or a timm name (stored as the timm name). image_size: side of the square input; others
-    work at run time unless the backbone is tied to one size. fpn_hidden_size: channels of every level.
-    image_mean, image_std: how ``pixel_values`` arrive normalised; None takes the statistics timm records for the
-    backbone. Nothing is converted inside: the caller normalises with them.
+    Args:
+        backbone: A student's name or a timm name. It is stored as the timm name.
+        image_size: Side of the square input in pixels. Other sizes work unless the backbone has a fixed size.
+        fpn_hidden_size: Channels of every level.
+        image_mean, image_std: Normalisation of ``pixel_values``, which the caller applies. None uses timm's values for
+            the backbone.
     """
 
     model_type = "samdistill_pyramid"
@@ -40,15 +42,20 @@ class PyramidConfig(PreTrainedConfig):
 
 @strict
 class EfficientSam3Config(Sam3LiteTextConfig):
-    """``Sam3LiteTextConfig`` on a ``PyramidConfig``. Without arguments it is the described student (100.9M parameters);
-    ``efficient_sam3_config`` gives other sizes.
+    """``Sam3LiteTextConfig`` with a ``PyramidConfig``. The defaults are the described student (100.9M parameters).
 
-    memory_latents: tokens that a video's past is kept in; 0 for a student of images, which has no memory modules.
-    memory_layers: of the resampler. memory_windows: side of the grid of latents that look at one window each.
-    memory_level: of the pyramid, 0 the finest. memory_marks: whether the memory was trained with masks of the object
-    that is asked about. memory_context: the most frames it was trained with. memory_stride: frames of the video from
-    one of them to the next. memory_phrase: what an object without a name is called. geometry: how training images lay
-    on the canvas, ``square`` or ``longest_side``.
+    ``efficient_sam3_config`` builds configurations of other sizes.
+
+    Args:
+        memory_latents: Number of memory tokens of a video student. 0 means an image student without memory modules.
+        memory_layers: Number of layers of the resampler.
+        memory_windows: Side of the grid of latents that attend to one window each.
+        memory_level: Pyramid level that the memory reads, 0 is the finest.
+        memory_marks: Whether the memory was trained with masks of the object that a prompt refers to.
+        memory_context: Largest number of past frames in training.
+        memory_stride: Distance between two of these frames, in frames of the video.
+        memory_phrase: Text prompt for an object without a name.
+        geometry: Placement of the training images on the canvas, ``square`` or ``longest_side``.
     """
 
     model_type = "efficient_sam3"
@@ -83,12 +90,25 @@ def efficient_sam3_config(
     queries: int = 100,
     text: Mapping[str, int] | None = None,
 ) -> EfficientSam3Config:
-    """The detection student: 100.9M parameters as it stands, of which vision 25.1M and text 61.4M.
+    """Build the configuration of a detection student.
 
-    hidden_size, heads, ffn: width, attention heads and feed-forward width of everything behind the vision encoder.
-    text: fields of the text encoder that differ from MobileCLIP-S1's (512 wide, 12 layers), such as ``vocab_size``.
-    Dropout is off everywhere: the student regresses what a teacher answers, which is the same each time it is asked.
-    The pixel decoder has the two stages that three levels use, where transformers' default of three leaves one idle.
+    The defaults have 100.9M parameters: vision 25.1M, text 61.4M. There is no dropout, because the student regresses
+    deterministic targets. The pixel decoder has the two stages that three levels use. transformers' default of three
+    would leave one unused.
+
+    Args:
+        backbone: A student's name or a timm name.
+        image_size: Side of the square input in pixels.
+        hidden_size: Width of all modules after the vision encoder.
+        heads: Attention heads of these modules.
+        ffn: Feed-forward width of these modules.
+        encoder_layers: Layers of the DETR encoder.
+        decoder_layers: Layers of the DETR decoder.
+        queries: Number of object queries.
+        text: Fields of the text encoder that differ from MobileCLIP-S1's (512 wide, 12 layers), such as ``vocab_size``.
+
+    Example:
+        >>> model = build_detector(efficient_sam3_config("es_ev_s", queries=50))
     """
     sizes = (backbone, image_size, hidden_size, heads, ffn, encoder_layers, decoder_layers, queries)
     return EfficientSam3Config(**_parts(*sizes), text_config=dict(text or {}))
@@ -98,7 +118,7 @@ def _parts(
     backbone: str = "es_rv_l", image_size: int = 1008, hidden_size: int = 256, heads: int = 8, ffn: int = 1024,
     encoder_layers: int = 3, decoder_layers: int = 3, queries: int = 100,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """The configuration of each part; arguments as of ``efficient_sam3_config``."""
+    """Return the configuration of each part. The arguments are those of ``efficient_sam3_config``."""
     shared = {"hidden_size": hidden_size, "num_attention_heads": heads}
     layer = {**shared, "intermediate_size": ffn, "dropout": 0.0}
     return {

@@ -1,8 +1,8 @@
-"""timm's models by name, as timm ships them.
+"""Lookup of timm's own models by name.
 
-timm's registry can be overwritten: importing MobileSAM's or EfficientSAM3's code registers functions of theirs under
-timm's names, without the settings that timm keeps of them. Hence a name that timm ships is looked up in timm's modules,
-and the registry is asked for other names alone.
+timm's registry can be overwritten: importing MobileSAM's or EfficientSAM3's code registers its functions under timm's
+names, without timm's settings. Names that timm ships are therefore looked up in timm's modules. The registry is used
+only for other names.
 """
 
 from __future__ import annotations
@@ -21,8 +21,13 @@ from ..types import UserError
 
 @dataclass(frozen=True)
 class TimmArchitecture:
-    """build: timm's function for the architecture, as ``timm.create_model`` calls it. settings: of the weights that the
-    name stands for, with their normalisation and where they are downloaded from."""
+    """A timm model by name.
+
+    Attributes:
+        name: The timm name.
+        build: timm's function for the architecture, as called by ``timm.create_model``.
+        settings: Settings of the weights of this name: normalisation and download location.
+    """
 
     name: str
     build: Callable[..., nn.Module]
@@ -30,18 +35,24 @@ class TimmArchitecture:
 
 
 def current_name(name: str) -> str:
-    """What timm calls a model today that it once had under ``name``."""
+    """Return timm's current name of a model, also for a deprecated ``name``."""
     return get_deprecated_models().get(name) or name
 
 
 def find_timm(name: str) -> TimmArchitecture | None:
-    """The model behind a timm name (``resnet18``, or ``resnet18.a1_in1k`` for certain weights), or None.
+    """Find a timm model.
 
-    Raises ``UserError`` for weights that timm does not have of a model it has, and for a registered model without
-    settings.
+    Args:
+        name: ``resnet18``, or ``resnet18.a1_in1k`` for certain weights.
+
+    Returns:
+        The model, or None if there is none of this name.
+
+    Raises:
+        UserError: timm has the model but not these weights, or a registered model has no settings.
     """
     architecture, _, tag = name.partition(".")
-    build = getattr(timm.models, architecture, None)  # the package imports the functions of all of its modules
+    build = getattr(timm.models, architecture, None)  # timm.models exports the functions of all of its modules
     own = getattr(sys.modules.get(getattr(build, "__module__", "")), "default_cfgs", {}).get(architecture)
     if build is None or own is None:
         return _registered(name) if timm.is_model(architecture) and ":" not in name else None
@@ -59,7 +70,7 @@ def find_timm(name: str) -> TimmArchitecture | None:
 
 
 def _registered(name: str) -> TimmArchitecture:
-    """A model that is not timm's, registered by its user."""
+    """Return a model that the user registered with timm."""
     try:
         return TimmArchitecture(
             name, timm.model_entrypoint(name), timm.get_pretrained_cfg(name, allow_unregistered=False)

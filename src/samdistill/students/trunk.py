@@ -1,4 +1,4 @@
-"""The student's trunk as a Hugging Face model that SAM 3 hosts in place of its ViT."""
+"""The student's trunk as a Hugging Face model, which replaces the ViT in SAM 3."""
 
 from __future__ import annotations
 
@@ -27,15 +27,22 @@ from .heads import HEADS
 
 @strict
 class StudentTrunkConfig(PreTrainedConfig):
-    """A timm backbone and a head that gives SAM 3's image embedding.
+    """Configuration of a ``StudentTrunk``: a timm backbone and a head that predicts SAM 3's image embedding.
 
-    hidden_size: channels of the embedding (the teacher's). patch_size: pixels per cell of its grid. image_size: side
-    of the square input; other multiples of ``patch_size`` work at run time unless the backbone is tied to one size.
-    backbone: a student's name or a timm name (stored as the timm name). head: a name of ``HEADS``.
-    host_mean, host_std: how ``pixel_values`` arrive normalised (SAM 3's 0.5). input_mean, input_std: what the backbone
-    wants; None takes the statistics timm records for it. The trunk converts from one to the other itself: what
-    is right for the host is right for the student. geometry: how training images lay on the canvas, ``square`` or
-    ``longest_side``.
+    Args:
+        hidden_size: Channels of the embedding (the teacher's).
+        patch_size: Pixels per cell of the embedding.
+        image_size: Side of the square input in pixels. Other multiples of ``patch_size`` work unless the backbone has a
+            fixed size.
+        backbone: A student's name or a timm name. It is stored as the timm name.
+        head: A name in ``HEADS``.
+        host_mean, host_std: Normalisation of ``pixel_values`` (SAM 3's 0.5).
+        input_mean, input_std: Normalisation that the backbone expects. None uses timm's values. The trunk converts from
+            the host's normalisation to this one.
+        geometry: Placement of the training images on the canvas, ``square`` or ``longest_side``.
+
+    Raises:
+        UserError: The backbone or the head is unknown, or ``image_size`` is not a multiple of ``patch_size``.
     """
 
     model_type = "samdistill_student_trunk"
@@ -64,7 +71,7 @@ class StudentTrunkConfig(PreTrainedConfig):
 
 
 class TimmModel(PreTrainedModel):
-    """A Hugging Face model around a timm backbone: it keeps what timm and torch initialised, hosted or alone."""
+    """Base class of Hugging Face models around a timm backbone. It keeps the initialisation of timm and torch."""
 
     base_model_prefix = ""
     main_input_name = "pixel_values"
@@ -75,23 +82,23 @@ class TimmModel(PreTrainedModel):
         self._awaits_weights = any(p.is_meta for p in self.parameters())
         super().post_init()
 
-    def get_input_embeddings(self) -> None:  # images have no token embeddings; hosts ask
+    def get_input_embeddings(self) -> None:  # called by hosts; images have no token embeddings
         return None
 
     def computed(self) -> dict[str, Tensor]:
-        """Buffers that follow from the configuration, by name; they need no twin."""
+        """Return the buffers that follow from the configuration, by name. They are not saved."""
         return {}
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        self._init_weights(module)  # transformers' own passes over a model that holds no tensor directly
+        self._init_weights(module)  # transformers' own method skips a module without tensors of its own
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave what timm and torch initialised alone, and complete what ``from_pretrained`` could not load.
+        """Keep the initialisation of timm and torch, and complete what ``from_pretrained`` could not load.
 
-        ``from_pretrained`` builds on the meta device, then hands over uninitialised memory for everything the file
-        does not hold: the buffers that are never saved (TinyViT's attention indices) and any missing weight. Both are
-        taken from a freshly built twin, so the result is what the constructor would have given.
+        ``from_pretrained`` builds on the meta device and allocates uninitialised memory for everything that the file
+        lacks: non-persistent buffers (TinyViT's attention indices) and missing weights. Both are copied from a newly
+        built model, so the result equals that of the constructor.
         """
         if module is not self or not self._awaits_weights:
             return
@@ -110,7 +117,13 @@ class TimmModel(PreTrainedModel):
 
 
 class StudentTrunk(TimmModel):
-    """``pixel_values`` (b, 3, h, w), normalised for the host, to ``last_hidden_state`` (b, gh * gw, hidden_size)."""
+    """Trunk of a student: timm backbone, head and conversion of the host's normalisation.
+
+    Example:
+        >>> trunk = build_trunk(StudentTrunkConfig(backbone="es_rv_m"))
+        >>> trunk(torch.zeros(1, 3, 1008, 1008)).last_hidden_state.shape
+        torch.Size([1, 5184, 1024])
+    """
 
     config_class = StudentTrunkConfig
     config: StudentTrunkConfig
@@ -120,34 +133,51 @@ class StudentTrunk(TimmModel):
         self.backbone = build_backbone(config.backbone, config.image_size)
         self.levels = levels(self.backbone)
         self.head = HEADS.get(config.head)([level.channels for level in self.levels], config.hidden_size)
-        # not saved: the config is the truth, and the keys stay those of backbone and head
+        # Not saved, because they follow from the config, and the keys stay those of backbone and head.
         for name, value in self.computed().items():
             self.register_buffer(name, value, persistent=False)
         self.post_init()
 
     def computed(self) -> dict[str, Tensor]:
+        """Return scale and shift from the host's normalisation to the backbone's."""
         scale, shift = _renormalisation(self.config)
         return {"input_scale": scale, "input_shift": shift}
 
     def image_embedding(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b hidden gh gw"]:
-        """The embedding as a grid, which is how the teacher's raw trunk output is cached.
+        """Return the embedding as a grid, the format in which the teacher's trunk output is cached.
 
-        Raises ``UserError`` if h or w is not a multiple of ``patch_size``.
+        Args:
+            pixel_values: Images, normalised for the host.
+
+        Raises:
+            UserError: h or w is not a multiple of ``patch_size``.
         """
         grid = grid_of(tuple(pixel_values.shape[-2:]), self.config.patch_size)
         images = (pixel_values * self.input_scale + self.input_shift).to(self.dtype)
         return self.head(feature_maps(self.backbone, self.levels, images), grid)
 
     def forward(self, pixel_values: Float[Tensor, "b 3 h w"], **kwargs) -> BaseModelOutput:
-        """The embedding as tokens in row-major order. Hosts pass further options on to their backbone; it has none."""
+        """Return the embedding as tokens in row-major order, ``last_hidden_state`` (b, gh * gw, hidden_size).
+
+        Hosts pass further options to their backbone. This one has none and ignores them.
+
+        Args:
+            pixel_values: Images, normalised for the host.
+        """
         return BaseModelOutput(last_hidden_state=self.image_embedding(pixel_values).flatten(2).transpose(1, 2))
 
 
 def build_trunk(config: StudentTrunkConfig, pretrained: bool | Path = False) -> StudentTrunk:
-    """A trunk with random weights; ``pretrained`` True takes timm's ImageNet weights, a path reads them from a file.
+    """Build a trunk.
 
-    Raises ``UserError`` where the backbone cannot run at ``config.image_size``, and where the weights cannot be
-    downloaded, read, or do not fit the backbone.
+    Args:
+        config: Configuration of the trunk.
+        pretrained: False gives random weights, True loads timm's ImageNet weights into the backbone, and a path loads
+            the backbone from a file.
+
+    Raises:
+        UserError: The backbone cannot run at ``config.image_size``, or the weights cannot be downloaded, cannot be read
+            or do not fit.
     """
     trunk = StudentTrunk(config)
     start_backbone(trunk.backbone, config.backbone, config.image_size, pretrained)
@@ -155,8 +185,8 @@ def build_trunk(config: StudentTrunkConfig, pretrained: bool | Path = False) -> 
 
 
 def start_backbone(net: nn.Module, name: str, image_size: int, pretrained: bool | Path) -> None:
-    """Prove that a backbone runs at ``image_size`` and give it its first weights, as ``build_trunk`` says."""
-    if name not in {row.backbone for row in STUDENTS.values()}:  # those take any size
+    """Check that a backbone runs at ``image_size``, and load its initial weights as ``build_trunk`` does."""
+    if name not in {row.backbone for row in STUDENTS.values()}:  # the named students accept any size
         check_runs(net, name, image_size)
     if isinstance(pretrained, Path):
         load_backbone(net, pretrained)
@@ -166,7 +196,11 @@ def start_backbone(net: nn.Module, name: str, image_size: int, pretrained: bool 
 
 
 def grid_of(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Cells of ``patch_size`` in an image, or a ``UserError`` that names the nearest sizes that work."""
+    """Return the number of cells of ``patch_size`` in an image of ``size`` (height, width).
+
+    Raises:
+        UserError: A side is not a multiple of ``patch_size``. The message has the nearest sizes that are.
+    """
     for pixels in size:
         if pixels % patch_size or pixels < patch_size:
             low = max(patch_size, pixels // patch_size * patch_size)
@@ -178,7 +212,7 @@ def grid_of(size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def _renormalisation(config: StudentTrunkConfig) -> tuple[Tensor, Tensor]:
-    """Scale and shift (1, 3, 1, 1) from the host's normalisation to the backbone's."""
+    """Return scale and shift (1, 3, 1, 1) from the host's normalisation to the backbone's."""
     host_mean, host_std, mean, std = (
         torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1)
         for v in (config.host_mean, config.host_std, config.input_mean, config.input_std)
