@@ -1,4 +1,4 @@
-"""Typed, strict blocks that the jobs' configurations are made of; YAML with ``extends``, ``key=value`` overrides."""
+"""Configuration: typed, strict blocks for all jobs, YAML files with ``extends``, and ``key=value`` overrides."""
 
 from .loading import packaged
 from .parts import (

@@ -1,4 +1,4 @@
-"""Reading configurations: YAML with ``extends``, ``key=value`` overrides, packaged recipes by name."""
+"""Reading of configurations: YAML files with ``extends``, packaged recipes by name, and ``key=value`` overrides."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML reads ``1e-4`` as a string (it wants ``1.0e-4``). A key that is given twice is an error:
-    PyYAML would drop the first one's value."""
+    """YAML loader that reads ``1e-4`` as a float and refuses duplicate keys.
+
+    PyYAML reads ``1e-4`` as a string (YAML 1.1 requires ``1.0e-4``) and silently drops the first value of a duplicate
+    key.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}
-        for key, _ in node.value:  # `<<` is still unfolded here, and what it brings may be overridden
+        for key, _ in node.value:  # merge keys (`<<`) are not expanded yet, since their values may be overridden
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and key.value in lines:
                 twice = f"key {key.value!r} is given twice, in line {lines[key.value]} and in line {line}; keep one"
@@ -43,7 +46,7 @@ _Loader.add_implicit_resolver(
 
 
 def packaged() -> list[str]:
-    """Names of the recipes that ship with the package, such as ``encoder/es_rv_m``."""
+    """Return the names of the recipes in the package, such as ``encoder/es_rv_m``."""
     root = files("samdistill") / "configs"
     return sorted(f"{job.name}/{f.name[:-5]}" for job in root.iterdir() if job.is_dir()
                   for f in job.iterdir() if f.name.endswith(".yaml") and not f.name.startswith("_"))  # fmt: skip
@@ -68,7 +71,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A config over the one it extends. Phases given anew take the place of the parent's one schedule."""
+    """Merge a config over the one that it extends. New phases replace the parent's single schedule."""
     train, new = base.get("train"), over.get("train")
     if isinstance(train, dict) and isinstance(new, dict) and new.get("phases") is not None:
         base = {**base, "train": {key: value for key, value in train.items() if key not in ONE_SCHEDULE}}
@@ -91,7 +94,10 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    """A YAML document that can be walked through. PyYAML raises what it likes: also for a date that is none."""
+    """Parse YAML and check its depth and size.
+
+    PyYAML raises errors of any type, for example for an invalid date.
+    """
     found = yaml.load(text, _Loader)
     check_plain(found)
     return found
@@ -111,7 +117,7 @@ def _override(raw: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The blocks inside a field's type, however deep: ``tuple[PhaseConfig, ...] | None`` holds one."""
+    """Yield the blocks inside a field's type at any depth, such as the one in ``tuple[PhaseConfig, ...] | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
@@ -119,7 +125,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _field_names(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """The keys that exist where an unknown one was given."""
+    """Return the valid keys at the place of an unknown one."""
     model = kind
     for part in path:
         if isinstance(part, int):
@@ -132,7 +138,16 @@ def _field_names(kind: type[BaseModel], path: Sequence[int | str]) -> list[str]:
 
 
 def check_against(kind: type[AnyConfig], raw: dict[str, Any], origin: str) -> AnyConfig:
-    """``raw`` as a checked config of ``kind``, or a ``UserError`` with one line per problem."""
+    """Validate ``raw`` as a config of class ``kind``.
+
+    Args:
+        kind: Class of the config.
+        raw: Settings of ``read_config``.
+        origin: Name of the config in error messages.
+
+    Raises:
+        UserError: The settings are invalid. The message has one line per problem.
+    """
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
@@ -140,12 +155,12 @@ def check_against(kind: type[AnyConfig], raw: dict[str, Any], origin: str) -> An
 
 
 def _problems(kind: type[BaseModel], error: ValidationError, origin: str) -> Iterator[str]:
-    """Origin, key, problem and suggestion of each problem."""
+    """Yield one line per problem: origin, key, problem and suggestion."""
     problems = error.errors()
     inside = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
     for problem in problems:
         if problem["type"] == "too_short" and problem["loc"] in inside:
-            continue  # pydantic does not count entries that have a problem of their own
+            continue  # pydantic does not count invalid entries, whose own problems are reported
         where = ".".join(str(p) for p in problem["loc"])
         if problem["type"] == "extra_forbidden":
             *parents, last = problem["loc"]
@@ -161,7 +176,22 @@ def _problems(kind: type[BaseModel], error: ValidationError, origin: str) -> Ite
 
 
 def read_config(name: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings of ``name`` (a path, or a packaged recipe) over those that it extends, under the overrides."""
+    """Read the settings of a config, merge them over those that it extends, and apply the overrides.
+
+    Args:
+        name: A path or the name of a packaged recipe.
+        overrides: Settings of the form ``key=value``, with dotted keys and YAML values.
+
+    Returns:
+        The settings, not validated. ``check_against`` validates them.
+
+    Raises:
+        UserError: A config does not exist, cannot be read or extends itself, or an override is invalid.
+
+    Example:
+        >>> read_config("encoder/es_rv_m", ["train.lr=3e-4"])["train"]["lr"]
+        0.0003
+    """
     path = _find(str(name))
     given: dict[str, Any] = {}
     for text in overrides:

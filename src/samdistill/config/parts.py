@@ -1,4 +1,4 @@
-"""The blocks that configurations are made of, whatever the job: strict, typed, frozen."""
+"""Configuration blocks that jobs share: strict, typed and frozen."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from ..registry import CODECS, HEADS, Registry, TermTable, did_you_mean
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
-"""A number of things, or 0."""
+"""A number of things; 0 is allowed."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Pixels = Annotated[int, Field(gt=0, le=16384)]
-"""Side of a square input."""
+"""Side of a square input in pixels."""
 Rate = Annotated[float, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
 Ratio = Annotated[float, Field(gt=0, le=1000)]
@@ -38,7 +38,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _is_name(value: str) -> str:
-    """A name that is also a folder's: one part, which stays where it is put."""
+    """Check that a name is also the name of a folder: one path component that stays in its parent folder."""
     if (problem := key_problem(value)) is not None or "/" in value:
         raise ValueError(f"names a folder, so {problem or 'it cannot hold a slash'}")
     return value
@@ -48,7 +48,7 @@ Name = Annotated[str, AfterValidator(_is_name)]
 
 
 def registered(registry: Registry[Any]) -> Callable[[str], str]:
-    """Validator of a name of ``registry``."""
+    """Return a validator that accepts the names in ``registry``."""
 
     def check(value: str) -> str:
         if value not in registry:
@@ -59,14 +59,16 @@ def registered(registry: Registry[Any]) -> Callable[[str], str]:
 
 
 def _codec(value: str) -> str:
-    """A codec's name; ``pca256-int8`` is one of ``pca{K}-int8``."""
+    """Check the name of a codec. ``pca256-int8`` is an instance of ``pca{K}-int8``."""
     registered(CODECS)(re.sub(r"^pca[1-9]\d*-", "pca{K}-", value))
     return value
 
 
 class Strict(BaseModel):
-    """A block without unknown keys. In every path, and in every text that begins with it, ``~`` is the home folder; no
-    text holds what cannot be written as UTF-8."""
+    """Base class of blocks. Unknown keys are errors.
+
+    In paths, and in text that starts with it, ``~`` is the home folder. Text must be encodable as UTF-8.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -81,32 +83,32 @@ class Strict(BaseModel):
 
 
 class TeacherConfig(Strict):
-    """What gives the signal. ``path``: a Hugging Face folder or hub id, an original ``sam3.pt``, or ``sandbox``."""
+    """The teacher. ``path`` is a Hugging Face folder or hub id, an original ``sam3.pt``, or ``sandbox``."""
 
     kind: str = "sam3"
     path: str
     image_size: Pixels | None = None
-    """Side of the square input in pixels; None takes the checkpoint's own."""
+    """Side of the square input in pixels. None uses the checkpoint's."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tokenizer: Path | None = None
-    """Folder or file of the tokenizer, for a job in words; None takes the one beside the checkpoint."""
+    """Folder or file of the tokenizer, for jobs with text prompts. None uses the one beside the checkpoint."""
 
 
 class StudentConfig(Strict):
-    """The trunk that replaces the teacher's ViT. ``backbone`` is a student's name (es_rv_m) or any timm model."""
+    """The trunk that replaces the teacher's ViT. ``backbone`` is a student's name (``es_rv_m``) or any timm model."""
 
     backbone: str
     head: Annotated[str, AfterValidator(registered(HEADS))] = "fused"
     pretrained: bool | Path = False
-    """True downloads timm's ImageNet weights; a path reads them from a file."""
+    """True downloads timm's ImageNet weights. A path reads the weights from a file."""
 
 
 class AugmentConfig(Strict):
-    """Seeded augmentations, drawn per view. All off by default."""
+    """Random augmentations, drawn per view from a seed. All are off by default."""
 
     flip: Fraction = 0.0
     crop_scale: tuple[Fraction, Fraction] | None = None
-    """Area range of a resized crop, as in torchvision's RandomResizedCrop."""
+    """Range of the crop's area as a share of the image, as in torchvision's RandomResizedCrop."""
     crop_ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
     brightness: Fraction = 0.0
     contrast: Fraction = 0.0
@@ -115,24 +117,24 @@ class AugmentConfig(Strict):
 
 
 class DataConfig(Strict):
-    """Where images come from and how they are laid on the model's canvas."""
+    """The data set, its split into training and held-out images, and the placement of images on the model's canvas."""
 
     kind: str = "sa1b"
     root: Path
     split: Name = "train"
     held_out: Name | None = "val"
-    """Split for evaluation. A plain folder has none: ``held_out_fraction`` of its images are set aside by key."""
+    """Split for evaluation. If None, or without splits, ``held_out_fraction`` of the images is held out by key."""
     held_out_fraction: Fraction = 0.1
     held_out_last: Positive | None = None
-    """Sets aside the last so many keys in place of a split or a fraction."""
+    """Holds out this number of the last keys, instead of a split or a fraction."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Reproducible share of the images, chosen by a hash of the key: 1 % lies inside 5 % lies inside 10 %."""
+    """Share of the images, chosen by a hash of the key. Smaller shares are subsets of larger ones."""
     ids: Path | None = None
-    """A text file with one image key a line, in place of ``fraction``."""
+    """Text file with one image key per line, instead of ``fraction``."""
     geometry: Literal["square", "longest_side"] = "square"
     augment: AugmentConfig = AugmentConfig()
     views: Positive = 1
-    """Augmented views cached per image; epoch e trains on view e mod views."""
+    """Augmented views cached per image. Epoch e trains on view e mod views."""
     seed: Seed = 0
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
 
@@ -144,7 +146,7 @@ class DataConfig(Strict):
 
 
 class CacheConfig(Strict):
-    """The feature store. ``root`` None puts it into the run folder (``embeddings/``; ``features/`` of videos)."""
+    """The feature store. ``root`` None is a folder in the run: ``embeddings/``, or ``features/`` for videos."""
 
     root: Path | None = None
     codec: Annotated[str, AfterValidator(_codec)] = "fp16"
@@ -153,7 +155,7 @@ class CacheConfig(Strict):
 
 
 class UnknownTerm(ValueError):
-    """A key of a ``loss`` block that names no term. known: those that there are."""
+    """A key of a ``loss`` block that is not a term. ``known`` lists the valid names."""
 
     def __init__(self, name: str, known: list[str]) -> None:
         super().__init__(f"unknown key {name!r}")
@@ -161,10 +163,9 @@ class UnknownTerm(ValueError):
 
 
 class LossConfig(Strict):
-    """Weights of loss terms by name; ``loss_block`` makes the class of a job.
+    """Weights of loss terms by name. ``loss_block`` creates the class of a job.
 
-    A term that was registered in one of ``TABLES`` without a weight can be named too, and counts with the weight that
-    is given.
+    A term that is registered in one of ``TABLES`` without a default weight may be named too.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -185,26 +186,31 @@ class LossConfig(Strict):
 
     @classmethod
     def term_names(cls) -> tuple[str, ...]:
-        """Every term that can be named, those of every run first."""
+        """Return the names of all terms. Those with a default weight come first."""
         declared = [name for table in cls.TABLES for name in table.weights]
         return tuple(dict.fromkeys([*declared, *(name for table in cls.TABLES for name in table.names())]))
 
     def weight(self, name: str) -> Any:
-        """Of a term; 0 for one that the config does not name."""
+        """Return the weight of a term, or 0 for a term that the config does not name."""
         return getattr(self, name, 0.0)
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The terms that this run has."""
+        """The terms that this run uses."""
         return tuple(name for name in self.term_names() if hasattr(self, name))
 
 
 def loss_block(
     name: str, text: str, tables: tuple[TermTable, ...], kind: Any = Weight, **settings: Any
 ) -> type[LossConfig]:
-    """The ``loss`` block of a job: a weight per declared term of ``tables``, then further ``settings``.
+    """Create the class of a job's ``loss`` block, with a weight per term of ``tables`` that has a default.
 
-    text: its docstring. kind: type of the weights. settings: (type, default) by name.
+    Args:
+        name: Name of the class.
+        text: Docstring of the class.
+        tables: Tables of the job's terms.
+        kind: Type of the weights.
+        settings: Further fields, as (type, default) by name.
     """
     weights: dict[str, Any] = {term: (kind, weight) for table in tables for term, weight in table.weights.items()}
     made = create_model(name, __base__=LossConfig, __doc__=text, **weights, **settings)
@@ -213,7 +219,7 @@ def loss_block(
 
 
 class PhaseConfig(Strict):
-    """A part of a training with a schedule of its own: linear warm-up, then cosine to ``min_lr``."""
+    """A training phase with its own schedule: linear warm-up, then cosine decay to ``min_lr``."""
 
     name: str
     epochs: Positive
@@ -222,30 +228,30 @@ class PhaseConfig(Strict):
     warmup_lr: Rate = 0.0
     min_lr: Rate = 0.0
     terms: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Loss terms that train in this phase; None takes all."""
+    """Loss terms that are trained in this phase. None uses all."""
 
 
 class FreezeConfig(Strict):
-    """Parameters that do not train, or not yet. ``match``: globs of their names, such as ``vision_encoder.*``."""
+    """Frozen parameters. ``match`` has globs of their names, such as ``vision_encoder.*``."""
 
     match: Annotated[tuple[str, ...], Field(min_length=1)]
     until: Positive | None = None
-    """The epoch (from 0) at whose start they begin to train; None: never."""
+    """Epoch, from 0, at whose start they are unfrozen. None keeps them frozen."""
 
 
 class RateConfig(Strict):
-    """Parameters with a learning rate of their own: ``scale`` times the schedule's. The first match counts."""
+    """Parameters with another learning rate, ``scale`` times the schedule's. The first matching entry applies."""
 
     match: Annotated[tuple[str, ...], Field(min_length=1)]
     scale: Annotated[float, Field(gt=0)]
 
 
 ONE_SCHEDULE = ("epochs", "lr", "warmup_lr", "min_lr", "warmup_epochs")
-"""Keys of ``train`` that phases take the place of."""
+"""Keys of ``train`` that ``phases`` replaces."""
 
 
 class TrainConfig(Strict):
-    """The engine's settings. ``batch_size`` is global: ranks and accumulation divide it."""
+    """Settings of the training. ``batch_size`` is global: processes and accumulation divide it."""
 
     epochs: Positive = 50
     batch_size: Positive = 64
@@ -254,7 +260,7 @@ class TrainConfig(Strict):
     warmup_lr: Rate = 1e-6
     min_lr: Rate = 1e-5
     lr_batch: Positive | None = 512
-    """Rates are scaled by batch_size / lr_batch; None leaves them."""
+    """The rates are scaled by batch_size / lr_batch. None does not scale them."""
     warmup_epochs: Annotated[float, Field(ge=0, lt=2**31)] = 5.0
     weight_decay: Rate = 0.01
     betas: tuple[Decay, Decay] = (0.9, 0.999)
@@ -262,21 +268,22 @@ class TrainConfig(Strict):
     clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: Decay = 0.0
-    """Decay of the weight average; 0 turns it off."""
+    """Decay of the exponential moving average of the weights. 0 disables it."""
     batch_norm: Literal["batch", "frozen"] = "batch"
-    """Statistics that batch norms normalise with while training. batch: those of the micro-batch, which is too small a
-    sample below about 8 images. frozen: the ones that the student starts with; layers without any are measured once."""
+    """Statistics of batch norms in training. ``batch``: those of the micro-batch, which are too noisy below about 8
+    images. ``frozen``: the student's initial ones. Layers without any are measured once.
+    """
     sync_bn: bool = True
-    """With ``batch_norm: batch``, one micro-batch is what all processes compute together."""
+    """With ``batch_norm: batch``, compute the statistics over the micro-batches of all processes."""
     compile: bool = False
     seed: Seed = 0
     keep: Positive = 3
-    """Epoch checkpoints kept; the last one always is."""
+    """Number of epoch checkpoints to keep. The last one is always kept."""
     log_every: Positive = 10
     freeze: tuple[FreezeConfig, ...] = ()
     rates: tuple[RateConfig, ...] = ()
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)] | None = None
-    """Phases one after the other, in place of ``epochs`` and the rates; None makes one phase of those."""
+    """Consecutive phases, instead of ``epochs`` and the rates. None trains one phase with those."""
 
     @model_validator(mode="after")
     def _phases_differ(self) -> TrainConfig:
@@ -287,7 +294,7 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _phases_or_one_schedule(self) -> TrainConfig:
-        """A resolved config names every key, so a default beside phases says nothing and is no contradiction."""
+        """Refuse phases together with a schedule. Defaults are allowed, since a resolved config contains every key."""
         defaults = {name: TrainConfig.model_fields[name].default for name in ONE_SCHEDULE}
         given = [name for name in ONE_SCHEDULE if getattr(self, name) != defaults[name]]
         if self.phases is not None and given:
@@ -300,10 +307,11 @@ class TrainConfig(Strict):
 
     @property
     def total_epochs(self) -> int:
+        """Number of epochs, summed over the phases if there are any."""
         return self.epochs if self.phases is None else sum(phase.epochs for phase in self.phases)
 
     def phase_at(self, epoch: int) -> PhaseConfig | None:
-        """The phase that epoch ``epoch`` (from 0) belongs to; None where there are none."""
+        """Return the phase of an epoch (from 0), or None without phases."""
         for phase in self.phases or ():
             if epoch < phase.epochs:
                 return phase
@@ -311,7 +319,7 @@ class TrainConfig(Strict):
         return self.phases[-1] if self.phases else None
 
     def phase_starts(self) -> list[tuple[str, int]]:
-        """Name and first epoch of each phase; one without a name where there are none."""
+        """Return name and first epoch of each phase. Without phases there is one with an empty name."""
         found, start = [], 0
         for phase in self.phases or ():
             found.append((phase.name, start))
@@ -320,9 +328,9 @@ class TrainConfig(Strict):
 
 
 class Run(Strict):
-    """What the configuration of every job has: also ``job``, a literal, and ``loss``, its terms' weights."""
+    """Base of every job's configuration. Jobs add ``job``, a literal, and ``loss``, the weights of their terms."""
 
-    if TYPE_CHECKING:  # declared in each job's class, for pydantic keeps the order of the keys
+    if TYPE_CHECKING:  # each job's class declares it, because pydantic keeps the order of declaration
         job: str
     output: Path
     data: DataConfig
@@ -339,16 +347,19 @@ class Run(Strict):
 
     @classmethod
     def term_names(cls) -> tuple[str, ...]:
-        """Names of the job's loss terms."""
+        """Return the names of the job's loss terms."""
         loss: type[LossConfig] = cls.model_fields["loss"].annotation  # type: ignore[assignment]
         return loss.term_names()
 
     def to_yaml(self) -> str:
+        """Return the config as YAML with every key."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 class EvaluateConfig(Strict):
+    """Evaluation on held-out images after training."""
+
     prompts: tuple[Literal["box", "point", "refine", "refine2"], ...] = ("box", "point", "refine")
     images: Positive | None = None
-    """At most this many held-out images; None takes all."""
+    """Largest number of held-out images. None uses all."""
     batch_size: Positive = 4

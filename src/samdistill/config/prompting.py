@@ -1,4 +1,4 @@
-"""Configuration of promptable models and of the prompts that they are asked."""
+"""Configuration of promptable models and of their prompts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from .parts import Count, Name, Pixels, Positive, Strict, Weight
 
 
 class TeacherEntry(Strict):
-    """One of several teachers. ``checkpoint``: a Hugging Face folder or hub id of SAM or a SAM 3 tracker, a folder of
-    MobileSAM, an original ``sam_vit_*.pth`` or ``mobile_sam.pt``, or the sandbox's name ``sandbox``."""
+    """One of several teachers.
+
+    ``checkpoint`` is a Hugging Face folder or hub id of a SAM or a SAM 3 tracker, a folder of a MobileSAM, an original
+    ``sam_vit_*.pth`` or ``mobile_sam.pt``, or the name of a packaged model such as ``sandbox-sam``.
+    """
 
     name: Name
     checkpoint: str
@@ -21,20 +24,22 @@ class TeacherEntry(Strict):
     image_size: Pixels | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     cfg: str | None = None
-    """Taken so that published blocks can be pasted, and not read: the checkpoint says what it is."""
+    """Not used. It is accepted so that published blocks can be pasted; the checkpoint determines its architecture."""
 
 
 class PromptableConfig(Strict):
     """The student. Without ``start`` it is a MobileSAM with random weights."""
 
     start: Path | None = None
-    """MobileSAM's folder or ``mobile_sam.pt``, a finished run of this job, or a merged SAM 3 tracker; its architecture
-    is then the student's, and the keys below are not used."""
+    """Folder of a MobileSAM, a ``mobile_sam.pt``, a finished run of this job, or a merged SAM 3 tracker. Its
+    architecture is used, and the keys below are ignored.
+    """
     backbone: str = "tiny_vit_5m_224"
-    """A student's name (es_rv_m) or any timm model with feature maps."""
+    """A student's name (``es_rv_m``) or any timm model with feature maps."""
     neck: Literal["last", "fused"] | None = None
-    """last: the deepest map, which has to have the embedding's grid (TinyViT, as MobileSAM has it); fused: all maps.
-    None takes last for TinyViT and fused for others."""
+    """``last`` uses the deepest map, which must have the embedding's grid (TinyViT, as in MobileSAM). ``fused`` uses
+    all maps. None is ``last`` for TinyViT and ``fused`` for others.
+    """
     pretrained: bool | Path = False
     image_size: Pixels = 1024
     patch_size: Positive = 16
@@ -46,26 +51,26 @@ class PromptableConfig(Strict):
 
 
 class PromptsConfig(Strict):
-    """What is asked of an image. The same prompts go to teachers and student."""
+    """Prompts of an image. Teachers and student get the same ones."""
 
     mode: Literal["point", "box", "mixed", "everything"] = "mixed"
-    """mixed: one of a point prompt, a box, or a box with points, drawn per image. everything: points of a grid."""
+    """``mixed``: points, a box, or a box with points, drawn per image. ``everything``: the points of a grid."""
     objects: Positive = 4
     """Prompted objects per image and step."""
     points: tuple[Positive, Positive] = (1, 3)
-    """Least and most positive points of a point prompt, drawn uniformly inside the object."""
+    """Smallest and largest number of positive points of a point prompt. They are drawn uniformly inside the object."""
     negative_points: tuple[Count, Count] = (0, 0)
-    """Least and most negative points, drawn in a band around the object."""
+    """Smallest and largest number of negative points. They are drawn in a band around the object."""
     box_jitter: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
-    """Standard deviation of a box's edges, as a share of its sides."""
+    """Standard deviation of the box edges, as a share of the box sides."""
     grid_points: Positive = 16
     """Points per side of the grid of ``everything``."""
     candidates: Positive = 1
-    """Hard prompts: of so many draws per image the one that the student answers worst is trained on."""
+    """Hard prompts: number of draws per image, of which the one with the student's worst result is trained."""
     rounds: Count = 0
-    """Prompt in the loop: so many corrective clicks after the first answer, each drawn from its error."""
+    """Number of corrective clicks after the first prediction. Each is drawn from the error region of the one before."""
     click: Literal["centre", "random"] = "centre"
-    """Where in the error region a corrective click falls: its deepest pixel, or any."""
+    """Position of a corrective click in the error region: its innermost pixel, or a random one."""
 
     @model_validator(mode="after")
     def _ranges(self) -> PromptsConfig:

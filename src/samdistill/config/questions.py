@@ -1,4 +1,4 @@
-"""Configuration of what is asked of an image in words or by showing a box."""
+"""Configuration of concept prompts: phrases or exemplar boxes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from .parts import Fraction, Positive, Strict
 
 
 class QuestionsConfig(Strict):
-    """What is asked of an image. The same questions go to the teacher and the student."""
+    """Questions about an image. Teacher and student get the same ones."""
 
     source: Literal["generic", "jsonl", "names"] = "generic"
-    """generic: the list below. jsonl: a file of phrases or captions per image. names: what the data set calls its
-    objects (COCO's categories, the sandbox's concepts)."""
+    """``generic``: the list below. ``jsonl``: a file with phrases or captions per image. ``names``: the data set's
+    names of its objects (COCO's categories, the sandbox's concepts).
+    """
     generic: Annotated[tuple[str, ...], Field(min_length=1)] = (
         "object", "thing", "item", "person", "animal", "vehicle", "furniture", "food", "plant", "building",
     )  # fmt: skip
     file: Path | None = None
-    """The jsonl: one ``{"key": ..., "phrases": [...]}`` or ``{"key": ..., "caption": ...}`` a line."""
+    """File with one ``{"key": ..., "phrases": [...]}`` or ``{"key": ..., "caption": ...}`` per line."""
     per_image: Positive = 1
     negatives: Fraction = 0.0
-    """Share of the questions in words that ask for something absent: a phrase of other images."""
+    """Share of the text questions about an absent object. Their phrases are those of other images."""
     boxes: Fraction = 0.0
-    """Share of the questions that show an annotated object's box in place of words."""
+    """Share of the questions with the box of an annotated object instead of text."""
     jitter: Annotated[float, Field(ge=0, lt=0.5)] = 0.05
-    """Standard deviation of a shown box's edges, as a share of its sides."""
+    """Standard deviation of the box edges, as a share of the box sides."""
 
     @model_validator(mode="after")
     def _fits_source(self) -> QuestionsConfig:
