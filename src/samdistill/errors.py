@@ -1,5 +1,5 @@
-"""The one error a user sees. Apart from ``types`` so that the command line can start without torch."""
+"""The error for users. It is separate from ``types``, so that the command line starts without torch."""
 
 
 class UserError(Exception):
-    """A mistake the user can mend: the command line prints its message alone and exits with 2."""
+    """A mistake that the user can correct. The command line prints only its message and exits with code 2."""

@@ -1,4 +1,4 @@
-"""A name-to-thing table that explains itself: what is registered can be listed, and a typo gets a suggestion."""
+"""Tables of named entries, with suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """``@REGISTRY.register("name")`` on a class or function; ``REGISTRY.get("name")`` later.
+    """Table of entries by name.
 
-    home: module that registers the package's own entries; it is imported when a name is first looked up.
+    Args:
+        kind: Kind of the entries, for error messages.
+        home: Module that registers the package's own entries. It is imported at the first lookup.
+
+    Example:
+        >>> @HEADS.register("linear")
+        ... class LinearHead(nn.Module): ...
+        >>> HEADS.get("linear")
     """
 
     def __init__(self, kind: str, home: str | None = None) -> None:
@@ -28,7 +35,11 @@ class Registry(Generic[T]):
         return self._entries
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator. A second registration of a name is a programming error: ``ValueError``."""
+        """Return a decorator that registers a class or function.
+
+        Raises:
+            ValueError: The name is already registered.
+        """
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
 
@@ -39,13 +50,18 @@ class Registry(Generic[T]):
         return add
 
     def get(self, name: str) -> T:
-        """The entry, or a ``UserError`` that suggests the nearest names and lists all."""
+        """Return an entry.
+
+        Raises:
+            UserError: The name is unknown. The message suggests a similar name or lists all.
+        """
         known = self._known()
         if name in known:
             return known[name]
         raise UserError(f"no {self.kind} is called {name!r}{did_you_mean(name, list(known))}")
 
     def names(self) -> list[str]:
+        """Return the sorted names."""
         return sorted(self._known())
 
     def __iter__(self) -> Iterator[str]:
@@ -59,33 +75,36 @@ class Registry(Generic[T]):
 
 
 class TermTable(Registry[Callable[..., Any]]):
-    """Loss terms, each declared once, beside its function: ``@TABLE.term("mse", 1.0)``.
+    """Table of loss terms. A term is declared once, beside its function: ``@TABLE.term("mse", 1.0)``.
 
-    The declaration gives the config its key and default weight, the phases their names, and the docs their table. A
-    term that is registered without a weight counts where a config names it.
+    The declaration defines the config key, its default weight, and the name for phases. A term that is registered
+    without a weight is used if a config names it.
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.weights: dict[str, float] = {}
-        """Default weights, in the order of declaration."""
+        """Default weight of each term, in the order of declaration."""
 
     def term(self, name: str, weight: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Decorator of a term that every run has unless its config says otherwise."""
+        """Return a decorator that registers a term with a default weight.
+
+        Every run has the term, with this weight unless its config sets another one.
+        """
         self.weights[name] = weight
         return self.register(name)
 
 
 HEADS: Registry[Any] = Registry("head", "samdistill.students.heads")
-"""What brings a trunk's maps to the teacher's embedding, by the names of ``student.head``."""
+"""Heads of trunks by the names of ``student.head``."""
 CODECS: Registry[Any] = Registry("codec", "samdistill.store.codecs")
-"""How records are stored, by the names of ``cache.codec``."""
+"""Encodings of records by the names of ``cache.codec``."""
 MATCHERS: Registry[Any] = Registry("matcher", "samdistill.ops.matching")
-"""How queries are paired, by the names of ``match.method``."""
+"""Algorithms that pair queries by the names of ``match.method``."""
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """The tail of an error message: ``; did you mean 'x'?`` or the list of what there is."""
+    """Return the end of an error message: ``; did you mean 'x'?``, or the list of known names if none is similar."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -1,4 +1,4 @@
-"""The currency of the rooms: what data, teachers, students, losses and the engine hand each other."""
+"""Data types that data, teachers, students, losses and the engine exchange."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from .errors import UserError as UserError
 
 Features = dict[str, Tensor]
-"""Tap name to tensor; each teacher documents the layout of its taps."""
+"""Tensor by tap name. Each teacher documents the layout of its taps."""
 
 
 class _Movable:
     def to(self, device: torch.device | str):
-        """A copy with every tensor on ``device``, however deep."""
+        """Return a copy with all tensors, also nested ones, on ``device``."""
         return type(self)(*(_moved(getattr(self, f.name), device) for f in fields(self)))  # type: ignore[arg-type]
 
 
@@ -32,10 +32,19 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 
 @dataclass(frozen=True)
 class ImageBatch(_Movable):
-    """Images as they travel: uint8, one canvas size, padding at the bottom and the right only.
+    """A batch of uint8 images on canvases of one size, with padding only at the bottom and at the right.
 
-    images: RGB, 0..255. sizes: height and width of the part that is not padding. original_sizes: of the file.
-    keys: one name per image, unique in its data set. seeds: what replays the augmentation of this view.
+    Attributes:
+        images: RGB, 0..255.
+        sizes: Height and width in pixels of the part that is not padding.
+        original_sizes: Height and width of the image file in pixels.
+        keys: Name of each image, unique in its data set.
+        seeds: Seeds that reproduce the augmentation of each view.
+
+    Example:
+        >>> batch = ImageBatch.full(torch.zeros(2, 3, 1008, 1008, dtype=torch.uint8))
+        >>> batch.valid((72, 72)).all()
+        tensor(True)
     """
 
     images: UInt8[Tensor, "b 3 h w"]
@@ -49,14 +58,18 @@ class ImageBatch(_Movable):
 
     @classmethod
     def full(cls, images: UInt8[Tensor, "b 3 h w"], keys: tuple[str, ...] | None = None) -> ImageBatch:
-        """A batch without padding or augmentation."""
+        """Create a batch without padding or augmentation. Default keys are ``0``, ``1`` and so on."""
         count, size = images.shape[0], torch.tensor(images.shape[-2:])
         sizes = size.expand(count, 2)
         names = keys if keys is not None else tuple(str(i) for i in range(count))
         return cls(images, sizes, sizes, names, torch.zeros(count, dtype=torch.int64))
 
     def valid(self, grid: tuple[int, int]) -> Bool[Tensor, "b gh gw"]:
-        """Cells of a ``grid`` laid over the canvas whose centre lies on the image, not on padding."""
+        """Return which cells of a grid over the canvas have their centre on the image, not on padding.
+
+        Args:
+            grid: Height and width of the grid in cells.
+        """
         height, width = self.images.shape[-2:]
         rows = (torch.arange(grid[0], device=self.sizes.device) + 0.5) * (height / grid[0])
         columns = (torch.arange(grid[1], device=self.sizes.device) + 0.5) * (width / grid[1])
@@ -67,10 +80,14 @@ class ImageBatch(_Movable):
 
 @dataclass(frozen=True)
 class Prompts(_Movable):
-    """Prompts for n objects in each of b images, in pixels of the model's input canvas.
+    """Prompts for n objects in each of b images. Coordinates are pixels of the model's input canvas.
 
-    points: x, y; labels: 1 inside, 0 outside, -10 padding; boxes: xyxy; masks: logits of an earlier prediction at
-    the decoder's resolution; valid: False for slots that only pad the batch.
+    Attributes:
+        valid: False for slots that are padding.
+        points: Points as x, y.
+        labels: 1 for positive points, 0 for negative ones, -10 for padding.
+        boxes: Boxes as xyxy.
+        masks: Logits of an earlier prediction at the decoder's resolution.
     """
 
     valid: Bool[Tensor, "b n"]
@@ -82,10 +99,12 @@ class Prompts(_Movable):
 
 @dataclass(frozen=True)
 class PromptGroup(_Movable):
-    """Images of a batch that are asked in one way, so that no prompt has to be padded.
+    """Images of a batch whose prompts have the same form, so that no prompt needs padding.
 
-    rows: which images, ascending. prompts: about n objects of each. multimask: ask for the three masks of an ambiguous
-    prompt, else for one.
+    Attributes:
+        rows: Indices of the images, ascending.
+        prompts: Prompts for n objects of each image.
+        multimask: Predict three masks for an ambiguous prompt instead of one.
     """
 
     rows: Int[Tensor, " g"]
@@ -95,11 +114,14 @@ class PromptGroup(_Movable):
 
 @dataclass(frozen=True)
 class GroupSignals(_Movable):
-    """What a promptable SAM says to one ``PromptGroup``, and what its decoder computed on the way.
+    """Predictions of a promptable SAM for a ``PromptGroup``, and features of its decoder.
 
-    prompt_embed: the image embedding as it enters the first two-way block, dense prompt embedding added; k is n where
-    the prompts hold masks, else 1, since it is then the same for all. mask_tokens: the four mask tokens after the
-    two-way transformer. low_res_masks: logits; m is 1, or 3 with multimask. None where they were not kept.
+    Attributes:
+        prompt_embed: Image embedding at the input of the first two-way block, including the dense prompt embedding. k
+            is n if the prompts have masks. Otherwise k is 1, because it is the same for all objects.
+        mask_tokens: The four mask tokens after the two-way transformer.
+        low_res_masks: Mask logits. m is 3 with multimask, else 1. None if not kept.
+        iou_scores: Predicted IoU of each mask. None if not kept.
     """
 
     prompt_embed: Float[Tensor, "g k c gh gw"]
@@ -110,9 +132,12 @@ class GroupSignals(_Movable):
 
 @dataclass(frozen=True)
 class PromptSignals(_Movable):
-    """The four signals of prompt distillation for a batch; ``groups`` in the order of the batch's.
+    """The four signals of prompt distillation for a batch.
 
-    encoder_patch: features of the image encoder before its neck, brought to the same channels in student and teachers.
+    Attributes:
+        encoder_patch: Features of the image encoder before its neck, projected to the same channels in student and
+            teachers.
+        groups: Signals of each group, in the order of the batch's groups.
     """
 
     encoder_patch: Float[Tensor, "b c gh gw"]
@@ -120,16 +145,23 @@ class PromptSignals(_Movable):
 
 
 VISUAL = "visual"
-"""What SAM 3's processor puts in place of words where a prompt is boxes alone (transformers, ``processing_sam3``)."""
+"""Text that SAM 3's processor uses for a prompt with boxes only (transformers, ``processing_sam3``)."""
 
 
 @dataclass(frozen=True)
 class ConceptPrompts(_Movable):
-    """p questions about the images of a batch, several per image allowed.
+    """p questions about the images of a batch. An image may have several.
 
-    Words travel as text, as images travel as uint8: each model tokenises for itself. texts: a noun phrase per question.
-    image: which image of the batch, ascending. boxes: exemplars, normalised cxcywh of the canvas; labels: 1 like this,
-    0 not like this, -10 padding; k may be 0.
+    Text is not tokenized here, because each model has its own tokenizer.
+
+    Attributes:
+        texts: A noun phrase per question.
+        image: Index of the question's image, ascending.
+        boxes: Exemplar boxes, normalised cxcywh of the canvas. k may be 0.
+        labels: 1 for positive exemplars, 0 for negative ones, -10 for padding.
+
+    Example:
+        >>> ConceptPrompts.words(["a dog", "a red car"], image=[0, 1])
     """
 
     texts: tuple[str, ...]
@@ -142,7 +174,12 @@ class ConceptPrompts(_Movable):
 
     @classmethod
     def words(cls, texts: Sequence[str], image: Sequence[int]) -> ConceptPrompts:
-        """Questions in words alone."""
+        """Create questions without exemplar boxes.
+
+        Args:
+            texts: A noun phrase per question.
+            image: Index of the question's image, ascending.
+        """
         return cls(
             tuple(texts), torch.tensor(image, dtype=torch.int64), torch.zeros(len(texts), 0, 4),
             torch.zeros(len(texts), 0, dtype=torch.int64),
@@ -151,11 +188,16 @@ class ConceptPrompts(_Movable):
 
 @dataclass(frozen=True)
 class DetectorOutput:
-    """What a concept detector answers to p questions about b images, and the features it answered from.
+    """Predictions of a concept detector for p questions on b images, and two of its features.
 
-    pred_masks: logits. pred_boxes: normalised xyxy, not clamped. pred_logits: of each query. presence_logits: of the
-    concept being in the image at all. semantic_seg: logits of all instances together. fpn: per image, finest first, the
-    three levels that the heads read. encoder: the DETR encoder's tokens as a grid, per question.
+    Attributes:
+        pred_masks: Mask logits of q queries.
+        pred_boxes: Boxes, normalised xyxy, not clamped.
+        pred_logits: Logit of each query.
+        presence_logits: Logit of the concept being in the image.
+        semantic_seg: Mask logits of all instances together.
+        fpn: The three levels that the heads read, finest first, per image.
+        encoder: Tokens of the DETR encoder as a grid, per question.
     """
 
     pred_masks: Float[Tensor, "p q h w"]
@@ -168,16 +210,18 @@ class DetectorOutput:
 
     @property
     def scores(self) -> Float[Tensor, "p q"]:
-        """Of each query: its own probability times the concept's presence, as SAM 3 scores its detections."""
+        """Score of each query in 0..1: its probability times that of the concept's presence, as in SAM 3."""
         return self.pred_logits.float().sigmoid() * self.presence_logits.float().sigmoid()
 
 
 @dataclass(frozen=True)
 class ObjectTruth(_Movable):
-    """What p questions should find, from annotations: n objects each, padded.
+    """Ground truth of p questions, padded to n objects. A question may have no object.
 
-    masks: the share of each cell that the object covers, 0..1. boxes: normalised xyxy. valid: False for slots that only
-    pad; a question may have no object at all.
+    Attributes:
+        masks: Share of each cell that the object covers, 0..1.
+        boxes: Normalised xyxy.
+        valid: False for slots that are padding.
     """
 
     masks: Float[Tensor, "p n h w"]
@@ -187,14 +231,14 @@ class ObjectTruth(_Movable):
 
 @dataclass(frozen=True)
 class Term:
-    """One loss term: a scalar value and the weight it enters the total with."""
+    """A loss term: a scalar and its weight in the total."""
 
     value: Float[Tensor, ""]
     weight: float
 
 
 class Terms(Mapping[str, Term]):
-    """Named, weighted loss terms. ``total`` is what is optimised; every name is logged."""
+    """Named, weighted loss terms. ``total`` is minimised. Every term is logged by its name."""
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
         self._terms = dict(terms)
@@ -213,17 +257,21 @@ class Terms(Mapping[str, Term]):
 
     @property
     def total(self) -> Float[Tensor, ""]:
+        """Weighted sum of the terms."""
         return torch.stack([term.value * term.weight for term in self._terms.values()]).sum()
 
     def only(self, names: Sequence[str]) -> Terms:
-        """The terms called ``names``. A term of several teachers is called ``name/teacher`` and goes with ``name``."""
+        """Return the terms with these names. A term ``name/teacher`` of several teachers is selected by ``name``."""
         return Terms({name: term for name, term in self._terms.items() if name.partition("/")[0] in names})
 
     def scaled(self, factors: Mapping[str, Float[Tensor, ""]]) -> Terms:
-        """Each value times the factor of its name, which ``name/teacher`` shares with ``name``; 1 for absent names."""
+        """Multiply each value by the factor of its name, or by 1 if there is none.
+
+        A term ``name/teacher`` uses the factor of ``name``.
+        """
         found = ((name, term, factors.get(name.partition("/")[0], 1.0)) for name, term in self.items())
         return Terms({name: Term(term.value * factor, term.weight) for name, term, factor in found})
 
     def nonfinite(self) -> list[str]:
-        """Names of the terms that are NaN or infinite."""
+        """Return the names of the terms that are NaN or infinite."""
         return [name for name, term in self._terms.items() if not bool(torch.isfinite(term.value.detach()))]
