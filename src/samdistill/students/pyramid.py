@@ -22,7 +22,7 @@ STRIDES = (4, 8, 16, 32)
 class Adapter(nn.Module):
     """Adapter of one level to the pyramid's width: Conv1x1-BN, plus the coarser level, then ReLU-Conv3x3-BN.
 
-    The student's description has only the convolutions. A map of stride 4 would then have to classify objects with a
+    The published description has only the convolutions. A map of stride 4 would then have to classify objects with a
     small receptive field, and the backbone's last stage would be unused. Adding the coarser level needs no parameters
     (Lin et al., Feature Pyramid Networks, 2017). The description's final ReLU is omitted, because the levels are
     regressed onto the teacher's, which are signed.

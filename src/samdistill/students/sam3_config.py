@@ -42,9 +42,9 @@ class PyramidConfig(PreTrainedConfig):
 
 @strict
 class EfficientSam3Config(Sam3LiteTextConfig):
-    """``Sam3LiteTextConfig`` with a ``PyramidConfig``. The defaults are the described student (100.9M parameters).
+    """``Sam3LiteTextConfig`` with a ``PyramidConfig``. The defaults have 100.9M parameters.
 
-    ``efficient_sam3_config`` builds configurations of other sizes.
+    The defaults are the student of the published description. ``efficient_sam3_config`` builds other sizes.
 
     Args:
         memory_latents: Number of memory tokens of a video student. 0 means an image student without memory modules.
