@@ -274,7 +274,7 @@ def test_a_clash_of_names(original, student, tmp_path):
     torch.save({"model": state}, tmp_path / "clash.pt")
     refused(
         tmp_path,
-        "would be both kept and the student's",
+        "is a kept tensor and one of the student",
         student[1],
         tmp_path / "clash.pt",
         target_prefix="detector.new.",
@@ -287,7 +287,7 @@ def test_shape_conflicts(layout, hosts, original, tmp_path):
     build_student(hidden_size=96).save_pretrained(tmp_path / "wide")
     build_student(patch_size=18).save_pretrained(tmp_path / "coarse")
     refused(tmp_path, "shape conflict: the student gives 96 channels, but .* reads 64", tmp_path / "wide", into)
-    refused(tmp_path, "shape conflict: the student has a cell every 18 pixels", tmp_path / "coarse", into)
+    refused(tmp_path, "shape conflict: the student's patch size is 18", tmp_path / "coarse", into)
 
 
 def test_a_neck_that_disagrees_with_its_configuration(hosts, student, tmp_path):
@@ -319,7 +319,7 @@ def test_a_model_that_hosts_no_student(student, tmp_path):
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     refused(
         tmp_path,
-        "a 'bert' model; a student goes into one of: sam3, sam3_tracker, sam3_video",
+        "a 'bert' model cannot host a student; supported: sam3, sam3_tracker, sam3_video",
         student[1],
         tmp_path / "bert",
     )
@@ -338,7 +338,7 @@ def test_an_earlier_merge_is_replaced_and_a_strangers_files_are_not(layout, host
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
     side = tmp_path / "out" / "merge.json" if layout == "folder" else tmp_path / "out.pt.merge.json"
     side.unlink()
-    with pytest.raises(UserError, match="exists and no merge wrote it"):
+    with pytest.raises(UserError, match="exists and is not the result of a merge"):
         merge(student[1], into, out)
     with pytest.raises(UserError, match="are the same"):
         merge(student[1], into, into)

@@ -89,9 +89,9 @@ def test_embeddings_of_points_that_do_not_make_a_table_are_refused():
     begin = "tracker.sam_prompt_encoder.point_embeddings"
     rows = {f"{begin}.{i}.weight": torch.zeros(1, 8) for i in range(4)}
     assert to_tracker(rows)[0]["prompt_encoder.point_embed.weight"].shape == (4, 8)
-    with pytest.raises(UserError, match=r"point_embeddings.1.weight: missing, though there are 3"):
+    with pytest.raises(UserError, match=r"point_embeddings.1.weight: missing, but the file has 3 point embeddings"):
         to_tracker({name: value for name, value in rows.items() if ".1." not in name})
-    with pytest.raises(UserError, match="different shapes"):
+    with pytest.raises(UserError, match="must all have the same shape"):
         to_tracker(rows | {f"{begin}.2.weight": torch.zeros(1, 9)})
 
 
@@ -205,7 +205,7 @@ def test_a_configuration_of_the_other_part_tells_the_image_encoder(file, hosts, 
         assert type(found) is wanted and found.vision_config.backbone_config.num_hidden_layers == 2
         assert found.vision_config.backbone_config.layer_norm_eps == 1e-5
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match=r"config.json: of a 'bert' model; beside an original sam3.pt it has to"):
+    with pytest.raises(UserError, match=r"config.json: describes a 'bert' model; beside an original sam3.pt it must"):
         load_promptable(there)
 
 

@@ -178,8 +178,8 @@ def test_an_original_with_too_little_or_too_much_is_refused(sam, tmp_path):
         load_promptable(more)
     cases = {
         "mask_decoder.mask_tokens.weight": "1 missing keys for a SamModel .* such as mask_decoder.mask_tokens",
-        "image_encoder.pos_embed": "its shapes do not tell its architecture",
-        "image_encoder.blocks.0.attn.qkv.weight": "no original SAM, MobileSAM or SAM 3, by the names in it",
+        "image_encoder.pos_embed": "its architecture does not follow from its tensors",
+        "image_encoder.blocks.0.attn.qkv.weight": "not an original SAM, MobileSAM or SAM 3, by its tensor names",
     }
     for gone, words in cases.items():
         torch.save({name: value for name, value in state.items() if name != gone}, tmp_path / "less.pth")

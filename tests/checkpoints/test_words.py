@@ -120,7 +120,7 @@ def test_a_tokenizer_file_stands_for_the_folder_around_it(folder, words):
 def test_a_file_on_its_own_needs_a_padding_token(folder, words, tmp_path):
     alone = tmp_path / "words.json"
     shutil.copy(folder / "tokenizer.json", alone)
-    with pytest.raises(UserError, match=r"no padding token; keep the tokenizer_config.json"):
+    with pytest.raises(UserError, match=r"no padding token; put the tokenizer_config.json"):
         Words.load(alone, SIZE, CONTEXT)
     tokenizer = Tokenizer.from_file(str(alone))
     tokenizer.enable_padding(pad_id=PAD, pad_token="<pad>")
@@ -130,7 +130,7 @@ def test_a_file_on_its_own_needs_a_padding_token(folder, words, tmp_path):
 
 @pytest.mark.parametrize("size", [SIZE - 1, SIZE + 1, 49408])
 def test_another_number_of_tokens_is_a_strangers_tokenizer(folder, size):
-    with pytest.raises(UserError, match=f"a tokenizer of {SIZE} tokens, but the text encoder knows {size}; give"):
+    with pytest.raises(UserError, match=f"the tokenizer has {SIZE} tokens, but the text encoder has {size}; give"):
         Words.load(folder, size)
 
 
@@ -139,7 +139,7 @@ def test_an_id_beyond_the_table_is_found_even_where_the_count_fits(folder, tmp_p
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["model"]["vocab"]["thing"] = SIZE  # one number is left out
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"a tokenizer of {SIZE + 1} tokens"):
+    with pytest.raises(UserError, match=f"the tokenizer has {SIZE + 1} tokens"):
         Words.load(tmp_path, SIZE)
 
 

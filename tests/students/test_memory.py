@@ -288,7 +288,7 @@ def test_a_video_student_is_saved_and_loaded(video_student, tmp_path) -> None:
     again, report = EfficientSam3Model.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert_same_tensors(video_student, again)
-    with pytest.raises(UserError, match="has a memory already"):
+    with pytest.raises(UserError, match="already has a memory"):
         load_with_memory(tmp_path)
 
 

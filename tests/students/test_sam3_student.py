@@ -283,7 +283,9 @@ def test_a_folder_without_the_right_trunk_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="no trained trunk here; give the run"):
         trunk_weights(tmp_path, "efficientvit_b0")
     build_trunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=16, image_size=126)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="a trunk of 'efficientvit_b0', but this student is built on 'repvit_m0_9'"):
+    with pytest.raises(
+        UserError, match="a trunk with the backbone 'efficientvit_b0', but this student has 'repvit_m0_9'"
+    ):
         trunk_weights(tmp_path, "repvit_m0_9")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "sam3"}))

@@ -318,7 +318,7 @@ def test_the_fingerprint_is_of_everything_that_decides_the_answer(teacher, detec
 def test_images_of_another_size_and_strange_phrases_are_refused(teacher):
     with pytest.raises(UserError, match=r"reads 126 x 126 pixels, but the images are 28 x 28; set teacher.image_size"):
         teacher.answer(batch(28), WORDS)
-    with pytest.raises(UserError, match="at most 6 can be read"):
+    with pytest.raises(UserError, match="at most 6 are allowed"):
         teacher.answer(batch(), ConceptPrompts.words(["a small red circle on a box"], [0]))
 
 
@@ -369,7 +369,7 @@ def test_an_original_file_of_another_model_is_refused(places, tmp_path):
 
 
 def test_a_checkpoint_needs_its_own_words(detector, sam3, tmp_path):
-    with pytest.raises(UserError, match="a tokenizer of 32 tokens, but the text encoder knows 1000"):
+    with pytest.raises(UserError, match="the tokenizer has 32 tokens, but the text encoder has 1000"):
         Sam3Detector(config(sam3[1], tokenizer=detector[1]))
     with pytest.raises(UserError, match="no tokenizer"):
         Sam3Detector(config(sam3[1]))

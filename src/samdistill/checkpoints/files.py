@@ -155,7 +155,7 @@ def load_torch(path: Path) -> dict[Any, Any]:
         wants = f" (it asks for {asked[1]})" if asked else ""
         raise UserError(
             f"{path}: refused: not a plain table of tensors but a pickle that needs to run code, or no pickle at all"
-            f"{wants}; re-save the weights as safetensors where you trust them"
+            f"{wants}; convert the weights to safetensors if you trust the file"
         ) from None
     except Exception as error:  # a damaged zip or pickle raises any type of error, depending on where it was cut
         raise UserError(f"{path}: damaged or not a torch checkpoint: {one_line(error)}") from error
@@ -187,7 +187,7 @@ def _folder(folder: Path) -> Weights:
         mapping = read_json(index, _Index, "not a readable safetensors index").weight_map
         for name in set(mapping.values()):
             if key_problem(name) or "/" in name:
-                raise UserError(f"{index}: {name!r} is no file beside it; a shard is named by its file's name alone")
+                raise UserError(f"{index}: shard {name!r} must be the name of a file beside the index, without a path")
         weights = _safetensors(folder, [folder / name for name in sorted(set(mapping.values()))])
         lost = sorted(set(mapping) - set(weights.info))
         if lost:
@@ -210,7 +210,7 @@ def _safetensors(source: Path, shards: list[Path]) -> Weights:
             for name in opened.keys():  # noqa: SIM118 - safe_open is not a mapping
                 view = opened.get_slice(name)
                 if view.get_dtype() not in _DTYPES:
-                    raise UserError(f"{shard}: {name} is of the type {view.get_dtype()}, which is not supported")
+                    raise UserError(f"{shard}: {name} has the unsupported dtype {view.get_dtype()}")
                 info[name] = TensorInfo(tuple(view.get_shape()), _DTYPES[view.get_dtype()])
                 where[name] = shard
     return Weights(source, info, where, {})
@@ -256,6 +256,6 @@ def _download(repository: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:  # the type depends on the hub's HTTP library (httpx, httpx2 or requests) and on the disk
         raise UserError(
-            f"{repository}: no such folder here, and as a hub id it could not be fetched ({type(error).__name__}: "
+            f"{repository}: not a local folder, and it could not be downloaded from the hub ({type(error).__name__}: "
             f"{one_line(error)}); give a local folder, or log in and accept the model's terms"
         ) from error

@@ -35,7 +35,7 @@ def host_of(config: dict[str, Any], where: Path) -> Host:
     """
     if config.get("model_type") not in _CLASSES:
         known = ", ".join(_CLASSES)
-        raise UserError(f"{where}: a {config.get('model_type')!r} model; a student goes into one of: {known}")
+        raise UserError(f"{where}: a {config.get('model_type')!r} model cannot host a student; supported: {known}")
     trunk = vision_configs(copy.deepcopy(config))[0].get("backbone_config") or {}
     size = trunk.get("image_size", 1008)
     return Host(

@@ -65,7 +65,7 @@ def check_settings(settings: Table, where: Path) -> Table:
         fits(settings.get("model_type"), str | None)
         _check(settings, "")
         if settings.get("quantization_config") is not None:
-            raise ValueError("quantization_config: quantised weights are not read; give the original ones")
+            raise ValueError("quantization_config: quantised weights are not supported; give the original weights")
     except ValueError as error:
         raise UserError(f"{where}: not a readable configuration: {error}") from None
     return settings
@@ -77,7 +77,7 @@ def _check(node: Any, where: str) -> None:
         for key, value in node.items():
             place = f"{where}.{key}" if where else key
             if (key.startswith("__") and key != "__float__") or callable(getattr(PreTrainedConfig, key, None)):
-                raise ValueError(f"{place} is no setting")
+                raise ValueError(f"{place} is not a valid setting")
             if isinstance(value, int | float):
                 _check_number(value, key, place)
             if _STATISTICS.search(key) and value is not None:
@@ -92,13 +92,13 @@ def _check(node: Any, where: str) -> None:
 
 def _check_number(value: float, name: str, place: str) -> None:
     if not -(2**31) <= value < 2**31:  # the comparison is also False for NaN
-        raise ValueError(f"{place} is {value!r:.40}, beyond what a model can have")
+        raise ValueError(f"{place} is out of range: {value!r:.40}")
     if isinstance(value, bool):
         return
     if _SIDES.search(name) and not 1 <= value <= MOST_PIXELS:
-        raise ValueError(f"{place} is {value!r}; it has to be between 1 and {MOST_PIXELS}")
+        raise ValueError(f"{place} must be between 1 and {MOST_PIXELS}, got {value!r}")
     if _LAYERS.search(name) and not 0 <= abs(value) <= MOST_LAYERS:
-        raise ValueError(f"{place} is {value!r}; {MOST_LAYERS} at most")
+        raise ValueError(f"{place} must be at most {MOST_LAYERS}, got {value!r}")
 
 
 def open_config(folder: Path, kind: type[PreTrainedConfig] | None = None) -> Any:
@@ -134,7 +134,7 @@ def locate_config(path: str, kind: str) -> tuple[Path, Any]:
     """
     folder = locate(path, (CONFIG,))
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: no {CONFIG}, so this is no Hugging Face folder of a {kind} model")
+        raise UserError(f"{folder}: no {CONFIG}, so this is not a Hugging Face folder of a {kind} model")
     return folder, open_config(folder)
 
 
@@ -162,7 +162,7 @@ def skeleton(build: Callable[[], nn.Module], where: object) -> nn.Module:
 
 def _check_buffers(model: nn.Module) -> None:
     if sum(buffer.numel() for buffer in model.buffers()) > MOST_BUFFERS:
-        raise ValueError("the sizes in its configuration are beyond what fits into memory")
+        raise ValueError("the sizes in its configuration are too large for any memory")
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -249,7 +249,7 @@ def _check_size(kind: type[PreTrainedModel], config: PreTrainedConfig, held: int
         model = kind(config)
     wanted = sum(p.numel() for name, p in model.named_parameters() if not name.startswith(tuple(new)))
     if wanted > 2 * held + MOST_SPARE:  # smaller differences are reported by name after the model is built
-        raise ValueError(f"its configuration asks for {wanted} parameters, but it holds {held}")
+        raise ValueError(f"its configuration describes {wanted} parameters, but the file has {held}")
     _check_buffers(model)
 
 

@@ -189,7 +189,7 @@ def _tables(teacher: Weights, student: Student, names: dict[str, str], replace: 
     added = {merged: student.info[name] for name, merged in names.items()}
     clash = sorted(set(added) & set(kept))
     if clash:
-        raise UserError(f"{teacher.source}: {clash[0]} would be both kept and the student's; change --target-prefix")
+        raise UserError(f"{teacher.source}: {clash[0]} is a kept tensor and one of the student; change --target-prefix")
     return kept, removed, added
 
 
@@ -205,8 +205,8 @@ def _check_shapes(student: Student, host: Host, kept: Mapping[str, TensorInfo], 
             )
     if config.patch_size != host.patch_size:
         raise UserError(
-            f"{student.source}: shape conflict: the student has a cell every {config.patch_size} pixels, "
-            f"{teacher} one every {host.patch_size}"
+            f"{student.source}: shape conflict: the student's patch size is {config.patch_size}, "
+            f"but that of {teacher} is {host.patch_size}"
         )
 
 
@@ -216,7 +216,9 @@ def _check_written(written: Weights, wanted: _Joined) -> None:
         raise RuntimeError(f"{written.source}: what was written is not what was meant; nothing is kept of it")
     for name in wanted:
         if not torch.equal(_bits(written[name]), _bits(wanted[name])):
-            raise UserError(f"{written.source}: {name} reads back changed; check the disk and merge again")
+            raise UserError(
+                f"{written.source}: {name} changed on disk after it was written; check the disk and merge again"
+            )
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -232,7 +234,7 @@ def _check_out(out: Path, into: Path) -> None:
     if out.resolve() == into.resolve():
         raise UserError(f"{out}: --out and --into are the same; the teacher is never overwritten")
     if out.exists() and not sidecar(out).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: exists and no merge wrote it; choose another --out, or remove it first")
+        raise UserError(f"{out}: exists and is not the result of a merge; choose another --out, or remove it first")
     if out.exists() and out.is_dir() != into.is_dir():
         raise UserError(f"{out}: holds an earlier merge of the other layout; choose another --out, or remove it first")
 

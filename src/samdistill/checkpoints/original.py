@@ -133,8 +133,8 @@ def _beside(about: Path, kind: type[Config]) -> Config:
     own, other = (detector, tracker) if kind is Sam3Config else (tracker, detector)
     if not isinstance(own or other, (Sam3Config, *trackers)):
         raise UserError(
-            f"{about}: of a {whole.model_type!r} model; beside an original sam3.pt it has to describe a SAM 3, or not "
-            "be there"
+            f"{about}: describes a {whole.model_type!r} model; beside an original sam3.pt it must describe a SAM 3, "
+            "so replace or remove it"
         )
     if isinstance(own, kind):
         return own

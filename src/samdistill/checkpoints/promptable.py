@@ -81,7 +81,7 @@ def load_model(path: str | Path, image_size: int | None = None) -> Promptable | 
             "makes a model that answers prompts"
         )
     said = f"holds {', '.join(repr(name) for name in found.values())}" if found else "has no config.json"
-    raise UserError(f"{path}: {said}, no promptable model; give {_SOURCES}")
+    raise UserError(f"{path}: {said}, so this is not a promptable model; give {_SOURCES}")
 
 
 def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) -> PreTrainedConfig:
@@ -131,12 +131,12 @@ def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
     weights = open_weights(path)
     kind = layout(weights)
     if kind is None:
-        raise UserError(f"{path}: no original SAM, MobileSAM or SAM 3, by the names in it; give {_SOURCES}")
+        raise UserError(f"{path}: not an original SAM, MobileSAM or SAM 3, by its tensor names; give {_SOURCES}")
     if kind == MOBILE_SAM:
         # The trunk has no position embeddings, so any multiple of the patch size is valid.
         sized = MobileSamConfig(**({} if image_size is None else {"image_size": image_size}))
         return pretrained(MobileSamModel, sized, _translated(weights, "MobileSAM"), path)
-    with foreign(path, "not a complete SAM: its shapes do not tell its architecture"):
+    with foreign(path, "not a complete SAM: its architecture does not follow from its tensors"):
         config = SamConfig(**sam_settings(weights.info))
     _same_size(config.vision_config.image_size, image_size, path)
     return pretrained(SamModel, config, _translated(weights, SAM.upper()), path)

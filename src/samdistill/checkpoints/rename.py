@@ -252,7 +252,9 @@ def without_class_token(positions: Tensor, name: str) -> Tensor:
     A table without this row is returned unchanged. Raises ``UserError`` unless the table has three axes.
     """
     if positions.ndim != 3:
-        raise UserError(f"{name}: shape {tuple(positions.shape)} is no position embedding (1, patches, channels)")
+        raise UserError(
+            f"{name}: shape {tuple(positions.shape)} is not that of a position embedding (1, patches, channels)"
+        )
     patches = positions.shape[1]
     if round((patches - 1) ** 0.5) ** 2 == patches - 1:
         return positions[:, 1:]

@@ -108,7 +108,7 @@ def _rows(points: Mapping[str, Tensor]) -> Tensor:
     """Stack the point embeddings, one tensor (1, channels) per kind of point, to one table (kinds, channels)."""
     names = [f"{_POINTS}{kind}.weight" for kind in range(len(points))]
     if missing := [name for name in names if name not in points]:
-        raise UserError(f"{missing[0]}: missing, though there are {len(points)} embeddings of points")
+        raise UserError(f"{missing[0]}: missing, but the file has {len(points)} point embeddings")
     if len({tuple(points[name].shape) for name in names}) > 1 or points[names[0]].ndim != 2:
-        raise UserError(f"{_POINTS}*: the embeddings of the points have different shapes, or are no rows")
+        raise UserError(f"{_POINTS}*: the point embeddings must all have the same shape (1, channels)")
     return torch.cat([points[name] for name in names])

@@ -114,7 +114,7 @@ def _in_run(run: Path) -> Path:
 def _from_folder(folder: Path) -> Student:
     raw = read_settings(folder)
     if raw.get("model_type") != STUDENT:
-        raise UserError(f"{folder}: not a student but a {raw.get('model_type')!r} model; give the run that trained one")
+        raise UserError(f"{folder}: not a student but a {raw.get('model_type')!r} model; give a run that trained one")
     weights = open_weights(folder)
     return Student(folder, open_config(folder, StudentTrunkConfig), weights, weights.info)
 
@@ -178,7 +178,7 @@ def trunk_weights(folder: Path, backbone: str) -> Path:
         raise UserError(f"{place}: not a trunk but a {name!r} model; give the run of an encoder job")
     own = open_config(place, StudentTrunkConfig).backbone
     if own != backbone:
-        raise UserError(f"{place}: a trunk of {own!r}, but this student is built on {backbone!r}")
+        raise UserError(f"{place}: a trunk with the backbone {own!r}, but this student has {backbone!r}")
     return place / "model.safetensors"
 
 
@@ -198,7 +198,7 @@ def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: 
     """
     config = open_config(folder, EfficientSam3Config)
     if config.memory_latents:
-        raise UserError(f"{folder}: has a memory already")
+        raise UserError(f"{folder}: already has a memory; give a student of the detection job")
     config.memory_latents, config.memory_layers, config.memory_windows = latents, layers, windows
     model = pretrained(EfficientSam3Model, config, folder, folder, new=MEMORY)
     assert model.memory_resampler is not None and model.memory_attention is not None

@@ -61,11 +61,11 @@ class Words:
         count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
         if count != vocab_size:
             raise UserError(
-                f"{found}: a tokenizer of {count} tokens, but the text encoder knows {vocab_size}; "
+                f"{found}: the tokenizer has {count} tokens, but the text encoder has {vocab_size}; "
                 "give the tokenizer that the checkpoint was trained with"
             )
         if tokenizer.pad_token_id is None:
-            raise UserError(f"{found}: names no padding token; keep the tokenizer_config.json that came with it beside")
+            raise UserError(f"{found}: no padding token; put the tokenizer_config.json of the same model beside it")
         with foreign(found, "not a readable tokenizer"):
             return cls(tokenizer, min(context, tokenizer.model_max_length))
 
@@ -82,14 +82,14 @@ class Words:
             UserError: A phrase is empty or too long.
         """
         if not all(text.strip() for text in texts):
-            raise UserError(f"a phrase is empty; where boxes alone are the question, its words are {VISUAL!r}")
+            raise UserError(f"a phrase is empty; for prompts with boxes only, use the phrase {VISUAL!r}")
         ids = torch.full((len(texts), self.context), int(self.tokenizer.pad_token_id), dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for row, (text, tokens) in enumerate(zip(texts, self._tokens(texts), strict=True)):
             if len(tokens) > self.context:
                 raise UserError(
-                    f"the phrase {text[:80]!r} has {len(tokens)} tokens, begin and end marks included, but at most "
-                    f"{self.context} can be read; shorten it"
+                    f"the phrase {text[:80]!r} has {len(tokens)} tokens with start and end, but at most "
+                    f"{self.context} are allowed; shorten it"
                 )
             ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
         return ids, mask

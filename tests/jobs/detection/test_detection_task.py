@@ -243,7 +243,7 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(detection: Recipe, tmp_pat
     words = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1, "circle": 2}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(tmp_path / "words")
     config = detection(tmp_path / "run", f"teacher.tokenizer={tmp_path / 'words'}")
-    with pytest.raises(UserError, match="a tokenizer of 3 tokens"):
+    with pytest.raises(UserError, match="the tokenizer has 3 tokens"):
         DetectionParts(config).task()
 
 
