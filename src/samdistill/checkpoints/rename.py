@@ -23,7 +23,7 @@ _LANGUAGE, _TEXT = "backbone.language_backbone.encoder.", "text_encoder."
 _BLOCK, _TEXT_LAYER = f"{_LANGUAGE}transformer.resblocks.{{i}}.", f"{_TEXT}text_model.encoder.layers.{{i}}."
 _PARTS = ("q", "k", "v")
 
-# complete names, not prefixes
+# These rows are complete names, not prefixes. The first two also change the value.
 _POSITIONS = (f"{_TRUNK}pos_embed", f"{_VIT}embeddings.position_embeddings")
 _PROJECTION = (f"{_LANGUAGE}text_projection", f"{_TEXT}text_projection.weight")
 _WHOLE = (_POSITIONS, _PROJECTION,
@@ -118,7 +118,7 @@ _ATTENTIONS = [
     ("segmentation_head.cross_attend_prompt", "mask_decoder.prompt_cross_attn"),
 ]
 _MODULES += [(f"{original}.out_proj.", f"{ours}.o_proj.") for original, ours in _ATTENTIONS]
-# prefix of the fused tensor, and prefix of each third, where {p} is q, k or v
+# Rows are the prefix of the fused tensor and the prefix of each third, where {p} is q, k or v.
 _FUSED = [
     (f"{_TRUNK}blocks.{{i}}.attn.qkv.", f"{_VIT}layers.{{i}}.attention.{{p}}_proj."),
     (f"{_BLOCK}attn.in_proj_", f"{_TEXT_LAYER}self_attn.{{p}}_proj."),

@@ -130,7 +130,7 @@ def reappeared(
     returns = visible.copy()
     returns[:1] = False
     returns[1:] &= absent(visible)[:-1]
-    # Index of the last return so far. It is also a visible frame's own, because every absence ends with a new return.
+    # Index of the last return. For a visible frame it began the current appearance, as every absence ends in a return.
     last = np.maximum.accumulate(np.where(returns, np.arange(len(visible)), -1))
     return visible & (last >= 0) & (numbers - numbers[last] <= within)
 
@@ -152,7 +152,7 @@ def occluded(
     share = np.asarray(visible_share, dtype=np.float64)
     _same_length(visible, share, "visible_share")
     if not ((share[visible] >= 0) & (share[visible] <= 1)).all():
-        raise ValueError("visible_share has to lie in 0..1 wherever the object is visible")
+        raise ValueError("`visible_share` must be in 0..1 on frames where the object is visible")
     return visible & (share < below)
 
 
