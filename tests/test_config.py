@@ -92,7 +92,7 @@ def test_a_file_can_extend_a_packaged_recipe(write) -> None:
 def test_a_circle_is_named(write) -> None:
     write("extends: b.yaml\n", "a.yaml")
     write("extends: a.yaml\n", "b.yaml")
-    with pytest.raises(UserError, match="goes round in a circle"):
+    with pytest.raises(UserError, match="'extends' is circular"):
         load_config(write("extends: a.yaml\n"))
 
 
@@ -190,7 +190,7 @@ def test_unknown_keys_of_a_file_name_the_file_each_on_a_line(write) -> None:
     ("text", "words"),
     [
         ("a: [1", "not readable as YAML"),
-        ("- a\n- b\n", "a config is a mapping"),
+        ("- a\n- b\n", "a config must be a mapping"),
         ("student: {backbone: x}\ndata: {root: y}\n", "teacher: Field required"),
         ("extends: nowhere\n", "no config 'nowhere'"),
         (MINIMAL.replace("images", "images, ids: a.txt, fraction: 0.5"), "data: give 'ids' or 'fraction', not both"),
@@ -305,8 +305,8 @@ def phase(text: str) -> str:
         ("match.resolutoin=9", ["unknown key 'match.resolutoin'", "did you mean 'resolution'?"]),
         ("student.text.layer=2", ["unknown key 'student.text.layer'", "did you mean 'layers'?"]),
         ("match.method=hungrian", ["match.method", "'hungrian'"]),
-        ("questions.source=jsonl", ["'file' goes with source: jsonl"]),
-        ("questions.source=generic", ["negatives: 0"]),
+        ("questions.source=jsonl", ["'file' is required with source: jsonl"]),
+        ("questions.source=generic", ["negatives must be 0"]),
         ("questions.jitter=0.5", ["questions.jitter", "less than 0.5"]),
         ("student={trunk: a, pretrained: b}", ["student: ", "'trunk'", "'pretrained'"]),
         ("loss.mask=-1", ["loss.mask", "-1"]),
@@ -366,7 +366,7 @@ def test_mistakes_in_a_video_config_are_named(given: str, message: str, write) -
         ("train.epochs=1" + "0" * 5000, "not readable as YAML"), ("train.lr=-1", "train.lr: Input should be greater"),
         ("data.split=../../elsewhere", "data.split: names a folder, so"), ("data.held_out=a/b", "cannot hold a slash"),
         ("data.root=2020-99-99", "not readable as YAML: month"), ("data.kind=[sa1b]", "data.kind: Input should be"),
-        ('data.root="\\uD800"', "data.root: holds"), ('teacher.path="a\\0"', "teacher.path: holds characters"),
+        ('data.root="\\uD800"', "data.root: contains"), ('teacher.path="a\\0"', "teacher.path: contains characters"),
         ("data=" + "[" * 3000, "not readable as YAML"), ("a." * 200 + "b=1", "nests deeper than 100"),
         ("data={a: &x [*x]}", "a value that contains it"), ("teacher.image_size=16385", "less than or equal to 16384"),
     ],

@@ -178,7 +178,7 @@ def test_sizes_and_types_have_to_agree() -> None:
     with pytest.raises(ValueError, match="object 1: 1 values of hard"):
         ObjectMasks(1, (0, 1, 2), stack, stack, {"hard": np.ones(1, dtype=bool)})
     for frames in ((0, 2, 2), (0, 2, 1)):
-        with pytest.raises(ValueError, match="object 1: frames have to ascend"):
+        with pytest.raises(ValueError, match="object 1: `frames` must be ascending"):
             ObjectMasks(1, frames, stack, stack)
 
 
@@ -254,7 +254,7 @@ def test_objects_weigh_the_same_and_those_without_frames_nothing() -> None:
     assert video.to_dict()["not_scored"] == [3]
     assert evaluate_video("a", iter([never, short, long]), SAV).summary() == video.summary()
     assert evaluate_video("a", [], SAV).summary() == evaluate_video("a", [never], SAV).summary() == {}
-    with pytest.raises(ValueError, match="a: object 1 is given twice"):
+    with pytest.raises(ValueError, match="a: object id 1 occurs twice"):
         evaluate_video("a", [long, long], SAV)
 
 
@@ -276,7 +276,9 @@ def test_many_videos_by_hand_and_the_bad_ones_are_reported() -> None:
     assert done == [1] * 4 and [video.name for video in scores.videos] == ["returns", "others"]
     assert scores.failures == (
         VideoFailure("missing", "FileNotFoundError: [Errno 2] No such file or directory: 'no/such/video.mp4'"),
-        VideoFailure("sizes", "ValueError: masks of one size are compared: predicted (1, 10, 10), truth (2, 10, 10)"),
+        VideoFailure(
+            "sizes", "ValueError: masks must have the same shape and 3 axes: predicted (1, 10, 10), truth (2, 10, 10)"
+        ),
     )
     # over 4 objects, not over 2 videos: returns (1, 1, 0, 1), then (4/5, 1), (1/5, 1/5), (1, 1)
     assert scores.summary() == pytest.approx({

@@ -224,5 +224,5 @@ def test_settings_and_functions_are_those_of_an_untouched_registry() -> None:
         assert found is not None and found.settings == timm.get_pretrained_cfg(name)
         assert found.build is timm.model_entrypoint(name)
     assert resolve_backbone("convnext_tiny_in22ft1k") == "convnext_tiny.fb_in22k_ft_in1k"  # timm's name today
-    with pytest.raises(UserError, match="timm has no weights 'a1_in2k' of 'resnet18'; there is 'a1_in1k'"):
+    with pytest.raises(UserError, match="timm has no weights 'a1_in2k' of 'resnet18'; it has 'a1_in1k'"):
         resolve_backbone("resnet18.a1_in2k")

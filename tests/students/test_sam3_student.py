@@ -169,7 +169,7 @@ def test_without_words_there_are_features_alone() -> None:
         silent, whole = model(pixel_values=asked["pixel_values"]), model(**asked)
     assert silent.pred_masks is None
     assert all(torch.equal(a, b) for a, b in zip(silent.fpn_hidden_states, whole.fpn_hidden_states, strict=True))
-    with pytest.raises(ValueError, match="no question is about these images"):
+    with pytest.raises(ValueError, match="no prompts were given"):
         silent.answer()
 
 

@@ -80,16 +80,16 @@ def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
-        raise UserError(f"{path}: 'extends' goes round in a circle")
+        raise UserError(f"{path}: 'extends' is circular")
     with foreign(path, "not readable as YAML"):
         raw = _parse(path.read_text(encoding="utf-8")) or {}
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise UserError(f"{path}: a config is a mapping of keys to values")
+        raise UserError(f"{path}: a config must be a mapping of keys to values")
     parent = raw.pop("extends", None)
     if parent is None:
         return raw
     if not isinstance(parent, str):
-        raise UserError(f"{path}: 'extends' names one config, not {shown(parent)}")
+        raise UserError(f"{path}: 'extends' must be the name of one config, got {shown(parent)}")
     return _overlay(_read(_find(parent, path.parent), (*seen, path.resolve())), raw)
 
 

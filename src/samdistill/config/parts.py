@@ -76,7 +76,7 @@ class Strict(BaseModel):
     @classmethod
     def _usable_text(cls, value: Any) -> Any:
         if isinstance(value, Path | str) and (str(value) != printable(str(value)) or "\0" in str(value)):
-            raise ValueError("holds characters that no file name and no text can have")
+            raise ValueError("contains characters that are not allowed in file names and text")
         if isinstance(value, Path | str) and str(value).startswith("~"):
             return type(value)(os.path.expanduser(value))
         return value
@@ -342,7 +342,7 @@ class Run(Strict):
             for term in phase.terms or ():
                 if term not in self.term_names():
                     known = did_you_mean(term, list(self.term_names()))
-                    raise ValueError(f"train.phases: phase {phase.name!r} asks for an unknown term {term!r}{known}")
+                    raise ValueError(f"train.phases: phase {phase.name!r} has the unknown term {term!r}{known}")
         return self
 
     @classmethod

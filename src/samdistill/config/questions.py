@@ -33,7 +33,7 @@ class QuestionsConfig(Strict):
     @model_validator(mode="after")
     def _fits_source(self) -> QuestionsConfig:
         if (self.file is not None) != (self.source == "jsonl"):
-            raise ValueError("'file' goes with source: jsonl, and only with that")
+            raise ValueError("'file' is required with source: jsonl, and not allowed with other sources")
         if self.negatives and self.source == "generic":
-            raise ValueError("generic phrases have no images of their own, so none is known to be absent: negatives: 0")
+            raise ValueError("negatives must be 0 with source: generic: no generic phrase is known to be absent")
         return self

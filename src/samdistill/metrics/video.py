@@ -31,9 +31,11 @@ BOUND_TH = 0.008
 
 def _check(predicted: np.ndarray, truth: np.ndarray, axes: int) -> None:
     if predicted.shape != truth.shape or predicted.ndim != axes:
-        raise ValueError(f"masks of one size are compared: predicted {predicted.shape}, truth {truth.shape}")
+        raise ValueError(
+            f"masks must have the same shape and {axes} axes: predicted {predicted.shape}, truth {truth.shape}"
+        )
     if predicted.dtype != np.bool_ or truth.dtype != np.bool_:
-        raise ValueError(f"masks are bool arrays: predicted is {predicted.dtype}, truth {truth.dtype}")
+        raise ValueError(f"masks must be bool arrays: predicted is {predicted.dtype}, truth {truth.dtype}")
 
 
 def region_similarity(predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"]) -> float:
@@ -124,7 +126,7 @@ def split_ids(
         ValueError: The maps do not hold integers.
     """
     if not np.issubdtype(id_maps.dtype, np.integer):
-        raise ValueError(f"a map of object ids holds integers, not {id_maps.dtype} (shape {id_maps.shape})")
+        raise ValueError(f"maps of object ids must hold integers, got {id_maps.dtype} (shape {id_maps.shape})")
     wanted = [i for i in np.unique(id_maps).tolist() if i not in (0, VOID)] if object_ids is None else object_ids
     return {object_id: id_maps == object_id for object_id in wanted}
 
@@ -158,7 +160,7 @@ class ObjectMasks:
                     f"object {self.object_id}: {len(values)} values of {name} for masks of shape {self.truth.shape}"
                 )
         if any(b <= a for a, b in zip(self.frames, self.frames[1:], strict=False)):
-            raise ValueError(f"object {self.object_id}: frames have to ascend, got {list(self.frames)}")
+            raise ValueError(f"object {self.object_id}: `frames` must be ascending, got {list(self.frames)}")
 
 
 @dataclass(frozen=True)
@@ -330,7 +332,7 @@ def evaluate_video(name: str, objects: Iterable[ObjectMasks], convention: VideoC
     scores: dict[int, ObjectScores] = {}
     for masks in objects:
         if masks.object_id in scores:
-            raise ValueError(f"{name}: object {masks.object_id} is given twice")
+            raise ValueError(f"{name}: object id {masks.object_id} occurs twice")
         scores[masks.object_id] = evaluate_object(masks, convention)
     return VideoScores(name, tuple(scores.values()))
 
@@ -371,7 +373,7 @@ def evaluate_videos(
         Exception: pickle's error for a loader that cannot be sent to a worker.
     """
     if workers < 1:
-        raise ValueError(f"workers has to be at least 1, got {workers}")
+        raise ValueError(f"`workers` must be at least 1, got {workers}")
     jobs = [(name, load, convention) for name, load in videos.items()]
     results = list[VideoScores | VideoFailure]()
 

@@ -52,6 +52,7 @@ STUDENTS: dict[str, Student] = {
         Student("es_tv_l", "tiny_vit_21m_224", 182.0),
     )
 }
+"""The named students by name."""
 
 
 @dataclass(frozen=True)

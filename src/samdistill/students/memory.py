@@ -59,7 +59,7 @@ def window_of(grid: tuple[int, int], windows: int, device: torch.device) -> Bool
         ValueError: The grid is narrower than ``windows``, so some windows would be empty.
     """
     if min(grid) < windows:
-        raise ValueError(f"{windows} x {windows} windows on a grid of {grid[0]} x {grid[1]} leave some without a cell")
+        raise ValueError(f"a grid of {grid[0]} x {grid[1]} cells is too small for {windows} x {windows} windows")
     rows, columns = (((torch.arange(n, device=device) + 0.5) * (windows / n)).long() for n in grid)
     of_cell = (rows[:, None] * windows + columns[None, :]).flatten()
     return of_cell[None] == torch.arange(windows**2, device=device)[:, None]
@@ -102,7 +102,7 @@ class PerceiverResampler(nn.Module):
     def __init__(self, config: Sam3LiteTextDETREncoderConfig, latents: int, layers: int, windows: int = 0) -> None:
         super().__init__()
         if windows**2 >= latents:
-            raise ValueError(f"{windows} x {windows} windows leave none of {latents} latents to look everywhere")
+            raise ValueError(f"{windows} x {windows} windows need more than {windows**2} latents, got {latents}")
         self.windows = windows
         self.latents = nn.Parameter(torch.randn(latents, config.hidden_size) * LATENT_STD)
         # It has unit variance like the normalised features that it is added to; a smaller one would have no effect.

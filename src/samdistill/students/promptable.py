@@ -85,15 +85,15 @@ class MobileSamConfig(SamConfig):
 
     def _check(self) -> None:
         if self.neck not in NECKS:
-            raise UserError(f"neck {self.neck!r}: there is {' and '.join(NECKS)}")
+            raise UserError(f"neck must be {' or '.join(NECKS)}, got {self.neck!r}")
         size, patch = self.image_size, self.patch_size
         if size % patch or size < patch:
             low = max(patch, size // patch * patch)
             raise UserError(f"image_size {size} is not a multiple of patch_size {patch}; use {low} or {low + patch}")
         if self.width % 8 or self.width // 2 % self.heads:
             raise UserError(
-                f"width {self.width} with {self.heads} heads: the width has to be a multiple of 8, and its half one of "
-                "the heads"
+                f"width must be a multiple of 8, and width / 2 a multiple of heads, got width {self.width} and heads "
+                f"{self.heads}"
             )
 
     def to_dict(self) -> dict[str, Any]:

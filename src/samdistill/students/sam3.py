@@ -69,7 +69,7 @@ class EfficientSam3Output(ModelOutput):
         """
         parts = (self.pred_masks, self.pred_boxes, self.pred_logits, self.presence_logits, self.semantic_seg)
         if any(part is None for part in parts) or self.fpn_hidden_states is None or self.encoder_grid is None:
-            raise ValueError("no question is about these images")
+            raise ValueError("the output has no predictions, because no prompts were given")
         return DetectorOutput(*parts, self.fpn_hidden_states, self.encoder_grid)  # type: ignore[arg-type]
 
 
@@ -216,14 +216,14 @@ class EfficientSam3Model(Sam3LiteTextModel):
                 frame.
         """
         if self.memory_resampler is None:
-            raise ValueError("a student of images has no memory; build it with memory_latents")
+            raise ValueError("this student has no memory; build it with memory_latents")
         b, frames, channels = features.shape[:3]
         if channels != self.config.detr_encoder_config.hidden_size:
             raise ValueError(
-                f"memory of {channels} channels for a student of {self.config.detr_encoder_config.hidden_size}"
+                f"memory has {channels} channels, but the student has {self.config.detr_encoder_config.hidden_size}"
             )
         if valid is not None and not bool(valid.any(1).all()):
-            raise ValueError("an image without a valid frame of memory: ask about it without memory")
+            raise ValueError("an image has no valid memory frame; run it without memory")
         if ages is None:
             ages = torch.arange(frames, 0, -1, device=features.device).expand(b, -1)
         return self.memory_resampler(features.to(self.dtype), ages.to(self.dtype), valid, masks)

@@ -59,7 +59,7 @@ def find_timm(name: str) -> TimmArchitecture | None:
     tag = tag or own.tags[0]
     if tag not in own.cfgs:
         close = difflib.get_close_matches(tag, own.cfgs, n=3) or list(own.cfgs)[:3]
-        raise UserError(f"timm has no weights {tag!r} of {architecture!r}; there is {' and '.join(map(repr, close))}")
+        raise UserError(f"timm has no weights {tag!r} of {architecture!r}; it has {', '.join(map(repr, close))}")
     found = own.cfgs[tag]
     hub = f"timm/{architecture}.{tag}" if tag else f"timm/{architecture}"
     settings = replace(
