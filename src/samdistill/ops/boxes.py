@@ -1,6 +1,7 @@
-"""Box conversions and overlap.
+"""Conversions between box formats, and generalised IoU.
 
-``xyxy``: left, top, right, bottom edge; ``xywh``: left, top edge, width, height; ``cxcywh``: centre, width, height.
+Formats: ``xyxy`` is (left, top, right, bottom), ``xywh`` is (left, top, width, height) and ``cxcywh`` is (centre x,
+centre y, width, height). The conversions keep the unit of their input, pixels or normalised.
 """
 
 from __future__ import annotations
@@ -10,28 +11,42 @@ from jaxtyping import Float
 from torch import Tensor
 
 NO_AREA = 1e-7
-"""Areas below this count as none. A third of a pixel squared where 1 is the side of a 1008 px canvas."""
+"""Smallest denominator of the IoU. On a 1008 px canvas with sides of length 1, a square of this area is 0.3 px wide."""
 
 
 def xyxy_to_xywh(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """Convert (left, top, right, bottom) to (left, top, width, height)."""
     return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
 
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """Convert (centre x, centre y, width, height) to (left, top, right, bottom)."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([centre - half, centre + half], -1)
 
 
 def xyxy_to_cxcywh(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+    """Convert (left, top, right, bottom) to (centre x, centre y, width, height)."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def giou(first: Float[Tensor, "*n 4"], second: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
-    """Generalised IoU of each pair of xyxy boxes (Rezatofighi et al., 2019), in float32; shapes may broadcast.
+    """Compute the generalised IoU of pairs of boxes, in float32.
 
-    In -1..1. A reversed box is the box between the same two corners. Boxes without an area have IoU 0, and a pair whose
-    hull has none is not pushed apart: 0 and a finite gradient, where the formula divides zero by zero.
+    If the corners of a box are swapped, the box between the two corners is used. Denominators are at least ``NO_AREA``.
+    Boxes without area therefore have IoU 0, and a pair whose hull has no area has the value 0 and a finite gradient,
+    where the formula would divide zero by zero.
+
+    Args:
+        first: Boxes in xyxy format, of shape (..., 4).
+        second: Boxes in xyxy format and in the same unit. The shapes may broadcast.
+
+    Returns:
+        Values in -1..1, of the broadcast shape without the last dimension.
+
+    Source:
+        Rezatofighi et al., Generalized Intersection over Union, 2019.
     """
     first, second = first.float(), second.float()
     low_a, high_a = torch.minimum(first[..., :2], first[..., 2:]), torch.maximum(first[..., :2], first[..., 2:])
@@ -43,5 +58,13 @@ def giou(first: Float[Tensor, "*n 4"], second: Float[Tensor, "*n 4"]) -> Float[T
 
 
 def pairwise_giou(first: Float[Tensor, "*b n 4"], second: Float[Tensor, "*b m 4"]) -> Float[Tensor, "*b n m"]:
-    """``giou`` of every box of ``first`` with every box of ``second``."""
+    """Compute ``giou`` of every box of ``first`` with every box of ``second``.
+
+    Args:
+        first: n boxes in xyxy format, of shape (..., n, 4).
+        second: m boxes in xyxy format, of shape (..., m, 4).
+
+    Returns:
+        Values in -1..1 of shape (..., n, m).
+    """
     return giou(first[..., :, None, :], second[..., None, :, :])

@@ -1,4 +1,4 @@
-"""Counting floating-point operations."""
+"""Count floating-point operations."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @contextmanager
 def count_flops() -> Iterator[FlopCounterMode]:
-    """Inside, no gradients are recorded and the counter counts convolutions, matrix products and attention.
+    """Count the operations of convolutions, matrix products and attention inside a ``with`` block.
 
-    A multiply-add is two operations. Attention runs as two matrix products: torch has no formula for some of its fused
-    kernels (that of the CPU) and counts them as nothing, and which kernel runs depends on device and version.
+    A multiply-add counts as two operations. Gradients are disabled. Attention runs as two matrix products, because
+    torch counts some of its fused kernels as zero operations (the CPU's is one of them), and the device and the version
+    decide which kernel runs.
+
+    Yields:
+        torch's counter.
+
+    Example:
+        >>> with count_flops() as counter:
+        ...     model(pixels)
+        >>> counter.get_total_flops()
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         yield counter

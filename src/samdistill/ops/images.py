@@ -1,4 +1,4 @@
-"""From uint8 images to what a network reads, and to what a file holds."""
+"""Normalise images, encode image files, and resample feature maps."""
 
 from __future__ import annotations
 
@@ -22,21 +22,46 @@ IMAGENET_STD: Statistics = (0.229, 0.224, 0.225)
 def normalise(
     images: UInt8[Tensor, "b 3 h w"], mean: Statistics = SAM3_MEAN, std: Statistics = SAM3_STD
 ) -> Float[Tensor, "b 3 h w"]:
-    """RGB 0..255 to float32 with the given mean and standard deviation of the 0..1 range."""
+    """Convert uint8 RGB images to the normalised float32 input of a network.
+
+    Args:
+        images: RGB images, 0..255, of shape (b, 3, h, w).
+        mean: Mean per channel, in the range 0..1.
+        std: Standard deviation per channel, in the range 0..1.
+
+    Returns:
+        ``(images / 255 - mean) / std`` of the same shape, on the same device.
+    """
     shape, device = (1, 3, 1, 1), images.device
     centred = images.float() / 255 - torch.tensor(mean, device=device).view(shape)
     return centred / torch.tensor(std, device=device).view(shape)
 
 
 def encoded(image: Image.Image, kind: Literal["PNG", "JPEG"], **options: Any) -> bytes:
-    """The content of an image file. options: of Pillow's writer, such as ``quality``."""
+    """Encode an image as the bytes of a PNG or JPEG file.
+
+    Args:
+        image: The image.
+        kind: File format.
+        options: Options of Pillow's writer, such as ``quality``.
+    """
     content = BytesIO()
     image.save(content, kind, **options)
     return content.getvalue()
 
 
 def to_grid(maps: Float[Tensor, "n c h w"], grid: tuple[int, int]) -> Float[Tensor, "n c gh gw"]:
-    """Maps of another stride on the wanted grid, as grids: in a row of tokens the rows would slide past each other."""
+    """Resample feature maps to another grid: bilinear, with antialiasing. Maps on this grid are returned unchanged.
+
+    The maps must be two-dimensional. Interpolating a sequence of tokens would mix cells of different rows.
+
+    Args:
+        maps: Feature maps of shape (n, c, h, w).
+        grid: Height gh and width gw in cells.
+
+    Returns:
+        Feature maps of shape (n, c, gh, gw).
+    """
     if tuple(maps.shape[-2:]) == grid:
         return maps
     return F.interpolate(maps, grid, mode="bilinear", align_corners=False, antialias=True)

@@ -1,4 +1,4 @@
-"""Mask geometry: boxes, centre points, IoU. Pure functions of tensors."""
+"""Geometry of binary masks: IoU, bounding boxes, centre points and click prompts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,31 @@ from torch import Tensor
 
 
 def mask_iou(first: Bool[Tensor, "*n h w"], second: Bool[Tensor, "*n h w"]) -> Float[Tensor, "*n"]:
-    """Intersection over union of each pair; 1 where both are empty."""
+    """Compute the intersection over union of pairs of masks.
+
+    Args:
+        first: Masks of shape (..., h, w).
+        second: Masks of the same shape.
+
+    Returns:
+        float32 values in 0..1 of shape (...). The IoU of two empty masks is 1.
+    """
     union = (first | second).flatten(-2).sum(-1)
     overlap = (first & second).flatten(-2).sum(-1)
     return torch.where(union > 0, overlap / union.clamp(min=1), 1.0)
 
 
 def masks_to_boxes(masks: Bool[Tensor, "*n h w"]) -> Float[Tensor, "*n 4"]:
-    """Tight xyxy boxes whose edges are pixel edges: a single pixel at x=3 spans 3..4. Zeros for an empty mask."""
+    """Compute the tight bounding box of each mask.
+
+    Box edges are pixel edges: a mask with one pixel at x = 3 has left 3 and right 4.
+
+    Args:
+        masks: Masks of shape (..., h, w).
+
+    Returns:
+        float32 boxes in xyxy format in pixels, of shape (..., 4). The box of an empty mask is all zeros.
+    """
     height, width = masks.shape[-2:]
     rows, columns = masks.any(-1), masks.any(-2)
     x = torch.arange(width, device=masks.device)
@@ -29,7 +46,14 @@ def masks_to_boxes(masks: Bool[Tensor, "*n h w"]) -> Float[Tensor, "*n 4"]:
 
 
 def tight_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of one mask as ``masks_to_boxes`` has them, at a fraction of its time on a CPU."""
+    """Compute the box of one mask as ``masks_to_boxes`` does, but in less time on a CPU.
+
+    Args:
+        mask: Mask of shape (h, w).
+
+    Returns:
+        left, top, right, bottom in pixels. All are 0 for an empty mask.
+    """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if len(rows) == 0:
         return 0, 0, 0, 0
@@ -37,9 +61,13 @@ def tight_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
 
 
 def _deepest(mask: np.ndarray) -> tuple[int, int, float]:
-    """x, y and depth of the pixel farthest from the outside of ``mask``; zeros for an empty one.
+    """Find the pixel with the greatest distance to the outside of ``mask``.
 
-    Only the tight crop is measured: its frame is outside and nearer than whatever lies beyond, so nothing changes.
+    The distance transform runs on the tight crop of the mask. The result is the same as on the whole mask, because the
+    pixels around the crop are outside the mask and nearer than any pixel beyond them.
+
+    Returns:
+        x, y and distance in pixels. All are 0 for an empty mask.
     """
     left, top, right, bottom = tight_box(mask)
     if right == left:
@@ -51,9 +79,18 @@ def _deepest(mask: np.ndarray) -> tuple[int, int, float]:
 
 
 def centre_points(masks: Bool[Tensor, "n h w"]) -> Int[Tensor, "n 2"]:
-    """For each mask the x, y of the pixel farthest from its outside (image borders count as outside).
+    """Find the pixel of each mask with the greatest distance to the outside.
 
-    The usual first click of interactive segmentation (Sofiiuk et al., RITM, 2021). Zeros for an empty mask.
+    The image border counts as outside. This is the usual first click of interactive segmentation.
+
+    Args:
+        masks: Masks of shape (n, h, w).
+
+    Returns:
+        x, y in pixels, of shape (n, 2), on the device of ``masks``. Zeros for an empty mask.
+
+    Source:
+        Sofiiuk et al., Reviving Iterative Training with Mask Guidance (RITM), 2021.
     """
     points = [_deepest(mask)[:2] for mask in masks.cpu().numpy()]
     return torch.tensor(points, dtype=torch.int64, device=masks.device).reshape(-1, 2)
@@ -62,9 +99,17 @@ def centre_points(masks: Bool[Tensor, "n h w"]) -> Int[Tensor, "n 2"]:
 def random_points(
     masks: Bool[Tensor, "n h w"], draws: Float[Tensor, " n"]
 ) -> tuple[Int[Tensor, "n 2"], Bool[Tensor, " n"]]:
-    """A pixel (x, y) of each mask, and whether the mask has any; ``draws``: a uniform number in [0, 1) for each.
+    """Select one pixel of each mask at random.
 
-    A draw of d takes pixel ``floor(d * count)`` in reading order, so a point depends on its own mask and draw alone.
+    A draw d selects the pixel ``floor(d * count)`` of the mask's ``count`` pixels, row by row. A point therefore
+    depends only on its own mask and draw.
+
+    Args:
+        masks: Masks of shape (n, h, w).
+        draws: One uniform random number in [0, 1) per mask, of shape (n,).
+
+    Returns:
+        x, y in pixels, of shape (n, 2), zeros for an empty mask; and whether each mask has a pixel, of shape (n,).
     """
     rows = masks.sum(-1)
     count, index = rows.sum(-1), torch.arange(len(masks), device=masks.device)
@@ -80,11 +125,24 @@ def random_points(
 def error_points(
     predicted: Bool[Tensor, "n h w"], target: Bool[Tensor, "n h w"], draws: Float[Tensor, " n"] | None = None
 ) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " n"]]:
-    """The corrective click on each prediction: centre of the deeper error region, and its label.
+    """Compute the corrective click on each prediction.
 
-    Label 1 where the prediction misses object, 0 where it spills over; a perfect prediction gets the target's centre.
-    With ``draws`` (see ``random_points``) the click is instead any pixel of the region that has more of them; SAM's
-    training clicks are random too (Kirillov et al., 2023), over both regions together.
+    Without ``draws``, the click is the centre of the deeper one of two error regions: the pixels that the prediction
+    misses and those that it adds. With ``draws`` it is a random pixel of the region with more pixels. If the prediction
+    has no error, the click is in the target, with label 1.
+
+    Args:
+        predicted: Predicted masks of shape (n, h, w).
+        target: True masks of the same shape.
+        draws: One uniform random number in [0, 1) per mask (see ``random_points``), or None for centre clicks.
+
+    Returns:
+        x, y in pixels, of shape (n, 2); and labels of shape (n,): 1 if the prediction misses the pixel, 0 if it adds
+        it.
+
+    Source:
+        SAM also trains with random clicks, but draws them from both regions together (Kirillov et al., Segment
+        Anything, 2023).
     """
     missed, spilled = target & ~predicted, predicted & ~target
     if draws is not None:
@@ -104,7 +162,7 @@ def _random_error_points(
     missed: Bool[Tensor, "n h w"], spilled: Bool[Tensor, "n h w"], target: Bool[Tensor, "n h w"],
     draws: Float[Tensor, " n"],
 ) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " n"]]:  # fmt: skip
-    """A random pixel of the larger region; where both are empty, of the target, with label 1."""
+    """Draw a pixel of the larger error region. If both are empty, draw one of the target, with label 1."""
     counts = missed.flatten(1).sum(1), spilled.flatten(1).sum(1)
     positive = counts[0] >= counts[1]
     region = torch.where(positive[:, None, None], missed, spilled)

@@ -1,4 +1,4 @@
-"""Which query of the student learns from which query of the teacher: one-to-one pairs of least cost."""
+"""One-to-one matching of a student's queries with a teacher's queries or with annotated objects."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ from ..registry import MATCHERS
 from ..types import DetectorOutput, ObjectTruth
 
 VERY_EXPENSIVE = 1e9
-"""What a pair costs whose cost is not a finite number: it is taken last, and the loss then names the fault."""
+"""Cost that replaces a cost that is not finite. Such a pair is matched last, and the loss then reports the error."""
 
 
 @dataclass(frozen=True)
 class MatchCost:
-    """What makes a pair expensive.
+    """Weights of the matching cost.
 
-    mask, box, logit: weights of the three costs. resolution: side in pixels at which masks are compared. floor: a
-    teacher query that scores below it is no target.
+    Attributes:
+        mask: Weight of the mask cost.
+        box: Weight of the box cost.
+        logit: Weight of the score cost.
+        resolution: Side in pixels to which masks are resized before they are compared.
+        floor: Teacher queries with a lower score are not matched.
     """
 
     mask: float = 2.0
@@ -36,9 +40,12 @@ class MatchCost:
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs of queries for each of p questions, padded to the largest number of pairs: n, which may be 0.
+    """Matched queries of p questions, padded to the largest number of pairs n. n may be 0.
 
-    student, teacher: indices of queries; 0 where ``valid`` is False. Within a question no query occurs twice.
+    Attributes:
+        student: Indices of student queries, 0 for padding. Within a question an index occurs once at most.
+        teacher: Indices of teacher queries or of annotated objects, 0 for padding. They also occur once at most.
+        valid: False for padding.
     """
 
     student: Int[Tensor, "p n"]
@@ -47,12 +54,19 @@ class Matches:
 
     @property
     def pairs(self) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " m"]]:
-        """Question, student query and teacher query of each of the m valid pairs, question after question."""
+        """Question, student query and teacher query of each of the m valid pairs, ordered by question."""
         question, slot = self.valid.nonzero(as_tuple=True)
         return question, self.student[question, slot], self.teacher[question, slot]
 
     def matched(self, queries: int) -> Bool[Tensor, "p q"]:
-        """Which of the student's ``queries`` have a partner."""
+        """Tell which student queries are matched.
+
+        Args:
+            queries: Number q of student queries.
+
+        Returns:
+            A mask of shape (p, q).
+        """
         question, student, _ = self.pairs
         found = torch.zeros(len(self.valid), queries, dtype=torch.bool, device=self.valid.device)
         found[question, student] = True
@@ -60,21 +74,23 @@ class Matches:
 
 
 Matcher = Callable[[Float[Tensor, "p qs qt"], Bool[Tensor, "p qt"]], Matches]
+"""Function of the pair costs and of the teacher queries that may be matched. It returns the pairs."""
 
 
 def _coverage(masks: Float[Tensor, "p q h w"], side: int) -> Float[Tensor, "p q s"]:
-    """Mean probability of each cell of a ``side`` x ``side`` grid; masks are probabilities.
+    """Average mask probabilities over the cells of a ``side`` x ``side`` grid.
 
-    Probabilities are averaged, not logits: their mean is how much of the cell is covered, at any size of mask. The mean
-    of logits is ruled by the most certain pixel and loses thin objects.
+    The mean of probabilities is the fraction of the cell that the mask covers, at any mask size. Logits are not
+    averaged, because the most certain pixel dominates their mean and thin objects disappear.
     """
     return F.interpolate(masks.float(), (side, side), mode="area").flatten(2)
 
 
 def _soft_iou(first: Float[Tensor, "p n s"], second: Float[Tensor, "p m s"]) -> Float[Tensor, "p n m"]:
-    """Of every pair: ab / (aa + bb - ab), the IoU of binary masks; 1 for a soft mask and itself and for two empty ones.
+    """Compute the soft IoU ab / (aa + bb - ab) of every pair. For binary masks it equals the IoU.
 
-    With plain sums in the denominator a soft mask would be nearer to a certain one than to itself.
+    It is 1 for two equal soft masks and for two empty masks. With plain sums in the denominator, a soft mask would be
+    more similar to a binary mask than to itself.
     """
     overlap = first @ second.transpose(1, 2)
     union = first.square().sum(-1)[:, :, None] + second.square().sum(-1)[:, None] - overlap
@@ -82,10 +98,21 @@ def _soft_iou(first: Float[Tensor, "p n s"], second: Float[Tensor, "p m s"]) -> 
 
 
 def match_cost(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost) -> Float[Tensor, "p qs qt"]:
-    """Weighted sum of three costs, in float32 also under autocast.
+    """Compute the cost of matching every student query with every teacher query, in float32 also under autocast.
 
-    mask: 1 - soft IoU. box: L1 of the normalised xyxy boxes, summed over the four edges as in DETR. logit: difference
-    of the query probabilities. ``ValueError`` where the two answer different numbers of questions.
+    The cost is the weighted sum of three terms: 1 - soft IoU of the mask probabilities; the L1 distance of the
+    normalised xyxy boxes, summed over the four edges as in DETR; the absolute difference of the query probabilities.
+
+    Args:
+        student: The student's output for p questions, with qs queries.
+        teacher: The teacher's output for the same questions, with qt queries.
+        cost: Weights.
+
+    Returns:
+        Costs of shape (p, qs, qt).
+
+    Raises:
+        ValueError: The outputs have different numbers of questions.
     """
     if len(student.pred_logits) != len(teacher.pred_logits):
         raise ValueError(f"{len(student.pred_logits)} questions cannot be matched with {len(teacher.pred_logits)}")
@@ -99,8 +126,22 @@ def match_cost(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost
 
 
 def truth_cost(student: DetectorOutput, truth: ObjectTruth, cost: MatchCost) -> Float[Tensor, "p qs n"]:
-    """``match_cost`` against annotations, whose masks are shares already: a sigmoid of them would make an empty mask
-    half full, and the mask that covers everything the best. logit: 1 - the query's probability.
+    """Compute the cost of matching every student query with every annotated object.
+
+    It differs from ``match_cost`` in two terms. The masks of ``truth`` are already probabilities and get no sigmoid:
+    with one, an empty mask would have the value 0.5 everywhere, and a mask that covers everything would be the best
+    match. The score term is 1 - the query's probability.
+
+    Args:
+        student: The student's output for p questions, with qs queries.
+        truth: n annotated objects per question, with padding.
+        cost: Weights.
+
+    Returns:
+        Costs of shape (p, qs, n).
+
+    Raises:
+        ValueError: The numbers of questions differ.
     """
     if len(student.pred_logits) != len(truth.valid):
         raise ValueError(f"{len(student.pred_logits)} questions cannot be matched with {len(truth.valid)}")
@@ -120,9 +161,9 @@ def _assign(
     allowed: Bool[Tensor, "p qt"],
     solve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> Matches:
-    """``solve`` for each question over the teacher queries it allows; one copy from the device, one back."""
+    """Apply ``solve`` to each question's allowed columns, with one copy from the device and one back."""
     cost = torch.where(cost.isfinite(), cost.float(), VERY_EXPENSIVE)
-    # Infinite means not allowed from here on, so that one copy carries both.
+    # From here on an infinite cost marks a pair that is not allowed, so one copy transfers both tensors.
     host = torch.where(allowed[:, None], cost, torch.inf).cpu().numpy()
     found = []
     for question in host:
@@ -138,6 +179,7 @@ def _assign(
 
 
 def _cheapest_first(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Select the pair of lowest cost again and again, each time without its row and column."""
     left, taken = cost.copy(), np.zeros((min(cost.shape), 2), dtype=np.int64)
     for pair in taken:
         pair[:] = row, column = divmod(int(left.argmin()), left.shape[1])
@@ -147,22 +189,47 @@ def _cheapest_first(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @MATCHERS.register("hungarian")
 def hungarian(cost: Float[Tensor, "p qs qt"], allowed: Bool[Tensor, "p qt"]) -> Matches:
-    """The pairs of least total cost (Carion et al., DETR, 2020): min(qs, allowed teacher queries) of each question."""
+    """Match so that the total cost is lowest. A question has min(qs, allowed teacher queries) pairs.
+
+    Args:
+        cost: Cost of every pair, of shape (p, qs, qt).
+        allowed: Teacher queries that may be matched, of shape (p, qt).
+
+    Source:
+        Carion et al., End-to-End Object Detection with Transformers (DETR), 2020.
+    """
     return _assign(cost, allowed, linear_sum_assignment)
 
 
 @MATCHERS.register("greedy")
 def greedy(cost: Float[Tensor, "p qs qt"], allowed: Bool[Tensor, "p qt"]) -> Matches:
-    """As many pairs as ``hungarian``: the cheapest, then the cheapest of the queries that remain, and so on."""
+    """Match the pair of lowest cost, then the cheapest pair of the remaining queries, and so on.
+
+    A question has as many pairs as with ``hungarian``.
+
+    Args:
+        cost: Cost of every pair, of shape (p, qs, qt).
+        allowed: Teacher queries that may be matched, of shape (p, qt).
+    """
     return _assign(cost, allowed, _cheapest_first)
 
 
 @torch.no_grad()
 def match(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost, method: str = "hungarian") -> Matches:
-    """Pairs by a matcher of ``MATCHERS``; queries beyond the smaller side stay alone, on either side.
+    """Match the queries of a student with the queries of a teacher.
 
-    Of a teacher with more queries than the student its best take part. Were all allowed, the assignment would choose
-    whom to leave out, and leave out the detections: an untrained student is nearer to the teacher's idle queries.
+    If the teacher has more queries than the student, only its queries with the highest scores are matched, as many as
+    the student has. Otherwise the assignment would choose which ones to leave out, and it would leave out the
+    detections, because the outputs of an untrained student are closer to the teacher's inactive queries.
+
+    Args:
+        student: The student's output for p questions.
+        teacher: The teacher's output for the same questions.
+        cost: Weights of the cost, and the lowest score of a teacher query.
+        method: Name of a matcher in ``MATCHERS``.
+
+    Returns:
+        The pairs. Queries beyond the smaller number of queries are not matched.
     """
     scores = teacher.scores
     best = scores.topk(min(scores.shape[1], student.pred_logits.shape[1]), dim=1).indices
@@ -172,5 +239,16 @@ def match(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost, met
 
 @torch.no_grad()
 def match_truth(student: DetectorOutput, truth: ObjectTruth, cost: MatchCost, method: str = "greedy") -> Matches:
-    """A query for each annotated object, as far as there are queries; ``Matches.teacher`` counts the objects."""
+    """Match the queries of a student with annotated objects.
+
+    Args:
+        student: The student's output for p questions.
+        truth: The annotated objects of the same questions.
+        cost: Weights of the cost.
+        method: Name of a matcher in ``MATCHERS``.
+
+    Returns:
+        The pairs. ``Matches.teacher`` has the indices of objects. If there are more objects than queries, the rest are
+        not matched.
+    """
     return MATCHERS.get(method)(truth_cost(student, truth, cost), truth.valid)

@@ -1,4 +1,4 @@
-"""Asking transformers' SAM 3: one encoded image for many questions, each answered as the original SAM 3 answers it."""
+"""Run transformers' SAM 3 on images with several questions each, with the outputs of the original SAM 3."""
 
 from __future__ import annotations
 
@@ -18,19 +18,27 @@ from ..types import DetectorOutput
 
 T = TypeVar("T")
 PADDING = -10
-"""Label of a box that only fills the batch (transformers' convention)."""
+"""Label of a padding box (transformers' convention)."""
 
 
 @dataclass
 class Recorded:
-    """What a module returned when it last ran; None before. Graph attached."""
+    """The last output of a module, with its graph.
+
+    Attributes:
+        output: What the module returned in its last call, or None before the first one.
+    """
 
     output: Any = None
 
 
 @contextmanager
 def recorded(module: nn.Module) -> Iterator[Recorded]:
-    """While open, keep what ``module`` returns each time it is called, as it is: nothing is detached or copied."""
+    """Record the output of every call of ``module`` inside a ``with`` block. The output is not detached or copied.
+
+    Yields:
+        The record, which has the output of the last call.
+    """
     holder = Recorded()
     handle = module.register_forward_hook(lambda _, args, output: setattr(holder, "output", output))
     try:
@@ -41,7 +49,12 @@ def recorded(module: nn.Module) -> Iterator[Recorded]:
 
 @contextmanager
 def rewritten(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
-    """While open, calls of ``module`` return ``change`` of its output."""
+    """Replace the output of every call of ``module`` inside a ``with`` block.
+
+    Args:
+        module: The module.
+        change: Function from the module's output to the output that its caller gets.
+    """
     handle = module.register_forward_hook(lambda _, args, output: change(output))
     try:
         yield
@@ -50,11 +63,16 @@ def rewritten(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]
 
 
 def take_images(vision: T, index: Int[Tensor, " p"]) -> T:
-    """The features of image ``index[i]`` as the i-th of a batch of p, so that one encoded image serves many questions.
+    """Gather the features of images, so that one encoded image serves several questions.
 
-    vision: what a SAM 3 vision encoder returned, for b images. The result is of the same class and holds what the
-    heads read: ``fpn_hidden_states``, gathered, and ``fpn_position_encoding``, which is the same for every image and
-    therefore expanded without a copy. Whatever else ``vision`` carries is left out.
+    Args:
+        vision: Output of a SAM 3 vision encoder for b images.
+        index: Images to gather, 0..b-1, of shape (p,). An image may occur several times.
+
+    Returns:
+        A batch of p images, of the same class as ``vision``, with the fields that the heads read:
+        ``fpn_hidden_states``, which are gathered, and ``fpn_position_encoding``, which is the same for every image and
+        is expanded without a copy. Other fields of ``vision`` are not set.
     """
     return type(vision)(
         fpn_hidden_states=tuple(level.index_select(0, index) for level in vision.fpn_hidden_states),
@@ -73,22 +91,30 @@ def ask(
     forward: Callable[..., Any] | None = None,
     enrich: Callable[[Any], Float[Tensor, "p n c"]] | None = None,
 ) -> DetectorOutput:
-    """What a SAM 3 answers to p questions about the images of ``vision``, graph attached, as the original does.
+    """Run a SAM 3 on p questions about encoded images, with the outputs of the original SAM 3. The graph is kept.
 
-    The original runs the geometry encoder for every question: one without a box still carries its CLS token.
-    transformers skips it when no box is given, which changes every output (docs/detection.md has the figures).
-    Hence a question without a box is given one padding box, which attention never sees.
+    The original runs the geometry encoder for every question, and a question without a box still has that encoder's CLS
+    token. transformers skips the geometry encoder when no box is given, which changes every output (figures in
+    docs/detection.md). A question without a box therefore gets one padding box, which is masked in attention.
 
     Args:
-        model: a ``Sam3Model`` or ``Sam3LiteTextModel``.
-        vision: what its vision encoder returned for b images.
-        image: the image each question is about, 0..b-1; None where there is one question per image.
-        text: what its ``get_text_features`` projected.
-        attention_mask: 1 for tokens, 0 for padding.
-        boxes: exemplars, normalised cxcywh. None or k = 0: questions in words alone.
-        labels: 1 like this, 0 not like this, -10 padding; None where every box is a positive example.
-        forward: what is called in place of ``model``; for a subclass whose own ``forward`` calls this function.
-        enrich: maps what the DETR encoder returned to the tokens that the decoders read instead of its last state.
+        model: A ``Sam3Model`` or ``Sam3LiteTextModel``.
+        vision: Output of its vision encoder for b images.
+        image: Index of each question's image, 0..b-1, of shape (p,). None if there is one question per image.
+        text: Projected text features from its ``get_text_features``, of shape (p, t, c).
+        attention_mask: 1 for tokens and 0 for padding, of shape (p, t).
+        boxes: Exemplar boxes, normalised cxcywh, of shape (p, k, 4). None or k = 0 for questions in words only.
+        labels: 1 for a positive exemplar, 0 for a negative one, -10 for padding, of shape (p, k). None if all are
+            positive.
+        forward: Function to call in place of ``model``. A subclass whose ``forward`` calls this function needs it.
+        enrich: Function from the output of the DETR encoder to the tokens that the decoders read in place of its last
+            hidden state.
+
+    Returns:
+        The outputs for p questions, and the features of b images.
+
+    Raises:
+        UserError: The model cannot run, for example because its configuration does not fit it.
     """
     if boxes is None or not boxes.shape[1]:
         boxes = text.new_zeros(len(text), 1, 4)
@@ -121,10 +147,10 @@ def _enriched(enrich: Callable[[Any], Tensor] | None, output: Any) -> Any:
 
 @contextmanager
 def _own_precision(module: nn.Module, device: str) -> Iterator[None]:
-    """While open, ``module`` computes in the precision of its weights, whatever autocast says.
+    """Run ``module`` in the precision of its weights, also under autocast.
 
-    transformers pools the features of boxes in float16 where they are bfloat16, since ``roi_align`` knows no bfloat16;
-    autocast to bfloat16 refuses to concatenate float16.
+    If the features are bfloat16, transformers pools them for boxes in float16, because ``roi_align`` does not support
+    bfloat16. Autocast to bfloat16 cannot concatenate float16 tensors.
     """
     if not torch.is_autocast_enabled(device):
         yield

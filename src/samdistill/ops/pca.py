@@ -1,6 +1,7 @@
-"""Bringing features to fewer channels by principal components, fitted once and then frozen.
+"""Reduce the channels of features with principal components, which are fitted once and then fixed.
 
-A projection that learns together with a student can collapse to what is easy to match; this one cannot.
+A projection that is trained together with a student can collapse to directions that are easy to match. A fixed one
+cannot.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from ..types import UserError
 
 @dataclass(frozen=True)
 class Projection:
-    """``scale * basis (x - mean)`` for each vector of d channels; the rows of ``basis`` are orthonormal.
+    """Linear projection ``scale * basis (x - mean)`` of vectors with d channels to c channels.
 
-    scale: one number for all channels, so that the directions keep their proportions.
+    Attributes:
+        mean: Mean of the input, of shape (d,).
+        basis: Orthonormal rows, of shape (c, d).
+        scale: One factor for all channels, which keeps their relative variances.
     """
 
     mean: Float[Tensor, " d"]
@@ -32,27 +36,48 @@ class Projection:
 
     @property
     def channels(self) -> int:
-        """c, what comes out."""
+        """Number of output channels c."""
         return self.basis.shape[0]
 
     def apply(self, x: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b c gh gw"]:
-        """In float32, under autocast too."""
+        """Project feature maps, in float32 also under autocast.
+
+        Args:
+            x: Feature maps of shape (b, d, gh, gw).
+
+        Returns:
+            float32 feature maps of shape (b, c, gh, gw).
+        """
         with torch.autocast(x.device.type, enabled=False):
             centred = x.float() - self.mean[:, None, None]
             return torch.einsum("cd,bdhw->bchw", self.basis * self.scale, centred)
 
     def to(self, device: torch.device | str) -> Projection:
+        """Return a copy with the tensors on ``device``."""
         return replace(self, mean=self.mean.to(device), basis=self.basis.to(device))
 
     @classmethod
     def fit(cls, samples: Iterable[Float[Tensor, "k d"]], channels: int, standardise: bool) -> Projection:
-        """The ``channels`` directions of greatest variance in all samples together, or all d where d is less.
+        """Fit the directions of greatest variance over all samples.
 
-        Samples are read once, and only mean and covariance are kept, in float64 on the CPU: neither their number nor
-        the device decides the result beyond rounding. The largest entry of each direction is positive. standardise: the
-        standard deviation over everything that ``apply`` gives for the samples is 1 (one scale for all channels, as in
-        PHI-S, Ranzinger et al., 2024), so that features of several teachers count alike. Raises ``UserError`` where
-        there are no samples, or none that differ, and for values that are not finite.
+        The samples are read once. Only mean and covariance are kept, in float64 on the CPU, so batch sizes and device
+        change the result by rounding only. The largest entry of each direction is positive.
+
+        Args:
+            samples: Batches of k vectors, of shape (k, d). k may differ and may be 0.
+            channels: Number of directions. If d is smaller, there are d.
+            standardise: Choose ``scale`` so that the standard deviation over all channels of the projected samples is
+                1, and features of several teachers have equal weight. The scale is one number for all channels, as in
+                PHI-S.
+
+        Returns:
+            The projection, on the CPU.
+
+        Raises:
+            UserError: There are no samples, all samples are equal, or a value is not finite.
+
+        Source:
+            Ranzinger et al., PHI-S: Distribution Balancing for Label-Free Multi-Teacher Distillation, 2024.
         """
         count, mean, scatter = _moments(samples)
         variances, vectors = torch.linalg.eigh(scatter / count)  # ascending
@@ -66,7 +91,12 @@ class Projection:
         return cls(mean.float(), basis.float().contiguous(), variance**-0.5 if standardise else 1.0)
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write a safetensors file, whole or not at all. fingerprint: of what it was fitted on; ``load`` checks it."""
+        """Write a safetensors file atomically.
+
+        Args:
+            path: The file. Its folder is created.
+            fingerprint: Fingerprint of the data that the projection was fitted on. ``load`` compares it.
+        """
         make_folder(path.parent)
         tensors = {"mean": self.mean.cpu(), "basis": self.basis.cpu()}
         with replacing(path) as new:
@@ -74,7 +104,15 @@ class Projection:
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> Projection:
-        """Raises ``UserError`` for a file that is missing, damaged, or was fitted on something else."""
+        """Read a projection that ``save`` wrote.
+
+        Args:
+            path: The file.
+            fingerprint: Expected fingerprint.
+
+        Raises:
+            UserError: The file is missing or damaged, or its fingerprint differs.
+        """
         if not path.is_file():
             raise UserError(f"{path}: no such file; it is written when the teacher's projection is fitted")
         try:
@@ -91,7 +129,11 @@ class Projection:
 
 
 def _moments(samples: Iterable[Float[Tensor, "k d"]]) -> tuple[int, Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """Number, mean and sum of squared deviations, joined batch by batch (Chan et al., 1983, eq. 2.1)."""
+    """Compute the number, the mean and the sum of squared deviations of all samples, batch by batch.
+
+    Source:
+        Chan et al., 1983, eq. 2.1.
+    """
     count, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
     for given in samples:
         batch = given.detach().cpu().double()

@@ -1,7 +1,7 @@
-"""Asking a promptable SAM: images once, prompts many times, masks out.
+"""Run a promptable SAM: encode images once, then predict masks for any number of prompts.
 
-Works on any ``Sam3TrackerModel``, whatever trunk it hosts, and on any ``SamModel``, MobileSAM among them. Gradients
-flow unless the caller turns them off, so the same functions serve teachers, students, training and inference.
+The functions accept any ``Sam3TrackerModel``, with any trunk, and any ``SamModel``, MobileSAM included. They record
+gradients unless the caller disables them, so teachers, students, training and inference share them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from ..types import GroupSignals, ImageBatch, PromptGroup, Prompts, UserError
 from .images import IMAGENET_MEAN, IMAGENET_STD, SAM3_MEAN, SAM3_STD, Statistics, normalise
 
 Promptable = Sam3TrackerModel | SamModel
-"""What can be asked with the functions of this file. ``students.MobileSamModel`` is a ``SamModel``."""
+"""Models that the functions of this file accept. ``students.MobileSamModel`` is a ``SamModel``."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the mask decoder reads. levels end with the image embedding; before it a SAM 3 tracker has two maps of 4 and
-    2 times its resolution, a SAM none.
+    """Image features that the mask decoder reads.
 
-    trunk: the raw output of the trunk, before the neck; what encoder distillation matches.
+    Attributes:
+        levels: Feature maps, finest first. The last one is the image embedding. A SAM 3 tracker has two more, with 4
+            and 2 times its resolution. A SAM has none.
+        trunk: Output of the trunk before the neck, which encoder distillation compares.
     """
 
     levels: tuple[Tensor, ...]
@@ -37,27 +39,35 @@ class Embeddings:
 
     @property
     def image_embedding(self) -> Float[Tensor, "b c gh gw"]:
+        """The image embedding, of shape (b, c, gh, gw)."""
         return self.levels[-1]
 
     def one_image(self, index: int) -> Embeddings:
-        """Image ``index`` as a batch of one."""
+        """Return image ``index`` as a batch of one."""
         at = slice(index, index + 1)
         return Embeddings(tuple(level[at] for level in self.levels), self.trunk[at])
 
     def rows(self, index: Int[Tensor, " g"]) -> Embeddings:
-        """The images ``index`` as a batch, in that order; gradients go back to where they came from."""
+        """Gather images into a batch. Gradients flow back to the original tensors.
+
+        Args:
+            index: Images in the wanted order, of shape (g,).
+        """
         index = index.to(self.trunk.device)
         return Embeddings(tuple(level[index] for level in self.levels), self.trunk[index])
 
 
 @dataclass(frozen=True)
 class MaskPrediction:
-    """What a model answers to prompts, and what its decoder computed on the way.
+    """Predictions for n prompts in each of b images, and tensors from inside the decoder.
 
-    low_res_masks: logits at a quarter of the patch size. iou_scores: predicted, in 0..1 in SAM 3, unbounded in SAM. m
-    is 1, or 3 with multimask. mask_tokens: the decoder's four after its two-way transformer, whatever m is.
-    prompt_embed: the image embedding as it enters the first two-way block, dense prompt embedding added; k is n where
-    the prompts hold masks, else 1, since it is then the same for all.
+    Attributes:
+        low_res_masks: Mask logits of shape (b, n, m, h, w). h and w are 4 times those of the image embedding. m is 1,
+            or 3 with multimask.
+        iou_scores: Predicted IoU of shape (b, n, m): in 0..1 for SAM 3, unbounded for SAM.
+        mask_tokens: The decoder's four mask tokens after the two-way transformer, for any m.
+        prompt_embed: Image embedding plus dense prompt embedding, as it enters the first two-way block. k is n if the
+            prompts have masks. Otherwise k is 1, because it is the same for all prompts of an image.
     """
 
     low_res_masks: Float[Tensor, "b n m h w"]
@@ -66,7 +76,11 @@ class MaskPrediction:
     prompt_embed: Float[Tensor, "b k c gh gw"]
 
     def best(self) -> tuple[Float[Tensor, "b n h w"], Float[Tensor, "b n"]]:
-        """The mask with the highest predicted IoU of each prompt, and that IoU."""
+        """Select the mask with the highest predicted IoU for each prompt.
+
+        Returns:
+            Mask logits of shape (b, n, h, w), and their predicted IoU of shape (b, n).
+        """
         scores, index = self.iou_scores.max(-1)
         picked = self.low_res_masks.gather(
             2, index[..., None, None, None].expand(-1, -1, 1, *self.low_res_masks.shape[-2:])
@@ -75,43 +89,56 @@ class MaskPrediction:
 
 
 def image_size(model: Promptable | Sam3Model) -> int:
-    """Side in pixels of the square canvas that the model reads and that prompts are counted on."""
+    """Return the side in pixels of the model's square input canvas. Prompts are in pixels of this canvas."""
     if isinstance(model, Sam3Model):
         return int(model.config.vision_config.backbone_config.image_size)
     return int(model.config.prompt_encoder_config.image_size)
 
 
 def embedding_grid(model: Promptable) -> tuple[int, int]:
-    """Height and width of the image embedding, in cells."""
+    """Return height and width of the image embedding in cells."""
     side = image_size(model) // int(model.config.prompt_encoder_config.patch_size)
     return side, side
 
 
 def decoder_width(model: Promptable) -> int:
-    """Channels of the image embedding and of every token of the mask decoder."""
+    """Return the number of channels of the image embedding and of the mask decoder's tokens."""
     return int(model.config.mask_decoder_config.hidden_size)
 
 
 def trunk_channels(model: Promptable) -> int:
-    """Channels of ``Embeddings.trunk``."""
+    """Return the number of channels of ``Embeddings.trunk``."""
     if isinstance(model, Sam3TrackerModel):
         return int(model.config.vision_config.backbone_config.hidden_size)
     return model.vision_encoder.neck.conv1.in_channels
 
 
 def statistics(model: Promptable) -> tuple[Statistics, Statistics]:
-    """Mean and standard deviation, in the 0..1 range, that the model wants its images normalised with."""
+    """Return the mean and standard deviation with which the model's images are normalised, in the range 0..1."""
     if isinstance(model, Sam3TrackerModel):
         return SAM3_MEAN, SAM3_STD
-    config = model.config  # only MobileSAM's says; transformers keeps SAM's with the processor
+    config = model.config  # only MobileSAM's has them; transformers stores SAM's in the processor
     return tuple(getattr(config, "image_mean", IMAGENET_MEAN)), tuple(getattr(config, "image_std", IMAGENET_STD))
 
 
 def embed(model: Promptable, batch: ImageBatch) -> Embeddings:
-    """Run the vision encoder and shape its levels as the decoder wants them.
+    """Encode images.
 
-    A SAM sees padding that is zero after normalisation, as it was trained (Kirillov et al., 2023); a SAM 3 tracker sees
-    it as it comes. Raises ``UserError`` where a SAM gets a canvas of another size than its own.
+    For a SAM, padding is set to zero after normalisation, as in its training. For a SAM 3 tracker, padding is
+    normalised as it is in the batch.
+
+    Args:
+        model: The model.
+        batch: b images on the model's canvas.
+
+    Returns:
+        The features, in the shapes that the mask decoder reads.
+
+    Raises:
+        UserError: The canvas does not have the size that a SAM needs, or the model cannot run.
+
+    Source:
+        Kirillov et al., Segment Anything, 2023.
     """
     with running(model):
         return _embed_tracker(model, batch) if isinstance(model, Sam3TrackerModel) else _embed_sam(model, batch)
@@ -132,7 +159,7 @@ def _embed_sam(model: SamModel, batch: ImageBatch) -> Embeddings:
 def _embed_tracker(model: Sam3TrackerModel, batch: ImageBatch) -> Embeddings:
     features = model.get_image_features(normalise(batch.images).to(model.dtype), return_dict=True)
     sizes = model.backbone_feature_sizes
-    # a neck of four levels has one that no head reads; transformers adds the embedding to that one
+    # the fourth level of a neck is read by no head, but transformers adds the embedding to that level
     maps = list(features.fpn_hidden_states[: len(sizes)])
     maps[-1] = maps[-1] + model.no_memory_embedding
     return Embeddings(
@@ -143,7 +170,7 @@ def _embed_tracker(model: Sam3TrackerModel, batch: ImageBatch) -> Embeddings:
 
 @contextmanager
 def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """First positional arguments of every call of ``module`` meanwhile."""
+    """Collect the first positional argument of every call of ``module`` inside a ``with`` block."""
     seen: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
@@ -153,26 +180,52 @@ def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def as_grid(tokens: Float[Tensor, "b n d"], model: PreTrainedModel, batch: ImageBatch) -> Float[Tensor, "b d gh gw"]:
-    """A SAM 3 trunk's tokens laid over the canvas, one per patch."""
+    """Reshape the patch tokens of a SAM 3 trunk, (b, n, d), to a feature map (b, d, gh, gw)."""
     patch = model.config.vision_config.backbone_config.patch_size
     height, width = batch.images.shape[-2] // patch, batch.images.shape[-1] // patch
     return tokens.transpose(1, 2).reshape(len(batch), -1, height, width)
 
 
 def embed_trunk(model: PreTrainedModel, batch: ImageBatch) -> Float[Tensor, "b d gh gw"]:
-    """The trunk's raw output alone, of any ``Promptable`` and of a ``Sam3Model``."""
+    """Encode images with the trunk only.
+
+    Args:
+        model: A ``Promptable`` or a ``Sam3Model``.
+        batch: b images on the model's canvas.
+
+    Returns:
+        Output of the trunk before the neck, of shape (b, d, gh, gw).
+
+    Raises:
+        UserError: As for ``embed``.
+    """
     if isinstance(model, SamModel):
-        return embed(model, batch).trunk  # its neck costs next to nothing
+        return embed(model, batch).trunk  # includes the neck, whose cost is small
     with running(model):
         tokens = model.vision_encoder.backbone(normalise(batch.images).to(model.dtype)).last_hidden_state
         return as_grid(tokens, model, batch)
 
 
 def predict(model: Promptable, embeddings: Embeddings, prompts: Prompts, multimask: bool = False) -> MaskPrediction:
-    """Masks for n prompts in each of b images.
+    """Predict masks for n prompts in each of b images.
 
-    A mask prompt belongs to one object, but the decoder adds it to the whole image's embedding; prompts with masks
-    are therefore run as n images of one object each.
+    The decoder adds a mask prompt to the embedding of the whole image, although the prompt belongs to one object.
+    Prompts with masks are therefore run as b * n images with one object each.
+
+    Args:
+        model: The model.
+        embeddings: Features of b images.
+        prompts: n prompts for each image, in pixels of the canvas.
+        multimask: Predict three masks for each prompt instead of one.
+
+    Returns:
+        The predictions, at the decoder's resolution.
+
+    Raises:
+        UserError: The model cannot run.
+
+    Example:
+        >>> masks, iou = predict(model, embed(model, batch), prompts).best()
     """
     b, n = prompts.valid.shape
     levels, points, labels, boxes, masks = embeddings.levels, prompts.points, prompts.labels, prompts.boxes, None
@@ -194,20 +247,34 @@ def predict(model: Promptable, embeddings: Embeddings, prompts: Prompts, multima
 
 
 def answer_group(model: Promptable, embeddings: Embeddings, group: PromptGroup) -> GroupSignals:
-    """What the model says to one group about its images, of the whole batch that ``embeddings`` holds."""
+    """Predict masks for one group of prompts.
+
+    Args:
+        model: The model.
+        embeddings: Features of all images of the batch.
+        group: Prompts for some of the images.
+
+    Returns:
+        Predictions and decoder tensors, in the order of the group.
+    """
     said = predict(model, embeddings.rows(group.rows), group.prompts, group.multimask)
     return GroupSignals(said.prompt_embed, said.mask_tokens, said.low_res_masks, said.iou_scores)
 
 
 def _mask_tokens(model: Promptable, queries: Float[Tensor, "b n q c"]) -> Float[Tensor, "b n t c"]:
-    """The mask tokens among the decoder's: after the token of the IoU and, in SAM 3, that of the object's score."""
+    """Select the mask tokens of the decoder. They follow the IoU token and, in SAM 3, the object score token."""
     before = 2 if isinstance(model, Sam3TrackerModel) else 1
     return queries[:, :, before : before + model.mask_decoder.num_mask_tokens]
 
 
 @contextmanager
 def _decoder(model: Promptable) -> Iterator[dict[str, Tensor]]:
-    """``image``: what enters the two-way transformer of the next call, (b * n, c, gh, gw); ``queries``: what leaves."""
+    """Record tensors of the mask decoder's next call inside a ``with`` block.
+
+    Yields:
+        A dict. After the call, ``image`` is the input of the two-way transformer, of shape (b * n, c, gh, gw), and
+        ``queries`` are its output tokens.
+    """
     seen: dict[str, Tensor] = {}
     transformer = model.mask_decoder.transformer
 
@@ -228,5 +295,13 @@ def _decoder(model: Promptable) -> Iterator[dict[str, Tensor]]:
 
 
 def to_canvas(low_res_masks: Float[Tensor, "b n h w"], size: tuple[int, int]) -> Bool[Tensor, "b n H W"]:
-    """Upsample logits to the canvas and threshold at 0, as SAM's post-processing does."""
+    """Upsample mask logits to the canvas (bilinear) and threshold them at 0, as SAM's post-processing does.
+
+    Args:
+        low_res_masks: Mask logits of shape (b, n, h, w).
+        size: Height H and width W of the canvas in pixels.
+
+    Returns:
+        Masks of shape (b, n, H, W).
+    """
     return F.interpolate(low_res_masks, size, mode="bilinear", align_corners=False) > 0
