@@ -1,4 +1,4 @@
-"""Measure models side by side: features, prompted masks, agreement with the teacher, cost."""
+"""Compare models on a data set: features, prompted masks, agreement with a teacher, and cost."""
 
 from ..inference.prompting import PROMPTS, PromptKind, Targets, prompted_masks
 from .agreement import PseudoObjects

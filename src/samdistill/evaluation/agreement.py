@@ -1,4 +1,4 @@
-"""Objects without labels: what the teacher itself segments on an image, so that agreement can be measured anywhere."""
+"""Objects that a teacher segments on images without annotations, as a reference for other models."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ from ..types import ImageBatch, Prompts
 
 @dataclass(frozen=True)
 class PseudoObjects:
-    """How the teacher's own objects are found: a grid of clicks, the surest half, without repeats.
+    """Rules by which objects are selected from a teacher's masks.
 
-    grid: clicks along each side of the image. min_area, max_area: share of the image. quantile: of the predicted IoU,
-    per image and not absolute, because small teachers are badly calibrated. overlap: mask IoU above which the
-    surer of two wins. limit: objects per image.
+    The teacher gets one click per cell of a grid. Masks of plausible size and high predicted IoU are kept, and
+    duplicates are removed.
+
+    Attributes:
+        grid: Clicks along each side of the image; grid * grid in all.
+        min_area: Smallest area of an object, as a fraction of the image.
+        max_area: Largest area of an object, as a fraction of the image.
+        quantile: Masks below this quantile of the image's predicted IoU are removed. The threshold is not absolute,
+            because the predicted IoU of small teachers is poorly calibrated.
+        overlap: Of two masks with a higher IoU, the one with the lower predicted IoU is removed.
+        limit: Largest number of objects per image.
     """
 
     grid: int = 8
@@ -31,7 +39,17 @@ class PseudoObjects:
 
     @torch.no_grad()
     def find(self, teacher: Promptable, embeddings: Embeddings, batch: ImageBatch) -> list[Bool[Tensor, "n h w"]]:
-        """Canvas masks for each image, surest first; an image on which nothing qualifies gets none."""
+        """Segment objects on a batch of images.
+
+        Args:
+            teacher: The model.
+            embeddings: Its features of the b images.
+            batch: The images.
+
+        Returns:
+            For each image n masks on the canvas, of shape (n, h, w), sorted by predicted IoU, highest first. n may be
+            0.
+        """
         points = grid_points(batch.sizes, self.grid)
         canvas = (batch.images.shape[-2], batch.images.shape[-1])
         asked = [_click(teacher, embeddings, some) for some in points.split(prompts_at_once(len(batch), canvas), 1)]
@@ -42,7 +60,7 @@ class PseudoObjects:
         for image in range(len(batch)):
             chosen = self._choose(logits[image] > 0, scores[image], inside[image])
             if len(chosen) == 0:
-                found.append(shown.new_zeros(0, *canvas))  # nothing to resize, which interpolate refuses
+                found.append(shown.new_zeros(0, *canvas))  # interpolate does not accept an empty batch
                 continue
             masks = to_canvas(logits[image, chosen][None], canvas)[0] & shown[image]
             found.append(masks[masks.flatten(1).any(1)])
@@ -51,6 +69,7 @@ class PseudoObjects:
     def _choose(
         self, masks: Bool[Tensor, "n h w"], scores: Float[Tensor, " n"], inside: Bool[Tensor, "h w"]
     ) -> Int[Tensor, " k"]:
+        """Select the masks of one image and return their indices, highest predicted IoU first."""
         masks = masks & inside
         area = masks.flatten(1).sum(1) / inside.sum().clamp(min=1)
         sane = ((area >= self.min_area) & (area <= self.max_area)).nonzero()[:, 0]
@@ -62,14 +81,22 @@ class PseudoObjects:
 
 
 def _click(model: Promptable, embeddings: Embeddings, points: Float[Tensor, "b n 2"]) -> tuple[Tensor, Tensor]:
-    """Low-resolution logits (b, n, h, w) and predicted IoU (b, n) for one click per object."""
+    """Predict low-res logits (b, n, h, w) and IoU (b, n) for n objects with one positive click each."""
     valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
     labels = torch.ones((*points.shape[:2], 1), dtype=torch.int64, device=points.device)
     return predict(model, embeddings, Prompts(valid, points=points[:, :, None], labels=labels)).best()
 
 
 def grid_points(sizes: Int[Tensor, "b 2"], grid: int) -> Float[Tensor, "b n 2"]:
-    """x, y at the centres of ``grid`` x ``grid`` equal cells of each image's unpadded part."""
+    """Compute click positions on a regular grid.
+
+    Args:
+        sizes: Height and width of the images without padding, in pixels, of shape (b, 2).
+        grid: Number of cells along each side.
+
+    Returns:
+        x, y of the centres of the grid * grid equal cells, in pixels, of shape (b, n, 2).
+    """
     steps = (torch.arange(grid, device=sizes.device) + 0.5) / grid
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     unit = torch.stack([x.flatten(), y.flatten()], -1)
@@ -77,7 +104,15 @@ def grid_points(sizes: Int[Tensor, "b 2"], grid: int) -> Float[Tensor, "b n 2"]:
 
 
 def suppress(masks: Bool[Tensor, "n h w"], overlap: float) -> Int[Tensor, " k"]:
-    """Greedy non-maximum suppression by mask IoU: indices kept, in order; masks come best first."""
+    """Apply greedy non-maximum suppression by mask IoU.
+
+    Args:
+        masks: n masks, best first.
+        overlap: A mask with a higher IoU with a kept mask is removed.
+
+    Returns:
+        Ascending indices of the kept masks, of shape (k,).
+    """
     flat = masks.flatten(1).float()
     area, common = flat.sum(1), flat @ flat.T
     iou = common / (area[:, None] + area[None] - common).clamp(min=1)

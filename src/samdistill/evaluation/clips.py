@@ -1,6 +1,7 @@
-"""One answer at a time: J&F of objects in single frames, with the true masks of the frames before to remember.
+"""J&F of objects in single frames, where the memory is built from earlier frames and their true masks.
 
-Unlike a video that is followed, no answer rests on another one: the figure says what a memory is worth, and is cheap.
+Each question is independent of the model's earlier answers, unlike in video tracking. The result measures the memory
+alone and costs little time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from .clip_scores import LOOKALIKES, OCCLUDED, REAPPEARED, UNIQUE, ClipAnswer, C
 from .videos import evaluating, frames_of, phrase_of, visible_shares
 
 HIDDEN_BELOW = 0.5
-_QUESTIONS = 32  # in one call: a question's masks are some 70 MB at 1008 px
+"""An object counts as occluded if less than this fraction of it is visible."""
+_QUESTIONS = 32  # questions in one call, because the masks of each take about 70 MB at 1008 px
 
 
 def evaluate_clips(
@@ -49,18 +51,34 @@ def evaluate_clips(
     seen: Callable[[ClipAnswer, Bool[np.ndarray, "h w"]], object] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ClipScores:
-    """Ask about every object in some frames of each video, with at most ``context`` annotated frames before as memory.
+    """Measure J&F on single frames of videos, with up to ``context`` annotated frames before each as memory.
 
-    They are spread over the annotated frames but the first. An object is asked about, by the last of its names, where
-    its frame and one of the context show ``LEAST_PIXELS`` of it on the canvas: the same questions for any memory. The
-    answer is the mask of the best score.
+    The query frames are evenly spaced over the annotated frames, except the first one. A question is asked for every
+    object that has at least ``LEAST_PIXELS`` pixels on the canvas of the query frame and of a context frame, so the
+    questions are the same for every memory. The phrase is the last of the object's names that the student can tokenise.
+    The prediction is the mask with the highest score.
 
-    memory: "own" remembers the student's maps of the context, "teacher" those of ``levels``, "none" nothing. marks:
-    tell the memory where the object was, by its true masks; None as in training. batch_size: frames encoded at once;
-    each is encoded once. seen: called with each answer and its mask in pixels of the frame. progress: called with 1
-    after each video.
+    Args:
+        model: The student.
+        source: The videos.
+        keys: Keys of the videos to use.
+        context: Largest number of context frames.
+        queries_per_video: Largest number of query frames per video.
+        memory: "own" for the student's feature maps of the context frames, "teacher" for those in ``levels``, "none"
+            for no memory.
+        levels: The teacher's feature maps; only with ``memory="teacher"``.
+        batch_size: Frames encoded at once. Each frame is encoded once.
+        marks: Give the memory the true masks of the objects in the context frames. None does as in training.
+        geometry: Placement of frames on the canvas, ``square`` or ``longest_side``.
+        seen: Called with each answer and its mask in pixels of the frame.
+        progress: Called with 1 after each video.
 
-    A video that cannot be used is skipped and listed. Raises ``UserError`` where no question is left.
+    Returns:
+        The scores. Videos that cannot be used are listed in ``skipped``.
+
+    Raises:
+        UserError: No video has an object to ask about.
+        ValueError: A number is below 1, or ``levels`` and ``memory`` do not fit each other.
     """
     if context < 1 or queries_per_video < 1 or batch_size < 1:
         raise ValueError("a clip has one context frame, a video one query and a batch one frame at least")
@@ -86,13 +104,13 @@ def evaluate_clips(
 
 
 def context_of(query: int, context: int) -> range:
-    """Rows of the memory for row ``query``."""
+    """Return the rows of the context frames of query row ``query``: up to ``context`` rows before it."""
     return range(max(0, query - context), query)
 
 
 @dataclass(frozen=True)
 class _Clips:
-    """What all videos have in common."""
+    """Settings that are the same for all videos."""
 
     model: StudentDetector
     source: VideoSource
@@ -106,7 +124,7 @@ class _Clips:
     seen: Callable[[ClipAnswer, Bool[np.ndarray, "h w"]], object] | None = None
 
     def video(self, key: str) -> list[ClipAnswer]:
-        """Encode a video's frames in their order; when a query is reached, all of its context has been."""
+        """Ask all questions about one video. Frames are encoded in order, so a query's context is encoded before it."""
         record = self.source.record(key)
         if len(record.annotated) < 2:
             raise BadVideo(key, "one annotated frame; a query needs one before it")
@@ -138,7 +156,12 @@ class _Clips:
 
 
 class _Past:
-    """One video: what its frames show, and what is remembered of them. All by row. grid: of the student's own level."""
+    """State of one video: visible objects, marks and feature maps, each by row of the annotated frames.
+
+    Attributes:
+        maps: Feature maps for the memory.
+        grid: Height and width of the student's feature level that is used as memory.
+    """
 
     def __init__(self, run: _Clips, record: VideoRecord) -> None:
         self.run, self.record = run, record
@@ -149,7 +172,7 @@ class _Past:
         self._shares = visible_shares(run.source, record)
 
     def ask(self, query: int, image: Sam3LiteTextVisionEncoderOutput) -> list[ClipAnswer]:
-        """All questions about the frame of row ``query``, whose features are ``image``."""
+        """Ask all questions about the frame of row ``query``. ``image`` has the frame's features."""
         rows = context_of(query, self.run.context)
         for row in (*rows, query):
             self._look(row)
@@ -175,13 +198,13 @@ class _Past:
         return answers
 
     def _look(self, row: int) -> None:
-        """Read the masks of a row, once: which objects it shows, and where."""
+        """Read the masks of a row, if not done before: which objects are visible, and their marks."""
         if row in self._seen:
             return
         masks = self.run.source.masks(self.record.key, self.record.annotated[row])
         placed = self.run.place.mask(masks)
         self._seen[row] = placed.flatten(1).sum(1).numpy() >= LEAST_PIXELS
-        if self.run.marked:  # one by one: as floats, the canvases of a crowded frame would fill the memory
+        if self.run.marked:  # one by one, because the float canvases of many objects would need too much memory
             cells = [F.adaptive_avg_pool2d(one[None].float(), self.grid) for one in placed]
             self._marks[row] = torch.cat(cells) if cells else torch.zeros(0, *self.grid)
 
@@ -199,7 +222,7 @@ class _Past:
         share = self._shares.get(record.objects[column])
         if share is not None and share[query] < HIDDEN_BELOW:
             groups.append(OCCLUDED)
-        if record.labelled[query - 1, column] and not before[-1]:  # it was seen before, else there is no question
+        if record.labelled[query - 1, column] and not before[-1]:  # seen earlier, or it would not be asked
             groups.append(REAPPEARED)
         return tuple(groups)
 
@@ -212,7 +235,7 @@ class _Past:
         query: int,
         rows: range,
     ) -> list[Bool[np.ndarray, "h w"]]:
-        """The mask of each question in pixels of the frame."""
+        """Predict the mask of each question, in pixels of the frame."""
         model, device = self.run.model.model, self.run.model.model.device
         asked = self.run.model.words.inputs(ConceptPrompts.words(phrases, [0] * len(phrases)), device)
         memory: dict[str, Tensor] = {}
@@ -228,7 +251,7 @@ class _Past:
         return [_on_frame(mask, self.run.place, self.record.size) for mask in masks]
 
     def _remembered(self, rows: range) -> Float[Tensor, "t c h w"]:
-        """One map per frame, on the student's grid, as in training."""
+        """Return one feature map per context frame, resampled to the student's grid as in training."""
         if self.run.levels is not None and (missing := [row for row in rows if row not in self.maps]):
             theirs = self.run.levels.read(self.record.key, [self.record.annotated[row] for row in missing])
             self.maps.update(zip(missing, to_grid(theirs.float(), self.grid), strict=True))
@@ -236,7 +259,7 @@ class _Past:
 
 
 def _on_frame(logits: Float[Tensor, "a b"], place: Geometry, size: Size) -> Bool[np.ndarray, "h w"]:
-    """As ``detections`` brings a mask to the image."""
+    """Resize mask logits to the frame and threshold them, as ``detections`` does."""
     side = (place.image_size, place.image_size)
     canvas = F.interpolate(logits[None, None].float(), side, mode="bilinear", align_corners=False)
     return (place.masks_back(canvas[0, 0], size) > 0).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Score predictions against pairs of image and phrase, both from files: cgF1, and COCO's average precision."""
+"""Scores of predictions for (image, noun phrase) pairs, with masks as run-length encodings: cgF1 and COCO's AP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ from ..metrics.concepts import SCORE_THRESHOLD, ConceptScores
 
 
 def shape_ious(pred: Sequence[Rle | list[float]], target: Sequence[Rle | list[float]]) -> Float[Tensor, "n m"]:
-    """Intersection over union of every prediction with every target: run lengths of one size, or COCO's boxes."""
+    """Compute the intersection over union of every prediction with every target.
+
+    Args:
+        pred: n run-length encodings of one size, or n boxes in COCO's xywh format.
+        target: m shapes of the same kind.
+
+    Returns:
+        float64 values in 0..1 of shape (n, m).
+    """
     if not pred or not target:
         return torch.zeros(len(pred), len(target), dtype=torch.float64)
     return torch.from_numpy(coco_mask.iou(list(pred), list(target), [0] * len(target)))
@@ -31,17 +39,26 @@ def score_predictions(
     truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]], threshold: float = SCORE_THRESHOLD,
     iou: IouKind = "masks",
 ) -> ConceptScores:  # fmt: skip
-    """cgF1's counts over every pair of ``truth``; a pair without predictions is one where the model found nothing.
+    """Compute the counts of cgF1 over all pairs.
 
-    Predictions below ``threshold`` do not count, nor do those of a category that an annotator's file does not list. Of
-    several annotators the best counts, pair by pair. Raises ``UserError`` for predictions that
-    ``check_predictions`` refuses.
+    Args:
+        truth: The pairs and their annotations. If a pair has several annotators, the one with the best score counts.
+        predictions: Predictions by pair id. A missing pair has no predictions.
+        threshold: Predictions with a lower score are ignored. Predictions of a category that an annotator's file does
+            not list are ignored for that annotator.
+        iou: Compare masks or boxes.
+
+    Returns:
+        The counts; ``summary`` computes the metrics.
+
+    Raises:
+        UserError: ``check_predictions`` finds an error in the predictions.
     """
     check_predictions(truth, predictions, iou)
     scores = ConceptScores()
     for pair in truth.pairs:
         kept = [found for found in predictions.get(pair.id, ()) if found.score >= threshold]
-        # by category, as the objects are: ties of the assignment go by order
+        # sorted by category like the objects, because their order decides ties of the assignment
         kept.sort(key=lambda found: found.category)
         annotators = zip((pair, *pair.others), truth.categories, strict=True)
         scores = scores.update(*(_ious(kept, annotated, listed, iou) for annotated, listed in annotators))
@@ -59,7 +76,7 @@ def _ious(
 
 def _indexed(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> COCO:
     coco = COCO()
-    # ids begin at 1: COCOeval takes a match with id 0 for none
+    # ids begin at 1, because COCOeval reads a match with id 0 as no match
     numbered = [{"id": number, "category_id": 1, "iscrowd": 0, **a} for number, a in enumerate(annotations, 1)]
     coco.dataset = {"images": images, "annotations": numbered, "categories": [{"id": 1, "name": "object"}]}
     coco.createIndex()
@@ -71,12 +88,21 @@ def _annotation(identity: int, rle: Rle) -> dict[str, Any]:
 
 
 def mask_ap(truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]]) -> dict[str, float]:
-    """``ap`` (mean over IoU 0.50 to 0.95), ``ap_50`` and ``ap_75`` of masks, by COCOeval; all pairs are one category.
+    """Compute COCO's mask average precision with COCOeval. All pairs form one category.
 
-    Each pair is an image of its own: a prediction where the phrase names nothing is a false positive, one in a group
-    (``iscrowd``) neither right nor wrong. Every score counts, the 100 highest of a pair at most. Of several annotators
-    the first is taken. Empty where no pair of ``truth`` has an object, for precision at a recall is not defined then.
-    Raises ``UserError`` for predictions that ``check_predictions`` refuses.
+    Each pair is an image of its own. A prediction for a phrase without objects is a false positive. A prediction that
+    matches a group (``iscrowd``) is ignored. Scores have no threshold, and the 100 highest per pair are used.
+
+    Args:
+        truth: The pairs and their annotations. If a pair has several annotators, the first one is used.
+        predictions: Predictions by pair id.
+
+    Returns:
+        ``ap`` (mean over IoU 0.50 to 0.95), ``ap_50`` and ``ap_75``, each 0..1. Empty if no pair has an object, because
+        recall is not defined then.
+
+    Raises:
+        UserError: ``check_predictions`` finds an error in the predictions.
     """
     check_predictions(truth, predictions)
     listed = truth.categories[0]
@@ -96,6 +122,6 @@ def mask_ap(truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]]) 
         run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = [[0, 1e10]], ["all"], [100]
         run.evaluate()
         run.accumulate()
-    precision = run.eval["precision"][..., 0, 0, 0].mean(1)  # by IoU threshold: mean over 101 recalls
+    precision = run.eval["precision"][..., 0, 0, 0].mean(1)  # mean over the 101 recall thresholds, per IoU threshold
     at = {round(100 * threshold): number for number, threshold in enumerate(run.params.iouThrs)}
     return {"ap": float(np.mean(precision)), "ap_50": float(precision[at[50]]), "ap_75": float(precision[at[75]])}

@@ -1,4 +1,4 @@
-"""``samdistill evaluate``: a model on a data set, beside its teacher where one is given."""
+"""Command ``samdistill evaluate`` for images: measure a model on a data set, optionally next to its teacher."""
 
 from __future__ import annotations
 
@@ -32,7 +32,17 @@ logger = logging.getLogger("samdistill")
 
 
 def prompt_kinds(names: Sequence[str]) -> tuple[PromptKind, ...]:
-    """Checked names of prompt kinds."""
+    """Check names of prompt kinds.
+
+    Args:
+        names: Names, such as ``("box", "point")``.
+
+    Returns:
+        The kinds in the order of ``KINDS``, without duplicates.
+
+    Raises:
+        UserError: There is no kind of that name.
+    """
     for name in names:
         if name not in KINDS:
             raise UserError(f"no prompt kind is called {name!r}{did_you_mean(name, list(KINDS))}")
@@ -44,10 +54,27 @@ def evaluate(
     model: str | Path, data: str | Path, *, teacher: str | Path | None = None, prompts: Sequence[str] = PROMPTS,
     images: int | None = None, batch_size: int = 4, geometry: str | None = None, progress: bool = True,
 ) -> EvaluationResult:  # fmt: skip
-    """mIoU against the data's masks, agreement with ``teacher``, features, parameters, FLOPs and latency.
+    """Measure a model on images: mIoU, agreement with a teacher, features, parameters, FLOPs and latency.
 
-    model: what ``load_promptable`` opens, or a ``Sam3Model``'s folder beside its teacher. data: an SA-1B tree, a COCO
-    folder or any folder of images; without masks a teacher is needed. Raises UserError for what cannot be measured.
+    Args:
+        model: A model that ``load_promptable`` loads, or a ``Sam3Model``, which needs a teacher.
+        data: An SA-1B folder, a COCO folder or a folder of images. Without masks a teacher is needed. If the model was
+            trained on this folder, only the held-out images of that run are used.
+        teacher: The teacher, as for ``model``. It is loaded at the model's image size.
+        prompts: Prompt kinds to measure.
+        images: Largest number of images, evenly spaced over the data. None uses all.
+        batch_size: Largest number of images per batch.
+        geometry: Placement of images on the canvas, ``square`` or ``longest_side``. None uses the model's own.
+        progress: Show a progress bar.
+
+    Returns:
+        One row per model.
+
+    Raises:
+        UserError: A model or the data cannot be loaded, or cannot be measured.
+
+    Example:
+        >>> evaluate("runs/mobile", "data/coco", teacher="sandbox-sam").row("student").miou
     """
     kinds = prompt_kinds(prompts)
     loaded = {"student": load_model(model)}
@@ -65,9 +92,9 @@ def evaluate(
 
 
 def _images(model: str | Path, root: Path) -> Source:
-    """Images to measure on: of the data that ``model`` was trained on the run's own held-out part.
+    """Open the images to measure on. If the model was trained on this folder, use the run's held-out images.
 
-    Warns where that run held nothing out, so that its training images are measured.
+    If that run held out no images, a warning is logged, because the images measured are then training images.
     """
     data = _trained_on(as_path(model))
     if data is None or data.root.resolve() != root.resolve():
@@ -82,7 +109,7 @@ def _images(model: str | Path, root: Path) -> Source:
 
 
 def _trained_on(model: Path) -> DataConfig | None:
-    """The data of the run that ``model`` lies in, where it is one."""
+    """Return the data configuration of the run that ``model`` belongs to, or None."""
     for folder in (model, model.parent):
         if (folder / "config.yaml").is_file():
             with foreign(folder / "config.yaml", "not the configuration of a run"):
@@ -97,13 +124,26 @@ def evaluate_concepts(
     threshold: float = 0.5, images: int | None = None, batch_size: int = 4, geometry: str | None = None,
     out: str | Path | None = None, iou: IouKind = "masks", progress: bool = True,
 ) -> detectors.ConceptResult:  # fmt: skip
-    """cgF1 and its factors, mask AP, parameters and time per question of a detector, beside its ``teacher``.
+    """Measure a detector on (image, noun phrase) pairs: cgF1 and its factors, mask AP, parameters and latency.
 
-    model: what ``load_concept_model`` takes, or a ``.json`` of predictions; then ``teacher`` is one too, and only files
-    are compared. data: a file of concepts in the SA-Co layout, or a folder that holds one; several are the same pairs
-    as several annotators marked them, of which the best counts. threshold: scores from here on count. out: write the
-    model's predictions there. iou: compare ``masks`` or, of files of predictions, ``boxes``. Raises ``UserError`` for
-    what cannot be measured.
+    Args:
+        model: A model that ``load_concept_model`` loads, or a ``.json`` file of predictions.
+        data: An annotation file in the SA-Co layout, or a folder that has one. Several files are annotations of the
+            same pairs by several annotators, of which the best one counts.
+        teacher: The teacher. It must be a ``.json`` file exactly if ``model`` is one.
+        threshold: Lowest score of a prediction that counts, 0..1.
+        images: Largest number of images. None uses all.
+        batch_size: Largest number of images per batch.
+        geometry: Placement of images on the canvas, ``square`` or ``longest_side``. None uses the model's own.
+        out: File (``.json``) for the model's predictions.
+        iou: Compare ``masks``, or ``boxes`` if ``model`` is a file.
+        progress: Show a progress bar.
+
+    Returns:
+        One row per model.
+
+    Raises:
+        UserError: A model, a file or the data cannot be loaded, or cannot be measured.
     """
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
@@ -142,7 +182,7 @@ def evaluate_concepts(
 
 
 def _listings(data: Sequence[str | Path]) -> list[Path]:
-    """The file of each annotator."""
+    """Return the annotation file of each annotator."""
     places = list[Path]()
     for path in map(as_path, data):
         place = find_concepts(path)

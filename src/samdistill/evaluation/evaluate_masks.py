@@ -1,4 +1,4 @@
-"""``samdistill evaluate --masks``: predicted masks of videos from anywhere, scored as DAVIS and SA-V score them."""
+"""Command ``samdistill evaluate --masks``: score predicted video masks as the DAVIS and SA-V evaluators do."""
 
 from __future__ import annotations
 
@@ -22,13 +22,26 @@ def evaluate_masks(
     results: str | Path, data: str | Path, *, convention: str | None = None, videos: int | None = None,
     workers: int = 1, progress: bool = True,
 ) -> VideoResult:  # fmt: skip
-    """J&F of a folder of predicted masks against a folder of true ones; no model runs.
+    """Compute J&F of a folder of predicted masks. No model is loaded.
 
-    results: ``<video>/<frame>.png`` with object ids, or ``<video>/<object>/<frame>.png`` with one object each. data: a
-    whole DAVIS or SA-V, or its folder of true masks; images need not be there. convention: ``davis2017`` or ``sav``;
-    None takes ``sav`` for a folder per object or frames in ``Annotations_6fps``, else ``davis2017``. videos: at most so
-    many, spread over the folder. workers: processes. Raises ``UserError`` for a missing video, frame or object, a
-    frame of another size, and a PNG that holds no ids.
+    Args:
+        results: Folder of predictions: ``<video>/<frame>.png`` with object ids, or ``<video>/<object>/<frame>.png``
+            with one object each.
+        data: Root of DAVIS or SA-V, or its folder of true masks. Images are not needed.
+        convention: ``davis2017`` or ``sav``. None uses ``sav`` if there is a folder per object or the true masks are in
+            ``Annotations_6fps``, and ``davis2017`` otherwise.
+        videos: Largest number of videos, evenly spaced. None uses all.
+        workers: Number of processes.
+        progress: Show a progress bar.
+
+    Returns:
+        A result with one row.
+
+    Raises:
+        UserError: A video, frame or object is missing, a frame has another size, or a PNG has no object ids.
+
+    Example:
+        >>> evaluate_masks("predictions", "DAVIS").rows[0].jf
     """
     rules = None if convention is None else convention_named(convention)
     if videos is not None and videos < 1:
@@ -45,6 +58,7 @@ def evaluate_masks(
 
 
 def _suggested(videos: list[MaskVideo]) -> VideoConvention:
+    """Choose the convention from the layout of the folders."""
     per_object = any(video.objects for video in videos)
     from_sav = any(video.truth.parent.name == LAYOUTS[1][1] for video in videos)
     return SAV if per_object or from_sav else DAVIS_2017

@@ -1,4 +1,4 @@
-"""``samdistill evaluate`` on videos: how well a student follows objects, and what its memory is worth."""
+"""Command ``samdistill evaluate`` for videos: J&F of a student with and without its memory."""
 
 from __future__ import annotations
 
@@ -24,21 +24,34 @@ from .video_result import VideoResult
 from .videos import evaluate_videos_with
 
 RULES = {"davis2017": DAVIS_2017, "sav": SAV}
-"""By the names of ``evaluate.convention``."""
+"""Conventions by the names that ``evaluate.convention`` accepts."""
 HELD_OUT = "val"
+"""Folder of the split that is evaluated."""
 
 
 def convention_named(name: str) -> VideoConvention:
-    """Raises ``UserError`` for a name that no convention has."""
+    """Return the convention called ``name``.
+
+    Raises:
+        UserError: There is no convention of that name.
+    """
     if name not in RULES:
         raise UserError(f"no convention is called {name!r}{did_you_mean(name, list(RULES))}")
     return RULES[name]
 
 
 def held_out_videos(root: Path) -> tuple[VideoSource, VideoConvention]:
-    """Every video of an undivided folder, of a divided one the ``val`` part; and whose rules its layout suggests.
+    """Open the videos to evaluate on.
 
-    Of a whole DAVIS 2017 those in its ``ImageSets/2017/val.txt``. Raises ``UserError`` where there is no video.
+    Args:
+        root: Folder of videos. If it has splits, ``val`` is used, or another split if there is no ``val``. Of a
+            complete DAVIS 2017 the videos listed in ``ImageSets/2017/val.txt`` are used.
+
+    Returns:
+        The videos, and the convention that fits their layout.
+
+    Raises:
+        UserError: There are no videos.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of videos")
@@ -51,7 +64,7 @@ def held_out_videos(root: Path) -> tuple[VideoSource, VideoConvention]:
     place = next(folder for folder in (root / HELD_OUT, root, *(root / n for n in SPLITS)) if layout_of(folder) == kind)
     listed = place / OFFICIAL_IDS
     source = open_videos(place, kind, "held_out", 1.0, ids=listed if kind == "davis" and listed.is_file() else None)
-    # the val and test parts of SA-V come as folders of frames
+    # SA-V publishes the val and test splits as folders of frames
     from_sav = kind == "sav" or (isinstance(source, DavisSource) and source.images.name == LAYOUTS[1][0])
     return source, SAV if from_sav else DAVIS_2017
 
@@ -62,12 +75,24 @@ def evaluate_videos(
     videos: int | None = None, every_frame: bool = False, geometry: str | None = None, workers: int = 1,
     progress: bool = True,
 ) -> VideoResult:  # fmt: skip
-    """J&F of a student that follows objects with its own memory, without it, and with its ``teacher``'s maps.
+    """Compute J&F of a student without memory, with its own memory, and with its teacher's feature maps as memory.
 
-    model: a run of the video job, or its ``student/``. data: SA-V or DAVIS, or the sandbox's videos; of a divided
-    folder the ``val`` part. teacher: what ``load_concept_model`` opens as SAM 3. convention: ``davis2017`` or ``sav``,
-    None for that of the data's layout. videos: at most so many, spread over the folder. every_frame: push the frames
-    between the annotated ones too. workers: processes that score. Raises ``UserError`` for what cannot be measured.
+    Args:
+        model: A run of the video job, or its ``student/`` folder.
+        data: SA-V, DAVIS or the sandbox's videos. If the folder has splits, ``val`` is used.
+        teacher: A SAM 3 that ``load_concept_model`` loads. None omits its row.
+        convention: ``davis2017`` or ``sav``. None uses the one that fits the layout of ``data``.
+        videos: Largest number of videos, evenly spaced. None uses all.
+        every_frame: Also process the frames between annotated frames.
+        geometry: Placement of frames on the canvas, ``square`` or ``longest_side``. None uses the student's own.
+        workers: Number of scoring processes.
+        progress: Show a progress bar.
+
+    Returns:
+        One row per memory.
+
+    Raises:
+        UserError: A model or the data cannot be loaded, or cannot be measured.
     """
     rules = None if convention is None else convention_named(convention)
     if geometry is not None:
@@ -98,7 +123,7 @@ def _student(path: str | Path) -> StudentDetector:
 
 
 def _teacher(path: str | Path, student: StudentDetector) -> Sam3Detector:
-    """On a canvas of the student's size, as when its maps were cached."""
+    """Load the teacher with the student's canvas size, at which its feature maps were cached for training."""
     found = load_concept_model(path, student.image_size, default_device())
     if not isinstance(found, Sam3Detector):
         raise UserError(f"--teacher: {path} is a student; give the SAM 3 whose maps were remembered in training")

@@ -1,4 +1,4 @@
-"""Held-out images and their objects on the model's canvas, in batches; what cannot be read is listed."""
+"""Images and their annotated objects on a model's canvas, in batches."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Example:
-    """One image on its canvas with the objects annotated on it.
+    """One image on its canvas, with its annotated objects.
 
-    size: height and width of the canvas' unpadded part. left_out: objects dropped, being empty at this resolution or
-    above the limit.
+    Attributes:
+        key: Key of the image.
+        image: RGB canvas, 0..255, of shape (3, s, s).
+        size: Height and width of the canvas without padding.
+        original_size: Height and width of the image file.
+        masks: n masks on the canvas.
+        left_out: Number of objects that were omitted, because they have no pixel on the canvas or exceed the limit.
     """
 
     key: str
@@ -36,9 +41,16 @@ class Example:
 
 
 def load_example(source: Source, geometry: Geometry, key: str, max_objects: int) -> Example:
-    """Read one image; above ``max_objects`` objects, that many spread over the order of their area are kept.
+    """Read one image and its objects. Crowd annotations are not objects.
 
-    A crowd is no object. Raises BadImage for an image or annotation that cannot be read.
+    Args:
+        source: The data set.
+        geometry: Placement of images on the canvas.
+        key: Key of the image.
+        max_objects: Largest number of objects. From more, that many are chosen, evenly spaced in the order of area.
+
+    Raises:
+        BadImage: The image or its annotation cannot be read.
     """
     picture = source.load(key)
     image, size = geometry.canvas(picture)
@@ -58,7 +70,19 @@ def load_batches(
     max_objects: int,
     skipped: list[BadInput],
 ) -> Iterator[tuple[int, list[Example]]]:
-    """For each run of ``batch_size`` keys how many there were and what could be read; the rest joins ``skipped``."""
+    """Read images in batches.
+
+    Args:
+        source: The data set.
+        geometry: Placement of images on the canvas.
+        keys: Keys of the images.
+        batch_size: Keys per batch.
+        max_objects: Largest number of objects per image.
+        skipped: List to which images that cannot be read are appended.
+
+    Yields:
+        Number of keys of the batch, and the images that could be read.
+    """
     for start in range(0, len(keys), batch_size):
         wanted = keys[start : start + batch_size]
         examples = []
@@ -72,7 +96,12 @@ def load_batches(
 
 
 def to_batch(examples: Sequence[Example]) -> tuple[ImageBatch, Bool[Tensor, "b n s s"], Bool[Tensor, "b n"]]:
-    """The images, their objects padded to one count, and which objects are real."""
+    """Collate images.
+
+    Returns:
+        The images, their masks padded to the largest number of objects n, of shape (b, n, s, s), and which masks are
+        not padding, of shape (b, n).
+    """
     images = ImageBatch(
         torch.stack([example.image for example in examples]),
         torch.tensor([example.size for example in examples]),

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, floating-point operations, and the time its vision encoder takes."""
+"""Cost of models: parameters, floating-point operations, and latency of the vision encoder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from .result import Conditions
 
 
 def parameters(module: nn.Module) -> int:
-    """Parameters of a module, shared ones once."""
+    """Count the parameters of a module. Shared parameters count once."""
     return sum(p.numel() for p in module.parameters())
 
 
 def trunk_gflops(model: PreTrainedModel) -> float:
-    """GFLOP of the trunk (with its head, without the neck) for one image; a multiply-add counts as two.
+    """Count the operations of the trunk for one image. The trunk includes its head but not the neck.
 
-    A copy of the architecture is run on meta tensors: no arithmetic is done, so the full SAM 3 takes seconds too.
+    A copy of the architecture runs on meta tensors without arithmetic, so a full SAM 3 takes seconds too.
+
+    Returns:
+        GFLOP. A multiply-add counts as two operations.
     """
     size = image_size(model)
     with torch.device("meta"):
@@ -40,10 +43,19 @@ def trunk_gflops(model: PreTrainedModel) -> float:
 def encoder_latency(
     models: Mapping[str, PreTrainedModel], image_size: int, repeats: int = 9, seconds: float = 120.0
 ) -> tuple[dict[str, float], Conditions]:
-    """Median milliseconds of each model's vision encoder (trunk and neck) for one image, on the device it is on.
+    """Measure the latency of each model's vision encoder (trunk and neck) for one image.
 
-    After one untimed run of each, every round runs each model once, so that a drift of the machine is shared. At most
-    ``repeats`` rounds, and no new one after ``seconds``; the conditions say how many it were.
+    Each model runs once without timing. Then every round runs each model once, so that a change in the machine's speed
+    affects all models.
+
+    Args:
+        models: Models by name, all on the same device.
+        image_size: Side of the image in pixels.
+        repeats: Largest number of rounds.
+        seconds: No new round starts after this time. The first round always runs.
+
+    Returns:
+        Median latency in milliseconds by name, and the conditions with the number of rounds.
     """
     device = next(next(iter(models.values())).parameters()).device
     pixels = torch.zeros(1, 3, image_size, image_size, device=device)
@@ -63,7 +75,7 @@ def encoder_latency(
 
 
 def device_name(device: torch.device) -> str:
-    """``cpu``, or the accelerator's own name."""
+    """Return the name of the GPU for CUDA, and the type of the device otherwise."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -76,7 +88,7 @@ def _timed(model: PreTrainedModel, pixels: torch.Tensor) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    """Accelerators return before they have finished."""
+    """Wait until the device has finished, because calls on accelerators return earlier."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

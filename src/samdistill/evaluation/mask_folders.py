@@ -1,4 +1,4 @@
-"""Score folders of predicted masks that came from anywhere against folders of true ones: J&F as DAVIS and SA-V do."""
+"""Score folders of predicted video masks against true masks: J&F as in the DAVIS and SA-V evaluators."""
 
 from __future__ import annotations
 
@@ -21,10 +21,21 @@ def score_masks(
     workers: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> VideoResult:
-    """J&F of predictions that were made before; no model is needed.
+    """Compute J&F of predicted masks. No model is needed.
 
-    ignored: inputs that are not scored, for the result. workers: processes. progress: called with 1 after each video.
-    Raises ``UserError`` for whatever is wrong with a video, since figures of the others alone are another benchmark's.
+    Args:
+        videos: True and predicted masks of each video.
+        convention: Selects the frames and objects that count.
+        ignored: Inputs that are not scored. They are listed in the result.
+        workers: Number of processes.
+        progress: Called with 1 after each video.
+
+    Returns:
+        A result with one row.
+
+    Raises:
+        UserError: A video has an error. There is no result then, because figures of the other videos are not comparable
+            with those of the whole data set.
     """
     loads = {video.name: partial(object_masks, video, convention) for video in videos}
     scores = evaluate_videos(loads, convention, workers, progress)
@@ -38,6 +49,7 @@ def score_masks(
 
 
 def _uncounted(video: VideoScores) -> list[BadInput]:
+    """List what does not count in a video: the whole video, or single objects."""
     if not video.objects:
         return [BadInput(video.name, "no object counts: its first true mask shows none")]
     lost = [one.object_id for one in video.objects if not one.frames]

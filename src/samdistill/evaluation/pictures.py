@@ -1,4 +1,4 @@
-"""Masks side by side: the same prompts answered by every model, drawn over the image."""
+"""Pictures of an image with its prompts and every model's masks side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .result import Panel, Picture
 
 GROUND_TRUTH = "ground truth"
 SIDE = 384  # longer side of a panel in pixels
-MOST = 8  # objects drawn on one picture; more hide each other
+MOST = 8  # largest number of objects in a picture, because more would cover each other
 
 
 def picture(
@@ -28,10 +28,20 @@ def picture(
     found: Mapping[str, Bool[Tensor, "1 n s s"]],
     against: str | None,
 ) -> Picture:
-    """One image with its prompts, its ground truth, and every model's masks.
+    """Draw one image with its prompts, its ground truth, and every model's masks.
 
-    size: of the canvas' unpadded part. targets: of this image alone. found: masks by model. against: the model whose
-    masks the others are compared with; None compares with ``targets``, which are then drawn as ground truth.
+    Args:
+        key: Key of the image.
+        canvas: RGB canvas, 0..255.
+        size: Height and width of the canvas without padding.
+        kind: Kind of the prompts.
+        targets: Objects and prompts of this image alone.
+        found: Masks on the canvas by model.
+        against: Model with whose masks the others are compared. None compares with the masks of ``targets``, which are
+            then drawn as ground truth.
+
+    Returns:
+        The picture. The longer side of a panel has ``SIDE`` pixels.
     """
     height, width = size
     scale = SIDE / max(height, width)
@@ -48,7 +58,7 @@ def picture(
 
 
 def _with_prompts(image: np.ndarray, kind: PromptKind, targets: Targets, scale: float) -> UInt8[np.ndarray, "h w 3"]:
-    """Boxes, or the first click of each object; the corrective clicks differ from model to model."""
+    """Draw the boxes or each object's first click. Corrective clicks are not drawn, because they differ by model."""
     drawn = Image.fromarray(image.copy())
     pen = ImageDraw.Draw(drawn)
     boxes, points = targets.box.boxes, targets.point.points

@@ -1,4 +1,4 @@
-"""What an evaluation found: one row per model, as data, as a table for the terminal and as pictures."""
+"""Results of an evaluation with one row per model: values, a table for the terminal, and pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DASH = "-"
 
 
 class Named(Protocol):
-    """What every row has."""
+    """A row with a name."""
 
     @property
     def name(self) -> str: ...
@@ -31,10 +31,14 @@ Row = TypeVar("Row", bound=Named)
 
 @dataclass(frozen=True)
 class Panel:
-    """One model's masks drawn on a picture.
+    """One image of a picture, with the masks of one model.
 
-    iou: mean over the objects drawn, against ``Picture.against``. found: how many instances are drawn, where a model
-    could find any number, none included.
+    Attributes:
+        title: Name of the model, or of what is shown.
+        image: RGB image, 0..255.
+        iou: Mean IoU of the objects with those of ``Picture.against``, 0..1, or None.
+        found: Number of instances in the panel, for models that find any number of instances; 0 is possible. None
+            otherwise.
     """
 
     title: str
@@ -45,7 +49,14 @@ class Panel:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of the data set and the masks of everybody for the same prompts: a prompt kind, or a phrase."""
+    """One image of the data set with the masks of all models for the same prompts.
+
+    Attributes:
+        key: Key of the image.
+        prompt: Prompt kind, or phrases.
+        against: Title of the panel with which the others are compared.
+        panels: The panels, from left to right.
+    """
 
     key: str
     prompt: str
@@ -55,7 +66,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Where and how the timings were taken."""
+    """Conditions of a latency measurement.
+
+    Attributes:
+        device: Name of the device.
+        threads: CPU threads of torch.
+        repeats: Number of measurements.
+        image_size: Side of the image in pixels.
+    """
 
     device: str
     threads: int
@@ -65,7 +83,13 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Measure:
-    """One line of the table: its group, its name in the group, and its text for each model (``DASH``: not measured)."""
+    """One line of the results table.
+
+    Attributes:
+        group: Heading of the group of lines.
+        name: Name of the line.
+        cells: Text for each model; ``DASH`` if it was not measured.
+    """
 
     group: str
     name: str
@@ -73,10 +97,14 @@ class Measure:
 
 
 class Evaluation(ABC, Generic[Row]):
-    """What the table on the terminal and the report need of any kind of evaluation. A subclass is a dataclass.
+    """Base class of results, for the table on the terminal and for the report. Subclasses are dataclasses.
 
-    rows: one per model, in the order the models were given. teacher: the row that the others are compared with, if any.
-    skipped: inputs that could not be used, with the reason. pictures_note: how the pictures were chosen.
+    Attributes:
+        rows: One row per model, in the order in which the models were given.
+        teacher: Name of the row with which the others are compared, or None.
+        skipped: Inputs that could not be used, with the reason.
+        pictures: Pictures for the report.
+        pictures_note: Text that explains how the pictures were chosen.
     """
 
     rows: tuple[Row, ...]
@@ -87,43 +115,55 @@ class Evaluation(ABC, Generic[Row]):
 
     @property
     def names(self) -> list[str]:
+        """Names of the rows."""
         return [row.name for row in self.rows]
 
     def row(self, name: str) -> Row:
+        """Return the row called ``name``."""
         return next(row for row in self.rows if row.name == name)
 
     def compared(self, start: str | None) -> tuple[Row | None, Row | None]:
-        """The teacher and the student before its training, as far as there are."""
+        """Return the rows of the teacher and of the student before training; None for a row that does not exist."""
         rows = {row.name: row for row in self.rows}
         return rows.get(self.teacher or ""), rows.get(start or "")
 
     @property
     @abstractmethod
     def note(self) -> str:
-        """What the figures mean, for the foot of their table; may be empty."""
+        """Explanation of the figures, shown below the table. It may be empty."""
 
     @abstractmethod
     def measures(self) -> list[Measure]:
-        """What was measured, in reading order; each with one text per model. What no model has is left out."""
+        """Return the lines of the table in order. Lines without any value are omitted."""
 
     @abstractmethod
     def caption(self) -> str:
-        """One sentence on what the rows were measured on."""
+        """Return one sentence that describes what the models were measured on."""
 
     @abstractmethod
     def headline(self, student: str, start: str | None) -> str:
-        """The result for the row named ``student`` in a sentence or two."""
+        """Describe the result in one or two sentences.
+
+        Args:
+            student: Name of the student's row.
+            start: Name of the row of the student before training, or None.
+        """
 
     @abstractmethod
     def score(self, name: str) -> Score | None:
-        """The main figure of the row called ``name``; None where it has none."""
+        """Return the main figure of the row called ``name``, or None if it was not measured."""
 
     @abstractmethod
     def tiles(self, student: str, start: str | None) -> list[Tile]:
-        """A few figures of the row named ``student``."""
+        """Return the most important figures of a row.
+
+        Args:
+            student: Name of the student's row.
+            start: Name of the row of the student before training, or None.
+        """
 
     def table(self) -> Table:
-        """For the terminal (rich): a column per model, a line per measure, so that it fits 80 characters."""
+        """Return a rich table for the terminal. Models are columns and figures are lines, to fit 80 characters."""
         table = Table("", *map(escape, self.names), caption=self.caption(), caption_justify="left", caption_style="dim")
         for column in table.columns[1:]:
             column.justify = "right"
@@ -139,11 +179,20 @@ class Evaluation(ABC, Generic[Row]):
 
 @dataclass(frozen=True)
 class EvaluationResult(Evaluation[ModelRow]):
-    """Rows in the order the models were given, and what they were measured on.
+    """Results of models on images, by prompts and by features.
 
-    teacher: the row that the others are compared with, if any. labelled: the objects are the annotated ones; else those
-    the teacher itself segments. objects: how many were asked for; objects_left_out: empty at the canvas' resolution,
-    or above the limit per image. skipped: inputs that could not be read, with the reason.
+    Attributes:
+        rows: One row per model, in the order in which the models were given.
+        teacher: Name of the row with which the others are compared, or None.
+        prompts: Prompt kinds that were measured.
+        labelled: Whether the objects are annotated ones. Otherwise they are objects that the teacher segments.
+        images: Number of images.
+        objects: Number of objects.
+        objects_left_out: Number of objects that were omitted, because they have no pixel on the canvas or exceed the
+            limit per image.
+        conditions: Conditions of the latency measurement, or None.
+        skipped: Inputs that could not be read, with the reason.
+        pictures: Pictures for the report.
     """
 
     rows: tuple[ModelRow, ...]
@@ -162,7 +211,7 @@ class EvaluationResult(Evaluation[ModelRow]):
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and mappings; everything but the pictures."""
+        """Convert to numbers, strings, lists and dicts. Pictures are not included."""
         return {
             "teacher": self.teacher,
             "labelled": self.labelled,
@@ -176,7 +225,7 @@ class EvaluationResult(Evaluation[ModelRow]):
         }
 
     def measures(self) -> list[Measure]:
-        """What was measured, in reading order; each with one text per model. What no model has is left out."""
+        """Return the lines of the table in order. Lines without any value are omitted."""
         rows = self.rows
         found = [
             Measure("cost", "trunk parameters", [f"{row.trunk_parameters / 1e6:.2f} M" for row in rows]),
@@ -198,11 +247,11 @@ class EvaluationResult(Evaluation[ModelRow]):
 
     @property
     def _embeddings(self) -> bool:
-        """Whether other features than the trunks' were compared, which the table then says."""
+        """Whether a row compares image embeddings instead of trunk features. The table then names the features."""
         return any(row.compared == EMBEDDING for row in self.rows)
 
     def caption(self) -> str:
-        """One sentence on what the rows were measured on."""
+        """Return one sentence that describes what the models were measured on."""
         said = "" if self.labelled else " that the teacher itself segments"
         text = count(self.images, "image")
         if self.objects:
@@ -253,5 +302,5 @@ def _percent(value: float | None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """1, "run" -> "1 run"; 2, "run" -> "2 runs"."""
+    """Format a number with a noun: ``count(1, "run")`` is "1 run", ``count(2, "run")`` is "2 runs"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

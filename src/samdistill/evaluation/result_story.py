@@ -1,6 +1,6 @@
-"""Each kind of evaluation in words: one sentence and a few tiles on the student, for the top of a report.
+"""Sentences and tiles that summarise a result at the top of a report.
 
-start: the student before its training, under the name that says what it was then ("untrained", "untuned").
+In this file, ``start`` is the row of the student before training. Its name is "untrained" or "untuned".
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ CONCEPT_NOTE = (
 
 
 class Tile(NamedTuple):
-    """A figure worth a glance: what it is, its value, and what to compare it with."""
+    """An important figure.
+
+    Attributes:
+        label: Name of the figure.
+        value: The figure with its unit.
+        note: A value to compare with; may be empty.
+    """
 
     label: str
     value: str
@@ -36,7 +42,7 @@ class Tile(NamedTuple):
 def encoder_headline(
     prompts: Sequence[str], student: ModelRow, teacher: ModelRow | None, start: ModelRow | None
 ) -> str:
-    """The result in one sentence; what was not measured is not mentioned."""
+    """Summarise the result in one or two sentences. Figures that were not measured are omitted."""
     kind = next((k for k in prompts if k in student.kept or k in student.agreement), None)
     asked = ASKED.get(kind or "", "")
     said = ""
@@ -68,7 +74,7 @@ def encoder_headline(
 def encoder_tiles(
     prompts: Sequence[str], student: ModelRow, teacher: ModelRow | None, start: ModelRow | None
 ) -> list[Tile]:
-    """A tile per prompt kind, parameters and latency: at most five."""
+    """Return one tile per prompt kind, then parameters and latency."""
     found = []
     for kind in prompts:
         if kind in student.kept:
@@ -88,7 +94,7 @@ def encoder_tiles(
 
 
 def concept_headline(student: ConceptRow, teacher: ConceptRow | None, start: ConceptRow | None) -> str:
-    """The result in one sentence; what was not measured is not mentioned."""
+    """Summarise the result in one or two sentences. Figures that were not measured are omitted."""
     if student.kept is not None and teacher is not None:
         said = (
             f"The distilled student keeps {_share(student.kept)} of the teacher's cgF1 "
@@ -111,7 +117,7 @@ def concept_headline(student: ConceptRow, teacher: ConceptRow | None, start: Con
 
 
 def concept_tiles(student: ConceptRow, teacher: ConceptRow | None, start: ConceptRow | None) -> list[Tile]:
-    """cgF1, its factors, mask AP, parameters and latency: at most six."""
+    """Return tiles of cgF1, its factors, mask AP, parameters and latency: six at most."""
     found = []
     if student.kept is not None:
         note = f"cgF1 {student.cgf1:.3f}"
@@ -139,7 +145,7 @@ def _times(reference: float, value: float, less: str, more: str, same: str) -> s
 
 
 def _share(value: float) -> str:
-    """cgF1 can be below 0: nothing is kept then."""
+    """Format a fraction of cgF1 in percent. cgF1 can be negative, which is shown as 0 %."""
     return f"{max(0.0, value):.1%}"
 
 

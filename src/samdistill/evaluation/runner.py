@@ -1,4 +1,4 @@
-"""Run models side by side over a data set: features, masks, cost, pictures; one row per model."""
+"""Evaluate several models on the images of a data set: features, masks, cost and pictures."""
 
 from __future__ import annotations
 
@@ -41,15 +41,33 @@ def evaluate_models(
     repeats: int = 9,
     progress: Callable[[int], object] | None = None,
 ) -> EvaluationResult:
-    """Measure ``models`` on the images of ``source``, all of them on the same prompts.
+    """Measure models on the same images with the same prompts.
 
-    models: whatever ``load_promptable`` opens; a ``Sam3Model`` has no prompt decoder and gets feature metrics only.
-    They are moved to ``device``. teacher: the name of the model the others are compared with. Objects are the annotated
-    ones, or on unlabelled images those the teacher itself segments. images: at most so many, spread over the source's
-    keys. max_objects: per image. repeats: timing rounds, 0 leaves latency out. progress: called with how many images
-    came to be done since its last call.
+    The objects are the annotated ones. On images without annotations they are objects that the teacher segments (see
+    ``PseudoObjects``).
 
-    Raises UserError where nothing could be measured: no readable image, no label and no teacher, another image size.
+    Args:
+        models: Models by name, of the kinds that ``load_promptable`` loads, or a ``Sam3Model``. A ``Sam3Model`` has no
+            prompt decoder, so only its features are compared. The models are moved to ``device``.
+        source: The images.
+        geometry: Placement of images on the canvas. Every model must have its image size.
+        teacher: Name of the model with which the others are compared.
+        prompts: Prompt kinds to measure.
+        images: Largest number of images, evenly spaced over the source's keys. None uses all.
+        batch_size: Images per batch.
+        device: Device that runs the models.
+        max_objects: Largest number of objects per image.
+        pictures: Largest number of pictures.
+        repeats: Largest number of rounds of the latency measurement. 0 skips it.
+        progress: Called after each batch with its number of images.
+
+    Returns:
+        One row per model.
+
+    Raises:
+        UserError: Nothing can be measured: no image can be read, there are neither annotations nor a teacher, or the
+            image sizes differ.
+        ValueError: There is no model, or ``teacher`` is not one of them.
     """
     check_models(models, teacher, source, geometry)
     promptable = {n: m for n, m in models.items() if isinstance(m, Promptable)}
@@ -90,7 +108,7 @@ def evaluate_models(
 def check_models(
     models: Mapping[str, PreTrainedModel], teacher: str | None, source: Source, geometry: Geometry
 ) -> None:
-    """Refuse what could not be measured, before any work is done."""
+    """Raise an error if the models cannot be measured together, before any image is read."""
     if not models or (teacher is not None and teacher not in models):
         raise ValueError(f"the teacher {teacher!r} has to be one of the models: {', '.join(models) or 'none given'}")
     for name, model in models.items():
@@ -112,9 +130,10 @@ def check_models(
 
 
 def _features(model: PreTrainedModel, embedded: Embeddings | None, batch: ImageBatch) -> dict[str, Tensor]:
-    """What can be compared with a teacher's, the first choice first.
+    """Return the features that can be compared with a teacher's, in order of preference.
 
-    A trunk distilled for SAM 3 regresses the teacher's. Those of SAMs mean different things, even of equal shape.
+    A trunk distilled for SAM 3 reproduces the teacher's trunk. The trunk features of different SAMs are not comparable,
+    even if their shapes are equal.
     """
     if embedded is None:
         return {TRUNK: embed_trunk(model, batch)}
@@ -132,7 +151,7 @@ def _targets(
     masks: Bool[Tensor, "b n s s"],
     valid: Bool[Tensor, "b n"],
 ) -> Targets | None:
-    """Annotated objects, or the teacher's own; None without a promptable model or without objects."""
+    """Return annotated objects or the teacher's. None without a promptable model or without an object."""
     if not labelled:
         if teacher not in promptable:
             return None
@@ -149,7 +168,7 @@ def _ask(
     kinds: tuple[PromptKind, ...],
     tally: Tally,
 ) -> None:
-    """All models, a few objects at a time: full-size masks of a whole image would not fit."""
+    """Measure all models on a few objects at a time, because the masks of all would not fit into memory."""
     batch, _, height, width = targets.masks.shape
     step = prompts_at_once(batch, (height, width))
     for start in range(0, len(targets), step):
@@ -167,7 +186,7 @@ def _draw(
     wanted: int,
     done: int,
 ) -> Iterator[Picture]:
-    """Pictures of the first images that have objects, the kinds of prompt in turn."""
+    """Draw the first images that have objects, with the prompt kinds in turn."""
     for index in range(len(batch)):
         if done >= wanted or not kinds:
             return
@@ -188,7 +207,7 @@ def _nothing_read(skipped: Sequence[BadInput]) -> str:
 
 @contextmanager
 def _evaluating(models: Mapping[str, PreTrainedModel], device: str | torch.device) -> Iterator[None]:
-    """On ``device``, in eval mode and without gradients; training modes are put back afterwards."""
+    """Run models on ``device`` in eval mode without gradients. Their training modes are restored afterwards."""
     training = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.to(device).eval()

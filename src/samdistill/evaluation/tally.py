@@ -1,4 +1,4 @@
-"""Running scores of an evaluation, and the row they make for each model."""
+"""Running scores of an evaluation, from which the rows are computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,19 @@ from .rows import ModelRow
 
 @dataclass
 class Tally:
-    """Running scores over the data set; truth and agreed by model and kind of prompt."""
+    """Running scores over a data set.
+
+    Attributes:
+        teacher: Name of the model with which the others are compared, or None.
+        labelled: Whether the objects are annotated ones.
+        images: Number of images so far.
+        objects: Number of objects so far.
+        left_out: Number of omitted objects so far.
+        features: Scores of features by model.
+        compared: Kind of the compared features by model.
+        truth: Scores against the ground truth, by model and prompt kind.
+        agreed: Scores against the teacher's masks, by model and prompt kind.
+    """
 
     teacher: str | None
     labelled: bool
@@ -35,10 +47,15 @@ class Tally:
     def add_features(
         self, batch: ImageBatch, features: Mapping[str, Mapping[str, Float[Tensor, "b _ gh gw"]]], left_out: int
     ) -> None:
-        """A batch of images; ``left_out`` of their objects are not asked for.
+        """Add a batch of images.
 
-        features: of every model, by name, the first choice first. Those of the first name whose shape is the teacher's
-        are compared; where there are none, nothing is.
+        The first kind of features that model and teacher have in the same shape is compared. Without such a kind
+        nothing is compared.
+
+        Args:
+            batch: The images.
+            features: Feature maps of every model by kind, in order of preference.
+            left_out: Number of omitted objects in the batch.
         """
         self.images += len(batch)
         self.left_out += left_out
@@ -54,6 +71,12 @@ class Tally:
                     break
 
     def add_masks(self, targets: Targets, found: Mapping[str, Mapping[PromptKind, Bool[Tensor, "b n s s"]]]) -> None:
+        """Add predicted masks of objects.
+
+        Args:
+            targets: The objects.
+            found: Masks on the canvas, by model and prompt kind.
+        """
         self.objects += int(targets.valid.sum())
         reference = found.get(self.teacher) if self.teacher is not None else None
         for name, by_kind in found.items():
@@ -64,6 +87,7 @@ class Tally:
                     self.agreed[name][kind] = self.agreed[name][kind].update(masks, reference[kind], targets.valid)
 
     def row(self, name: str, model: PreTrainedModel, latency_ms: float | None) -> ModelRow:
+        """Compute the row of one model."""
         features, miou = self.features[name].summary(), _miou(self.truth[name])
         best = _miou(self.truth[self.teacher]) if self.teacher is not None and name != self.teacher else {}
         return ModelRow(

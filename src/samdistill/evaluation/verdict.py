@@ -1,4 +1,4 @@
-"""Whether a run taught its student anything: one sentence from the figures and their uncertainty."""
+"""Decide whether training improved a student, from its score and the uncertainty of the score."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Score:
-    """The main figure of one model, in 0..1 (negative counts as 0). name: of the figure. items: objects, questions or
-    the like that it is a mean over."""
+    """Main figure of one model.
+
+    Attributes:
+        name: Name of the figure.
+        value: Value in 0..1. A negative value counts as 0 in ``error``.
+        items: Number of objects or questions over which it is a mean.
+    """
 
     name: str
     value: float
@@ -17,15 +22,23 @@ class Score:
 
     @property
     def error(self) -> float:
-        """Bound of its standard error: numbers in 0..1 with this mean vary at most as yes and no do."""
+        """Upper bound of the standard error.
+
+        Values in 0..1 with a given mean have the largest variance if all of them are 0 or 1.
+        """
         share = min(max(self.value, 0.0), 1.0)
         return (share * (1 - share) / max(self.items, 1)) ** 0.5
 
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What may explain a run without success. steps: of the optimiser. images: or videos, trained on. rate_share: the
-    run's peak rate over the recipe's, below 1 where ``train.lr_batch`` lowers it."""
+    """Properties of a run that can explain why training did not help.
+
+    Attributes:
+        steps: Steps of the optimiser.
+        images: Training images or videos.
+        rate_share: Peak learning rate divided by the recipe's. It is below 1 if ``train.lr_batch`` lowers the rate.
+    """
 
     steps: int
     images: int
@@ -36,9 +49,18 @@ FEW_STEPS, FEW_IMAGES, SMALL_RATE, POOR_TEACHER = 200, 50, 0.1, 0.3
 
 
 def verdict(student: Score, start: Score | None, teacher: Score | None, about: Circumstances) -> str:
-    """``Learned: ...``, or that the student is no better than its start, with the likely reason and what to try.
+    """State whether the student improved, and if not, the likely reasons and what to try.
 
-    A difference counts where it is more than twice its standard error, for which ``Score.error`` is the bound.
+    A difference counts if it exceeds twice its standard error, which is bounded by ``Score.error``.
+
+    Args:
+        student: Score of the student after training.
+        start: Score before training, or None.
+        teacher: Score of the teacher, or None.
+        about: Properties of the run.
+
+    Returns:
+        One or more sentences. They begin with "Learned:" if the student improved.
     """
     reached = f"{student.name} {student.value:.3f} on {student.items} items"
     theirs = "" if teacher is None else f", the teacher's {teacher.value:.3f}"
@@ -54,7 +76,7 @@ def verdict(student: Score, start: Score | None, teacher: Score | None, about: C
 
 
 def _reasons(teacher: Score | None, about: Circumstances) -> Sequence[str]:
-    """Likely first."""
+    """List the reasons, most likely first."""
     found = list[str]()
     if teacher is not None and teacher.value < POOR_TEACHER:
         found.append(f"The teacher itself reaches {teacher.value:.3f}: it hardly knows these images; take another one.")

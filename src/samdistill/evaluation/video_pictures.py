@@ -1,4 +1,4 @@
-"""Videos in a report: single frames answered with every memory side by side, and some frames of a film."""
+"""Pictures of videos for a report: single frames with each memory side by side, and frames of a tracked video."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ from .video_result import STUDENT
 PAST = "the frame before"
 Frame = UInt8[np.ndarray, "h w 3"]
 Question = tuple[str, int, int]
-"""A video, a frame of it and an object."""
+"""Key of a video, number of a frame, and id of an object."""
 
 
 class Answers:
-    """The masks of single frames as ``evaluate_clips`` shows them, kept as run lengths."""
+    """Callback for ``evaluate_clips`` that stores every predicted mask as run-length encoding.
+
+    Attributes:
+        rles: Encoded masks by question.
+    """
 
     def __init__(self) -> None:
         self.rles: dict[Question, Rle] = {}
@@ -36,14 +40,23 @@ class Answers:
         self.rles[answer.key, answer.frame, answer.object_id] = to_rle(mask)
 
     def masks(self, answers: Sequence[ClipAnswer]) -> Bool[np.ndarray, "n h w"]:
+        """Return the masks of ``answers``, of shape (n, h, w)."""
         rles = [self.rles[a.key, a.frame, a.object_id] for a in answers]
         return coco_mask.decode(rles).transpose(2, 0, 1).astype(bool)
 
 
 def shown_frames(scores: ClipScores, wanted: int) -> list[list[ClipAnswer]]:
-    """The questions about one frame of each of ``wanted`` videos at most, the last frame of the video that will do.
+    """Select frames to draw, one per video.
 
-    Of videos in which something looks alike those questions alone; where there are fewer of them, others follow.
+    Videos with look-alikes come first, with only their questions about look-alikes. Other videos follow. In each video
+    the last frame with such questions is used.
+
+    Args:
+        scores: Scores of all questions.
+        wanted: Largest number of frames.
+
+    Returns:
+        For each frame its questions, ``MOST`` at most.
     """
     alike, others = dict[str, list[ClipAnswer]](), dict[str, list[ClipAnswer]]()
     for answer in scores.answers:
@@ -60,9 +73,13 @@ def shown_frames(scores: ClipScores, wanted: int) -> list[list[ClipAnswer]]:
 def frame_pictures(
     source: VideoSource, scores: Mapping[str, ClipScores], found: Mapping[str, Answers], wanted: int = 4
 ) -> list[Picture]:
-    """Frames with the past that is remembered, the truth, and the answers with each memory.
+    """Draw single frames: the frame before, the ground truth, and the predictions with each memory.
 
-    scores, found: by row, of the same questions.
+    Args:
+        source: The videos.
+        scores: Scores by row, of the same questions.
+        found: Masks by row.
+        wanted: Largest number of pictures.
     """
     return [_picture(source, questions, scores, found) for questions in shown_frames(scores[STUDENT], wanted)]
 
@@ -89,7 +106,14 @@ def _picture(
 
 
 def film_picture(film: Path, key: str, phrase: str, wanted: int = 6) -> Picture:
-    """Frames of a film that was drawn, spread over it."""
+    """Show evenly spaced frames of a video file with drawn masks.
+
+    Args:
+        film: The video file.
+        key: Key of the video.
+        phrase: The phrase that was tracked.
+        wanted: Largest number of frames.
+    """
     video = scan_video(film)
     numbers = evenly(range(len(video)), wanted)
     panels = [Panel(f"frame {number}", enlarged(frame)) for number, frame in read_frames(video, numbers)]
@@ -97,7 +121,7 @@ def film_picture(film: Path, key: str, phrase: str, wanted: int = 6) -> Picture:
 
 
 def enlarged(frame: Frame) -> Frame:
-    """With ``SIDE`` as its longer side."""
+    """Resize a frame so that its longer side has ``SIDE`` pixels."""
     scale = SIDE / max(frame.shape[:2])
     across, down = (max(1, round(side * scale)) for side in (frame.shape[1], frame.shape[0]))
     return np.asarray(Image.fromarray(frame).resize((across, down), Image.Resampling.BICUBIC))

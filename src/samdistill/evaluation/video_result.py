@@ -1,4 +1,4 @@
-"""What following objects through videos came to: one row per memory, as data, for the terminal and for the report."""
+"""Results of tracking objects through videos, with one row per memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from .result_story import Tile
 from .verdict import Score
 
 WITHOUT, STUDENT, TEACHER = "without memory", "student", "teacher memory"
-"""The student with the given masks alone, with its own memory, and remembering its teacher's maps."""
+"""Rows: the student without memory of earlier frames, with its own memory, and with its teacher's feature maps as
+memory.
+"""
 PREDICTIONS = "predictions"
-"""The only row where masks from elsewhere are scored."""
+"""The only row of a result of predicted masks."""
 VIDEO_NOTE = (
     "Every object is given once, by its true mask. J: overlap of the masks that follow, F: agreement of outlines, J&F: "
     "the mean of both; means over objects. Reappeared: visible again since half a second at most. Occluded: less than "
@@ -33,17 +35,24 @@ SINGLE = {
     "J&F": "all", "J&F, look-alikes": "lookalikes", "J&F, unlike all others": "unique", "J&F, occluded": "occluded",
     "J&F, reappeared": "reappeared",
 }  # fmt: skip
-"""Lines of the table on single frames, and the groups of ``ClipScores`` that they are of."""
+"""Lines of the table on single frames, and their groups of ``ClipScores``."""
 
 
 @dataclass(frozen=True)
 class VideoRow:
-    """One memory. Figures in 0..1, means over objects of means over their frames.
+    """Figures of one memory. They are in 0..1 and are means over objects of means over frames, unless noted.
 
-    objects, frames: how many objects count, and how many frames of them. reappeared, occluded: J&F on the frames just
-    after an object came back, and where something covers part of it; None where no frame is known to be of that kind.
-    latency_ms: of a frame with all its objects, None where no video was long enough. kept: ``jf`` as a share of that
-    with the teacher's memory.
+    Attributes:
+        name: Name of the memory.
+        jf: J&F, the mean of ``j`` and ``f``.
+        j: Region similarity.
+        f: Boundary F-measure.
+        objects: Number of objects that count.
+        frames: Number of frames of objects that count.
+        reappeared: J&F on frames just after an object has reappeared. None if no frame is known to be one.
+        occluded: J&F on frames in which the object is partly covered. None if no frame is known to be one.
+        latency_ms: Median milliseconds of a frame with all its objects. None if no video was long enough to be timed.
+        kept: ``jf`` divided by that with the teacher's memory, for the row ``STUDENT`` only.
     """
 
     name: str
@@ -62,9 +71,16 @@ def video_rows(
     scores: Mapping[str, VideoSetScores], seconds: Mapping[str, list[float]], convention: VideoConvention,
     skipped: Sequence[BadInput],
 ) -> tuple[VideoRow, ...]:  # fmt: skip
-    """One row per entry of ``scores``. seconds: by row, of each frame that was timed.
+    """Compute the rows.
 
-    Raises ``UserError`` where no video is left, or no object counts.
+    Args:
+        scores: Scores by name of the row.
+        seconds: Seconds of each timed frame, by name of the row.
+        convention: Selects the frames and objects that count.
+        skipped: Inputs that could not be used, for the error message.
+
+    Raises:
+        UserError: No video could be used, or no object counts.
     """
     figures = {name: each.summary() for name, each in scores.items()}
     if not any(each.videos for each in scores.values()):
@@ -93,11 +109,19 @@ def video_rows(
 
 @dataclass(frozen=True)
 class VideoResult(Evaluation[VideoRow]):
-    """A student with each memory, and what it was measured on.
+    """Results of one student with each memory, or of predicted masks.
 
-    convention: name of the rules that say which frames count. videos: how many were followed. parameters: of the whole
-    student, None where no model was asked. skipped: videos that could not be used, with the reason. scores: by row, per
-    video, object and frame. clips: by row, single frames that were asked about with their true past; may be empty.
+    Attributes:
+        rows: One row per memory.
+        teacher: Name of the row with the teacher's memory, or None.
+        convention: Name of the convention that selects frames and objects.
+        videos: Number of videos.
+        parameters: Parameters of the whole student. None for predicted masks.
+        conditions: Conditions of the latency measurement, or None.
+        skipped: Inputs that could not be used, with the reason.
+        scores: Scores by row, per video, object and frame.
+        pictures: Pictures for the report.
+        clips: Scores of single-frame questions by row; may be empty.
     """
 
     rows: tuple[VideoRow, ...]
@@ -117,7 +141,7 @@ class VideoResult(Evaluation[VideoRow]):
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and mappings; of frames only means."""
+        """Convert to numbers, strings, lists and dicts. Pictures and the figures of single frames are not included."""
         return {
             "teacher": self.teacher,
             "convention": self.convention,
@@ -131,7 +155,7 @@ class VideoResult(Evaluation[VideoRow]):
         }
 
     def measures(self) -> list[Measure]:
-        """What was measured, in reading order; each with one text per row. What no row has is left out."""
+        """Return the lines of the table in order. Lines without any value are omitted."""
 
         def line(group: str, name: str, field: str, form: str, scale: float = 1.0, unit: str = "") -> Measure:
             values = [getattr(row, field) for row in self.rows]
@@ -154,7 +178,7 @@ class VideoResult(Evaluation[VideoRow]):
         return [measure for measure in found if any(cell != DASH for cell in measure.cells)]
 
     def _statistics(self, name: str) -> list[Measure]:
-        """What DAVIS' evaluator tells of J and F beside their means; SA-V's does not."""
+        """Return recall and decay, which DAVIS's evaluator reports and SA-V's does not."""
         if self.convention != DAVIS_2017.name:
             return []
         each = [self.scores[row].statistics() for row in self.names if row in self.scores]
@@ -165,12 +189,12 @@ class VideoResult(Evaluation[VideoRow]):
         ]
 
     def _single(self, group: str) -> list[str]:
-        """J&F of each row's answers about single frames."""
+        """Return J&F of each row on one group of single-frame questions."""
         figures = [self.clips[name].summary(group) if name in self.clips else {} for name in self.names]
         return [format(figure["jf"], ".3f") if figure else DASH for figure in figures]
 
     def caption(self) -> str:
-        """One sentence on what the rows were measured on."""
+        """Return one sentence that describes what the rows were measured on."""
         text = f"{count(self.videos, 'video')}, rules of {self.convention}"
         if self.parameters is not None:
             text += f"; {self.parameters / 1e6:.2f} M parameters"
@@ -197,7 +221,7 @@ class VideoResult(Evaluation[VideoRow]):
         return Score("J&F", row.jf, row.objects)
 
     def headline(self, student: str, start: str | None) -> str:
-        """Also what the memory is worth, which is what the job trains."""
+        """Describe the result, including the gain from the memory, which is what the job trains."""
         own, others = self.row(student), {row.name: row for row in self.rows if row.name != student}
         said = f"The student follows objects with a J&F of {own.jf:.3f}"
         if WITHOUT in others:
@@ -213,11 +237,11 @@ class VideoResult(Evaluation[VideoRow]):
         return f"{said}.{cost}"
 
     def _alike(self, name: str) -> float | None:
-        """J&F of a row on look-alikes in single frames."""
+        """Return J&F of a row on look-alikes in single frames, or None."""
         return self.clips[name].summary("lookalikes").get("jf") if name in self.clips else None
 
     def tiles(self, student: str, start: str | None) -> list[Tile]:
-        """J&F, the share kept, look-alikes, the hard frames, parameters and time: at most six."""
+        """Return tiles of J&F, the teacher's share, look-alikes, hard frames, parameters and time: six at most."""
         own, others = self.row(student), {row.name: row for row in self.rows if row.name != student}
         without = others.get(WITHOUT)
 
@@ -235,7 +259,7 @@ class VideoResult(Evaluation[VideoRow]):
             said = "" if plain is None else f"{WITHOUT} {plain:.3f}"
             found.append(Tile("J&F of look-alikes, single frames", f"{alike:.3f}", said))
         found += figure("J&F, reappeared", "reappeared")
-        if alike is None:  # six are enough
+        if alike is None:  # otherwise there would be more than six tiles
             found += figure("J&F, occluded", "occluded")
         if self.parameters is not None:
             found.append(Tile("parameters", f"{self.parameters / 1e6:.2f} M", ""))

@@ -1,4 +1,4 @@
-"""A student that follows objects through videos, with each kind of memory side by side: J&F as DAVIS and SA-V do."""
+"""Track objects through videos with each kind of memory: J&F as in the DAVIS and SA-V evaluators."""
 
 from __future__ import annotations
 
@@ -33,15 +33,20 @@ from .result import Conditions
 from .video_result import STUDENT, TEACHER, WITHOUT, VideoResult, video_rows
 
 REAPPEARED_SECONDS = 0.5
-"""For so long after its return an object counts as reappeared."""
+"""Time after its return during which an object counts as reappeared."""
 WARM_UP = 2
-"""First frames of a video that are not timed: they remember less, and the very first wake the machine."""
-_READ_AT_ONCE = 32  # frames of a video in memory; decoding starts anew for each such piece
+"""Number of frames at the start of a video that are not timed. Their memory is smaller, and the first frames of a
+process include one-time costs.
+"""
+_READ_AT_ONCE = 32  # frames in memory at once; decoding restarts for each such part
 _SHARE = "masklet_visible_share"
 
 
 class Pyramids(Protocol):
-    """A detector whose maps can be remembered: four levels per image, finest first, from its own square canvas."""
+    """Detector whose feature maps a memory can use.
+
+    Its canvas is square. ``pyramid`` returns four levels per image, finest first.
+    """
 
     @property
     def image_size(self) -> int: ...
@@ -62,16 +67,33 @@ def evaluate_videos_with(
     workers: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> VideoResult:
-    """Follow the objects of the videos ``keys``, each given by its true mask in the first frame that shows it.
+    """Track the objects of videos.
 
-    Where the rules say that objects are those of the first annotated frame, only what is visible there is given.
+    Each object is given by its true mask in the first annotated frame in which it is visible. If the convention takes
+    the objects of the first annotated frame, only objects that are visible there are given. The phrase of an object is
+    the last of its names that the student can tokenise.
 
-    Every video is decoded once, for a session without memory, one with the student's own and, with a ``teacher``, one
-    that remembers its maps in place of the student's. Only annotated frames are pushed, unless ``every_frame``; context
-    counts remembered frames, None takes the model's. An object goes by the last of its names that the student can read.
-    workers: processes that score, after all videos were followed. progress: called with 1 after each video.
+    Each video is decoded once for all sessions: one without memory, one with the student's own and, with a teacher, one
+    with the teacher's feature maps in place of the student's.
 
-    A video that cannot be used is skipped and listed. Raises ``UserError`` where none is left, or no object counts.
+    Args:
+        model: The student.
+        source: The videos.
+        keys: Keys of the videos to use.
+        convention: Selects the frames and objects that count.
+        context: Number of frames in the memory. None uses the model's.
+        every_frame: Process all frames, not only annotated ones.
+        teacher: The teacher, or None to omit its row.
+        geometry: Placement of frames on the canvas, ``square`` or ``longest_side``.
+        workers: Number of scoring processes, which run after all videos were tracked.
+        progress: Called with 1 after each video.
+
+    Returns:
+        One row per memory. Videos that cannot be used are listed in ``skipped``.
+
+    Raises:
+        UserError: No video can be used, or no object counts.
+        ValueError: ``context`` is below 1.
     """
     if context is not None and context < 1:
         raise ValueError(f"a memory of {context} frames is none, which has its own row")
@@ -111,7 +133,10 @@ def evaluate_videos_with(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In eval mode; afterwards every part is in the mode that it was in, since a memory may train in a frozen model."""
+    """Set a model to eval mode inside a ``with`` block.
+
+    Afterwards every module has its previous mode, because modules can differ: a trained memory in a frozen model.
+    """
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -122,19 +147,32 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def frames_of(source: VideoSource, key: str, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The frames ``indices``, ascending, with a few of them in memory. Raises ``BadVideo`` as the source does."""
+    """Read frames, with at most ``_READ_AT_ONCE`` of them in memory.
+
+    Args:
+        source: The videos.
+        key: Key of the video.
+        indices: Numbers of the frames, ascending.
+
+    Raises:
+        BadVideo: The video cannot be read.
+    """
     for start in range(0, len(indices), _READ_AT_ONCE):
         yield from source.frames(key, indices[start : start + _READ_AT_ONCE])
 
 
 def phrase_of(record: VideoRecord, column: int, words: Words) -> str | None:
-    """The most specific name of an object that the student can read; None where the data has none."""
+    """Return the most specific name of an object that the student can tokenise, or None if there is none."""
     names = record.concepts[column] if record.concepts else ()
     return next((name for name in reversed(names) if words.fits(name)), None)
 
 
 def visible_shares(source: VideoSource, record: VideoRecord) -> dict[int, Float[np.ndarray, " a"]]:
-    """By object, its visible area over its whole area in each annotated frame; of rendered videos alone, else empty."""
+    """Read the visible fraction of each object in each annotated frame: visible area divided by whole area.
+
+    Returns:
+        Fractions, 0..1, by object id, of shape (a,). Empty for videos that are not rendered.
+    """
     path = source.path(record.key).with_name(f"{record.key}_manual.json")
     text = path.read_bytes() if path.is_file() else b""
     if f'"{_SHARE}"'.encode() not in text:
@@ -146,7 +184,12 @@ def visible_shares(source: VideoSource, record: VideoRecord) -> dict[int, Float[
 
 @dataclass(frozen=True)
 class _Run:
-    """What all videos have in common. contexts: remembered frames by row. seconds: of each push that is timed."""
+    """Settings that are the same for all videos.
+
+    Attributes:
+        contexts: Number of frames in the memory by row; None for the model's.
+        seconds: Seconds of each timed frame by row.
+    """
 
     model: StudentDetector
     source: VideoSource
@@ -158,7 +201,7 @@ class _Run:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def follow(self, key: str) -> MaskFile:
-        """Everybody's masks of the objects of one video. Raises ``BadVideo`` where it cannot be read."""
+        """Track the objects of one video with every memory. Raise ``BadVideo`` if it cannot be read."""
         record = self.source.record(key)
         leave_out(record.problems)
         if not record.objects:
@@ -178,14 +221,18 @@ class _Run:
         return video.masks
 
     def stride(self, record: VideoRecord) -> int:
-        """Pushed frames from one remembered one to the next: as near to the training's as the annotations allow."""
+        """Return the number of processed frames from one remembered frame to the next.
+
+        If only annotated frames are processed, the distance in video frames is as close to that of training as
+        possible.
+        """
         wanted = int(self.model.model.config.memory_stride)
         if self.every_frame or len(record.annotated) < 2:
             return wanted
         return max(1, round(wanted / float(np.median(np.diff(record.annotated)))))
 
     def theirs(self, frame: UInt8[np.ndarray, "h w 3"]) -> Float[Tensor, "c h w"] | None:
-        """The teacher's map of a frame at the level that is remembered."""
+        """Return the teacher's feature map of a frame at the level that the memory uses, or None."""
         if self.teacher is None:
             return None
         place = Geometry(self.teacher.image_size, self.geometry)  # type: ignore[arg-type]
@@ -198,15 +245,18 @@ class _Run:
 
 
 class _Video:
-    """One video while it is followed.
+    """State of one video during tracking.
 
-    counted: ids that are scored. columns: of the record, by id; an id that only the rules know has none. starts: by
-    column, the row in which the object is given; past the end where it never is. sessions: by row of the result, as
-    many as the given objects need: a session has a limit. masks: what came of it so far.
+    Attributes:
+        counted: Ids of the objects that are scored.
+        columns: Column of the record by object id. An id that exists only by the convention has none.
+        starts: Row in which each object is given, by column. It is past the last row if the object is never given.
+        sessions: Sessions by row of the result. There are several if there are more objects than a session can track.
+        masks: Masks so far.
     """
 
     def __init__(self, run: _Run, record: VideoRecord) -> None:
-        """Raises ``BadVideo`` where no object can be given."""
+        """Raise ``BadVideo`` if no object can be given."""
         self.run, self.record = run, record
         self.columns = {number: column for column, number in enumerate(record.objects)}
         self.counted: Sequence[int] = record.objects
@@ -233,7 +283,7 @@ class _Video:
         self.masks = MaskFile(record.size, self.counted, list(self.sessions), round(record.rate * REAPPEARED_SECONDS))
 
     def give(self, row: int, truth: Bool[np.ndarray, "n h w"]) -> bool:
-        """The objects that come in this row, for the frame that is pushed next; whether there are any."""
+        """Give the objects that start in this row, for the next frame that is pushed. Return whether there are any."""
         columns = np.flatnonzero(self.starts == row).tolist()
         for column in columns:
             phrase = phrase_of(self.record, column, self.run.model.words)
@@ -244,8 +294,8 @@ class _Video:
     def push(
         self, number: int, frame: UInt8[np.ndarray, "h w 3"], new: bool = False
     ) -> dict[str, dict[int, Bool[np.ndarray, "h w"]]]:
-        """By row of the result and object, the mask in this frame, the ``number``-th."""
-        # a session remembers these frames and no other; a teacher is not asked for nothing
+        """Process the ``number``-th frame. Return the masks by row of the result and by object id."""
+        # the teacher encodes only frames that a session remembers
         theirs = self.run.theirs(frame) if new or number % self.stride == 0 else None
         found: dict[str, dict[int, Bool[np.ndarray, "h w"]]] = {}
         for name, sessions in self.sessions.items():
@@ -259,20 +309,21 @@ class _Video:
     def keep(
         self, row: int, truth: Bool[np.ndarray, "n h w"], found: Mapping[str, Mapping[int, Bool[np.ndarray, "h w"]]]
     ) -> None:
-        """One frame of every object that is labelled in it, from the frame on in which the object was given.
+        """Store the true and predicted masks of an annotated frame.
 
-        An object that counts and is never given begins with the video, and nothing is predicted for it.
+        Only objects that are labelled in the frame and given by then are stored. An object that counts but is never
+        given starts with the video and has empty predictions.
         """
         empty = np.zeros(self.record.size, bool)
         for place, number in enumerate(self.counted):
             column = self.columns.get(number)
-            if column is None:  # no mask has this id: there is nothing to find
+            if column is None:  # no mask has this id, so both masks are empty
                 self.masks.add(place, self.record.annotated[row], empty, dict.fromkeys(found, empty))
                 continue
             start = int(self.starts[column])
             if row < start < len(self.record.annotated) or not self.record.labelled[row, column]:
                 continue
-            if row == start:  # what was given, whatever a session makes of it
+            if row == start:  # the given mask is used, not the session's output
                 masks = dict.fromkeys(found, truth[column])
             else:
                 masks = {name: own.get(number, empty) for name, own in found.items()}
