@@ -1,4 +1,4 @@
-"""One self-contained HTML page per run: figures, tables, pictures, and everything needed to believe them."""
+"""Write one self-contained HTML page per run: figures, tables, pictures, configuration and environment."""
 
 from __future__ import annotations
 
@@ -26,8 +26,17 @@ PACKAGES = ("samdistill", "torch", "torchvision", "transformers", "timm", "accel
 
 @dataclass(frozen=True)
 class CacheFacts:
-    """The feature store of a run. fp16_bytes: what one record would take uncompressed (published layout). what: is
-    cached. per: what one record is of."""
+    """Facts about the feature store of a run.
+
+    Attributes:
+        records: Number of records.
+        codec: Name of the codec.
+        bytes_per_record: Bytes of one record.
+        fp16_bytes: Bytes of one record in the published layout, uncompressed in fp16.
+        seconds: Time that writing took, or None.
+        what: What is cached, for the heading.
+        per: What one record belongs to, such as "image".
+    """
 
     records: int
     codec: str
@@ -40,7 +49,13 @@ class CacheFacts:
 
 @dataclass(frozen=True)
 class MergeGroup:
-    """What a merge did with some of the keys, such as "kept", "replaced" or "removed"."""
+    """A group of checkpoint keys that a merge treated in the same way.
+
+    Attributes:
+        name: Name of the group, such as "kept", "replaced" or "removed".
+        keys: Number of keys.
+        parameters: Number of parameters.
+    """
 
     name: str
     keys: int
@@ -49,11 +64,24 @@ class MergeGroup:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a page shows. Whatever is empty or None is left out of it.
+    """Content of a report. Sections whose data are empty or None are omitted.
 
-    student, start: names of rows of ``evaluation``. history: lines of the run's ``metrics.jsonl``. merged: where
-    the merged model was written. skipped: unreadable inputs by stage; those of ``evaluation`` are added. seconds:
-    wall-clock time by stage. config: the resolved YAML. machine: from ``describe_machine``. date: of the run.
+    Attributes:
+        title: Title of the page.
+        student: Name of the student's row in ``evaluation``.
+        evaluation: Figures on held-out data.
+        verdict: Sentence from ``evaluation.verdict``.
+        start: Name of the row of the student before training.
+        history: Records of the run's ``metrics.jsonl``.
+        check: Results of ``samdistill check``.
+        cache: The feature store.
+        merge: Result of the merge by group of keys.
+        merged: Path of the merged model.
+        skipped: Unreadable inputs by stage. Those of ``evaluation`` are added.
+        seconds: Wall-clock seconds by stage.
+        config: The resolved configuration as YAML.
+        machine: Result of ``describe_machine``.
+        date: Date of the run.
     """
 
     title: str
@@ -74,9 +102,14 @@ class ReportData:
 
 
 def write_report(path: Path, data: ReportData) -> Path:
-    """Write the page to ``path`` (one file, nothing is loaded from elsewhere) and return it.
+    """Write the page. It is one file that loads nothing from elsewhere, and every string of ``data`` is escaped.
 
-    Every string of ``data`` is escaped. The folder is made where it is missing.
+    Args:
+        path: The HTML file. Its folder is created.
+        data: Content of the page.
+
+    Returns:
+        ``path``.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"data_uri": data_uri, "size": human_bytes, "duration": _duration, "count": "{:,}".format}
@@ -91,13 +124,20 @@ def write_report(path: Path, data: ReportData) -> Path:
 
 
 def _skipped(data: ReportData) -> dict[str, Sequence[BadInput]]:
-    """Unreadable inputs of every stage that had any."""
+    """Return the unreadable inputs of every stage that had some."""
     found = {**data.skipped, "evaluate": data.evaluation.skipped if data.evaluation is not None else ()}
     return {stage: bad for stage, bad in found.items() if bad}
 
 
 def describe_machine(device: str = "cpu") -> dict[str, str]:
-    """Hardware and versions that a figure depends on."""
+    """Describe the hardware and the versions of the packages.
+
+    Args:
+        device: Device of the run, such as ``cuda:0``.
+
+    Returns:
+        Values by name, in the order of the report.
+    """
     facts = {"processor": _processor(), "cores": f"{os.cpu_count()}, {torch.get_num_threads()} threads used by PyTorch"}
     if device.startswith("cuda"):
         facts["accelerator"] = torch.cuda.get_device_name(device)
@@ -113,19 +153,19 @@ def describe_machine(device: str = "cpu") -> dict[str, str]:
 
 
 def headline(data: ReportData) -> str:
-    """The result in a sentence or two; empty where the student was not measured."""
+    """Describe the result in one or two sentences. Empty if the student was not measured."""
     found = data.evaluation
     return found.headline(data.student, data.start) if found and data.student in found.names else ""
 
 
 def tiles(data: ReportData) -> list[Tile]:
-    """A few figures for the top of the page; none where the student was not measured."""
+    """Return the most important figures. Empty if the student was not measured."""
     found = data.evaluation
     return found.tiles(data.student, data.start) if found and data.student in found.names else []
 
 
 def _processor() -> str:
-    """The processor's own name where the system tells it."""
+    """Return the model name of the CPU, or its architecture if the name is not known."""
     listing = Path("/proc/cpuinfo")
     if listing.exists():
         for line in listing.read_text(errors="replace").splitlines():
@@ -135,7 +175,7 @@ def _processor() -> str:
 
 
 def human_bytes(count: float) -> str:
-    """1536 -> '1.5 KiB'."""
+    """Format a number of bytes: 1536 becomes "1.5 KiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""Figures of a report as text to be put inside its page: curves as SVG, pictures as data URIs."""
+"""Embed figures in a report's page: curves as SVG and pictures as data URIs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from PIL import Image
 
 from .ops.images import encoded
 
-# drawn with these, replaced by what the page's light or dark style says
+# placeholder colours, which are replaced by the page's so that charts fit its light and dark style
 _INK, _LINE = "#010203", "#040506"
 _STYLE = {
     "svg.fonttype": "none", "font.size": 9, "axes.linewidth": 0.6, "axes.spines.top": False,
@@ -32,8 +32,14 @@ MOST_POINTS = 600
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity over the steps of a run. ``last``: its final value, smoothed as drawn; ``validated``: the final one
-    of its validation, if it has any."""
+    """Chart of one quantity over the steps of a run.
+
+    Attributes:
+        name: Name of the quantity.
+        svg: The chart.
+        last: Final value, smoothed as drawn.
+        validated: Final value of the validation, or None.
+    """
 
     name: str
     svg: Markup
@@ -42,11 +48,17 @@ class Curve:
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """A chart for each loss term, each validation figure and the learning rate of a ``metrics.jsonl``.
+    """Draw a chart for each loss term, each validation figure and the learning rate.
 
-    All share one axis of steps. A validation figure with the name of a term is drawn into that term's chart; the
-    weighted total has a chart only if it is validated. A term's weight stands in its name. Where a term was not
-    finite (null in the file) or not trained (in another phase), its line has a gap.
+    All charts have the same range of steps. A validation figure with the name of a term is drawn into the term's chart.
+    The weighted total has a chart only if it is validated. If a term's weight is not 1, the title states it. A line has
+    a gap where its term was not finite (null in the file) or was not trained (in another phase).
+
+    Args:
+        records: Records of a run's ``metrics.jsonl``.
+
+    Returns:
+        The charts. A quantity with fewer than two finite values has none.
     """
     trained = [record for record in records if "terms" in record]
     checked = [record for record in records if "validate" in record]
@@ -78,7 +90,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> list[Curve]:
 def _points(
     records: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]
 ) -> Float[np.ndarray, "n 2"]:
-    """Step and value of every record, NaN where it has none."""
+    """Return step and value of every record, NaN for a record without the value, of shape (n, 2)."""
     found = [(record["step"], math.nan if (v := value(record)) is None else v) for record in records]
     return np.array(found, dtype=np.float64).reshape(-1, 2)
 
@@ -114,9 +126,9 @@ def _curve(
 
 
 def _running_mean(values: Float[np.ndarray, " n"], width: int) -> Float[np.ndarray, " n"]:
-    """Mean of what is known among ``width`` values on either side, over fewer at the ends; NaN stays NaN.
+    """Compute the mean of the finite values within ``width`` values on either side.
 
-    Centred, so that the line does not lag.
+    At the ends there are fewer values. NaN stays NaN. The window is centred, so the line does not lag.
     """
     known = np.isfinite(values)
     total = np.concatenate([[0.0], np.where(known, values, 0.0).cumsum()])
@@ -127,13 +139,13 @@ def _running_mean(values: Float[np.ndarray, " n"], width: int) -> Float[np.ndarr
 
 
 def _to_svg(figure: Figure) -> Markup:
-    """The bare ``svg`` element in the page's own colours and font, without any reference to the outside."""
+    """Convert a figure to an ``svg`` element with the page's colours and font and without external references."""
     raw = io.StringIO()
     figure.savefig(raw, format="svg", transparent=True, metadata={"Date": None})
     svg = raw.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # implied inside HTML
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML does not need namespaces
     svg = svg.replace("xlink:href", "href")
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
@@ -141,6 +153,6 @@ def _to_svg(figure: Figure) -> Markup:
 
 
 def data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """A JPEG that needs no file beside the page."""
+    """Encode an image as a JPEG data URI, so that the page needs no other file."""
     content = encoded(Image.fromarray(image), "JPEG", quality=88, subsampling=0, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(content).decode()
