@@ -310,7 +310,7 @@ def test_training_goes_on_and_nonsense_is_refused() -> None:
     student.model.train()
     assert isinstance(evaluate_clips(student, source, ["v"], context=1, queries_per_video=1), ClipScores)
     assert student.model.training
-    with pytest.raises(ValueError, match="levels are what a teacher's memory holds"):
+    with pytest.raises(ValueError, match="levels must be given with memory='teacher'"):
         evaluate_clips(student, source, ["v"], context=1, memory="teacher")
     with pytest.raises(ValueError, match="at least"):
         evaluate_clips(student, source, ["v"], context=0)

@@ -94,8 +94,8 @@ def test_what_is_left_out_is_listed(
     found = said(capsys, root / "found", root / "truth")
     assert {bad["key"]: bad["reason"] for bad in found["skipped"]} == {
         "extra": "no true masks of that name; ignored",
-        "empty": "no object counts: its first true mask shows none",
-        "short, object 1": "visible on no frame that counts",
+        "empty": "no object counts, because the first true mask is empty",
+        "short, object 1": "not visible on any frame that counts",
     }
     assert found["models"][0]["objects"] == 2
     assert main(["evaluate", str(root / "found"), str(root / "truth"), "--masks"]) == 0
@@ -106,7 +106,7 @@ def test_what_is_left_out_is_listed(
 def test_a_mistake_in_one_video_scores_none(root: Path) -> None:
     Image.new("L", (3, 3)).save(root / "found/a/00001.png")
     (root / "found/b/00002.png").unlink()
-    with pytest.raises(UserError, match=r"a/00001.png is 3 x 3 pixels.*20 x 20.*\(and 1 more videos with mistakes\)"):
+    with pytest.raises(UserError, match=r"a/00001.png is 3 x 3 pixels.*20 x 20.*\(and 1 more videos with errors\)"):
         samdistill.evaluate_masks(root / "found", root / "truth", progress=False)
 
 
@@ -117,9 +117,9 @@ def test_what_does_not_go_together(root: Path, capsys: pytest.CaptureFixture[str
     assert "do not go together" in refused(capsys, *places, "--concepts")
     assert "several files of data go with --concepts" in refused(capsys, places[0], root, *places[1:])
     assert "no convention is called 'davis'" in refused(capsys, *places, "--convention", "davis")
-    assert "--videos: 0" in refused(capsys, *places, "--videos", "0")
-    assert "--workers: 0" in refused(capsys, *places, "--workers", "0")
+    assert "--videos must be at least 1, got 0" in refused(capsys, *places, "--videos", "0")
+    assert "--workers must be at least 1, got 0" in refused(capsys, *places, "--workers", "0")
     write(root / "none/v", (0, 4, 4))
     write(root / "silent/v", (0, 0, 0))
     error = refused(capsys, root / "silent", root / "none", "--masks", "--json")
-    assert "no object counts by the rules of davis_2017: none is seen in a video's first annotated frame" in error
+    assert "no object counts by the rules of davis_2017: none is visible in a video's first annotated frame" in error

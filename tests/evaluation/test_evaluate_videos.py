@@ -159,15 +159,15 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     image, run = students
     for model in (image, detector[1]):
-        with pytest.raises(UserError, match="has no memory of videos; give a run of the video job"):
+        with pytest.raises(UserError, match="this model has no video memory; give a run of the video job"):
             evaluate_videos(model, videos, progress=False)
     with pytest.raises(UserError, match="no convention is called 'davis2016'; did you mean 'davis2017'"):
         evaluate_videos(run, videos, convention="davis2016", progress=False)
     with pytest.raises(UserError, match="no geometry is called 'round'"):
         evaluate_videos(run, videos, geometry="round", progress=False)
-    with pytest.raises(UserError, match="--videos: 0 leaves nothing"):
+    with pytest.raises(UserError, match="--videos must be at least 1, got 0"):
         evaluate_videos(run, videos, videos=0, progress=False)
-    with pytest.raises(UserError, match="--workers: 0"):
+    with pytest.raises(UserError, match="--workers must be at least 1, got 0"):
         evaluate_videos(run, videos, workers=0, progress=False)
     with pytest.raises(UserError, match=r"--teacher: .* is a student"):
         evaluate_videos(run, videos, teacher=str(image), progress=False)

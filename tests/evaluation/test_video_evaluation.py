@@ -243,7 +243,7 @@ def test_davis_gives_what_the_first_frame_shows_and_counts_the_ids_up_to_its_gre
     source.add("late", boxes((None,), (BOX,), (BOX,), (BOX,)), stride=1)
     skipped = evaluate_videos_with(Plain(), source, ["dense", "late"], convention=DAVIS_2017).skipped
     assert [(bad.key, bad.reason) for bad in skipped] == [
-        ("late", "no object in its first annotated frame; davis_2017 has no other")
+        ("late", "no object in its first annotated frame, and davis_2017 counts no other")
     ]
 
 
@@ -301,7 +301,7 @@ def test_damage_in_the_middle_and_videos_without_anything_to_follow(stub: Callab
     stub(first_mask)
     result = evaluate_videos_with(Plain(), source, [*source.keys, "gone"], convention=SAV)
     assert result.videos == 1 and {bad.key: bad.reason for bad in result.skipped} == {
-        "damaged": "frame 8 is damaged", "empty": "no object to follow", "gone": "its file is missing",
+        "damaged": "frame 8 is damaged", "empty": "no object to track", "gone": "its file is missing",
     }  # fmt: skip
     source.add("short", boxes((BOX,), (BOX,)))
     with pytest.raises(UserError, match="no object counts by the rules of sav"):

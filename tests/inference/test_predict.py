@@ -198,15 +198,15 @@ def test_evaluate_refuses_what_does_not_go_together(
     assert "go with --concepts" in refused(capsys, *words[:3], "--threshold", "0.4")
     assert "go with --concepts" in refused(capsys, *words[:3], "--iou", "masks")
     assert "--prompts does not go" in refused(capsys, *words, "--prompts", "box")
-    assert "no concepts here" in refused(capsys, "evaluate", run, tmp_path, "--concepts")
+    assert "no concept annotations" in refused(capsys, "evaluate", run, tmp_path, "--concepts")
     assert "--threshold: 2" in refused(capsys, *words, "--threshold", "2")
     assert "--out: " in refused(capsys, *words, "--out", tmp_path / "nowhere" / "a.json")
-    assert "compared with files alone" in refused(capsys, *words, "--teacher", predictions)
-    assert "compared with files alone" in refused(
+    assert "--teacher must be a file too" in refused(capsys, *words, "--teacher", predictions)
+    assert "--teacher must be a file too" in refused(
         capsys, "evaluate", predictions, world, "--concepts", "--out", predictions
     )
-    assert "--images: 0" in refused(capsys, *words, "--images", "0")
-    assert "--iou boxes: a model answers with masks" in refused(capsys, *words, "--iou", "boxes")
+    assert "--images must be at least 1, got 0" in refused(capsys, *words, "--images", "0")
+    assert "--iou boxes needs a file of predictions" in refused(capsys, *words, "--iou", "boxes")
     assert "given twice; give one file per annotator" in refused(capsys, *words[:3], world, "--concepts")
     assert "several files of data go with --concepts" in refused(capsys, *words[:3], world)
     assert "no geometry" in refused(capsys, *words, "--geometry", "round")

@@ -144,5 +144,5 @@ def test_answers_to_another_number_of_questions_are_refused():
     two = ObjectTruth(*(torch.cat([t, t]) for t in (wanted.masks, wanted.boxes, wanted.valid)))
     with pytest.raises(ValueError, match="1, 2, 1"):
         video_terms(student, two, matches)
-    with pytest.raises(ValueError, match="1 questions cannot be matched with 2"):
+    with pytest.raises(ValueError, match="numbers of questions differ: student 1, target 2"):
         match_truth(student, two, MatchCost(resolution=SIDE))

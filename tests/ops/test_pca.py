@@ -98,8 +98,8 @@ def test_fewer_samples_than_channels_still_give_a_basis() -> None:
     [
         ([], "no features"),
         ([torch.zeros(0, 4)], "no features"),
-        ([torch.full((9, 4), 3.0)], "the same everywhere"),
-        ([torch.zeros(9, 4)], "the same everywhere"),
+        ([torch.full((9, 4), 3.0)], "all features are equal"),
+        ([torch.zeros(9, 4)], "all features are equal"),
         ([torch.randn(9, 4), torch.full((1, 4), torch.inf)], "not finite"),
     ],
 )
@@ -127,5 +127,5 @@ def test_files_that_are_no_projection_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="damaged"):
         Projection.load(path, "abc")
     save_file({"mean": torch.zeros(3)}, path, {"fingerprint": "abc", "scale": "1.0"})
-    with pytest.raises(UserError, match="no projection"):
+    with pytest.raises(UserError, match="not a projection"):
         Projection.load(path, "abc")

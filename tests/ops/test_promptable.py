@@ -235,7 +235,7 @@ def test_half_precision_answers_like_full(kind, model, batch):
 
 def test_another_canvas_is_refused(kind, model):
     if kind != "tracker":  # whose trunk takes any
-        with pytest.raises(UserError, match=r"images of 80 x 80 px for a .* of 64 px"):
+        with pytest.raises(UserError, match=r"needs images of 64 x 64 px, got 80 x 80 px"):
             embed(model, ImageBatch.full(torch.zeros(1, 3, 80, 80, dtype=torch.uint8)))
 
 

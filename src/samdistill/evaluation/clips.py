@@ -81,9 +81,9 @@ def evaluate_clips(
         ValueError: A number is below 1, or ``levels`` and ``memory`` do not fit each other.
     """
     if context < 1 or queries_per_video < 1 or batch_size < 1:
-        raise ValueError("a clip has one context frame, a video one query and a batch one frame at least")
+        raise ValueError("context, queries_per_video and batch_size must be at least 1")
     if (memory == "teacher") != (levels is not None):
-        raise ValueError("levels are what a teacher's memory holds, and no other")
+        raise ValueError("levels must be given with memory='teacher', and only then")
     place = Geometry(model.image_size, geometry)  # type: ignore[arg-type]
     marked = memory != "none" and (model.model.config.memory_marks if marks is None else marks)
     run = _Clips(model, source, place, context, queries_per_video, memory, levels, batch_size, marked, seen)

@@ -148,16 +148,18 @@ def evaluate_concepts(
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
     if images is not None and images < 1:
-        raise UserError(f"--images: {images} leaves nothing to measure")
+        raise UserError(f"--images must be at least 1, got {images}")
     if iou not in ("masks", "boxes"):
-        raise UserError(f"--iou: {iou!r} is neither masks nor boxes")
+        raise UserError(f"--iou must be masks or boxes, got {iou!r}")
     names = {"student": str(model)} if teacher is None else {"teacher": str(teacher), "student": str(model)}
     files = {name: path for name, path in names.items() if path.endswith(".json")}
     if files and (len(files) < len(names) or out is not None):
-        raise UserError("a file of predictions is compared with files alone, and there is nothing new to write: give "
-                        "--teacher as a file too, and no --out")  # fmt: skip
+        raise UserError("with a file of predictions, --teacher must be a file too, and --out must be left out, because "
+                        "there are no new predictions")  # fmt: skip
     if iou == "boxes" and not files:
-        raise UserError("--iou boxes: a model answers with masks; give a file of predictions, or leave --iou out")
+        raise UserError(
+            "--iou boxes needs a file of predictions, because a model predicts masks; give one, or leave --iou out"
+        )
     places, target = _listings([data] if isinstance(data, str | Path) else data), None if out is None else as_path(out)
     if target is not None and target.suffix != ".json":
         raise UserError(f"--out: {out} does not end in .json")
@@ -187,7 +189,9 @@ def _listings(data: Sequence[str | Path]) -> list[Path]:
     for path in map(as_path, data):
         place = find_concepts(path)
         if place is None:
-            raise UserError(f"{path}: no concepts here; give an SA-Co .json, or a folder that holds concepts_val.json")
+            raise UserError(
+                f"{path}: no concept annotations; give an SA-Co .json file, or a folder with concepts_val.json"
+            )
         if place in places:
             raise UserError(f"{place}: given twice; give one file per annotator")
         places.append(place)

@@ -45,9 +45,9 @@ def evaluate_masks(
     """
     rules = None if convention is None else convention_named(convention)
     if videos is not None and videos < 1:
-        raise UserError(f"--videos: {videos} leaves nothing to measure")
+        raise UserError(f"--videos must be at least 1, got {videos}")
     if workers < 1:
-        raise UserError(f"--workers: {workers} processes cannot score; give 1 or more")
+        raise UserError(f"--workers must be at least 1, got {workers}")
     found, without_truth = find_videos(as_path(results), as_path(data))
     chosen = evenly(found, videos)
     ignored = [BadInput(name, "no true masks of that name; ignored") for name in without_truth]

@@ -98,9 +98,9 @@ def evaluate_videos(
     if geometry is not None:
         check_geometry(geometry)
     if videos is not None and videos < 1:
-        raise UserError(f"--videos: {videos} leaves nothing to measure")
+        raise UserError(f"--videos must be at least 1, got {videos}")
     if workers < 1:
-        raise UserError(f"--workers: {workers} processes cannot score; give 1 or more")
+        raise UserError(f"--workers must be at least 1, got {workers}")
     source, suggested = held_out_videos(as_path(data))
     student = _student(model)
     theirs = None if teacher is None else _teacher(teacher, student)
@@ -117,7 +117,7 @@ def _student(path: str | Path) -> StudentDetector:
     found = load_concept_model(path, device=default_device())
     if not isinstance(found, StudentDetector) or not found.model.config.memory_latents:
         raise UserError(
-            f"{path}: has no memory of videos; give a run of the video job (samdistill train with job: video)"
+            f"{path}: this model has no video memory; give a run of the video job (samdistill train with job: video)"
         )
     return found
 
@@ -126,8 +126,12 @@ def _teacher(path: str | Path, student: StudentDetector) -> Sam3Detector:
     """Load the teacher with the student's canvas size, at which its feature maps were cached for training."""
     found = load_concept_model(path, student.image_size, default_device())
     if not isinstance(found, Sam3Detector):
-        raise UserError(f"--teacher: {path} is a student; give the SAM 3 whose maps were remembered in training")
+        raise UserError(
+            f"--teacher: {path}: this model is a student; give the SAM 3 whose feature maps were used in training"
+        )
     width = student.model.config.vision_config.fpn_hidden_size
     if found.info.hidden_size != width:
-        raise UserError(f"--teacher: {path} has maps of {found.info.hidden_size} channels, the student of {width}")
+        raise UserError(
+            f"--teacher: {path}: its feature maps have {found.info.hidden_size} channels, the student's {width}"
+        )
     return found

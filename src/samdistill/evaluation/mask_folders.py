@@ -40,7 +40,7 @@ def score_masks(
     loads = {video.name: partial(object_masks, video, convention) for video in videos}
     scores = evaluate_videos(loads, convention, workers, progress)
     if scores.failures:
-        more = f" (and {len(scores.failures) - 1} more videos with mistakes)" if len(scores.failures) > 1 else ""
+        more = f" (and {len(scores.failures) - 1} more videos with errors)" if len(scores.failures) > 1 else ""
         raise UserError(scores.failures[0].error + more)
     skipped = (*ignored, *(bad for video in scores.videos for bad in _uncounted(video)))
     leave_out(skipped)
@@ -51,6 +51,6 @@ def score_masks(
 def _uncounted(video: VideoScores) -> list[BadInput]:
     """List what does not count in a video: the whole video, or single objects."""
     if not video.objects:
-        return [BadInput(video.name, "no object counts: its first true mask shows none")]
+        return [BadInput(video.name, "no object counts, because the first true mask is empty")]
     lost = [one.object_id for one in video.objects if not one.frames]
-    return [BadInput(f"{video.name}, object {number}", "visible on no frame that counts") for number in lost]
+    return [BadInput(f"{video.name}, object {number}", "not visible on any frame that counts") for number in lost]

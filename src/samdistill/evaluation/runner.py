@@ -115,17 +115,17 @@ def check_models(
         size = image_size(model)
         if size != geometry.image_size:
             raise UserError(
-                f"{name}: made for images of {size} px, the data are laid out at {geometry.image_size} px: "
-                "evaluate models of one image size together"
+                f"{name}: needs images of {size} px, but this evaluation uses {geometry.image_size} px; "
+                "evaluate only models of one image size together"
             )
         if teacher is None and not isinstance(model, Promptable):
             raise UserError(
                 f"{name}: a {type(model).__name__} has no prompt decoder, so its masks cannot be measured with box or "
-                "point prompts: give its teacher to compare features, or evaluate the Sam3TrackerModel"
+                "point prompts; give its teacher to compare features, or evaluate the Sam3TrackerModel"
             )
     if teacher is None and not source.labelled:
         raise UserError(
-            f"these images carry no masks, so {', '.join(models)} can only be measured against a teacher: give one"
+            f"these images have no masks, so {', '.join(models)} can only be compared with a teacher; give one"
         )
 
 

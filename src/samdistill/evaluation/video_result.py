@@ -88,7 +88,7 @@ def video_rows(
         raise UserError(f"no video could be evaluated, {len(skipped)} skipped{first}")
     if not all(figures.values()):
         where = "in a video's first annotated frame" if convention.from_first_frame else "on a frame that counts"
-        raise UserError(f"no object counts by the rules of {convention.name}: none is seen {where}")
+        raise UserError(f"no object counts by the rules of {convention.name}: none is visible {where}")
     best = figures[TEACHER]["jf"] if TEACHER in figures else 0.0
     return tuple(
         VideoRow(

@@ -96,7 +96,7 @@ def evaluate_videos_with(
         ValueError: ``context`` is below 1.
     """
     if context is not None and context < 1:
-        raise ValueError(f"a memory of {context} frames is none, which has its own row")
+        raise ValueError(f"context must be at least 1, got {context}; the row without memory is always included")
     contexts = {WITHOUT: 0, STUDENT: context} | ({} if teacher is None else {TEACHER: context})
     run = _Run(model, source, convention, contexts, every_frame, teacher, geometry)
     skipped, files = list(source.problems), dict[str, Path]()
@@ -205,7 +205,7 @@ class _Run:
         record = self.source.record(key)
         leave_out(record.problems)
         if not record.objects:
-            raise BadVideo(key, "no object to follow")
+            raise BadVideo(key, "no object to track")
         video = _Video(self, record)
         rows = {index: row for row, index in enumerate(record.annotated)}
         indices = record.annotated[video.first :]
@@ -265,7 +265,7 @@ class _Video:
             shown = record.visible[0]
             if not shown.any():
                 raise BadVideo(
-                    record.key, f"no object in its first annotated frame; {run.convention.name} has no other"
+                    record.key, f"no object in its first annotated frame, and {run.convention.name} counts no other"
                 )
             self.counted = first_frame_objects(np.array(record.objects)[shown].tolist())
             self.starts = np.where(shown, 0, len(record.annotated))

@@ -115,7 +115,9 @@ def match_cost(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost
         ValueError: The outputs have different numbers of questions.
     """
     if len(student.pred_logits) != len(teacher.pred_logits):
-        raise ValueError(f"{len(student.pred_logits)} questions cannot be matched with {len(teacher.pred_logits)}")
+        raise ValueError(
+            f"numbers of questions differ: student {len(student.pred_logits)}, target {len(teacher.pred_logits)}"
+        )
     with torch.autocast(student.pred_masks.device.type, enabled=False):
         masks = (x.pred_masks.float().sigmoid() for x in (student, teacher))
         overlap = _soft_iou(*(_coverage(x, cost.resolution) for x in masks))
@@ -144,7 +146,7 @@ def truth_cost(student: DetectorOutput, truth: ObjectTruth, cost: MatchCost) -> 
         ValueError: The numbers of questions differ.
     """
     if len(student.pred_logits) != len(truth.valid):
-        raise ValueError(f"{len(student.pred_logits)} questions cannot be matched with {len(truth.valid)}")
+        raise ValueError(f"numbers of questions differ: student {len(student.pred_logits)}, target {len(truth.valid)}")
     with torch.autocast(student.pred_masks.device.type, enabled=False):
         masks = student.pred_masks.float().sigmoid(), truth.masks
         overlap = _soft_iou(*(_coverage(x, cost.resolution) for x in masks))

@@ -85,7 +85,7 @@ class Projection:
         basis = vectors.flip(1)[:, :kept].T
         variance = variances.flip(0)[:kept].mean().item()
         if not variance > 1e-12 * mean.square().mean().item():
-            raise UserError("the features to fit a projection on are the same everywhere: give it other images")
+            raise UserError("cannot fit a projection: all features are equal; give other images")
         largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
         basis = basis * largest.sign()
         return cls(mean.float(), basis.float().contiguous(), variance**-0.5 if standardise else 1.0)
@@ -120,7 +120,7 @@ class Projection:
                 about = file.metadata() or {}
                 mean, basis, scale = file.get_tensor("mean"), file.get_tensor("basis"), float(about["scale"])
         except (SafetensorError, KeyError, ValueError) as error:
-            raise UserError(f"{path}: is no projection of a teacher's features, or damaged: {error}") from None
+            raise UserError(f"{path}: not a projection of a teacher's features, or damaged: {error}") from None
         if about.get("fingerprint") != fingerprint:
             raise UserError(
                 f"{path}: was fitted on another teacher or other images; delete it, or choose another folder"
@@ -138,7 +138,9 @@ def _moments(samples: Iterable[Float[Tensor, "k d"]]) -> tuple[int, Float[Tensor
     for given in samples:
         batch = given.detach().cpu().double()
         if not bool(torch.isfinite(batch).all()):
-            raise UserError("the features to fit a projection on are not finite: give the teacher precision fp32")
+            raise UserError(
+                "cannot fit a projection: the teacher's features are not finite; give it the precision fp32"
+            )
         size = len(batch)
         if size == 0:
             continue
@@ -153,5 +155,5 @@ def _moments(samples: Iterable[Float[Tensor, "k d"]]) -> tuple[int, Float[Tensor
         mean += shift * (size / total)
         count = total
     if count == 0:
-        raise UserError("there are no features to fit a projection on: the sample of images is empty")
+        raise UserError("cannot fit a projection: there are no features, because the sample of images is empty")
     return count, mean, scatter

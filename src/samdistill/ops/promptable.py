@@ -148,7 +148,8 @@ def _embed_sam(model: SamModel, batch: ImageBatch) -> Embeddings:
     canvas = (batch.images.shape[-2], batch.images.shape[-1])
     if canvas != (image_size(model),) * 2:
         raise UserError(
-            f"images of {canvas[0]} x {canvas[1]} px for a {type(model).__name__} of {image_size(model)} px"
+            f"a {type(model).__name__} needs images of {image_size(model)} x {image_size(model)} px, "
+            f"got {canvas[0]} x {canvas[1]} px"
         )
     pixels = normalise(batch.images, *statistics(model)) * batch.valid(canvas)[:, None]
     with _inputs(model.vision_encoder.neck) as seen:
