@@ -87,7 +87,7 @@ def test_frames_of_a_film_are_spread_over_it(tmp_path: Path) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
         container.mux(stream.encode(None))
     found = film_picture(path, "v", "red circle", 4)
-    assert (found.key, found.prompt) == ("v, followed", "red circle")
+    assert (found.key, found.prompt) == ("v, tracked", "red circle")
     assert [panel.title for panel in found.panels] == ["frame 0", "frame 3", "frame 6", "frame 9"]
     means = [float(panel.image.mean()) for panel in found.panels]
     assert means == pytest.approx([0, 45, 90, 135], abs=4) and found.panels[0].image.shape == (SIDE // 2, SIDE, 3)
@@ -106,7 +106,7 @@ def test_single_frames_are_lines_of_the_same_table() -> None:
     lines = {measure.name: measure.cells for measure in found.measures() if measure.group == "single frames"}
     # J is 0.3 and 0.8, F half of that
     assert lines == {"J&F": ["0.225", "0.600"], "J&F, look-alikes": ["0.225", "0.600"]}
-    assert "look-alikes in a single frame, it answers with 0.600; without its memory, 0.225." in found.headline(
+    assert "look-alikes in single frames its J&F is 0.600; without its memory, 0.225." in found.headline(
         STUDENT, WITHOUT
     )
     tiles = {tile.label: tile for tile in found.tiles(STUDENT, WITHOUT)}

@@ -206,8 +206,8 @@ class EvaluationResult(Evaluation[ModelRow]):
     skipped: tuple[BadInput, ...] = ()
     pictures: tuple[Picture, ...] = ()
     pictures_note = (
-        "The first images that have objects, not a selection. All models get the same prompts; each object keeps its "
-        "colour."
+        "The first images that have objects; they were not selected by result. All models get the same prompts. Each "
+        "object has the same colour in all panels."
     )
 
     def to_dict(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class EvaluationResult(Evaluation[ModelRow]):
             Measure("cost", "all parameters", [f"{row.parameters / 1e6:.2f} M" for row in rows]),
             Measure("cost", "trunk GFLOP per image", [_text(row.trunk_gflops, ".3g") for row in rows]),
             Measure("cost", "encoder latency", [_text(row.latency_ms, ".3g", " ms") for row in rows]),
-            *([Measure("features", "of the", [row.compared or DASH for row in rows])] if self._embeddings else []),
+            *([Measure("features", "compared", [row.compared or DASH for row in rows])] if self._embeddings else []),
             Measure("features", "cosine", [_text(row.cosine, ".4f") for row in rows]),
             Measure("features", "MSE per element", [_text(row.mse, ".4g") for row in rows]),
         ]
@@ -257,7 +257,7 @@ class EvaluationResult(Evaluation[ModelRow]):
         if self.objects:
             text += f", {count(self.objects, 'object')}{said}"
         elif self.prompts:
-            text += ", no object to ask for"
+            text += ", no objects"
         if self.objects_left_out:
             text += f" ({self.objects_left_out} left out)"
         if self.skipped:

@@ -15,13 +15,13 @@ ASKED = {
     "refine2": "with two corrected clicks",
 }  # fmt: skip
 PROMPT_NOTE = (
-    "Box: the object's tight box. Point: one click at its centre. Refine: that click, then one that corrects the "
-    "model's own error."
+    "Box: the object's tight box. Point: one click at its centre. Refine: the same click, then a second one that "
+    "corrects the model's error."
 )
 CONCEPT_NOTE = (
     "cgF1 is pmF1 times IL_MCC. pmF1: F1 of the masks where the concept is in the image, mean over IoU 0.50 to 0.95. "
-    "IL_MCC: how well a model tells whether it is there at all, a correlation from -1 to 1. Mask AP: COCO's, over all "
-    "scores."
+    "IL_MCC: how well a model tells whether the concept is in the image, a correlation from -1 to 1. Mask AP: COCO's "
+    "average precision, without a score threshold."
 )
 
 

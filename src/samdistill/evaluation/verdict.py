@@ -63,11 +63,11 @@ def verdict(student: Score, start: Score | None, teacher: Score | None, about: C
         One or more sentences. They begin with "Learned:" if the student improved.
     """
     reached = f"{student.name} {student.value:.3f} on {student.items} items"
-    theirs = "" if teacher is None else f", the teacher's {teacher.value:.3f}"
+    theirs = "" if teacher is None else f", teacher {teacher.value:.3f}"
     if start is None:
         return f"Measured: {reached}{theirs}."
     doubt = 2 * (student.error**2 + start.error**2) ** 0.5
-    figures = f"{reached}, {start.value:.3f} before training{theirs}; differences below {doubt:.3f} are chance"
+    figures = f"{reached}, {start.value:.3f} before training{theirs}; differences below {doubt:.3f} are not significant"
     difference = student.value - start.value
     if difference > doubt:
         return f"Learned: {figures}."
@@ -79,11 +79,13 @@ def _reasons(teacher: Score | None, about: Circumstances) -> Sequence[str]:
     """List the reasons, most likely first."""
     found = list[str]()
     if teacher is not None and teacher.value < POOR_TEACHER:
-        found.append(f"The teacher itself reaches {teacher.value:.3f}: it hardly knows these images; take another one.")
+        found.append(
+            f"The teacher itself reaches {teacher.value:.3f}: it is not suited to these images; use another teacher."
+        )
     if about.images < FEW_IMAGES:
-        found.append(f"{about.images} images are few: add some.")
+        found.append(f"Training used only {about.images} images: add more.")
     if about.steps < FEW_STEPS:
-        found.append(f"{about.steps} steps are few: raise train.epochs.")
+        found.append(f"Training ran only {about.steps} steps: raise train.epochs.")
     if about.rate_share < SMALL_RATE:
         found.append(
             f"train.lr_batch makes the rate {about.rate_share:.2g} of the recipe's: set train.lr_batch=null or "

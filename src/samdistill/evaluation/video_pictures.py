@@ -20,7 +20,7 @@ from .pictures import GROUND_TRUTH, MOST, SIDE
 from .result import Panel, Picture
 from .video_result import STUDENT
 
-PAST = "the frame before"
+PAST = "previous frame"
 Frame = UInt8[np.ndarray, "h w 3"]
 Question = tuple[str, int, int]
 """Key of a video, number of a frame, and id of an object."""
@@ -117,7 +117,7 @@ def film_picture(film: Path, key: str, phrase: str, wanted: int = 6) -> Picture:
     video = scan_video(film)
     numbers = evenly(range(len(video)), wanted)
     panels = [Panel(f"frame {number}", enlarged(frame)) for number, frame in read_frames(video, numbers)]
-    return Picture(f"{key}, followed", phrase, GROUND_TRUTH, tuple(panels))
+    return Picture(f"{key}, tracked", phrase, GROUND_TRUTH, tuple(panels))
 
 
 def enlarged(frame: Frame) -> Frame:

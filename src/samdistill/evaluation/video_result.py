@@ -23,13 +23,14 @@ memory.
 PREDICTIONS = "predictions"
 """The only row of a result of predicted masks."""
 VIDEO_NOTE = (
-    "Every object is given once, by its true mask. J: overlap of the masks that follow, F: agreement of outlines, J&F: "
-    "the mean of both; means over objects. Reappeared: visible again since half a second at most. Occluded: less than "
-    "three quarters visible."
+    "Every object is given once, by its true mask, and then tracked. J: IoU of the later masks. F: agreement of their "
+    "outlines. J&F: the mean of both. All are means over objects. Reappeared: visible again for half a second at most. "
+    "Occluded: less than three quarters visible."
 )
 CLIP_NOTE = (
-    "Single frames: nothing is followed, the past is remembered with its true masks. There, look-alikes: another "
-    "object of the frame has all the same names; occluded: less than half visible; reappeared: not in the frame before."
+    "Single frames: no tracking; the memory is built from earlier frames and their true masks. There, look-alikes: "
+    "another object in the frame has the same names; occluded: less than half visible; reappeared: not visible in the "
+    "annotated frame before."
 )
 SINGLE = {
     "J&F": "all", "J&F, look-alikes": "lookalikes", "J&F, unlike all others": "unique", "J&F, occluded": "occluded",
@@ -135,9 +136,9 @@ class VideoResult(Evaluation[VideoRow]):
     pictures: tuple[Picture, ...] = ()
     clips: Mapping[str, ClipScores] = field(default_factory=dict)
     pictures_note = (
-        "Single frames, one of a video and the first ones, not a selection: videos with objects that look alike come "
-        "first, and of these only those objects are drawn. Each keeps its colour. At the end, a whole video followed "
-        "from a phrase alone."
+        "One frame per video, from the first videos; they were not selected by result. Videos with look-alikes come "
+        "first, and only their look-alikes are drawn. Each object has the same colour in all panels. At the end, a "
+        "whole video tracked from a phrase alone."
     )
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,9 +170,9 @@ class VideoResult(Evaluation[VideoRow]):
             *self._statistics("f"),
             line("objects followed", "J&F, reappeared", "reappeared", ".3f"),
             line("objects followed", "J&F, occluded", "occluded", ".3f"),
-            line("objects followed", "kept of teacher memory", "kept", ".1f", 100.0, " %"),
-            line("that count", "objects", "objects", "d", 1),
-            line("that count", "frames of them", "frames", "d", 1),
+            line("objects followed", "share of teacher memory", "kept", ".1f", 100.0, " %"),
+            line("counted", "objects", "objects", "d", 1),
+            line("counted", "frames", "frames", "d", 1),
             *(Measure("single frames", name, self._single(group)) for name, group in SINGLE.items()),
             line("cost", "time per frame", "latency_ms", ".3g", 1.0, " ms"),
         ]
@@ -227,11 +228,11 @@ class VideoResult(Evaluation[VideoRow]):
         if WITHOUT in others:
             said += f"; without its memory, {others[WITHOUT].jf:.3f}"
         if TEACHER in others:
-            said += f"; with the teacher's maps to remember, {others[TEACHER].jf:.3f}"
+            said += f"; with the teacher's feature maps as memory, {others[TEACHER].jf:.3f}"
         alike = self._alike(student)
         if alike is not None:
             before = self._alike(WITHOUT)
-            said += f". Asked about one of several look-alikes in a single frame, it answers with {alike:.3f}"
+            said += f". On look-alikes in single frames its J&F is {alike:.3f}"
             said += "" if before is None or student == WITHOUT else f"; without its memory, {before:.3f}"
         cost = "" if own.latency_ms is None else f" A frame takes {own.latency_ms:.3g} ms."
         return f"{said}.{cost}"
