@@ -59,9 +59,6 @@ def evaluate_clips(
     The prediction is the mask with the highest score.
 
     Args:
-        model: The student.
-        source: The videos.
-        keys: Keys of the videos to use.
         context: Largest number of context frames.
         queries_per_video: Largest number of query frames per video.
         memory: "own" for the student's feature maps of the context frames, "teacher" for those in ``levels``, "none"
@@ -72,9 +69,6 @@ def evaluate_clips(
         geometry: Placement of frames on the canvas, ``square`` or ``longest_side``.
         seen: Called with each answer and its mask in pixels of the frame.
         progress: Called with 1 after each video.
-
-    Returns:
-        The scores. Videos that cannot be used are listed in ``skipped``.
 
     Raises:
         UserError: No video has an object to ask about.

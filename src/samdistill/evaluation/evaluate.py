@@ -139,9 +139,6 @@ def evaluate_concepts(
         iou: Compare ``masks``, or ``boxes`` if ``model`` is a file.
         progress: Show a progress bar.
 
-    Returns:
-        One row per model.
-
     Raises:
         UserError: A model, a file or the data cannot be loaded, or cannot be measured.
     """

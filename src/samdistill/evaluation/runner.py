@@ -41,33 +41,14 @@ def evaluate_models(
     repeats: int = 9,
     progress: Callable[[int], object] | None = None,
 ) -> EvaluationResult:
-    """Measure models on the same images with the same prompts.
+    """Measure ``models`` on the same images with the same prompts. Return one row per model.
 
-    The objects are the annotated ones. On images without annotations they are objects that the teacher segments (see
-    ``PseudoObjects``).
-
-    Args:
-        models: Models by name, of the kinds that ``load_promptable`` loads, or a ``Sam3Model``. A ``Sam3Model`` has no
-            prompt decoder, so only its features are compared. The models are moved to ``device``.
-        source: The images.
-        geometry: Placement of images on the canvas. Every model must have its image size.
-        teacher: Name of the model with which the others are compared.
-        prompts: Prompt kinds to measure.
-        images: Largest number of images, evenly spaced over the source's keys. None uses all.
-        batch_size: Images per batch.
-        device: Device that runs the models.
-        max_objects: Largest number of objects per image.
-        pictures: Largest number of pictures.
-        repeats: Largest number of rounds of the latency measurement. 0 skips it.
-        progress: Called after each batch with its number of images.
-
-    Returns:
-        One row per model.
-
-    Raises:
-        UserError: Nothing can be measured: no image can be read, there are neither annotations nor a teacher, or the
-            image sizes differ.
-        ValueError: There is no model, or ``teacher`` is not one of them.
+    The models are those that ``load_promptable`` loads, or a ``Sam3Model``, which has no prompt decoder, so only its
+    features are compared. They are moved to ``device``. ``teacher`` names the model with which the others are compared.
+    The objects, ``max_objects`` per image at most, are the annotated ones, or on images without annotations
+    ``PseudoObjects`` of the teacher. ``images`` is the largest number of images, evenly spaced over the keys.
+    ``repeats`` is the number of latency rounds, 0 for none. ``progress`` is called after each batch with its number of
+    images. Raise ``UserError`` if no image can be read, or as in ``check_models``.
     """
     check_models(models, teacher, source, geometry)
     promptable = {n: m for n, m in models.items() if isinstance(m, Promptable)}
@@ -108,7 +89,12 @@ def evaluate_models(
 def check_models(
     models: Mapping[str, PreTrainedModel], teacher: str | None, source: Source, geometry: Geometry
 ) -> None:
-    """Raise an error if the models cannot be measured together, before any image is read."""
+    """Raise an error if the models cannot be measured together, before any image is read.
+
+    Raises:
+        UserError: The image sizes differ, or there is no teacher for images without annotations or for a ``Sam3Model``.
+        ValueError: There is no model, or ``teacher`` is not one of them.
+    """
     if not models or (teacher is not None and teacher not in models):
         raise ValueError(f"the teacher {teacher!r} has to be one of the models: {', '.join(models) or 'none given'}")
     for name, model in models.items():

@@ -1,4 +1,10 @@
-"""Track objects through videos with each kind of memory: J&F as in the DAVIS and SA-V evaluators."""
+"""Track objects through videos with each kind of memory: J&F as in the DAVIS and SA-V evaluators.
+
+Each object is given by its true mask in the first annotated frame in which it is visible. If the convention takes the
+objects of the first annotated frame, only objects that are visible there are given. The phrase of an object is the last
+of its names that the student can tokenise. Each video is decoded once for all sessions: one without memory, one with
+the student's own and, with a teacher, one with the teacher's feature maps in place of the student's.
+"""
 
 from __future__ import annotations
 
@@ -67,33 +73,14 @@ def evaluate_videos_with(
     workers: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> VideoResult:
-    """Track the objects of videos.
+    """Track the objects of the videos ``keys``. Return one row per memory.
 
-    Each object is given by its true mask in the first annotated frame in which it is visible. If the convention takes
-    the objects of the first annotated frame, only objects that are visible there are given. The phrase of an object is
-    the last of its names that the student can tokenise.
+    ``convention`` selects the frames and objects that count. ``context`` is the number of frames in the memory, None
+    for the model's. With ``every_frame`` all frames are processed, else annotated ones only. Without a ``teacher`` its
+    row is omitted. ``geometry`` is ``square`` or ``longest_side``. ``workers`` processes score after all videos were
+    tracked. ``progress`` is called with 1 after each video. Videos that cannot be used are listed in ``skipped``.
 
-    Each video is decoded once for all sessions: one without memory, one with the student's own and, with a teacher, one
-    with the teacher's feature maps in place of the student's.
-
-    Args:
-        model: The student.
-        source: The videos.
-        keys: Keys of the videos to use.
-        convention: Selects the frames and objects that count.
-        context: Number of frames in the memory. None uses the model's.
-        every_frame: Process all frames, not only annotated ones.
-        teacher: The teacher, or None to omit its row.
-        geometry: Placement of frames on the canvas, ``square`` or ``longest_side``.
-        workers: Number of scoring processes, which run after all videos were tracked.
-        progress: Called with 1 after each video.
-
-    Returns:
-        One row per memory. Videos that cannot be used are listed in ``skipped``.
-
-    Raises:
-        UserError: No video can be used, or no object counts.
-        ValueError: ``context`` is below 1.
+    Raise ``UserError`` if no video can be used or no object counts, and ``ValueError`` if ``context`` is below 1.
     """
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1, got {context}; the row without memory is always included")
