@@ -32,6 +32,7 @@ from samdistill.jobs.encoder.parts import EncoderParts
 from samdistill.report import describe_machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY / "tools" / "sandbox"))  # the seeds and the score of the bundled teachers
 TEACHER = "teacher"
 
 

@@ -5,7 +5,7 @@
 The scenes are those no teacher trains on. Box: the object's tight box; point: the pixel deepest inside it, answered by
 one mask; multimask: the same point answered by three, of which the one with the highest predicted IoU counts; best of
 three: of which the best counts, which nobody can know; refine and refine2: the point and one or two corrective clicks.
-Training is `samdistill sandbox train-teacher sam` and `mobile`; their logs are ``results/sam_training.jsonl`` and
+Training is `python tools/sandbox/train.py sam` and `mobile`; their logs are ``results/sam_training.jsonl`` and
 ``results/mobile_training.jsonl``.
 """
 
@@ -20,8 +20,8 @@ from samdistill.inference.prompting import Targets, prompted_masks
 from samdistill.ops.masks import mask_iou
 from samdistill.ops.promptable import Promptable, embed, image_size, predict, to_canvas
 from samdistill.sandbox.scenes import Scenes, render_scenes
-from samdistill.sandbox.teacher import HELD_OUT_SEED, score
 from samdistill.types import ImageBatch
+from tracker_model import HELD_OUT_SEED, score
 
 KINDS = ("box", "point", "multimask", "best of three", "refine", "refine2")
 TARGETS = {"sandbox-sam": (0.80, 1.0), "sandbox-mobile": (0.60, 0.70)}

@@ -2,7 +2,7 @@
 
     python benchmarks/teacher.py --out benchmarks/results/teacher.txt
 
-The scenes are those no teacher trains on. Training is `samdistill sandbox train-teacher tracker`; its log for
+The scenes are those no teacher trains on. Training is `python tools/sandbox/train.py tracker`; its log for
 the bundled weights is in ``results/teacher_training.jsonl``.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from common import Sheet, arguments, use_device
 
+from prompt_training import held_out_miou
 from samdistill.checkpoints.promptable import load_promptable
-from samdistill.sandbox.training import held_out_miou
 
 TARGETS = {"box": 0.85, "point": 0.70}
 

@@ -69,8 +69,6 @@ ERRORS = {
     "render: onto a file": (["sandbox", "render", "FILE"], "FILE"),
     "render: nothing": (["sandbox", "render", "OUT", "--train", "0"], "count 0"),
     "render: format": (["sandbox", "render", "OUT", "--format", "voc"], "'voc'"),
-    "train-teacher: name": (["sandbox", "train-teacher", "traker"], "did you mean 'tracker'?"),
-    "train-teacher: option": (["sandbox", "train-teacher", "tracker", "--epochs", "3"], "--epochs"),
 }  # fmt: skip
 for verb in ("plan", "check", "cache", "train"):
     sandbox = [verb, "encoder/sandbox", "data.root=WORLD", "output=OUT", "data.workers=0"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from samdistill.checkpoints.student import load_with_memory
 from samdistill.inference.concepts import load_concept_model
 from samdistill.jobs.encoder import job as encoder_job
 from samdistill.jobs.encoder.config import EncoderRunConfig
-from samdistill.sandbox import teachers as sandbox_room
 from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
-from samdistill.sandbox.training import TrainedTeacher
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write import write_coco, write_concept_set
 from samdistill.sandbox.write_videos import write_sav
@@ -124,15 +121,6 @@ def merge(n: Notebook) -> None:
     assert sd.inspect(n.out("merged")).trunk == "student"
 
 
-def train_teacher(n: Notebook) -> None:
-    def trained(*given: Any) -> TrainedTeacher:
-        assert given == (n.tmp / "teacher", 1, 2, 0.1, n.tmp / "weights")
-        return TrainedTeacher(n.tmp / "teacher", 1, 1.0, {})
-
-    n.monkeypatch.setitem(sandbox_room.TEACHERS, "mobile", replace(sandbox_room.TEACHERS["mobile"], train=trained))
-    sd.train_teacher("mobile", n.out("teacher"), steps=1, batch_size=2, lr=0.1, weights=n.out("weights"))
-
-
 def user_error(n: Notebook) -> None:
     with pytest.raises(sd.UserError, match="nowhere"):
         sd.inspect(n.out("nowhere"))
@@ -191,7 +179,6 @@ CELLS: dict[str, Callable[[Notebook], Any]] = {
     "render_sandbox": lambda n: sd.render_sandbox(n.out("scenes"), train=1, val=1, size=40, progress=False),
     "run": run,
     "train": train,
-    "train_teacher": train_teacher,
 }
 
 

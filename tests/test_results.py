@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "benchmarks" / "results").iterdir())
-sys.path.insert(0, str(ROOT / "tools"))
 results, claims, readers = map(import_module, ("results", "results_claims", "results_readers"))
 BENCHMARKS = [benchmark for benchmarks in claims.PAGES.values() for benchmark in benchmarks]
 MACHINE = {"processor": "CPU X", "cores": "2, 1 threads used by PyTorch", "torch": "2.15.0"}

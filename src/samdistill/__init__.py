@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .models import Model, load
     from .pipeline import cache, check, demo, distill, plan, run, train
     from .sandbox.render import render_sandbox
-    from .sandbox.teachers import train_teacher
     from .students import (
         EfficientSam3Config,
         EfficientSam3Model,
@@ -75,7 +74,6 @@ __all__ = [
     "render_sandbox",
     "run",
     "train",
-    "train_teacher",
 ]
 
 _HOMES = {
@@ -110,7 +108,6 @@ _HOMES = {
     "render_sandbox": "sandbox.render",
     "run": "pipeline",
     "train": "pipeline",
-    "train_teacher": "sandbox.teachers",
 }
 """Module of each name: the heavy libraries are imported when something is first used."""
 

@@ -55,7 +55,7 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     prepare.add_argument("source", type=_path, metavar="SRC", help="a folder of extracted files or .tar shards")
     prepare.add_argument("target", type=_path, metavar="DST")
     prepare.add_argument("--val-fraction", type=float, default=0.01)
-    sandbox = verbs.add_parser("sandbox", help="the rendered world and its teachers")
+    sandbox = verbs.add_parser("sandbox", help="the rendered world")
     actions = sandbox.add_subparsers(dest="action", required=True, metavar="ACTION")
     render = actions.add_parser("render", help="write a rendered data set as SA-1B, COCO or SA-V")
     render.add_argument("target", type=_path, metavar="DIR")
@@ -64,13 +64,6 @@ def _data_verbs(verbs: argparse._SubParsersAction) -> None:
     render.add_argument("--size", type=int, default=168, metavar="PX", help="side of a scene or a frame (168)")
     render.add_argument("--seed", type=int, default=10)
     render.add_argument("--format", choices=["sa1b", "coco", "sav"], default="sa1b")
-    teacher = actions.add_parser("train-teacher", help="train a bundled teacher on scenes rendered on the fly")
-    teacher.add_argument("name", metavar="NAME", help="tracker, detector, sam or mobile")
-    teacher.add_argument("--out", type=_path, default=Path("runs/teacher"))
-    teacher.add_argument("--steps", type=int, help="optimiser steps (5000, 5000, 3000, 250)")
-    teacher.add_argument("--batch-size", type=int, help="scenes a step (8; detector 10)")
-    teacher.add_argument("--lr", type=float, help="base rate (0.001, 0.0005, 0.0006, 0.001)")
-    teacher.add_argument("--weights", type=_path, help="start from this teacher instead of from scratch")
 
 
 def _model_verbs(verbs: argparse._SubParsersAction) -> None:

@@ -334,21 +334,12 @@ def prepare(args: argparse.Namespace) -> int:
 
 def sandbox(args: argparse.Namespace) -> int:
     from .sandbox.render import LAYOUTS, render_sandbox
-    from .sandbox.teachers import train_teacher
 
-    if args.action == "render":
-        counts = render_sandbox(
-            args.target, train=args.train, val=args.val, size=args.size, seed=args.seed, format=args.format
-        )
-        made = f"{counts['train']} training and {counts['val']} held-out {LAYOUTS[args.format].things}"
-        console.print(f"{args.target}: {made}, {args.format}")
-        return 0
-    found = train_teacher(
-        args.name, args.out, steps=args.steps, batch_size=args.batch_size, lr=args.lr,
-        weights=args.weights,
-    )  # fmt: skip
-    figures = ", ".join(f"{kind} {value:.4f}" for kind, value in found.figures.items())
-    console.print(f"{found.folder}: {found.steps} steps in {found.seconds:.0f} s; held out: {figures}")
+    counts = render_sandbox(
+        args.target, train=args.train, val=args.val, size=args.size, seed=args.seed, format=args.format
+    )
+    made = f"{counts['train']} training and {counts['val']} held-out {LAYOUTS[args.format].things}"
+    console.print(f"{args.target}: {made}, {args.format}")
     return 0
 
 

@@ -14,9 +14,9 @@ from samdistill.checkpoints.promptable import load_model, load_promptable
 from samdistill.checkpoints.rename_sam import to_original
 from samdistill.ops.promptable import embed, embedding_grid, image_size, predict
 from samdistill.sandbox.scenes import render_scenes
-from samdistill.sandbox.teacher import build_teacher
 from samdistill.students import MobileSamConfig, MobileSamModel, StudentTrunkConfig, build_trunk
 from samdistill.types import ImageBatch, Prompts, UserError
+from tracker_model import build_teacher
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_sizes_follow_the_positions(model, folder, sam, mobile, tmp_path):
 
 def test_the_sandbox_has_three_names(sam, mobile, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "files", lambda _: tmp_path)
-    with pytest.raises(UserError, match="run: samdistill sandbox train-teacher sam"):
+    with pytest.raises(UserError, match="lacks the sandbox's sam; install it again"):
         load_promptable("sandbox-sam")
     for name, packaged in (("sam", sam), ("mobile", mobile)):
         packaged.save_pretrained(tmp_path / "sandbox" / "weights" / name)

@@ -15,9 +15,9 @@ from samdistill.evaluation import evaluate_models
 from samdistill.evaluation.examples import load_example
 from samdistill.evaluation.latency import encoder_latency, trunk_gflops
 from samdistill.sandbox.scenes import render_scenes
-from samdistill.sandbox.teacher import build_teacher, score
 from samdistill.sandbox.write import write_coco, write_sa1b
 from samdistill.types import UserError
+from tracker_model import build_teacher, score
 
 GEOMETRY = Geometry(126)
 

@@ -136,7 +136,6 @@ prepare sa1b sa1b new --val-fraction {}
 sandbox render {} --train 1 --val 1 --size 64
 sandbox render new --train 1 --val {} --size 64
 sandbox render new --train 1 --val 1 --size {}
-sandbox train-teacher {}
 run photos --teacher tracker --student {} --out new
 {}
 plan --{}

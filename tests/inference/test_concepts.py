@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from transformers import Sam3ImageProcessor, Sam3Model
 
+from detector_model import detector_config
 from samdistill.checkpoints.files import locate
 from samdistill.checkpoints.words import Words
 from samdistill.inference.concepts import StudentDetector, ask_image, detections, load_concept_model
 from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer, sandbox_words
-from samdistill.sandbox.detector import detector_config
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import ConceptPrompts, DetectorOutput, ImageBatch, UserError
 

@@ -10,8 +10,8 @@ from samdistill.inference.prompting import PROMPTS, Targets, prompted_masks, pro
 from samdistill.ops.masks import mask_iou
 from samdistill.ops.promptable import Embeddings, MaskPrediction, embed
 from samdistill.sandbox.scenes import render_scenes
-from samdistill.sandbox.teacher import build_teacher
 from samdistill.types import ImageBatch, Prompts
+from tracker_model import build_teacher
 
 NOTHING = Embeddings((torch.zeros(1, 1, 1, 1),), torch.zeros(1, 1, 1, 1))
 

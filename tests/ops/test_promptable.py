@@ -20,9 +20,9 @@ from samdistill.ops.promptable import (
     predict,
     trunk_channels,
 )
-from samdistill.sandbox.teacher import build_teacher
 from samdistill.students import MobileSamConfig, MobileSamModel
 from samdistill.types import ImageBatch, PromptGroup, Prompts, UserError
+from tracker_model import build_teacher
 
 KINDS = ("tracker", "sam", "mobile")
 SIZES = {"tracker": 126, "sam": 64, "mobile": 64}

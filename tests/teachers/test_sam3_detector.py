@@ -377,7 +377,7 @@ def test_a_checkpoint_needs_its_own_words(detector, sam3, tmp_path):
 
 def test_sandbox_is_the_packaged_detector(detector, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "files", lambda package: tmp_path)
-    with pytest.raises(UserError, match="lacks the sandbox's detector; run: samdistill sandbox train-teacher detector"):
+    with pytest.raises(UserError, match="lacks the sandbox's detector; install it again"):
         describe_detector(config("sandbox"))
     shutil.copytree(detector[1], tmp_path / "sandbox" / "weights" / "detector")
     assert_answers_as(

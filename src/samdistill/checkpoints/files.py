@@ -238,8 +238,7 @@ def locate(
         name = PACKAGED.get(text, packaged)
         folder = Path(str(files("samdistill") / "sandbox" / "weights" / name))
         if not folder.is_dir():
-            way = "install it again" if name == "student" else f"run: samdistill sandbox train-teacher {name}"
-            raise UserError(f"this installation lacks the sandbox's {name}; {way}")
+            raise UserError(f"this installation lacks the sandbox's {name}; install it again")
         return folder
     local = as_path(path)
     if local.exists():

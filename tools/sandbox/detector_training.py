@@ -1,4 +1,4 @@
-"""``samdistill sandbox train-teacher detector``: the engine over scenes and questions drawn on the fly."""
+"""Training of the detector: the engine over scenes and questions drawn on the fly."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import yaml
 from torch import nn
 from transformers import Sam3Model
 
-from ..checkpoints.loading import quiet_transformers
-from ..config import TeacherConfig, TrainConfig
-from ..config.parts import FreezeConfig
-from ..dist import default_device
-from ..engine import fit
-from ..engine.state import Checkpoint
-from ..engine.task import Task
-from ..inference.concepts import detections
-from ..io import replacing
-from ..metrics.concepts import SCORE_THRESHOLD, ConceptScores, mask_ious
-from ..teachers import Sam3Detector
-from ..types import Terms, UserError
-from .concepts import sandbox_words
-from .detector import build_detector_teacher, detector_config
-from .detector_answers import ask_scenes
-from .detector_calibration import calibrate
-from .detector_objective import ConceptLearner, Lesson, detector_terms
-from .detector_questions import Questions, draw_questions
-from .scenes import Scenes, render_scenes
-from .teacher import HELD_OUT_SEED, IMAGE_SIZE, TRAIN_SEED
-from .training import EPOCH_STEPS, FINAL_SCENES, VALIDATION_SCENES, SceneNumbers, TrainedTeacher
+from detector_answers import ask_scenes
+from detector_calibration import calibrate
+from detector_model import build_detector_teacher, detector_config
+from detector_objective import ConceptLearner, Lesson, detector_terms
+from detector_questions import Questions, draw_questions
+from prompt_training import EPOCH_STEPS, FINAL_SCENES, VALIDATION_SCENES, SceneNumbers, TrainedTeacher
+from samdistill.checkpoints.loading import quiet_transformers
+from samdistill.config import TeacherConfig, TrainConfig
+from samdistill.config.parts import FreezeConfig
+from samdistill.dist import default_device
+from samdistill.engine import fit
+from samdistill.engine.state import Checkpoint
+from samdistill.engine.task import Task
+from samdistill.inference.concepts import detections
+from samdistill.io import replacing
+from samdistill.metrics.concepts import SCORE_THRESHOLD, ConceptScores, mask_ious
+from samdistill.sandbox.concepts import sandbox_words
+from samdistill.sandbox.scenes import Scenes, render_scenes
+from samdistill.teachers import Sam3Detector
+from samdistill.types import Terms, UserError
+from tracker_model import HELD_OUT_SEED, IMAGE_SIZE, TRAIN_SEED
 
 PER_SCENE = 5
 NAMING_EPOCHS = 4

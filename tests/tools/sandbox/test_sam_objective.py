@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import prompt_objective
+from prompt_objective import teacher_terms
+from sam_models import build_sam
 from samdistill.ops.promptable import Embeddings, MaskPrediction
-from samdistill.sandbox import objective
-from samdistill.sandbox.objective import teacher_terms
-from samdistill.sandbox.sam import build_sam
 from samdistill.sandbox.scenes import Scenes, render_scenes
-from samdistill.sandbox.teacher import IMAGE_SIZE, TRAIN_SEED
 from samdistill.types import Prompts
+from tracker_model import IMAGE_SIZE, TRAIN_SEED
 
 Asked = list[tuple[Prompts, bool, MaskPrediction]]
 
@@ -29,14 +29,14 @@ def generator(seed: int = 0) -> torch.Generator:
 def spied(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Every question that follows, with its answer."""
     asked: Asked = []
-    predict = objective.predict
+    predict = prompt_objective.predict
 
     def spy(model: object, embeddings: Embeddings, prompts: Prompts, multimask: bool = False) -> MaskPrediction:
         found = predict(model, embeddings, prompts, multimask)
         asked.append((prompts, multimask, found))
         return found
 
-    monkeypatch.setattr(objective, "predict", spy)
+    monkeypatch.setattr(prompt_objective, "predict", spy)
     return asked
 
 
@@ -103,8 +103,8 @@ def test_mixed_prompts_are_drawn_as_documented(model, monkeypatch: pytest.Monkey
             torch.zeros(b, n, m, 36, 36), torch.zeros(b, n, m), torch.zeros(b, n, 4, 8), nothing[:, None]
         )
 
-    monkeypatch.setattr(objective, "predict", flat)
-    monkeypatch.setattr(objective, "embed", lambda *_: Embeddings((nothing,), nothing))
+    monkeypatch.setattr(prompt_objective, "predict", flat)
+    monkeypatch.setattr(prompt_objective, "embed", lambda *_: Embeddings((nothing,), nothing))
     asked, scenes = spied(monkeypatch), one_object(2)
     for seed in range(150):
         teacher_terms(model, scenes, generator(seed), prompts_per_image=1, multimask=True)

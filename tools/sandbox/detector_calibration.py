@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Sam3Model
 
-from ..ops.masks import masks_to_boxes
-from .detector_answers import ask_scenes
-from .detector_objective import assign
-from .detector_questions import draw_questions
-from .scenes import render_scenes
-from .teacher import IMAGE_SIZE, TRAIN_SEED
+from detector_answers import ask_scenes
+from detector_objective import assign
+from detector_questions import draw_questions
+from samdistill.ops.masks import masks_to_boxes
+from samdistill.sandbox.scenes import render_scenes
+from tracker_model import IMAGE_SIZE, TRAIN_SEED
 
 SCENES, PER_SCENE, AT_ONCE = 192, 6, 32
 FIRST_SCENE = 20_000_000

@@ -9,11 +9,11 @@ from transformers import Sam3TrackerConfig, Sam3TrackerModel, SamModel
 from transformers.models.sam.modeling_sam import SamAttention
 from transformers.models.sam3_tracker.modeling_sam3_tracker import Sam3TrackerAttention
 
-from ..inference.prompting import PROMPTS, Targets, prompted_masks
-from ..ops.masks import mask_iou
-from ..ops.promptable import Promptable, embed, predict, to_canvas
-from ..types import ImageBatch
-from .scenes import Scenes
+from samdistill.inference.prompting import PROMPTS, Targets, prompted_masks
+from samdistill.ops.masks import mask_iou
+from samdistill.ops.promptable import Promptable, embed, predict, to_canvas
+from samdistill.sandbox.scenes import Scenes
+from samdistill.types import ImageBatch
 
 IMAGE_SIZE, PATCH = 126, 14
 HIDDEN = 128

@@ -12,23 +12,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Sam3Model
 
-from samdistill.engine.state import Checkpoint
-from samdistill.inference.concepts import ask_image, load_concept_model
-from samdistill.sandbox import detector_training
-from samdistill.sandbox.detector_calibration import calibrate
-from samdistill.sandbox.detector_objective import WEIGHTS
-from samdistill.sandbox.detector_questions import Questions, draw_questions
-from samdistill.sandbox.detector_training import (
+import detector_training
+from detector_calibration import calibrate
+from detector_objective import WEIGHTS
+from detector_questions import Questions, draw_questions
+from detector_training import (
     DetectorTask,
     held_out_concepts,
     load_detector,
     score_answers,
     train_detector,
 )
+from prompt_training import TrainedTeacher
+from samdistill.engine.state import Checkpoint
+from samdistill.inference.concepts import ask_image, load_concept_model
 from samdistill.sandbox.scenes import Scenes, render_scenes
-from samdistill.sandbox.teacher import HELD_OUT_SEED, IMAGE_SIZE
-from samdistill.sandbox.training import TrainedTeacher
 from samdistill.types import VISUAL, DetectorOutput, UserError
+from tracker_model import HELD_OUT_SEED, IMAGE_SIZE
 
 SHORT = {
     "EPOCH_STEPS": 1, "NAMING_EPOCHS": 1, "PER_SCENE": 2, "VALIDATION_SCENES": 2, "FINAL_SCENES": 3,
@@ -99,9 +99,8 @@ def test_training_further_changes_the_heads_and_keeps_the_features(trained: Trai
 def test_other_models_and_other_words_are_refused(
     trained: TrainedTeacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = Path(detector_training.__file__).parent / "weights" / "tracker"
     with pytest.raises(UserError, match="answers no questions in words"):
-        load_detector(tracker)
+        load_detector("sandbox-sam")
     words = tmp_path / "words"
     words.mkdir()
     for path in trained.folder.iterdir():
@@ -110,7 +109,7 @@ def test_other_models_and_other_words_are_refused(
     (words / "tokenizer.json").write_text(text.replace('"red"', '"crimson"'))
     with pytest.raises(UserError, match="no detector of the sandbox"):
         load_detector(words)
-    monkeypatch.setattr("samdistill.sandbox.detector.FFN", 128)
+    monkeypatch.setattr("detector_model.FFN", 128)
     with pytest.raises(UserError, match="no detector of the sandbox"):
         load_detector(trained.folder)
 

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import Sam3TrackerModel, SamConfig, SamModel
 
-from ..checkpoints.promptable import load_promptable
-from ..ops.images import IMAGENET_MEAN, IMAGENET_STD, SAM3_MEAN, SAM3_STD
-from ..students.promptable import MobileSamConfig, MobileSamModel
-from .teacher import HIDDEN, IMAGE_SIZE, PATCH, initialise
+from samdistill.checkpoints.promptable import load_promptable
+from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD, SAM3_MEAN, SAM3_STD
+from samdistill.students.promptable import MobileSamConfig, MobileSamModel
+from tracker_model import HIDDEN, IMAGE_SIZE, PATCH, initialise
 
 HEADS = 4
 MLP = 8 * HIDDEN

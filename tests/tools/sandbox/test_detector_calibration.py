@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+import detector_calibration
+from detector_answers import ask_scenes
+from detector_calibration import Factors, calibrate
+from detector_model import build_detector_teacher
+from detector_questions import draw_questions
 from samdistill.ops.masks import masks_to_boxes
-from samdistill.sandbox import detector_calibration
-from samdistill.sandbox.detector import build_detector_teacher
-from samdistill.sandbox.detector_answers import ask_scenes
-from samdistill.sandbox.detector_calibration import Factors, calibrate
-from samdistill.sandbox.detector_questions import draw_questions
 from samdistill.sandbox.scenes import render_scenes
 from samdistill.types import DetectorOutput
 

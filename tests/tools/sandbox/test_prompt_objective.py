@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from samdistill.sandbox import objective
-from samdistill.sandbox.objective import prompt_terms, teacher_terms
+import prompt_objective
+from prompt_objective import prompt_terms, teacher_terms
 from samdistill.sandbox.scenes import render_scenes
-from samdistill.sandbox.teacher import IMAGE_SIZE, TRAIN_SEED, build_teacher
 from samdistill.types import Prompts
+from tracker_model import IMAGE_SIZE, TRAIN_SEED, build_teacher
 
 NAMES = [f"{kind}/{part}" for kind in ("box", "point") for part in ("bce", "dice", "iou")]
 
@@ -45,14 +45,14 @@ def test_a_scene_without_objects_gives_zeros_not_nans(model) -> None:
 
 def test_prompts_lie_on_their_objects(model, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Prompts] = []
-    predict = objective.predict
+    predict = prompt_objective.predict
 
     def spy(model: object, embeddings: object, prompts: Prompts, multimask: bool = False) -> object:
         asked.append(prompts)
         assert not multimask  # the tracker's tokens for unclear prompts are not trained
         return predict(model, embeddings, prompts, multimask)
 
-    monkeypatch.setattr(objective, "predict", spy)
+    monkeypatch.setattr(prompt_objective, "predict", spy)
     scenes = render_scenes(range(4), IMAGE_SIZE, TRAIN_SEED)
     teacher_terms(model, scenes, generator(5), prompts_per_image=3)
     box, point, refine = asked

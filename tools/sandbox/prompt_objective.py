@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Sam3TrackerModel
 
-from ..inference.prompting import refined_prompts
-from ..losses.mask import iou_mse, mask_bce, mask_dice, soft_mask_loss
-from ..ops.masks import masks_to_boxes, random_points
-from ..ops.promptable import Embeddings, MaskPrediction, Promptable, embed, predict, to_canvas
-from ..types import ImageBatch, Prompts, Term, Terms
-from .scenes import Scenes
-from .teacher import HIDDEN, IMAGE_SIZE
+from samdistill.inference.prompting import refined_prompts
+from samdistill.losses.mask import iou_mse, mask_bce, mask_dice, soft_mask_loss
+from samdistill.ops.masks import masks_to_boxes, random_points
+from samdistill.ops.promptable import Embeddings, MaskPrediction, Promptable, embed, predict, to_canvas
+from samdistill.sandbox.scenes import Scenes
+from samdistill.types import ImageBatch, Prompts, Term, Terms
+from tracker_model import HIDDEN, IMAGE_SIZE
 
 BOXES_WITH_POINT = 0.25
 """Share of the steps whose boxes come with a point inside, for models that are taught mixed prompts."""

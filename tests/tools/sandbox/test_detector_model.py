@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from detector_model import QUERIES, build_detector_teacher
 from samdistill.checkpoints.promptable import load_promptable
-from samdistill.sandbox.detector import QUERIES, build_detector_teacher
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from detector_questions import NEGATIVE, POSITIVE, draw_questions
 from samdistill.ops.masks import masks_to_boxes
 from samdistill.sandbox.concepts import GENERIC, PHRASES
-from samdistill.sandbox.detector_questions import NEGATIVE, POSITIVE, draw_questions
 from samdistill.sandbox.scenes import Scenes, render_scenes
-from samdistill.sandbox.teacher import IMAGE_SIZE, TRAIN_SEED
 from samdistill.types import VISUAL
+from tracker_model import IMAGE_SIZE, TRAIN_SEED
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from transformers import Sam3Model
 
-from ..ops.images import normalise
-from ..ops.outputs import ask
-from ..types import DetectorOutput
-from .concepts import sandbox_words
-from .detector_questions import Questions
-from .scenes import Scenes
+from detector_questions import Questions
+from samdistill.ops.images import normalise
+from samdistill.ops.outputs import ask
+from samdistill.sandbox.concepts import sandbox_words
+from samdistill.sandbox.scenes import Scenes
+from samdistill.types import DetectorOutput
 
 
 def ask_scenes(model: Sam3Model, scenes: Scenes, questions: Questions) -> DetectorOutput:

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..ops.boxes import xyxy_to_cxcywh
-from ..ops.masks import masks_to_boxes
-from ..types import VISUAL, ConceptPrompts
-from .concepts import GENERIC, absent_phrase, phrases_of
-from .scenes import Scenes
+from samdistill.ops.boxes import xyxy_to_cxcywh
+from samdistill.ops.masks import masks_to_boxes
+from samdistill.sandbox.concepts import GENERIC, absent_phrase, phrases_of
+from samdistill.sandbox.scenes import Scenes
+from samdistill.types import VISUAL, ConceptPrompts
 
 BOX_JITTER = 0.05
 POSITIVE, NEGATIVE = 0.57, 0.35

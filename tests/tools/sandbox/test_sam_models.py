@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from sam_models import build_sam
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.ops.promptable import Embeddings, decoder_width, embed, embedding_grid, image_size, predict
-from samdistill.sandbox.sam import build_sam
 from samdistill.sandbox.scenes import render_scenes
-from samdistill.sandbox.teacher import HELD_OUT_SEED, IMAGE_SIZE
 from samdistill.types import ImageBatch, Prompts
+from tracker_model import HELD_OUT_SEED, IMAGE_SIZE
 
 
 @pytest.fixture(scope="module")

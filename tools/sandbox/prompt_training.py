@@ -1,4 +1,4 @@
-"""``samdistill sandbox train-teacher`` for what is prompted: the engine over scenes rendered on the fly."""
+"""Training of what is prompted (tracker, SAM, MobileSAM): the engine over scenes rendered on the fly."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import torch
 import yaml
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Sam3TrackerModel
+from transformers import Sam3TrackerModel, SamModel
 
-from ..checkpoints.loading import quiet_transformers
-from ..checkpoints.promptable import load_promptable
-from ..config import TrainConfig
-from ..dist import default_device
-from ..engine import fit
-from ..engine.task import Task
-from ..io import replacing
-from ..ops.promptable import Promptable, image_size
-from ..types import Terms, UserError
-from .objective import prompt_terms, teacher_terms
-from .scenes import Scenes, render_scenes
-from .teacher import HELD_OUT_SEED, TRAIN_SEED, build_teacher, score
+from prompt_objective import prompt_terms, teacher_terms
+from sam_models import build_mobile, build_sam
+from samdistill.checkpoints.loading import quiet_transformers
+from samdistill.checkpoints.promptable import load_promptable
+from samdistill.config import TrainConfig
+from samdistill.dist import default_device
+from samdistill.engine import fit
+from samdistill.engine.task import Task
+from samdistill.io import replacing
+from samdistill.ops.promptable import Promptable, image_size
+from samdistill.sandbox.scenes import Scenes, render_scenes
+from samdistill.students.promptable import MobileSamModel
+from samdistill.types import Terms, UserError
+from tracker_model import HELD_OUT_SEED, TRAIN_SEED, build_teacher, score
 
 EPOCH_STEPS = 250
 WARM_UP_STEPS = 200
@@ -78,6 +80,8 @@ def warm_tracker() -> Sam3TrackerModel:
 
 
 TRACKER = Recipe("tracker", Sam3TrackerModel, warm_tracker, prompts_per_image=3, multimask=False)
+SAM = Recipe("sam", SamModel, build_sam, prompts_per_image=2, multimask=True)
+MOBILE = Recipe("mobile", MobileSamModel, build_mobile, prompts_per_image=2, multimask=True)
 
 
 class TeacherTask(Task[Scenes]):
@@ -93,7 +97,7 @@ class TeacherTask(Task[Scenes]):
         model = recipe.build() if self.weights is None else load_promptable(self.weights)
         if type(model) is not recipe.kind:
             raise UserError(
-                f"{self.weights}: a {type(model).__name__}, but train-teacher {recipe.name} trains a "
+                f"{self.weights}: a {type(model).__name__}, but {recipe.name} is a "
                 f"{recipe.kind.__name__}; give the weights of one"
             )
         self.size = image_size(model)
@@ -129,11 +133,6 @@ def held_out_miou(model: Promptable, count: int) -> dict[str, float]:
         for kind, ious in score(model, scenes).items():
             found.setdefault(kind, []).append(ious)
     return {kind: torch.cat(ious).mean().item() for kind, ious in found.items()}
-
-
-def train_tracker(out: Path, steps: int, batch_size: int, lr: float, weights: Path | None) -> TrainedTeacher:
-    """``train_promptable`` of the tracker."""
-    return train_promptable(TRACKER, out, steps, batch_size, lr, weights)
 
 
 def train_promptable(

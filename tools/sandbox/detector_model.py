@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import Sam3Config, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3DecoderMLP
 
-from ..checkpoints.promptable import load_promptable
-from .concepts import CONTEXT, VOCABULARY
-from .teacher import IMAGE_SIZE, PATCH, teacher_config
+from samdistill.checkpoints.promptable import load_promptable
+from samdistill.sandbox.concepts import CONTEXT, VOCABULARY
+from tracker_model import IMAGE_SIZE, PATCH, teacher_config
 
 HIDDEN, FFN, LAYERS = 96, 384, 3
 QUERIES_A_SIDE = 5

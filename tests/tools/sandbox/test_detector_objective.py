@@ -10,11 +10,8 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou
 
-from samdistill.ops.images import normalise
-from samdistill.ops.masks import masks_to_boxes
-from samdistill.sandbox.concepts import sandbox_words
-from samdistill.sandbox.detector import build_detector_teacher
-from samdistill.sandbox.detector_objective import (
+from detector_model import build_detector_teacher
+from detector_objective import (
     WEIGHTS,
     Answer,
     ConceptLearner,
@@ -25,10 +22,13 @@ from samdistill.sandbox.detector_objective import (
     detector_terms,
     naming_loss,
 )
-from samdistill.sandbox.detector_questions import Questions, draw_questions
+from detector_questions import Questions, draw_questions
+from samdistill.ops.images import normalise
+from samdistill.ops.masks import masks_to_boxes
+from samdistill.sandbox.concepts import sandbox_words
 from samdistill.sandbox.scenes import COLOURS, SHAPES, Scenes, render_scenes
-from samdistill.sandbox.teacher import IMAGE_SIZE, TRAIN_SEED
 from samdistill.types import ConceptPrompts
+from tracker_model import IMAGE_SIZE, TRAIN_SEED
 
 QUERIES = 25
 DEAD = {

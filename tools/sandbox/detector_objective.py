@@ -13,18 +13,18 @@ from torchvision.ops import sigmoid_focal_loss
 from transformers import Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-from ..checkpoints.words import Words
-from ..losses.box import box_giou, box_l1
-from ..losses.mask import mask_bce, mask_dice
-from ..ops.boxes import cxcywh_to_xyxy, pairwise_giou
-from ..ops.images import normalise
-from ..ops.masks import masks_to_boxes
-from ..ops.matching import Matches, hungarian
-from ..ops.outputs import ask, recorded
-from ..types import ConceptPrompts, Term, Terms
-from .detector import HIDDEN
-from .detector_questions import Questions
-from .scenes import COLOURS, SHAPES, Scenes
+from detector_model import HIDDEN
+from detector_questions import Questions
+from samdistill.checkpoints.words import Words
+from samdistill.losses.box import box_giou, box_l1
+from samdistill.losses.mask import mask_bce, mask_dice
+from samdistill.ops.boxes import cxcywh_to_xyxy, pairwise_giou
+from samdistill.ops.images import normalise
+from samdistill.ops.masks import masks_to_boxes
+from samdistill.ops.matching import Matches, hungarian
+from samdistill.ops.outputs import ask, recorded
+from samdistill.sandbox.scenes import COLOURS, SHAPES, Scenes
+from samdistill.types import ConceptPrompts, Term, Terms
 
 ABSENT = 0.5
 """Weight of the query scores on questions without an answer. Presence alone could say so, but learns it sooner from

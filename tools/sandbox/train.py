@@ -1,0 +1,82 @@
+"""Train a bundled teacher of the sandbox on scenes rendered on the fly, and score it on held-out ones.
+
+``python tools/sandbox/train.py NAME --out runs/teacher --steps 5000``: NAME is ``tracker``, ``detector``, ``sam`` or
+``mobile``; the result is ``OUT/weights``. The same command goes on where an earlier one stopped (docs/sandbox.md). Exit
+codes: 0 done, 2 a user's error, in one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from detector_training import train_detector
+from prompt_training import MOBILE, SAM, TRACKER, TrainedTeacher, train_promptable
+from samdistill.locks import locked
+from samdistill.processes import sigterm_interrupts
+from samdistill.registry import did_you_mean
+from samdistill.types import UserError
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a teacher is trained, and with what unless something else is asked for."""
+
+    train: Callable[[Path, int, int, float, Path | None], TrainedTeacher]
+    steps: int
+    batch_size: int
+    lr: float
+
+
+TEACHERS = {
+    "tracker": Trainer(partial(train_promptable, TRACKER), 5000, 8, 1e-3),
+    "detector": Trainer(train_detector, 5000, 10, 5e-4),
+    "sam": Trainer(partial(train_promptable, SAM), 3000, 8, 6e-4),
+    "mobile": Trainer(partial(train_promptable, MOBILE), 250, 8, 1e-3),
+}
+
+
+def train_teacher(
+    name: str, out: Path, steps: int | None = None, batch_size: int | None = None, lr: float | None = None,
+    weights: Path | None = None,
+) -> TrainedTeacher:  # fmt: skip
+    """Train the teacher ``name`` in the folder ``out``. steps, batch_size and lr: None takes the teacher's own.
+
+    weights: a folder or a packaged name to start from instead of the recipe's own start. Raises ``UserError`` for an
+    unknown name, weights of another kind, and a folder of a run with other settings or that another process writes.
+    """
+    if name not in TEACHERS:
+        raise UserError(f"no sandbox teacher is called {name!r}{did_you_mean(name, list(TEACHERS))}")
+    trainer = TEACHERS[name]
+    steps = trainer.steps if steps is None else steps
+    batch_size = trainer.batch_size if batch_size is None else batch_size
+    with locked(out, "train.py"):
+        return trainer.train(out, steps, batch_size, trainer.lr if lr is None else lr, weights)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", metavar="NAME", help="tracker, detector, sam or mobile")
+    parser.add_argument("--out", type=Path, default=Path("runs/teacher"))
+    parser.add_argument("--steps", type=int, help="optimiser steps (5000, 5000, 3000, 250)")
+    parser.add_argument("--batch-size", type=int, help="scenes a step (8; detector 10)")
+    parser.add_argument("--lr", type=float, help="base rate (0.001, 0.0005, 0.0006, 0.001)")
+    parser.add_argument("--weights", type=Path, help="start from this teacher instead of from scratch")
+    args = parser.parse_args(argv)
+    try:
+        with sigterm_interrupts():
+            found = train_teacher(args.name, args.out, args.steps, args.batch_size, args.lr, args.weights)
+    except UserError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    figures = ", ".join(f"{kind} {value:.4f}" for kind, value in found.figures.items())
+    print(f"{found.folder}: {found.steps} steps in {found.seconds:.0f} s; held out: {figures}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
