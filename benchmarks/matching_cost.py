@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from samdistill.config import TeacherConfig
 from samdistill.dist import default_device
 from samdistill.jobs.detection.config import DetectionLossConfig, MatchConfig
-from samdistill.losses.detection import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, output_terms
+from samdistill.jobs.detection.losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, output_terms
 from samdistill.ops.matching import MATCHERS, MatchCost, match, match_cost
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import ConceptPrompts, DetectorOutput, ImageBatch, Term, Terms

@@ -27,9 +27,9 @@ from training_speed import train
 import samdistill
 from samdistill.dist import default_device
 from samdistill.jobs.prompt.config import PromptRunConfig
+from samdistill.jobs.prompt.losses import DISTILLED_TERMS
 from samdistill.jobs.prompt.parts import FEATURES, PromptParts
 from samdistill.jobs.prompt.task import PromptTask
-from samdistill.losses.prompt import DISTILLED_TERMS
 from samdistill.store import FeatureStore
 from samdistill.types import Terms
 

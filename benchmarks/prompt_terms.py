@@ -38,7 +38,7 @@ import samdistill
 from samdistill.inference.prompting import KINDS
 from samdistill.jobs.loading import load_config
 from samdistill.jobs.prompt.config import PromptRunConfig
-from samdistill.losses.prompt import DISTILLED_TERMS
+from samdistill.jobs.prompt.losses import DISTILLED_TERMS
 from samdistill.sandbox.scenes import SceneStyle
 from samdistill.sandbox.write import write_coco
 

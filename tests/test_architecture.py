@@ -73,10 +73,21 @@ def imports(package: Path) -> set[tuple[str, str, str]]:
     return {(file, room, target) for file, room, target in found if room != target}
 
 
+def imports_of_other_jobs(package: Path) -> list[str]:
+    """A job is a folder of ``jobs``; what two of them need lies beside the folders, or on a lower level."""
+    found = []
+    for path in sorted((package / "jobs").glob("*/*.py")):
+        for name in modules_named(ast.parse(path.read_text()), path, package):
+            other = name.split(".")[2:3] if name.startswith(f"{package.name}.jobs.") else []
+            if other and other != [path.parent.name] and (package / "jobs" / other[0]).is_dir():
+                found.append(f"{path.relative_to(package)}: a job imports the job {other[0]}")
+    return found
+
+
 def violations(package: Path) -> list[str]:
     edges = imports(package)
     unknown = {room for _, room, target in edges for room in (room, target)} - set(LEVEL)
-    found = [f"{room}: on no level" for room in sorted(unknown)]
+    found = [*imports_of_other_jobs(package), *(f"{room}: on no level" for room in sorted(unknown))]
     graph: dict[str, set[str]] = {}
     for file, room, target in sorted(edges):
         if unknown & {room, target}:
@@ -134,6 +145,7 @@ def test_nothing_is_too_long(folder: str) -> None:
         ("inference/a.py", "def f():\n    from .. import engine", "imports engine, which is above inference"),
         ("inference/a.py", "import samdistill.engine as e", "imports engine, which is above inference"),
         ("jobs/video/a.py", "from ...cli import main", "imports cli, which is above jobs"),
+        ("jobs/video/a.py", "from ..prompt.losses import task_terms", "a job imports the job prompt"),
         ("data/a.py", "import importlib\nimportlib.import_module('samdistill.engine')", "imports engine"),
         ("store/a.py", "from .. import load_config", "imports __init__, which is above store"),
         ("teachers/sam.py", "from ..students import trunk", "teachers and students never import each other"),
@@ -143,7 +155,7 @@ def test_nothing_is_too_long(folder: str) -> None:
 )
 def test_a_violation_is_found(file: str, text: str, complaint: str, tmp_path: Path) -> None:
     package = tmp_path / "samdistill"
-    for room in ("students", "teachers", "inference", "engine"):
+    for room in ("students", "teachers", "inference", "engine", "jobs/prompt"):
         (package / room).mkdir(parents=True)
     (package / "cli.py").touch()
     (package / "config.py").touch()

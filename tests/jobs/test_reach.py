@@ -17,10 +17,10 @@ from samdistill.engine import check_terms
 from samdistill.engine.task import Task
 from samdistill.jobs import JOBS
 from samdistill.jobs.detection import task as detection_task
-from samdistill.losses import prompt as prompt_losses
-from samdistill.losses.detection import FEATURE_TERMS, OUTPUT_TERMS, Compared
-from samdistill.losses.feature import FEATURE_LOSSES
-from samdistill.losses.video import ALIGN_TERMS, MEMORY_TERMS, Annotated
+from samdistill.jobs.detection.losses import FEATURE_TERMS, OUTPUT_TERMS, Compared
+from samdistill.jobs.encoder.losses import FEATURE_LOSSES
+from samdistill.jobs.prompt import losses as prompt_losses
+from samdistill.jobs.video.losses import ALIGN_TERMS, MEMORY_TERMS, Annotated
 
 TABLES = {
     "encoder": (FEATURE_LOSSES,), "detection": (OUTPUT_TERMS, FEATURE_TERMS), "prompt": (),

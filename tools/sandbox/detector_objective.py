@@ -15,9 +15,9 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from detector_model import HIDDEN
 from detector_questions import Questions
+from mask_objective import mask_bce, mask_dice
 from samdistill.checkpoints.words import Words
 from samdistill.losses.box import box_giou, box_l1
-from samdistill.losses.mask import mask_bce, mask_dice
 from samdistill.ops.boxes import cxcywh_to_xyxy, pairwise_giou
 from samdistill.ops.images import normalise
 from samdistill.ops.masks import masks_to_boxes

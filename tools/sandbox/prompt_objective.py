@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Sam3TrackerModel
 
+from mask_objective import iou_mse, mask_bce, mask_dice
 from samdistill.inference.prompting import refined_prompts
-from samdistill.losses.mask import iou_mse, mask_bce, mask_dice, soft_mask_loss
+from samdistill.losses.mask import soft_mask_loss
 from samdistill.ops.masks import masks_to_boxes, random_points
 from samdistill.ops.promptable import Embeddings, MaskPrediction, Promptable, embed, predict, to_canvas
 from samdistill.sandbox.scenes import Scenes

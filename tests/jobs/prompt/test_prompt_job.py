@@ -13,8 +13,8 @@ from samdistill.cli import main
 from samdistill.engine import read_lines
 from samdistill.jobs.loading import load_config
 from samdistill.jobs.prompt.config import PromptRunConfig
+from samdistill.jobs.prompt.losses import DISTILLED_TERMS
 from samdistill.jobs.prompt.plan import PromptPlan
-from samdistill.losses.prompt import DISTILLED_TERMS
 from samdistill.pipeline import cache, plan, train
 from samdistill.students import MobileSamModel
 

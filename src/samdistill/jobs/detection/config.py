@@ -9,8 +9,8 @@ from pydantic import AfterValidator, model_validator
 
 from ...config.parts import Fraction, Positive, Run, Strict, TeacherConfig, TrainConfig, Weight, loss_block, registered
 from ...config.questions import QuestionsConfig
-from ...losses.detection import FEATURE_TERMS, OUTPUT_TERMS
 from ...registry import MATCHERS
+from .losses import FEATURE_TERMS, OUTPUT_TERMS
 
 
 class TextConfig(Strict):

@@ -18,7 +18,6 @@ from ...data import BadInput, leave_out
 from ...data.questions import QuestionItem, collate_questions
 from ...engine.held_out import held_out_terms
 from ...engine.task import Task
-from ...losses.detection import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
 from ...ops.images import normalise
 from ...ops.matching import MatchCost, match
 from ...students import EfficientSam3Config, EfficientSam3Model, build_detector, efficient_sam3_config, inherit
@@ -26,6 +25,7 @@ from ...students.backbones import checkpoint_stages
 from ...teachers import DetectorInfo, Sam3Detector
 from ...types import ConceptPrompts, ImageBatch, Term, Terms
 from .config import DetectionRunConfig
+from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...config.parts import CacheConfig, EvaluateConfig, Run, StudentConfig, TeacherConfig, TrainConfig, loss_block
-from ...losses.feature import FEATURE_LOSSES
+from .losses import FEATURE_LOSSES
 
 EncoderLossConfig = loss_block("EncoderLossConfig", "Weights of the terms of encoder distillation.", (FEATURE_LOSSES,))
 

@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 from ...config import StudentConfig
 from ...data import BadInput, ImageDataset, collate_images, record_key
 from ...engine.task import Task
-from ...losses.feature import FEATURE_LOSSES
 from ...ops.images import normalise
 from ...store import FeatureStore
 from ...students import StudentTrunk, StudentTrunkConfig, build_trunk
 from ...teachers import TeacherInfo
 from ...types import ImageBatch, Term, Terms, UserError
 from .config import EncoderRunConfig
+from .losses import FEATURE_LOSSES
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ...config.parts import Count, EvaluateConfig, Fraction, Positive, Run, Strict, TrainConfig, Weight, loss_block
 from ...config.prompting import PromptableConfig, PromptsConfig, TeacherEntry
-from ...losses.prompt import DISTILLED_TERMS, TASK_TERMS
+from .losses import DISTILLED_TERMS, TASK_TERMS
 
 Epoch = Count
 Scheduled = Weight | Annotated[dict[Epoch, Weight], Field(min_length=1)]

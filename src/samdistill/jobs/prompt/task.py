@@ -22,11 +22,11 @@ from ...data.objects import ObjectBatch, ObjectItem, collate_objects
 from ...data.skipped import leave_out
 from ...engine.held_out import held_out_batches, pooled
 from ...engine.task import Task, stages_at
-from ...losses import prompt as losses
 from ...ops.masks import mask_iou
 from ...ops.promptable import Promptable, decoder_width, embedding_grid, to_canvas, trunk_channels
 from ...students.promptable import build_promptable
 from ...types import GroupSignals, PromptGroup, PromptSignals, Term, Terms
+from . import losses
 from .config import PromptRunConfig, at_epoch
 from .student import PromptStudent, StudentAnswers, best_mask
 

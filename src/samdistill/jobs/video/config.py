@@ -18,7 +18,7 @@ from ...config.parts import (
     TrainConfig,
     loss_block,
 )
-from ...losses.video import ALIGN_TERMS, MEMORY_TERMS
+from .losses import ALIGN_TERMS, MEMORY_TERMS
 
 
 class MemoryConfig(Strict):

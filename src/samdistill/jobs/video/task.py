@@ -24,13 +24,13 @@ from ...data.transforms import ViewTransform
 from ...data.videos import BadVideo, VideoSource
 from ...engine.held_out import held_out_terms
 from ...engine.task import Task, stages_at
-from ...losses.video import ALIGN_TERMS, MEMORY_TERMS, video_terms
 from ...ops.images import to_grid
 from ...ops.masks import masks_to_boxes
 from ...ops.matching import MatchCost, match_truth
 from ...teachers.base import Levels
 from ...types import ConceptPrompts, ImageBatch, ObjectTruth, Term, Terms, UserError
 from .config import VideoRunConfig
+from .losses import ALIGN_TERMS, MEMORY_TERMS, video_terms
 from .student import Past, VideoStudent
 
 ALIGN = "align"

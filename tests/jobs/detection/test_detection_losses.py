@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from samdistill.jobs.detection.losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, output_terms
 from samdistill.losses.box import box_giou, box_l1
-from samdistill.losses.detection import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, output_terms
 from samdistill.losses.mask import soft_mask_loss
 from samdistill.ops.matching import MatchCost, Matches, match
 from samdistill.types import DetectorOutput

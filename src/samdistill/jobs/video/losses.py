@@ -15,13 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.matching import Matches
-from ..registry import TermTable
-from ..types import DetectorOutput, ObjectTruth
-from .box import box_giou, box_l1
-from .detection import fpn_term
-from .mask import soft_mask_loss
-from .pairs import mean, over_pairs, pick
+from ...losses.box import box_giou, box_l1
+from ...losses.maps import fpn_term
+from ...losses.mask import soft_mask_loss
+from ...losses.pairs import mean, over_pairs, pick
+from ...ops.matching import Matches
+from ...registry import TermTable
+from ...types import DetectorOutput, ObjectTruth
 
 ALIGN_TERMS = TermTable("term of remembered maps")
 """Functions of (own, teacher): maps (n, c, h, w) of one size."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samdistill.losses.video import MEMORY_TERMS, video_terms
+from samdistill.jobs.video.losses import MEMORY_TERMS, video_terms
 from samdistill.ops.matching import MatchCost, match_truth
 from samdistill.types import DetectorOutput, ObjectTruth
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..registry import TermTable
+from ...losses.maps import directions
+from ...registry import TermTable
 
 FEATURE_LOSSES = TermTable("feature loss")
 """Terms of encoder distillation: functions of (predicted, target, valid)."""
@@ -45,13 +46,6 @@ def masked_cosine(
         first, second = (directions(torch.where(keep, x.float(), 0.0)) for x in (predicted, target))
         cosine = (first * second).sum(1)
         return _per_image(torch.where(valid, 1 - cosine, 0.0), valid)
-
-
-def directions(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Unit vectors over channels; zeros, cut off from the gradient, where there is no direction."""
-    squares = (x**2).sum(1, keepdim=True)
-    some = squares > 1e-12
-    return torch.where(some, x / torch.where(some, squares, 1.0).sqrt(), 0.0)
 
 
 def _per_image(cells: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]) -> Float[Tensor, ""]:

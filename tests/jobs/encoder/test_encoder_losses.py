@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from samdistill.losses.feature import FEATURE_LOSSES, masked_cosine, masked_mse
+from samdistill.jobs.encoder.losses import FEATURE_LOSSES, masked_cosine, masked_mse
 
 
 def batch(seed: int = 0, b: int = 3, c: int = 5, h: int = 4, w: int = 6):

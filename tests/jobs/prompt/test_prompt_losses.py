@@ -11,8 +11,8 @@ from scipy.special import expit, rel_entr, softmax
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from samdistill.losses.mask import mask_bce, soft_dice, soft_focal, soft_mask_loss
-from samdistill.losses.prompt import dense_masks, encoder_patch, mask_token, prompt_embed, task_terms
+from samdistill.jobs.prompt.losses import dense_masks, encoder_patch, mask_token, prompt_embed, task_terms
+from samdistill.losses.mask import soft_dice, soft_focal, soft_mask_loss
 
 GAMMA, ALPHA = 2.0, 0.25
 
@@ -208,7 +208,8 @@ def test_soft_dice_is_zero_for_the_target_alone() -> None:
     assert soft_dice(p, target).item() == pytest.approx((1 + 0.5625 + 1 + 0.25) / (2 + 0.0625 + 1 + 0.25 + 1))
     logits = draw(2, 3, 4)
     hard = (draw(2, 3, 4, seed=1) > 0).float()
-    wanted = soft_dice(logits.sigmoid().flatten(1), hard.flatten(1)).mean() + mask_bce(logits, hard)
+    error = F.binary_cross_entropy_with_logits(logits, hard)
+    wanted = soft_dice(logits.sigmoid().flatten(1), hard.flatten(1)).mean() + error
     torch.testing.assert_close(soft_mask_loss(logits, hard).mean(), wanted)
 
 

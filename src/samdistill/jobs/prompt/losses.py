@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..registry import TermTable
-from .feature import directions
-from .mask import soft_dice, soft_focal
+from ...losses.maps import directions
+from ...losses.mask import soft_dice, soft_focal
+from ...registry import TermTable
 
 DISTILLED_TERMS = TermTable("distillation term")
 TASK_TERMS = TermTable("task term")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from samdistill.losses.mask import iou_mse, mask_bce, mask_dice
+from mask_objective import iou_mse, mask_bce, mask_dice
 
 
 def logit(p: float) -> float:

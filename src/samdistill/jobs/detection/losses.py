@@ -16,12 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..ops.matching import Matches
-from ..registry import TermTable
-from ..types import DetectorOutput
-from .box import box_giou, box_l1
-from .mask import soft_mask_loss
-from .pairs import mean, over_pairs, pick
+from ...losses.box import box_giou, box_l1
+from ...losses.maps import fpn_term, grid_error, resized, squared_error
+from ...losses.mask import soft_mask_loss
+from ...losses.pairs import mean, over_pairs, pick
+from ...ops.matching import Matches
+from ...registry import TermTable
+from ...types import DetectorOutput
 
 OUTPUT_TERMS = TermTable("term of detector outputs")
 """Functions of a ``Compared``."""
@@ -84,7 +85,7 @@ def feature_terms(
 def _mask(compared: Compared) -> Float[Tensor, ""]:
     """``soft_mask_loss`` of the pairs, at the teacher's size."""
     masks, target = compared.masks
-    return over_pairs(soft_mask_loss(_resize(masks[:, None], target)[:, 0], target), compared.matches)
+    return over_pairs(soft_mask_loss(resized(masks[:, None], target)[:, 0], target), compared.matches)
 
 
 @OUTPUT_TERMS.term("box_l1", 5.0)
@@ -110,7 +111,7 @@ def _pair_logit(compared: Compared) -> Float[Tensor, ""]:
 def _presence(compared: Compared) -> Float[Tensor, ""]:
     """Squared difference of the probabilities that anything is there."""
     ours, theirs = compared.student.presence_logits, compared.teacher.presence_logits.detach()
-    return _mse(ours.float().sigmoid(), theirs.float().sigmoid())
+    return squared_error(ours.float().sigmoid(), theirs.float().sigmoid())
 
 
 @OUTPUT_TERMS.term("semantic", 2.0)
@@ -128,14 +129,7 @@ def _fpn(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
 @FEATURE_TERMS.term("encoder", 1.0)
 def _encoder(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
     """Squared error per element of the DETR encoder's grid, the student's resized to the teacher's."""
-    return _grid(student.encoder, teacher.encoder)
-
-
-def fpn_term(
-    student: Sequence[Float[Tensor, "b c _ _"]], teacher: Sequence[Float[Tensor, "b c _ _"]]
-) -> Float[Tensor, ""]:
-    """Squared error per element of every level, averaged over the levels: the one term that needs no question."""
-    return torch.stack([_grid(ours, theirs) for ours, theirs in zip(student, teacher, strict=True)]).mean()
+    return grid_error(student.encoder, teacher.encoder)
 
 
 def _logit(
@@ -151,19 +145,4 @@ def _logit(
 
 
 def _semantic(student: Float[Tensor, "p 1 h w"], target: Float[Tensor, "p 1 th tw"]) -> Float[Tensor, ""]:
-    return mean(soft_mask_loss(_resize(student, target)[:, 0], target[:, 0]))
-
-
-def _grid(student: Float[Tensor, "n c h w"], teacher: Float[Tensor, "n c th tw"]) -> Float[Tensor, ""]:
-    return _mse(_resize(student.float(), teacher), teacher.detach().float())
-
-
-def _mse(student: Float[Tensor, "n ..."], target: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
-    if student.shape != target.shape:  # broadcasting would hide a wrong layout
-        raise ValueError(f"the student's {tuple(student.shape)} and the teacher's {tuple(target.shape)} do not match")
-    return mean((student - target).square().flatten(1).mean(1))
-
-
-def _resize(maps: Float[Tensor, "n c h w"], like: Float[Tensor, "*n th tw"]) -> Float[Tensor, "n c th tw"]:
-    size = like.shape[-2:]
-    return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return mean(soft_mask_loss(resized(student, target)[:, 0], target[:, 0]))
