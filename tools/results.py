@@ -6,7 +6,6 @@ is claimed is declared in ``results_claims.py``, how a figure is read from a res
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -14,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import ROOT, between, markdown, write
 from results_claims import PAGES, UNUSED
 from results_readers import Benchmark, Claim, Goal, Table
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
-BEGIN, END = "<!-- results: written by tools/results.py -->\n", "<!-- end of results -->\n"
+BEGIN, END = "<!-- results: written by tools/results.py -->", "<!-- end of results -->"
 NOT_MEASURED = "Not measured:"
 MET, MISSED, NO_GOAL = "met", "**missed**", "no goal"
 INTRODUCTION = """# Results
@@ -70,12 +69,6 @@ def table_rows(table: Table, figures: Mapping[str, Any]) -> list[list[str]]:
         [str(name), *(figure(values, form) if values else "-" for values, form in zip(row, table.forms, strict=True))]
         for name, row in table.read(figures).items()
     ]
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    rules = {"l": "---", "r": "---:"}
-    lines = [columns, [rules[side] for side in align], *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def hardware(machine: Mapping[str, str]) -> str:
@@ -159,12 +152,8 @@ def headlines(folder: Path = RESULTS) -> list[str]:
 
 def readme(text: str) -> str:
     """The README with its table of results renewed."""
-    before, _, rest = text.partition(BEGIN)
-    _, marker, after = rest.partition(END)
-    if not marker:
-        raise SystemExit(f"README.md: the lines {BEGIN.strip()!r} and {END.strip()!r} are not there")
     note = "All claims, commands and hardware: [docs/results.md](docs/results.md)."
-    return f"{before}{BEGIN}{chr(10).join(headlines())}\n\n{note}\n{END}{after}"
+    return between(text, BEGIN, END, [*headlines(), "", note])
 
 
 def unused_rows() -> list[list[str]]:
@@ -172,18 +161,7 @@ def unused_rows() -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
-    check = parser.parse_args(arguments).check
-    wanted = {PAGE: page(), README: readme(README.read_text())}
-    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text() != text]
-    for path in stale:
-        if not check:
-            path.write_text(wanted[path])
-        print(f"{path.relative_to(ROOT)}: {'out of date; run python tools/results.py' if check else 'written'}")
-    if not stale:
-        print("results are current")
-    return int(check and bool(stale))
+    return write({PAGE: page(), README: readme(README.read_text())}, "results.py", __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -83,52 +83,52 @@ def feature_terms(
 
 @OUTPUT_TERMS.term("mask", 5.0)
 def _mask(compared: Compared) -> Float[Tensor, ""]:
-    """``soft_mask_loss`` of the pairs, at the teacher's size."""
+    """Masks of a pair, at the teacher's size: sum (p - t)^2 / (sum p^2 + sum t^2 + 1) + BCE(p, t)."""
     masks, target = compared.masks
     return over_pairs(soft_mask_loss(resized(masks[:, None], target)[:, 0], target), compared.matches)
 
 
 @OUTPUT_TERMS.term("box_l1", 5.0)
 def _box_l1(compared: Compared) -> Float[Tensor, ""]:
-    """L1 distance of the pairs' boxes."""
+    """Boxes of a pair, normalised corners: sum of the four absolute differences."""
     return over_pairs(box_l1(*compared.boxes), compared.matches)
 
 
 @OUTPUT_TERMS.term("giou", 2.0)
 def _box_giou(compared: Compared) -> Float[Tensor, ""]:
-    """1 - generalised IoU of the pairs' boxes."""
+    """Boxes of a pair: 1 - generalised IoU."""
     return over_pairs(box_giou(*compared.boxes), compared.matches)
 
 
 @OUTPUT_TERMS.term("logit", 2.0)
 def _pair_logit(compared: Compared) -> Float[Tensor, ""]:
-    """Cross-entropy against the probability of the query's partner; with ``unmatched`` the others learn 0."""
+    """Probability of each query: BCE(p, t); t = 0 for an unmatched query, which ``loss.unmatched=false`` leaves out."""
     teacher = compared.teacher.pred_logits.detach()
     return _logit(compared.student.pred_logits, teacher, compared.matches, compared.unmatched)
 
 
 @OUTPUT_TERMS.term("presence", 1.0)
 def _presence(compared: Compared) -> Float[Tensor, ""]:
-    """Squared difference of the probabilities that anything is there."""
+    """Presence of the concept: (p - t)^2."""
     ours, theirs = compared.student.presence_logits, compared.teacher.presence_logits.detach()
     return squared_error(ours.float().sigmoid(), theirs.float().sigmoid())
 
 
 @OUTPUT_TERMS.term("semantic", 2.0)
 def _semantic_map(compared: Compared) -> Float[Tensor, ""]:
-    """``soft_mask_loss`` of the semantic maps, at the teacher's size."""
+    """Mask of all instances together: as ``mask``."""
     return _semantic(compared.student.semantic_seg.float(), compared.teacher.semantic_seg.detach().float().sigmoid())
 
 
 @FEATURE_TERMS.term("fpn", 1.0)
 def _fpn(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
-    """Squared error per element of the pyramid levels, the student's resized to the teacher's."""
+    """Levels of image features, at the teacher's size: squared error per element, mean over levels."""
     return fpn_term(student.fpn, teacher.fpn)
 
 
 @FEATURE_TERMS.term("encoder", 1.0)
 def _encoder(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
-    """Squared error per element of the DETR encoder's grid, the student's resized to the teacher's."""
+    """Output of the DETR encoder, at the teacher's size: squared error per element."""
     return grid_error(student.encoder, teacher.encoder)
 
 

@@ -21,7 +21,7 @@ FEATURE_LOSSES = TermTable("feature loss")
 def masked_mse(
     predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:
-    """Mean over images of the squared error summed over channels and valid cells, per valid cell.
+    """Features of a valid cell: squared error summed over channels; mean over the cells of an image, then over images.
 
     The published normalisation: c times a per-element MSE.
     """
@@ -35,9 +35,9 @@ def masked_mse(
 def masked_cosine(
     predicted: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b h w"]
 ) -> Float[Tensor, ""]:
-    """Mean over images of 1 - cosine over channels, averaged over each image's valid cells. In 0..2.
+    """Features of a valid cell: 1 - cosine over channels; mean over the cells of an image, then over images.
 
-    Averaged per image before the batch, as ``masked_mse`` is, so that padding does not change an image's weight. A
+    In 0..2. Averaged per image before the batch, as ``masked_mse`` is: padding does not change an image's weight. A
     vector shorter than 1e-6 has no direction: it counts as cosine 0, without a gradient (one over its length).
     """
     _same_shape(predicted, target, valid)

@@ -38,9 +38,10 @@ def encoder_patch(
     f_s: Float[Tensor, "b c h w"], f_t: Float[Tensor, "b c th tw"], w_l2: float, w_cos: float,
     inside: Bool[Tensor, "b h w"] | None = None,
 ) -> Float[Tensor, " b"]:  # fmt: skip
-    """``w_l2 MSE + w_cos (1 - cosine)``: squared error per channel and cell, cosine over the channels of a cell.
+    """Features of the image encoders before their necks: ``w_l2`` MSE + ``w_cos`` (1 - cosine).
 
-    A vector shorter than 1e-6 has no direction: it counts as cosine 0, without a gradient.
+    Squared error per channel and cell, cosine over the channels of a cell. A vector shorter than 1e-6 has no direction:
+    it counts as cosine 0, without a gradient.
     """
     f_s, f_t = _prepared(f_s, f_t, inside)
     error = (f_s - f_t).square().mean(1)
@@ -51,7 +52,8 @@ def encoder_patch(
 def prompt_embed(
     f_s: Float[Tensor, "g k c h w"], f_t: Float[Tensor, "g k c th tw"], w_mse: float, w_cos: float
 ) -> Float[Tensor, "g k"]:
-    """``w_mse MSE(u_s, u_t) + w_cos (1 - u_s u_t)`` of the vectors at unit length over the channels.
+    """Image embedding with the dense prompt embedding, at the input of the first two-way block and at unit length over
+    the channels: ``w_mse`` MSE + ``w_cos`` (1 - cosine).
 
     The squared error of unit vectors is 2 (1 - cosine) / c, so the first part is the second one again on a smaller
     scale: with 256 channels and equal weights it adds less than a hundredth. Both are in the published formula.
@@ -67,10 +69,12 @@ def prompt_embed(
 def mask_token(
     z_s: Float[Tensor, "g n t c"], z_t: Float[Tensor, "g n t c"], w_kl: float, temperature: float
 ) -> Float[Tensor, "g n"]:
-    """``w_kl KL(softmax(z_t / T) || softmax(z_s / T))`` over the channels of a mask token, mean over the tokens.
+    """The four mask tokens after the two-way transformer: ``w_kl`` KL of softmax(z / T) over channels, mean over the
+    tokens.
 
-    Without the factor T^2 that keeps gradients alike between temperatures (Hinton et al., 2015, section 2): near
-    equality they are 1 / T^2 of those at T = 1, four times as large at the default of one half. ``w_kl`` evens it out.
+    KL of the teacher's to the student's, without the factor T^2 that keeps gradients alike between temperatures (Hinton
+    et al., 2015, section 2): near equality they are 1 / T^2 of those at T = 1, four times as large at the default of
+    one half. ``w_kl`` evens it out.
     """
     if z_s.shape != z_t.shape:
         raise ValueError(f"mask tokens {tuple(z_s.shape)} of the student and {tuple(z_t.shape)} of the teacher")
@@ -83,10 +87,12 @@ def dense_masks(
     logits_s: Float[Tensor, "g n m h w"], logits_t: Float[Tensor, "g n m th tw"], w_kl: float, w_focal: float,
     gamma: float, inside: Bool[Tensor, "g h w"] | None = None,
 ) -> Float[Tensor, "g n"]:  # fmt: skip
-    """``w_kl KL(p_t || p_s) + w_focal focal(p_s, p_t)`` per pixel, mean over the pixels of a mask, then over the masks.
+    """Logits of the masks (``low_res_masks``): ``w_kl`` Bernoulli KL + ``w_focal`` focal, mean over the pixels of a
+    mask, then over the masks.
 
-    p is the sigmoid of a logit. KL is the divergence of two Bernoulli distributions, with the parts of p and of 1 - p.
-    The focal loss is ``soft_focal`` without class balance. Both are 0 where the student says what the teacher says.
+    p is the sigmoid of a logit. KL(p_t || p_s) is the divergence of two Bernoulli distributions, with the parts of p
+    and of 1 - p. The focal loss is ``soft_focal`` without class balance. Both are 0 where the student says what the
+    teacher says.
     """
     _same_but_grid(logits_s, logits_t)
     shape = logits_s.shape
@@ -155,26 +161,26 @@ class Segmented:
 
 @TASK_TERMS.term("bce", 0.0)
 def _bce(answer: Segmented) -> Float[Tensor, "g n m"]:
-    """Cross-entropy, mean over pixels."""
+    """Each pixel: cross-entropy, mean over pixels."""
     error = F.binary_cross_entropy_with_logits(answer.logits, answer.target, reduction="none")
     return _cell_mean(error, answer.pixels)
 
 
 @TASK_TERMS.term("focal", 20.0)
 def _focal(answer: Segmented) -> Float[Tensor, "g n m"]:
-    """``soft_focal``, mean over pixels."""
+    """Each pixel: focal loss with ``loss.focal_gamma`` and ``loss.focal_alpha``, mean over pixels."""
     return _cell_mean(soft_focal(answer.logits, answer.target, answer.gamma, answer.alpha), answer.pixels)
 
 
 @TASK_TERMS.term("dice", 1.0)
 def _dice(answer: Segmented) -> Float[Tensor, "g n m"]:
-    """``soft_dice``."""
+    """Mask: Dice with squared denominators."""
     return soft_dice(answer.probability.flatten(-2), answer.target.flatten(-2))
 
 
 @TASK_TERMS.term("iou", 1.0)
 def _iou(answer: Segmented) -> Float[Tensor, "g n m"]:
-    """Squared error of every mask's predicted IoU against the one it has with the target."""
+    """Predicted IoU of every mask, with the one it has: squared error."""
     return (answer.iou - _true_iou(answer.logits, answer.target)).square()
 
 

@@ -68,33 +68,37 @@ def video_terms(
 
 @ALIGN_TERMS.term("align", 1.0)
 def align(own: Float[Tensor, "n c h w"], teacher: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
-    """Squared error per element. The description lacks this phase: the student's remembered level against the
-    teacher's, before the memory is trained."""
+    """The remembered level of student and teacher, in a phase of its own: squared error per element.
+
+    The description lacks this phase, which comes before the memory is trained.
+    """
     return fpn_term((own.float(),), (teacher,))
 
 
 @MEMORY_TERMS.term("mask", 5.0)
 def _mask(compared: Annotated) -> Float[Tensor, ""]:
-    """Dice + cross-entropy of the pairs, at the student's size."""
+    """Masks of a pair, at the student's size: Dice with squared denominators + BCE."""
     return over_pairs(soft_mask_loss(*compared.masks), compared.matches)
 
 
 @MEMORY_TERMS.term("box_l1", 5.0)
 def _box_l1(compared: Annotated) -> Float[Tensor, ""]:
-    """L1 distance of the pairs' boxes."""
+    """Boxes of a pair, normalised corners: sum of the four absolute differences."""
     return over_pairs(box_l1(*compared.boxes), compared.matches)
 
 
 @MEMORY_TERMS.term("giou", 2.0)
 def _box_giou(compared: Annotated) -> Float[Tensor, ""]:
-    """1 - generalised IoU of the pairs' boxes."""
+    """Boxes of a pair: 1 - generalised IoU."""
     return over_pairs(box_giou(*compared.boxes), compared.matches)
 
 
 @MEMORY_TERMS.term("iou", 2.0)
 def _query_iou(compared: Annotated) -> Float[Tensor, ""]:
-    """Squared error of every query's probability: against the IoU that its mask has with its partner's, both cut at one
-    half, and against 0 where it has no partner."""
+    """Probability of every query, with the IoU of its mask and its partner's, or 0 without a partner: squared error.
+
+    Both masks are cut at one half.
+    """
     (masks, target), logits = compared.masks, compared.student.pred_logits
     question, ours, _ = compared.matches.pairs
     true_iou = torch.zeros_like(logits, dtype=torch.float32)
@@ -104,7 +108,7 @@ def _query_iou(compared: Annotated) -> Float[Tensor, ""]:
 
 @MEMORY_TERMS.term("presence", 1.0)
 def _presence(compared: Annotated) -> Float[Tensor, ""]:
-    """Cross-entropy of "any object here"."""
+    """Whether any object of the question is in the frame: BCE."""
     there = compared.truth.valid.any(1, keepdim=True).float()
     logits = compared.student.presence_logits.float()
     return mean(F.binary_cross_entropy_with_logits(logits, there, reduction="none")[:, 0])
@@ -112,8 +116,11 @@ def _presence(compared: Annotated) -> Float[Tensor, ""]:
 
 @MEMORY_TERMS.term("select", 5.0)
 def _selection(compared: Annotated) -> Float[Tensor, ""]:
-    """Cross-entropy of each partner against the queries that have none. The description lacks it; its ``iou`` is a mean
-    over a hundred queries of which one has an object, and hardly says which one to prefer."""
+    """Each matched query against the unmatched ones: cross-entropy.
+
+    The description lacks it; its ``iou`` is a mean over a hundred queries of which one has an object, and hardly says
+    which one to prefer.
+    """
     return over_pairs(_select(compared.student.pred_logits.float(), compared.matches), compared.matches)
 
 
