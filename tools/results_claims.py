@@ -48,7 +48,7 @@ from results_readers import (
 MIOU = list(PROMPTS.values())
 CONCEPTS = ["cgF1", "pmF1", "IL_MCC", "mask AP"]
 CLIPS = ["all", "look-alikes", "unique", "occluded", "reappeared"]
-THREE, FOUR, FIVE = ["{:.3f}"] * 3, ["{:.3f}"] * 4, ["{:.3f}"] * 5
+FOUR, FIVE = ["{:.3f}"] * 4, ["{:.3f}"] * 5
 STAGES = Table("Stages, each in a process of its own", "stage", ["seconds", "peak GiB"], ["{:.0f}", "{:.2f}"],
                stage_rows)  # fmt: skip
 LABELS_HEADLINE = "Prompt: mIoU with a box that the teacher adds to 64 labelled images"

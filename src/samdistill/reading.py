@@ -17,8 +17,6 @@ Whole = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
 """An integer that is written as one: not a text or a boolean, and exactly representable in float64."""
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite number that is written as one."""
-Side = Annotated[int, Field(strict=True, ge=1, le=2**20)]
-"""Height or width in pixels."""
 Table = dict[str, Any]
 """A JSON object with any content."""
 MOST_DEPTH, MOST_VALUES = 100, 1_000_000

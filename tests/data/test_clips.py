@@ -257,7 +257,6 @@ def test_a_batch_is_filled_up_and_says_where() -> None:
     assert batch.images.keys == ("a", "b", "c", "c") and len(batch) == 4 and batch.bad == (("d", "spoilt"),)
     assert torch.equal(batch.images.images, torch.stack([item.canvas for item in made]))
     assert batch.images.seeds.tolist() == [item.seed for item in made]
-    assert batch.query_frames.tolist() == [item.query_frame for item in made]
     assert batch.query_rows.tolist() == [item.query_row for item in made]
     assert batch.valid.sum(1).tolist() == [2, 5, 0, 0] and batch.context_valid.sum(1).tolist() == [2, 6, 1, 1]
     assert batch.masks.shape == (4, 5, 48, 48) and batch.context is not None

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision.ops import box_convert
 
 from samdistill.config import AugmentConfig, QuestionsConfig
 from samdistill.data import (
@@ -30,7 +31,6 @@ from samdistill.data import (
     ViewTransform,
     collate_questions,
 )
-from samdistill.ops.boxes import cxcywh_to_xyxy
 from samdistill.ops.masks import masks_to_boxes
 from samdistill.sandbox.write import write_coco, write_sa1b
 from samdistill.types import VISUAL, UserError
@@ -249,7 +249,7 @@ def test_a_shown_box_lies_where_the_object_is_on_the_canvas(tmp_path: Path, kind
             assert question.text == "box" and (seen[2:] - seen[:2]).min() <= 1
         else:
             shown += 1
-            box = cxcywh_to_xyxy(torch.tensor(question.box)) * 112
+            box = box_convert(torch.tensor(question.box), "cxcywh", "xyxy") * 112
             assert question.text == VISUAL and (box - seen).abs().max() <= 1.01
     assert shown > 30 and words > 3
 
@@ -257,7 +257,7 @@ def test_a_shown_box_lies_where_the_object_is_on_the_canvas(tmp_path: Path, kind
 def test_jitter_moves_each_edge_by_its_share_and_stays_inside(tmp_path: Path) -> None:
     book = PhraseBook(config(boxes=1.0, jitter=0.1, per_image=1000), rectangle(tmp_path / "a", (30, 20, 90, 60)))
     _, questions, _ = QuestionDataset(book, ViewTransform(Geometry(120, "longest_side")))[0]
-    boxes = cxcywh_to_xyxy(torch.tensor([q.box for q in questions])) * 120
+    boxes = box_convert(torch.tensor([q.box for q in questions]), "cxcywh", "xyxy") * 120
     off = (boxes - torch.tensor([30, 20, 90, 60])) / torch.tensor([60, 40, 60, 40])
     assert off.abs().max() <= 0.2 + 1e-5 and off.mean(0).abs().max() < 0.01
     assert off.std(0).tolist() == pytest.approx([0.096] * 4, rel=0.1)  # 0.1, less the tails beyond 0.2
@@ -266,7 +266,7 @@ def test_jitter_moves_each_edge_by_its_share_and_stays_inside(tmp_path: Path) ->
     wild = config(boxes=1.0, jitter=0.49, per_image=1000)
     book = PhraseBook(wild, rectangle(tmp_path / "b", (80, 50, 120, 53)))  # in the corner, three pixels high
     item, questions, _ = QuestionDataset(book, ViewTransform(Geometry(120, "longest_side")))[0]
-    boxes = cxcywh_to_xyxy(torch.tensor([q.box for q in questions])) * 120
+    boxes = box_convert(torch.tensor([q.box for q in questions]), "cxcywh", "xyxy") * 120
     assert item.size == (80, 120) and bool((boxes[:, 2] <= 120.001).all()) and bool((boxes[:, 3] <= 80.001).all())
     assert (boxes[:, 2:] - boxes[:, :2]).min() >= 0.999 and boxes.min() >= 0
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from detector_training import mask_ious
 from samdistill.data.saco import ConceptPair, ConceptSet, to_rle, write_concepts
 from samdistill.data.saco_predictions import Prediction, load_predictions, unused_predictions, write_predictions
 from samdistill.evaluation.concept_files import mask_ap, score_predictions, shape_ious
-from samdistill.metrics.concepts import ConceptScores, mask_ious
+from samdistill.metrics.concepts import ConceptScores
 from samdistill.types import UserError
 
 HEIGHT, WIDTH = 4, 20

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from samdistill.metrics.concepts import IOU_THRESHOLDS, ConceptScores, mask_ious
+from detector_training import mask_ious
+from samdistill.metrics.concepts import IOU_THRESHOLDS, ConceptScores
 
 
 def pair(*rows: list[float], objects: int | None = None) -> torch.Tensor:

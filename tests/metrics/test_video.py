@@ -23,9 +23,8 @@ from samdistill.metrics.video import (
     evaluate_video,
     evaluate_videos,
     region_similarity,
-    split_ids,
 )
-from samdistill.metrics.video_frames import DAVIS_2017, SAV, VideoConvention, first_frame_objects, visibility_flags
+from samdistill.metrics.video_frames import DAVIS_2017, SAV, VideoConvention, visibility_flags
 
 EVERY = VideoConvention("every", skip_first=False, skip_last=False, from_first_frame=False)
 
@@ -180,17 +179,6 @@ def test_sizes_and_types_have_to_agree() -> None:
     for frames in ((0, 2, 2), (0, 2, 1)):
         with pytest.raises(ValueError, match="object 1: `frames` must be ascending"):
             ObjectMasks(1, frames, stack, stack)
-
-
-def test_id_maps_split_into_masks() -> None:
-    maps = np.array([[[0, 3, 255], [7, 3, 0]], [[9, 9, 9], [0, 0, 7]]], dtype=np.uint8)
-    masks = split_ids(maps)
-    assert list(masks) == [3, 7, 9] and all((mask == (maps == i)).all() for i, mask in masks.items())
-    of_the_first = split_ids(maps, first_frame_objects(split_ids(maps[0])))
-    assert list(of_the_first) == [1, 2, 3, 4, 5, 6, 7] and of_the_first[7].sum() == 2 and not of_the_first[5].any()
-    assert not split_ids(maps, [5])[5].any() and split_ids(maps[:, :0]) == {}
-    with pytest.raises(ValueError, match=r"float64 \(shape \(2, 2, 3\)\)"):
-        split_ids(maps / 2)
 
 
 def strips(*widths: int) -> np.ndarray:

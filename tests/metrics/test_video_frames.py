@@ -11,7 +11,6 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from samdistill.metrics.video_frames import (
-    CONVENTIONS,
     DAVIS_2017,
     OCCLUDED_BELOW,
     SAV,
@@ -81,10 +80,6 @@ def test_the_first_and_the_last_frame_do_not_count(frames: int, inner: int) -> N
     for convention in (DAVIS_2017, SAV):
         assert list(range(frames))[convention.inner(frames)] == list(range(1, 1 + inner))
     assert list(range(frames))[EVERY.inner(frames)] == list(range(frames))
-
-
-def test_conventions_are_found_by_name() -> None:
-    assert {"davis_2017": DAVIS_2017, "sav": SAV} == CONVENTIONS
 
 
 def test_sav_equals_the_evaluator_read_frame_by_frame() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from samdistill.sandbox.scenes import (
     render,
     render_scenes,
     sample_parameters,
-    scene_stream,
 )
 
 STYLE = SceneStyle()
@@ -184,9 +182,3 @@ def test_drawing_is_vectorised_over_scenes() -> None:
         return mode.calls
 
     assert operations(1) == operations(16)
-
-
-def test_stream_continues_where_the_numbers_do() -> None:
-    batches = list(islice(scene_stream(3, 24, seed=9, start=5), 2))
-    whole = render_scenes(range(5, 11), 24, seed=9)
-    assert torch.equal(torch.cat([b.images for b in batches]), whole.images)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import sigmoid_focal_loss
+from torchvision.ops import box_convert, sigmoid_focal_loss
 from transformers import Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
@@ -18,7 +18,7 @@ from detector_questions import Questions
 from mask_objective import mask_bce, mask_dice
 from samdistill.checkpoints.words import Words
 from samdistill.losses.box import box_giou, box_l1
-from samdistill.ops.boxes import cxcywh_to_xyxy, pairwise_giou
+from samdistill.ops.boxes import giou
 from samdistill.ops.images import normalise
 from samdistill.ops.masks import masks_to_boxes
 from samdistill.ops.matching import Matches, hungarian
@@ -136,7 +136,11 @@ def concept_terms(found: Answer, scenes: Scenes, questions: Questions, masks: bo
     device = found.logits.device
     slots, image = questions.slots.to(device), questions.prompts.image.to(device)
     truth = (masks_to_boxes(scenes.masks) / scenes.masks.shape[-1])[image]
-    boxes, count, layers = cxcywh_to_xyxy(found.boxes.sigmoid()), slots.sum().clamp(min=1), len(found.logits)
+    boxes, count, layers = (
+        box_convert(found.boxes.sigmoid(), "cxcywh", "xyxy"),
+        slots.sum().clamp(min=1),
+        len(found.logits),
+    )
     positive = slots.any(1)
     share = torch.where(positive, 1.0, ABSENT)
     sums = {name: found.logits.new_zeros(()) for name in ("logit", "l1", "giou")}
@@ -160,7 +164,7 @@ def assign(
     slots: Bool[Tensor, "p k"],
 ) -> Matches:  # fmt: skip
     """The cheapest assignment of queries to the slots that answer each question. Boxes are xyxy."""
-    overlap = pairwise_giou(boxes, truth)
+    overlap = giou(boxes[:, :, None], truth[:, None])
     cost = 5 * torch.cdist(boxes, truth, p=1) - 2 * overlap - 2 * logits.sigmoid()[..., None]
     return hungarian(cost, slots)
 

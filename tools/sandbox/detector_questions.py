@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torchvision.ops import box_convert
 
-from samdistill.ops.boxes import xyxy_to_cxcywh
 from samdistill.ops.masks import masks_to_boxes
 from samdistill.sandbox.concepts import GENERIC, absent_phrase, phrases_of
 from samdistill.sandbox.scenes import Scenes
@@ -64,4 +64,4 @@ def _exemplar(box: Float[Tensor, " 4"], rng: np.random.Generator) -> Float[Tenso
     # one number for each of left, right, top and bottom
     noise = rng.normal(0, BOX_JITTER, 4).clip(-2 * BOX_JITTER, 2 * BOX_JITTER)[[0, 2, 1, 3]]
     size = (box[2:] - box[:2]).repeat(2)
-    return xyxy_to_cxcywh(box + torch.from_numpy(noise).float() * size).clamp(0, 1)
+    return box_convert(box + torch.from_numpy(noise).float() * size, "xyxy", "cxcywh").clamp(0, 1)

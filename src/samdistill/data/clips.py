@@ -292,7 +292,6 @@ class ClipBatch:
     """
 
     images: ImageBatch
-    query_frames: Int[Tensor, " b"]
     query_rows: Int[Tensor, " b"]
     masks: Bool[Tensor, "b n s s"]
     objects: Int[Tensor, "b n"]
@@ -326,7 +325,6 @@ def collate_clips(items: Sequence[ClipItem]) -> ClipBatch:
     marks = [F.pad(i.marks, (0, 0, 0, 0, 0, longest - i.marks.shape[1])) for i in items if i.marks is not None]
     return ClipBatch(
         images,
-        torch.tensor([item.query_frame for item in items]),
         torch.tensor([item.query_row for item in items]),
         _filled((item.masks for item in items), False),
         _filled((item.objects for item in items), -1),

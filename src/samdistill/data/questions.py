@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.ops import box_convert
 
 from ..config import QuestionsConfig
-from ..ops.boxes import xyxy_to_cxcywh
 from ..reading import Table, parse_json
 from ..types import VISUAL, ConceptPrompts, ImageBatch, UserError
 from .loader import ImageDataset, ImageItem, collate_images
@@ -235,7 +235,7 @@ class QuestionDataset(Dataset[QuestionItem]):
         drawn = exact + noise * jitter * (exact[2:] - exact[:2]).repeat(2)
         drawn = drawn.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
         drawn = torch.where(_has_area(drawn), drawn, exact)
-        return tuple(xyxy_to_cxcywh(drawn / item.image.shape[-1]).tolist())
+        return tuple(box_convert(drawn / item.image.shape[-1], "xyxy", "cxcywh").tolist())
 
 
 def _endless(deck: Sequence[T], rng: random.Random) -> Iterator[T]:

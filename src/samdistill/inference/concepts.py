@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import box_convert
 
 from ..checkpoints.files import SANDBOX, TORCH_SUFFIXES, locate
 from ..checkpoints.loading import model_kinds, open_config, pretrained
@@ -20,7 +21,6 @@ from ..checkpoints.words import Words
 from ..config import TeacherConfig
 from ..data.images import read_image
 from ..data.transforms import Geometry, Size
-from ..ops.boxes import xyxy_to_cxcywh
 from ..ops.images import normalise
 from ..reading import foreign, running
 from ..students import EfficientSam3Config, EfficientSam3Model
@@ -191,7 +191,7 @@ def ask_image(
         canvas[None], torch.tensor([size]), torch.tensor([original]), ("image",), torch.zeros(1, dtype=torch.int64)
     )
     corners = place.points(torch.tensor(boxes, dtype=torch.float32).reshape(1, -1, 2, 2), original)
-    exemplars = xyxy_to_cxcywh(corners.reshape(1, len(boxes), 4) / model.image_size)
+    exemplars = box_convert(corners.reshape(1, len(boxes), 4) / model.image_size, "xyxy", "cxcywh")
     prompts = ConceptPrompts(
         (VISUAL if text is None else text,), torch.zeros(1, dtype=torch.int64), exemplars,
         torch.ones(1, len(boxes), dtype=torch.int64),

@@ -11,12 +11,11 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_iou
+from torchvision.ops import box_convert, box_iou
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
 
 from ..data.transforms import Geometry, Size
-from ..ops.boxes import xyxy_to_cxcywh
 from ..ops.images import normalise
 from ..types import VISUAL, DetectorOutput, UserError
 from .concepts import Box, StudentDetector, check_prompts, detections
@@ -309,7 +308,7 @@ class VideoSession:
         drawn = torch.tensor([one.box for one in shown], dtype=torch.float32)
         corners = self._place.points(drawn.view(-1, 2, 2), self._size).view(-1, 1, 4) / self._place.image_size
         phrases = [VISUAL if one.phrase is None else one.phrase for one in shown]
-        answer = self._ask(now, phrases, xyxy_to_cxcywh(corners).to(self._model.device))
+        answer = self._ask(now, phrases, box_convert(corners, "xyxy", "cxcywh").to(self._model.device))
         side = (self._place.image_size, self._place.image_size)
         sights = []
         for row, box in enumerate(drawn):

@@ -14,8 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -28,28 +27,6 @@ decimal number.
 MASK_TERM, PAIR_TERM = 1e-4, 1e-6
 """Terms that the official evaluation adds to the denominators of mask figures and of pair figures."""
 _NONE = (0,) * len(IOU_THRESHOLDS)
-
-
-def mask_ious(pred: Bool[Tensor, "n h w"], target: Bool[Tensor, "m h w"]) -> Float[Tensor, "n m"]:
-    """Intersection over union of every prediction with every target; 0 where both are empty, as in pycocotools.
-
-    The division is in double precision on the CPU, because an IoU of 0.7 in single precision is less than 0.7.
-
-    Args:
-        pred: n predicted masks.
-        target: m true masks of the same size.
-
-    Returns:
-        float64 values in 0..1 of shape (n, m).
-    """
-    flat = target.flatten(1)
-    rows = []
-    for mask in pred.flatten(1):  # one by one, because 200 queries and 50 objects at 1008 px would need 10 GB at once
-        rows.append(torch.stack([(flat & mask).sum(-1), (flat | mask).sum(-1)]))
-    if not rows:
-        return torch.zeros(0, len(target), dtype=torch.float64)
-    overlap, union = torch.stack(rows, 1).cpu().double()
-    return overlap / union.clamp(min=1)
 
 
 def _f1(precision: np.ndarray, recall: np.ndarray, term: float) -> np.ndarray:

@@ -20,10 +20,10 @@ from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int
 
 from ..errors import UserError
-from .video_frames import VOID, VideoConvention
+from .video_frames import VideoConvention
 
 BOUND_TH = 0.008
 """Tolerance of the boundary measure, as a share of the image diagonal."""
@@ -109,26 +109,6 @@ def boundary_f(predicted: Bool[np.ndarray, "h w"], truth: Bool[np.ndarray, "h w"
     precision = _near(found[box], wanted[box], radius) / found_pixels
     recall = _near(wanted[box], found[box], radius) / wanted_pixels
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-def split_ids(
-    id_maps: Integer[np.ndarray, "*t h w"], object_ids: Iterable[int] | None = None
-) -> dict[int, Bool[np.ndarray, "*t h w"]]:
-    """Split maps of object ids, such as palette PNGs, into one mask per object.
-
-    Args:
-        id_maps: Integer maps.
-        object_ids: The ids to return. An id that does not occur has an empty mask. None returns all ids but 0 and
-            ``VOID``. For a prediction, pass the ids of the ground truth. For DAVIS these are the ids of the first
-            frame: ``first_frame_objects(split_ids(maps[0]))``.
-
-    Raises:
-        ValueError: The maps do not hold integers.
-    """
-    if not np.issubdtype(id_maps.dtype, np.integer):
-        raise ValueError(f"maps of object ids must hold integers, got {id_maps.dtype} (shape {id_maps.shape})")
-    wanted = [i for i in np.unique(id_maps).tolist() if i not in (0, VOID)] if object_ids is None else object_ids
-    return {object_id: id_maps == object_id for object_id in wanted}
 
 
 @dataclass(frozen=True, eq=False)

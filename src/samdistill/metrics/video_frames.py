@@ -91,8 +91,6 @@ may appear later, and then only an empty first frame is removed. For an object t
 the evaluator stops with an assertion; here the object does not count.
 """
 
-CONVENTIONS = {convention.name: convention for convention in (DAVIS_2017, SAV)}
-
 
 def _same_length(visible: np.ndarray, other: np.ndarray, name: str) -> None:
     if visible.shape != other.shape or visible.ndim != 1:

@@ -1,7 +1,6 @@
-"""Conversions between box formats, and generalised IoU.
+"""Generalised IoU of boxes. Conversions between box formats are ``torchvision.ops.box_convert``.
 
-Formats: ``xyxy`` is (left, top, right, bottom), ``xywh`` is (left, top, width, height) and ``cxcywh`` is (centre x,
-centre y, width, height). The conversions keep the unit of their input, pixels or normalised.
+``xyxy`` is (left, top, right, bottom), in pixels or normalised.
 """
 
 from __future__ import annotations
@@ -12,23 +11,6 @@ from torch import Tensor
 
 NO_AREA = 1e-7
 """Smallest denominator of the IoU. On a 1008 px canvas with sides of length 1, a square of this area is 0.3 px wide."""
-
-
-def xyxy_to_xywh(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
-    """Convert (left, top, right, bottom) to (left, top, width, height)."""
-    return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], -1)
-
-
-def cxcywh_to_xyxy(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
-    """Convert (centre x, centre y, width, height) to (left, top, right, bottom)."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat([centre - half, centre + half], -1)
-
-
-def xyxy_to_cxcywh(boxes: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
-    """Convert (left, top, right, bottom) to (centre x, centre y, width, height)."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def giou(first: Float[Tensor, "*n 4"], second: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
@@ -55,16 +37,3 @@ def giou(first: Float[Tensor, "*n 4"], second: Float[Tensor, "*n 4"]) -> Float[T
     hull = (torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)).prod(-1)
     union = (high_a - low_a).prod(-1) + (high_b - low_b).prod(-1) - overlap
     return overlap / union.clamp(min=NO_AREA) - (hull - union) / hull.clamp(min=NO_AREA)
-
-
-def pairwise_giou(first: Float[Tensor, "*b n 4"], second: Float[Tensor, "*b m 4"]) -> Float[Tensor, "*b n m"]:
-    """Compute ``giou`` of every box of ``first`` with every box of ``second``.
-
-    Args:
-        first: n boxes in xyxy format, of shape (..., n, 4).
-        second: m boxes in xyxy format, of shape (..., m, 4).
-
-    Returns:
-        Values in -1..1 of shape (..., n, m).
-    """
-    return giou(first[..., :, None, :], second[..., None, :, :])

@@ -73,10 +73,6 @@ class Matches:
         return found
 
 
-Matcher = Callable[[Float[Tensor, "p qs qt"], Bool[Tensor, "p qt"]], Matches]
-"""Function of the pair costs and of the teacher queries that may be matched. It returns the pairs."""
-
-
 def _coverage(masks: Float[Tensor, "p q h w"], side: int) -> Float[Tensor, "p q s"]:
     """Average mask probabilities over the cells of a ``side`` x ``side`` grid.
 

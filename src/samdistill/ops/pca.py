@@ -80,14 +80,10 @@ class Projection:
             Ranzinger et al., PHI-S: Distribution Balancing for Label-Free Multi-Teacher Distillation, 2024.
         """
         count, mean, scatter = _moments(samples)
-        variances, vectors = torch.linalg.eigh(scatter / count)  # ascending
-        kept = min(channels, len(mean))
-        basis = vectors.flip(1)[:, :kept].T
-        variance = variances.flip(0)[:kept].mean().item()
+        variances, basis = principal_axes(scatter / count, channels)
+        variance = variances[: len(basis)].mean().item()
         if not variance > 1e-12 * mean.square().mean().item():
             raise UserError("cannot fit a projection: all features are equal; give other images")
-        largest = basis.gather(1, basis.abs().argmax(1, keepdim=True))
-        basis = basis * largest.sign()
         return cls(mean.float(), basis.float().contiguous(), variance**-0.5 if standardise else 1.0)
 
     def save(self, path: Path, fingerprint: str) -> None:
@@ -126,6 +122,23 @@ class Projection:
                 f"{path}: was fitted on another teacher or other images; delete it, or choose another folder"
             )
         return cls(mean, basis, scale)
+
+
+def principal_axes(covariance: Float[Tensor, "d d"], count: int) -> tuple[Float[Tensor, " d"], Float[Tensor, "k d"]]:
+    """Compute the principal axes of a covariance matrix.
+
+    The largest entry of each axis is positive, so the covariance determines the signs.
+
+    Args:
+        covariance: Symmetric matrix of shape (d, d).
+        count: Number of axes. If d is smaller, there are d.
+
+    Returns:
+        All d variances in descending order, and the axes of the largest ones, of shape (count, d).
+    """
+    variances, vectors = torch.linalg.eigh(covariance)  # ascending
+    basis = vectors.flip(1)[:, :count].T
+    return variances.flip(0), basis * basis.gather(1, basis.abs().argmax(1, keepdim=True)).sign()
 
 
 def _moments(samples: Iterable[Float[Tensor, "k d"]]) -> tuple[int, Float[Tensor, " d"], Float[Tensor, "d d"]]:

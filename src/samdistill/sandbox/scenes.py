@@ -11,7 +11,7 @@ Scenes are numbered: scene ``index`` of ``seed`` has the same layout in every ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -293,12 +293,3 @@ def render_scenes(
     valid = masks.flatten(2).float().mean(-1) >= style.min_visible
     layout = zip(p.shape.tolist(), p.colour.tolist(), p.radius.tolist(), strict=True)
     return Scenes(images, masks, valid, [[names_of(*slot) for slot in zip(*scene, strict=True)] for scene in layout])
-
-
-def scene_stream(
-    batch_size: int, size: int, seed: int, start: int = 0, style: SceneStyle = SceneStyle(), device: str = "cpu"
-) -> Iterator[Scenes]:
-    """Endless batches of consecutive scenes from number ``start`` on."""
-    while True:
-        yield render_scenes(range(start, start + batch_size), size, seed, style, device)
-        start += batch_size

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
+from torchvision.ops import box_convert
 
 from ..data.saco import ConceptPair, to_rle, write_concepts
 from ..io import make_folder, sweep, write_bytes, write_json
-from ..ops.boxes import xyxy_to_xywh
 from ..ops.images import encoded
 from ..ops.masks import centre_points, masks_to_boxes
 from ..reading import Table, read_json
@@ -93,7 +93,7 @@ def claim(path: Path, settings: dict[str, Any]) -> None:
 
 def _objects(drawn: _Drawn) -> Iterator[tuple[dict[str, Any], int, list[float]]]:
     """Run-length mask, area and xywh box (edge to edge) of each object."""
-    boxes = xyxy_to_xywh(masks_to_boxes(drawn.masks)).tolist()
+    boxes = box_convert(masks_to_boxes(drawn.masks), "xyxy", "xywh").tolist()
     for mask, box in zip(drawn.masks.numpy(), boxes, strict=True):
         yield to_rle(mask), int(mask.sum()), box
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..ops.pca import principal_axes
 from ..registry import CODECS
 from ..types import UserError
 
@@ -327,13 +328,12 @@ class PcaInt8(Codec):
         if shift is None:
             raise UserError(f"codec {self.name}: no sample to fit the PCA basis on")
         offset = total / count
-        variances, vectors = torch.linalg.eigh(moment / count - torch.outer(offset, offset))
-        variances, basis = variances.flip(0).clamp(min=0), vectors.flip(1).T[: self.components]
-        peaks = basis.gather(1, basis.abs().argmax(1, keepdim=True))
+        variances, basis = principal_axes(moment / count - torch.outer(offset, offset), self.components)
+        variances = variances.clamp(min=0)
         share = variances / variances.sum().clamp(min=torch.finfo(torch.float64).tiny)
         self._state = {
             "mean": (shift + offset).float(),
-            "components": (basis * peaks.sign()).float().contiguous(),
+            "components": basis.float().contiguous(),
             "explained": share[: self.components].float(),
         }
 
