@@ -97,7 +97,8 @@ class Stages:
         import torch
         from transformers import Sam3Model
 
-        from samdistill.checkpoints.rename import to_original
+        sys.path.insert(0, str(REPOSITORY / "tests" / "checkpoints"))
+        from original_names import to_original
 
         (self.work / "ids.txt").write_text("\n".join(self._keys()[: self.count]) + "\n")
         torch.manual_seed(0)

@@ -1,11 +1,9 @@
 """Tiny SAM 3 hosts in every layout, and students that fit them."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
+from original_names import to_original
 from transformers import (
     Sam3Config,
     Sam3Model,
@@ -15,10 +13,7 @@ from transformers import (
     Sam3VideoModel,
 )
 
-from samdistill.checkpoints.rename import to_original
 from samdistill.students import StudentTrunk, StudentTrunkConfig
-
-sys.path.insert(0, str(Path(__file__).parent))  # for original_names, which the verbs' tests share
 
 HIDDEN = 64
 VIT = {

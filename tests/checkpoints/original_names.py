@@ -1,10 +1,18 @@
-"""A tracker's tensors under the names of ``sam3.pt``, for the tests that need such a file."""
+"""Tensors of our models under their original names, for tests and benchmarks that need original files.
+
+The package reads such files and writes none: its tables are used here in the other direction.
+"""
 
 import re
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
-from samdistill.checkpoints.rename import to_original
+from samdistill.checkpoints import rename, rename_sam
+
+POSITIONS = "vision_encoder.backbone.embeddings.position_embeddings"
+PROJECTION = "text_encoder.text_projection.weight"
 
 # Substitutions, in order, from transformers' names to the original's; written after the original code, and in another
 # direction than the package's table.
@@ -63,3 +71,51 @@ def as_original(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
                 name = re.sub(pattern, replacement, name)
             found[name] = value
     return {name: value.clone() for name, value in found.items()}
+
+
+def detector_rows() -> list[tuple[re.Pattern[str], str]]:
+    """Patterns of transformers' names, and the beginnings of the original ones."""
+    rows = []
+    for original, ours in rename.TABLE:
+        pattern = re.escape(ours).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", "(?P<p>[qkv])")
+        rest = "[^.].*" if original.endswith((".", "_")) else ""
+        rows.append((re.compile(f"^{pattern}(?P<rest>{rest})$"), f"detector.{original}"))
+    return rows
+
+
+DETECTOR_ROWS = detector_rows()
+SAM_ROWS = [rename_sam.compile_row(here, there) for there, here in rename_sam.TABLE]
+
+
+def to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """``Sam3Model`` tensors under the names of ``sam3.pt`` (with ``detector.``), and the names left over.
+
+    The class token of the position embedding is not in ``Sam3Model``; its row is zero.
+    """
+    renamed: dict[str, Tensor] = {}
+    thirds: dict[str, dict[str, Tensor]] = {}
+    left: list[str] = []
+    for name, value in state.items():
+        found = next(((match, target) for pattern, target in DETECTOR_ROWS if (match := pattern.match(name))), None)
+        if found is None:
+            left.append(name)
+            continue
+        groups = found[0].groupdict()
+        target = found[1].replace("{i}", groups.get("i") or "") + groups["rest"]
+        if groups.get("p"):
+            thirds.setdefault(target, {})[groups["p"]] = value
+        elif name == POSITIONS:
+            renamed[target] = torch.cat([torch.zeros_like(value[:, :1]), value], 1)
+        else:
+            renamed[target] = value.T.contiguous() if name == PROJECTION else value
+    return renamed | {target: torch.cat([parts[p] for p in "qkv"]) for target, parts in thirds.items()}, left
+
+
+def sam_to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a ``SamModel`` or of a ``MobileSamModel`` on a TinyViT under their original names, and the names left
+    over. TinyViT's classifier is not made up."""
+    fourier = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+    found = {name: rename_sam.translate(name, SAM_ROWS) for name in state}
+    found |= {name: fourier for name in rename_sam.FOURIER_HERE if name in state}
+    left = [name for name, target in found.items() if target is None]
+    return {target: state[name] for name, target in found.items() if target is not None}, left

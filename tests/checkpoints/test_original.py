@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from original_names import as_original
+from original_names import as_original, to_original
 from safetensors.torch import save_file
 from transformers import (
     Sam3Config,
@@ -21,7 +21,6 @@ from transformers import (
 from samdistill.checkpoints.merge import merge
 from samdistill.checkpoints.original import load_original, original_config
 from samdistill.checkpoints.promptable import load_model, load_promptable
-from samdistill.checkpoints.rename import to_original
 from samdistill.checkpoints.rename_tracker import to_tracker
 from samdistill.inference.points import own_geometry
 from samdistill.ops.promptable import embed, embedding_grid, image_size, predict

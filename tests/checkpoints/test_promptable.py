@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from original_names import sam_to_original as to_original
 from transformers import Sam3Model, SamConfig, SamModel
 
 from samdistill.checkpoints import files
 from samdistill.checkpoints.promptable import load_model, load_promptable
-from samdistill.checkpoints.rename_sam import to_original
 from samdistill.ops.promptable import embed, embedding_grid, image_size, predict
 from samdistill.sandbox.scenes import render_scenes
 from samdistill.students import MobileSamConfig, MobileSamModel, StudentTrunkConfig, build_trunk

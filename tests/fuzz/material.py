@@ -6,11 +6,15 @@ import contextlib
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))  # for original_names
 
 import numpy as np
 import torch
 import transformers
+from original_names import sam_to_original, to_original
 from PIL import Image
 from transformers import (
     Sam2Config,
@@ -23,8 +27,6 @@ from transformers import (
     SamModel,
 )
 
-from samdistill.checkpoints.rename import to_original
-from samdistill.checkpoints.rename_sam import to_original as sam_to_original
 from samdistill.checkpoints.student import load_with_memory
 from samdistill.cli import main
 from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer

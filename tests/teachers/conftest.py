@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from original_names import to_original
 from transformers import (
     Sam2Config,
     Sam2Model,
@@ -14,7 +15,6 @@ from transformers import (
     SamModel,
 )
 
-from samdistill.checkpoints.rename import to_original
 from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, sandbox_words
 
 VIT = {

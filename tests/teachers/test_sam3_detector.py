@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from original_names import to_original
 from safetensors.torch import load_file, save_file
 from transformers import Sam3Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from samdistill.checkpoints import files
 from samdistill.checkpoints.merge import merge
-from samdistill.checkpoints.rename import to_original
 from samdistill.config import TeacherConfig
 from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer
 from samdistill.students import StudentTrunk, StudentTrunkConfig

@@ -1,4 +1,4 @@
-"""Translation between the detector's names in the original ``sam3.pt`` and those of transformers' ``Sam3Model``.
+"""Translation of the detector's names in the original ``sam3.pt`` into those of transformers' ``Sam3Model``.
 
 The table has rows of (original, transformers) prefixes. ``{i}`` matches a number, and the part after a prefix is kept.
 Three kinds of values differ besides the names: the original position embedding starts with a class token, the text
@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..types import UserError
@@ -128,27 +126,12 @@ TABLE: tuple[tuple[str, str], ...] = (*_WHOLE, *_FUSED, *_MODULES)
 """All rows, original prefix first."""
 
 
-class _Row(NamedTuple):
-    pattern: re.Pattern[str]
-    target: str
-    fused: bool
+def _compile(original: str, whole: bool) -> re.Pattern[str]:
+    pattern = re.escape(original).replace(r"\{i\}", r"(?P<i>\d+)")
+    return re.compile(f"^{pattern}(?P<rest>{'' if whole else '[^.].*'})$")
 
 
-def _compile(source: str, target: str, fused: bool, whole: bool) -> _Row:
-    pattern = re.escape(source).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{p\}", "(?P<p>[qkv])")
-    return _Row(re.compile(f"^{pattern}(?P<rest>{'' if whole else '[^.].*'})$"), target, fused)
-
-
-_TO_HF = [_compile(a, b, (a, b) in _FUSED, (a, b) in _WHOLE) for a, b in TABLE]
-_TO_ORIGINAL = [_compile(b, a, (a, b) in _FUSED, (a, b) in _WHOLE) for a, b in TABLE]
-
-
-def _match(name: str, rows: list[_Row]) -> tuple[_Row, dict[str, str]] | None:
-    for row in rows:
-        found = row.pattern.match(name)
-        if found:
-            return row, found.groupdict()
-    return None
+_TO_HF = [(_compile(original, (original, ours) in _WHOLE), ours) for original, ours in TABLE]
 
 
 def hf_names(original: str) -> tuple[str, ...]:
@@ -156,26 +139,11 @@ def hf_names(original: str) -> tuple[str, ...]:
 
     The result has one name, three names (q, k, v) for a fused tensor, or none for an unknown name.
     """
-    found = _match(original.removeprefix(DETECTOR), _TO_HF)
-    if found is None:
-        return ()
-    row, groups = found
-    begin = row.target.replace("{i}", groups.get("i", ""))
-    parts = _PARTS if row.fused else ("",)
-    return tuple(begin.replace("{p}", p) + groups["rest"] for p in parts)
-
-
-def original_name(hf: str) -> tuple[str, int | None] | None:
-    """Return the original name (with ``detector.``) of a ``Sam3Model`` name, and which third of the tensor it is.
-
-    The third is 0, 1 or 2 for query, key or value of a fused tensor, else None. The result is None for an unknown name.
-    """
-    found = _match(hf, _TO_ORIGINAL)
-    if found is None:
-        return None
-    row, groups = found
-    name = DETECTOR + row.target.replace("{i}", groups.get("i", "")) + groups["rest"]
-    return name, _PARTS.index(groups["p"]) if row.fused else None
+    for pattern, target in _TO_HF:
+        if found := pattern.match(original.removeprefix(DETECTOR)):
+            begin, rest = target.replace("{i}", found.groupdict().get("i", "")), found["rest"]
+            return tuple(begin.replace("{p}", part) + rest for part in (_PARTS if "{p}" in begin else ("",)))
+    return ()
 
 
 def to_hf(state: Mapping[str, Tensor], names: Iterable[str] | None = None) -> tuple[dict[str, Tensor], list[str]]:
@@ -210,39 +178,6 @@ def to_hf(state: Mapping[str, Tensor], names: Iterable[str] | None = None) -> tu
         if len(targets) == 3 and (value.ndim == 0 or value.shape[0] % 3):
             raise UserError(f"{name}: shape {tuple(value.shape)} does not split into query, key and value")
         renamed.update(zip(targets, value.chunk(3) if len(targets) == 3 else (value,), strict=True))
-    return renamed, left
-
-
-def to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename ``Sam3Model`` tensors for ``sam3.pt`` (with ``detector.``).
-
-    ``Sam3Model`` has no class token in the position embedding. Its row in the result is zero.
-
-    Returns:
-        The renamed tensors, and the names without a counterpart.
-
-    Raises:
-        UserError: Query, key or value of a fused tensor is missing.
-    """
-    renamed: dict[str, Tensor] = {}
-    thirds: dict[str, dict[int, Tensor]] = {}
-    left: list[str] = []
-    for name, value in state.items():
-        found = original_name(name)
-        if found is None:
-            left.append(name)
-            continue
-        target, third = found
-        if third is not None:
-            thirds.setdefault(target, {})[third] = value
-        elif name == _POSITIONS[1]:
-            renamed[target] = torch.cat([torch.zeros_like(value[:, :1]), value], 1)
-        else:
-            renamed[target] = value.T.contiguous() if name == _PROJECTION[1] else value
-    for target, found_thirds in thirds.items():
-        if sorted(found_thirds) != [0, 1, 2]:
-            raise UserError(f"{target}: needs query, key and value, but one of them is missing")
-        renamed[target] = torch.cat([found_thirds[i] for i in range(3)])
     return renamed, left
 
 

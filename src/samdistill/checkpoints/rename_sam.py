@@ -1,4 +1,4 @@
-"""Translation of original SAM and MobileSAM names to those of ``SamModel`` and ``MobileSamModel``, and back.
+"""Translation of original SAM and MobileSAM names to those of ``SamModel`` and ``MobileSamModel``.
 
 The original files are ``sam_vit_*.pth`` and ``mobile_sam.pt``. The table has rows of (original, ours) prefixes. ``{i}``
 and ``{j}`` match numbers, and the part after a prefix is kept. No value changes, because the image encoder's attention
@@ -87,7 +87,6 @@ def compile_row(source: str, target: str) -> tuple[re.Pattern[str], str]:
 
 
 _TO_OURS = [compile_row(there, here) for there, here in TABLE]
-_TO_ORIGINAL = [compile_row(here, there) for there, here in TABLE]
 
 
 def translate(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
@@ -119,11 +118,6 @@ def our_names(original: str) -> tuple[str, ...] | None:
     return None if name is None else (name,)
 
 
-def original_name(ours: str) -> str | None:
-    """Return the original name of a tensor of a ``SamModel`` or of a TinyViT ``MobileSamModel``, or None if unknown."""
-    return _FOURIER if ours in FOURIER_HERE else translate(ours, _TO_ORIGINAL)
-
-
 def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Rename original tensors. Tensors that are not used are dropped.
 
@@ -139,23 +133,6 @@ def to_ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         else:
             renamed |= dict.fromkeys(targets, state[name]) if targets else {}
     return renamed, unknown
-
-
-def to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename our tensors for the original layout. TinyViT's classifier is not part of the result.
-
-    Returns:
-        The renamed tensors, and the names without a counterpart.
-    """
-    renamed: dict[str, Tensor] = {}
-    left: list[str] = []
-    for name, value in state.items():
-        target = original_name(name)
-        if target is None:
-            left.append(name)
-        else:
-            renamed[target] = value
-    return renamed, left
 
 
 def sam_settings(info: Mapping[str, TensorInfo]) -> dict[str, Any]:
