@@ -13,52 +13,25 @@ that was cut off goes on with the stages that are missing.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import resource
-import shutil
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import REPOSITORY, Sheet, arguments, open_work, run_stage, setting, use_device
+from common import REPOSITORY, Sheet, setting
+from full_size_common import PHOTOGRAPHS, Clock, Row, run, say_limits, stage_arguments, stage_table, tiny_config
 
-PHOTOGRAPHS = REPOSITORY.parent / "shared" / "data" / "coco" / "images"
 STUDENTS = ("es_ev_s", "es_rv_m")
 PROMPT_TOKENS = 6
 
 
-def tiny_config() -> dict[str, Any]:
-    """A SAM 3 of 0.4M parameters at 126 px."""
-    heads = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
-    vit = {
-        "model_type": "sam3_vit_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "image_size": 126, "patch_size": 14, "window_size": 3, "global_attn_indexes": [1],
-        "pretrain_image_size": 42,
-    }  # fmt: skip
-    text = {
-        "model_type": "clip_text_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 4, "vocab_size": 1000, "projection_dim": 32, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    vision = {
-        "model_type": "sam3_vision_model", "backbone_config": vit, "fpn_hidden_size": 32,
-        "backbone_feature_sizes": [[36, 36], [18, 18], [9, 9]],
-    }  # fmt: skip
-    return {
-        "vision_config": vision, "text_config": text, "geometry_encoder_config": {**heads, "roi_size": 3,
-        "num_layers": 1}, "detr_encoder_config": {**heads, "num_layers": 1}, "mask_decoder_config": heads,
-        "detr_decoder_config": {**heads, "num_layers": 1, "num_queries": 10},
-    }  # fmt: skip
-
-
 class Stages:
-    """What the child processes do; each method is a stage and returns what its row says."""
+    """What the child processes do; each method is a stage and returns what its row says. student: of the stage."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, student: str) -> None:
         self.tiny, self.images, self.work = args.tiny, args.images, args.work
-        self.count, self.batch, self.student = args.count, args.batch, args.student
+        self.count, self.batch, self.student = args.count, args.batch, student
         self.teacher = self.work / "teacher" / "sam3.pt"
         self.size = 126 if self.tiny else 1008
 
@@ -185,74 +158,33 @@ class Stages:
         )
 
 
-def peak_bytes() -> int:
-    """Of this process since it began. The kernel's own mark where there is one: what ``getrusage`` says on Linux begins
-    with the parent's peak."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def stage(args: argparse.Namespace, name: str, student: str, clock: Clock) -> str:
+    """One stage, timed as a whole."""
+    return clock.around(name, getattr(Stages(args, student), name))()
 
 
-def child(args: argparse.Namespace) -> None:
-    """One stage; leaves what it found beside the others."""
-    stage: Callable[[], str] = getattr(Stages(args), args.stage)
-    found = stage()
-    args.result.write_text(json.dumps({"found": found, "peak_bytes": peak_bytes()}))
-
-
-def stage_row(args: argparse.Namespace, stage: str, student: str) -> dict[str, Any]:
-    """What a stage found, for a student where it is about one."""
-    name = f"{stage}-{student}" if stage not in ("build", "cache") else stage
-    words = [
-        "--stage", stage, "--student", student, "--images", str(args.images), "--count", str(args.count), "--batch",
-        str(args.batch), *(["--tiny"] if args.tiny else []),
-    ]  # fmt: skip
-    return run_stage(__file__, args.work, name, words)
-
-
-def parse() -> argparse.Namespace:
-    parser = arguments(__doc__, "full_size")
-    parser.add_argument("--images", type=Path, default=PHOTOGRAPHS, help="a folder of photographs (shared sample)")
-    parser.add_argument("--count", type=int, default=4, help="photographs to cache (4)")
-    parser.add_argument("--batch", type=int, default=2, help="of a training step (2); one epoch is trained")
-    parser.add_argument("--tiny", action="store_true", help="a tiny SAM 3 at 126 px, to try this script")
-    parser.add_argument("--keep", action="store_true", help="keep --work (about 7 GB at full size)")
-    parser.add_argument("--stage", choices=["build", "cache", "train", "merge", "predict"], help=argparse.SUPPRESS)
-    parser.add_argument("--student", default=STUDENTS[0], help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+def say(args: argparse.Namespace, sheet: Sheet, rows: dict[str, Row]) -> None:
+    size = "a tiny SAM 3 at 126 px" if args.tiny else "SAM 3's default configuration at 1008 px"
+    stage_table(sheet, f"{size}, random float32 weights, {args.count} photographs", rows)
+    sheet.say()
+    for name, row in rows.items():
+        sheet.say(f"{name:<17}{row['found']}")
+    told = "The trunks of the merged models are the trained students to the bit."
+    say_limits(sheet, told, "masks of any use, accelerators, bf16")
 
 
 def main() -> None:
-    args = parse()
-    if args.stage is not None:
-        child(args)
-        return
-    args.work, args.images = args.work.resolve(), args.images.resolve()
-    device = use_device(args.device)
-    sheet = Sheet(device)
-    open_work(args.work, "full_size", {"tiny": args.tiny, "count": args.count, "batch": args.batch})
-    plan = [("build", STUDENTS[0]), ("cache", STUDENTS[0])]
-    plan += [(stage, student) for student in STUDENTS for stage in ("train", "merge", "predict")]
-    rows = [stage_row(args, stage, student) for stage, student in plan]
-    cells = [[r["stage"], f"{r['seconds']:.1f}", f"{r['peak_bytes'] / 2**30:.2f}"] for r in rows]
-    size = "a tiny SAM 3 at 126 px" if args.tiny else "SAM 3's default configuration at 1008 px"
-    title = f"{size}, random float32 weights, {args.count} photographs; every stage in a process of its own"
-    sheet.table(title, ["stage", "seconds", "peak GiB"], cells)
-    sheet.say()
-    for row in rows:
-        sheet.say(f"{row['stage']:<17}{row['found']}")
-    sheet.say()
-    threads = os.environ.get("OMP_NUM_THREADS", "one per core")
-    sheet.say(
-        f"{threads} thread(s) in the stages. The trunks of the merged models are the trained students to the bit."
-    )
-    sheet.say("Not measured: the published weights (they cannot be had here), masks of any use, accelerators, bf16.")
-    sheet.save(args.out, {"tiny": args.tiny, "stages": rows})
-    if not args.keep:
-        shutil.rmtree(args.work)
+    parser = stage_arguments(__doc__, "full_size", "a tiny SAM 3 at 126 px", "7 GB")
+    parser.add_argument("--images", type=Path, default=PHOTOGRAPHS, help="a folder of photographs (shared sample)")
+    parser.add_argument("--count", type=int, default=4, help="photographs to cache (4)")
+    parser.add_argument("--batch", type=int, default=2, help="of a training step (2); one epoch is trained")
+    args = parser.parse_args()
+    args.images = args.images.resolve()
+    stages = {name: partial(stage, args, name, STUDENTS[0]) for name in ("build", "cache")}
+    for student in STUDENTS:
+        stages |= {f"{name}-{student}": partial(stage, args, name, student) for name in ("train", "merge", "predict")}
+    words = ["--images", str(args.images), "--count", str(args.count), "--batch", str(args.batch)]
+    run(__file__, args, stages, words, partial(say, args))
 
 
 if __name__ == "__main__":

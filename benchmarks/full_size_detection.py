@@ -14,20 +14,27 @@ goes on with the stages that are missing.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Sheet, arguments, open_work, run_stage, setting, use_device
-from full_size import PHOTOGRAPHS, peak_bytes, tiny_config
-from transformers import PreTrainedTokenizerFast, Sam3Config, Sam3Model
+from common import Sheet, setting
+from full_size_common import (
+    PHOTOGRAPHS,
+    Clock,
+    Row,
+    check_table,
+    part_table,
+    run,
+    say_limits,
+    stage_arguments,
+    stage_table,
+    stand_in_tokenizer,
+    tiny_config,
+)
+from transformers import Sam3Config, Sam3Model
 
-from samdistill.dist import default_device
 from samdistill.engine import check_terms
 from samdistill.engine.groups import parameter_groups
 from samdistill.jobs.detection import task as detection
@@ -37,68 +44,19 @@ from samdistill.jobs.loading import load_config
 
 RECIPE = "detection/efficient_sam3"
 HELD_OUT = 8
-STAGES = ("build", "step of phase 1", "step of phase 2", "check")
+STEPS = ("step of phase 1", "step of phase 2")
 TINY_STUDENT = (
     "student.backbone=es_ev_s", "student.queries=5", "student.heads=4", "student.ffn=64", "student.encoder_layers=1",
     "student.decoder_layers=1", "student.text={hidden: 32, layers: 3, heads: 4, ffn: 64, context: 8}",
 )  # fmt: skip
 
 
-def stand_in_tokenizer(words: Sequence[str], count: int, begin: int, end: int, context: int) -> PreTrainedTokenizerFast:
-    """One token a word and as many idle ones as fill a vocabulary of ``count``; the published one is not at hand."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-
-    named = {begin: "<bos>", end: "<eos>"}
-    free = iter(number for number in range(count) if number not in named)
-    named |= {next(free): word for word in ("<pad>", "<unk>", *dict.fromkeys(words))}
-    table = {named.get(number, f"<idle{number}>"): number for number in range(count)}
-    tokenizer = Tokenizer(WordLevel(table, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", begin), ("<eos>", end)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=context, pad_token="<pad>", unk_token="<unk>", bos_token="<bos>",
-        eos_token="<eos>",
-    )  # fmt: skip
-
-
-class Clock:
-    """Seconds and the memory peak so far after each part, in the order the parts first ended."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.parts = device, dict[str, dict[str, float]]()
-
-    def peak(self) -> int:
-        cuda = self.device.type == "cuda"
-        return torch.cuda.max_memory_allocated(self.device) if cuda else peak_bytes()
-
-    def around(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """``work`` with a clock; several calls add up."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            found = work(*args, **kwargs)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            elif self.device.type == "mps":
-                torch.mps.synchronize()
-            before = self.parts.get(name, {"seconds": 0.0})["seconds"]
-            self.parts[name] = {"seconds": before + time.perf_counter() - start, "peak_bytes": self.peak()}
-            return found
-
-        return timed
-
-
 class Stages:
     """What the child processes do; each returns what is told of it."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.device = args, default_device()
-        self.teacher, self.clock = args.work / "teacher", Clock(self.device)
+    def __init__(self, args: argparse.Namespace, clock: Clock) -> None:
+        self.args, self.clock, self.device = args, clock, clock.device
+        self.teacher = args.work / "teacher"
 
     def config(self) -> DetectionRunConfig:
         settings = [
@@ -165,95 +123,48 @@ class Stages:
         return {**found.to_dict(), "dead": found.dead, "problems": found.problems}
 
 
-def child(args: argparse.Namespace) -> None:
-    """One stage; leaves what it found beside the others."""
-    stages = Stages(args)
-    works: dict[str, Callable[[], dict[str, Any]]] = {
-        "build": stages.build, "step of phase 1": lambda: stages.step(0), "step of phase 2": lambda: stages.step(1),
-        "check": stages.check,
-    }  # fmt: skip
-    found = works[args.stage]()
-    row = {"found": found, "parts": stages.clock.parts, "peak_bytes": stages.clock.peak()}
-    args.result.write_text(json.dumps(row))
-
-
-def stage_row(args: argparse.Namespace, stage: str) -> dict[str, Any]:
-    words = [
-        *args.overrides, "--stage", stage, "--images", str(args.images), "--batch", str(args.batch), "--device",
-        args.device, *(["--tiny"] if args.tiny else []),
-    ]  # fmt: skip
-    return run_stage(__file__, args.work, stage, words)
-
-
-def say(sheet: Sheet, args: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
+def say(args: argparse.Namespace, sheet: Sheet, rows: dict[str, Row]) -> None:
     """Stages, parts of the steps, terms."""
-    steps = [rows[stage]["found"] for stage in STAGES[1:3]]
+    steps = {stage: rows[stage]["found"] for stage in STEPS}
     size = "a tiny SAM 3 at 126 px" if args.tiny else "SAM 3's default configuration at 1008 px"
-    sheet.table(
+    title = (
         f"{size}: {rows['build']['found']['teacher']:,} random float32 parameters "
-        f"({rows['build']['found']['bytes'] / 1e9:.2f} GB); student {steps[0]['student']:,}; batch {args.batch}; every "
-        "stage in a process of its own, imports included",
-        ["stage", "seconds", "peak GiB"],
-        [[name, f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 2**30:.2f}"] for name, row in rows.items()],
+        f"({rows['build']['found']['bytes'] / 1e9:.2f} GB); student {steps[STEPS[0]]['student']:,}; batch {args.batch}"
     )
-    for stage, step in zip(STAGES[1:3], steps, strict=True):
-        parts = rows[stage]["parts"]
-        sheet.table(
-            f"{stage} ({step['phase']}): {', '.join(step['images'])} asked for {', '.join(map(repr, step['texts']))}",
-            ["", "seconds", "peak GiB so far"],
-            [[name, f"{part['seconds']:.2f}", f"{part['peak_bytes'] / 2**30:.2f}"] for name, part in parts.items()],
-        )
+    stage_table(sheet, title, rows)
+    for stage, step in steps.items():
+        asked = f"{', '.join(step['images'])} asked for {', '.join(map(repr, step['texts']))}"
+        part_table(sheet, f"{stage} ({step['phase']}): {asked}", rows[stage]["parts"])
     checked = rows["check"]["found"]
-    cells = [
-        [term["name"], term["phase"], f"{term['value']:.4g}", f"{term['weight']:g}", f"{term['grad_norm']:.4g}"]
-        for term in checked["terms"]
-    ]
-    sheet.table(
-        "the check: every term alone, on one batch of each phase, by a new student",
-        ["term", "phase", "value", "weight", "norm of the weighted gradient"],
-        cells,
-    )
+    check_table(sheet, "the check: every term alone, on one batch of each phase, by a new student", checked["terms"])
     reached = len(checked["trainable"]) - len(checked["dead"])
     sheet.say(f"{reached} of {len(checked['trainable'])} parameter tensors get a gradient from some term")
     if checked["dead"]:
         modules = sorted({".".join(name.split(".")[:2]) for name in checked["dead"]})
         sheet.say(f"without one on these batches: {len(checked['dead'])} tensors of {', '.join(modules)}")
     sheet.say("; ".join(checked["problems"]) or "every term reaches the student")
-
-
-def parse() -> argparse.Namespace:
-    parser = arguments(__doc__, "full_size_detection")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe")
-    parser.add_argument("--images", type=Path, default=PHOTOGRAPHS, help="photographs, COCO's instances.json beside")
-    parser.add_argument("--batch", type=int, default=1, help="photographs of a step, one question each (1)")
-    parser.add_argument("--tiny", action="store_true", help="a tiny SAM 3 and student at 126 px, to try this script")
-    parser.add_argument("--keep", action="store_true", help="keep --work (about 4 GB at full size)")
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    missing = (
+        "answers of any use, the published tokenizer (a stand-in with as many tokens), half precision, further steps, "
+        "checkpoints, several questions per image"
+    )
+    say_limits(sheet, "Every part ran once, the first time in its process.", missing)
 
 
 def main() -> None:
-    args = parse()
-    device = use_device(args.device)
-    if args.stage is not None:
-        child(args)
-        return
-    args.work, args.images = args.work.resolve(), args.images.resolve()
-    sheet = Sheet(device)
-    open_work(args.work, "full_size_detection", [args.tiny, args.batch, args.device, args.overrides])
-    rows = {stage: stage_row(args, stage) for stage in STAGES}
-    say(sheet, args, rows)
-    sheet.say()
-    threads = os.environ.get("OMP_NUM_THREADS", "one per core")
-    sheet.say(f"{threads} thread(s) in the stages. Every part ran once, the first time in its process.")
-    sheet.say(
-        "Not measured: the published weights (they cannot be had here), answers of any use, the published tokenizer (a "
-        "stand-in with as many tokens), half precision, further steps, checkpoints, several questions per image."
-    )
-    sheet.save(args.out, {"tiny": args.tiny, "batch": args.batch, "stages": rows})
-    if not args.keep:
-        shutil.rmtree(args.work)
+    tiny = "a tiny SAM 3 and student at 126 px"
+    parser = stage_arguments(__doc__, "full_size_detection", tiny, "4 GB")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe")
+    parser.add_argument("--images", type=Path, default=PHOTOGRAPHS, help="photographs, COCO's instances.json beside")
+    parser.add_argument("--batch", type=int, default=1, help="photographs of a step, one question each (1)")
+    args = parser.parse_args()
+    args.images = args.images.resolve()
+    stages = {
+        "build": lambda clock: Stages(args, clock).build(),
+        **{name: lambda clock, number=number: Stages(args, clock).step(number) for number, name in enumerate(STEPS)},
+        "check": lambda clock: Stages(args, clock).check(),
+    }
+    words = [*args.overrides, "--images", str(args.images), "--batch", str(args.batch)]
+    run(__file__, args, stages, words, partial(say, args))
 
 
 if __name__ == "__main__":

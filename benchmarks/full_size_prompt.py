@@ -14,23 +14,18 @@ A call that was cut off goes on with the stages that are missing.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import yaml
-from common import REPOSITORY, Sheet, arguments, open_work, run_stage, setting, use_device
-from full_size_detection import Clock
+from common import Sheet, setting
+from full_size_common import DATA, Clock, Row, part_table, run, say_limits, stage_arguments, stage_table
 from transformers import SamConfig, SamModel
 
 import samdistill
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.data import Geometry, open_source
-from samdistill.dist import default_device
 from samdistill.engine import read_lines
 from samdistill.engine.groups import parameter_groups
 from samdistill.jobs.loading import load_config
@@ -40,12 +35,9 @@ from samdistill.ops.promptable import embed, image_size, predict, to_canvas
 from samdistill.students import MobileSamConfig, MobileSamModel
 from samdistill.types import ImageBatch, Prompts
 
-DATA = REPOSITORY.parent / "shared" / "data"
 HELD_OUT, STEPS, CACHED = 2, 3, 2
 TINY = {"image_size": 128, "patch_size": 16}
-STAGES = (
-    "build", "steps on coco", "steps on davis", "train", "cache", "train from the cache", "evaluate", "predict",
-)  # fmt: skip
+STEP_STAGES = ("steps on coco", "steps on davis")
 
 
 def teachers(tiny: bool) -> dict[str, torch.nn.Module]:
@@ -63,9 +55,9 @@ def teachers(tiny: bool) -> dict[str, torch.nn.Module]:
 class Stages:
     """What the child processes do; each method is a stage and returns what is told of it."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.work, self.device = args, args.work, default_device()
-        self.clock, self.recipe = Clock(self.device), args.work / "recipe.yaml"
+    def __init__(self, args: argparse.Namespace, clock: Clock) -> None:
+        self.args, self.work, self.device = args, args.work, clock.device
+        self.clock, self.recipe = clock, args.work / "recipe.yaml"
 
     def build(self) -> dict[str, Any]:
         torch.manual_seed(0)
@@ -187,55 +179,30 @@ def asked(prompts: Prompts) -> str:
     return f"{' and '.join(told)} for {prompts.valid.shape[1]} objects of {len(prompts.valid)} image(s)"
 
 
-def child(args: argparse.Namespace) -> None:
-    """One stage; leaves what it found beside the others."""
-    stages = Stages(args)
-    works: dict[str, Callable[[], dict[str, Any]]] = {
-        "build": stages.build, "steps on coco": lambda: stages.steps("coco"),
-        "steps on davis": lambda: stages.steps("davis"), "train": stages.train, "cache": stages.cache,
-        "train from the cache": stages.train_from_cache, "evaluate": stages.evaluate, "predict": stages.predict,
-    }  # fmt: skip
-    found = works[args.stage]()
-    args.result.write_text(json.dumps({"found": found, "parts": stages.clock.parts, "peak_bytes": stages.clock.peak()}))
-
-
-def stage_row(args: argparse.Namespace, stage: str) -> dict[str, Any]:
-    words = [
-        *args.overrides, "--stage", stage, "--batch", str(args.batch), "--device", args.device,
-        *(["--tiny"] if args.tiny else []),
-    ]  # fmt: skip
-    return run_stage(__file__, args.work, stage, words)
-
-
-def say(sheet: Sheet, args: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
+def say(args: argparse.Namespace, sheet: Sheet, rows: dict[str, Row]) -> None:
     """Stages, parts of the steps, what the verbs told."""
     sizes = ", ".join(f"{name} {count:,}" for name, count in rows["build"]["found"]["parameters"].items())
     size = TINY["image_size"] if args.tiny else 1024
     student = rows["steps on coco"]["found"]["student"]
-    sheet.table(
-        f"{size} px; parameters of the teachers: {sizes}, of the student: {student:,}; random float32 weights; batch "
-        f"{args.batch}; every stage in a process of its own, imports included",
-        ["stage", "seconds", "peak GiB"],
-        [[name, f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 2**30:.2f}"] for name, row in rows.items()],
-    )
-    for stage in STAGES[1:3]:
+    told = f"parameters of the teachers: {sizes}, of the student: {student:,}; random float32 weights"
+    stage_table(sheet, f"{size} px; {told}; batch {args.batch}", rows)
+    for stage in STEP_STAGES:
         found = rows[stage]["found"]
-        sheet.table(
-            f"{stage}, {STEPS} together: {'; '.join(kind for kinds in found['prompts'] for kind in kinds)}",
-            ["", "seconds", "peak GiB so far"],
-            [[n, f"{p['seconds']:.2f}", f"{p['peak_bytes'] / 2**30:.2f}"] for n, p in rows[stage]["parts"].items()],
-        )
+        told = "; ".join(kind for kinds in found["prompts"] for kind in kinds)
+        part_table(sheet, f"{stage}, {STEPS} together: {told}", rows[stage]["parts"])
         first, last = found["steps"][0], found["steps"][-1]
         sheet.table(
             f"{stage}: terms", ["", "first step", "last step"],
             [[name, f"{first[name]:.4g}", f"{last[name]:.4g}"] for name in first],
         )  # fmt: skip
     sheet.say()
-    for stage in STAGES[3:]:
+    for stage in [name for name in rows if name not in ("build", *STEP_STAGES)]:
         parts = ", ".join(f"{name} {part['seconds']:.2f} s" for name, part in rows[stage]["parts"].items())
         found = {name: value for name, value in rows[stage]["found"].items() if name != "terms"}
         told = ", ".join(f"{name} {plain(value)}" for name, value in found.items())
         sheet.say(f"{stage}: {parts}; {told}")
+    missing = "answers of any use, half precision, ViT-H, prompts in the loop, larger batches"
+    say_limits(sheet, "Seconds of parts are sums over the steps, the first of them cold.", missing)
 
 
 def plain(value: Any) -> str:
@@ -244,42 +211,24 @@ def plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def parse() -> argparse.Namespace:
-    parser = arguments(__doc__, "full_size_prompt")
+def main() -> None:
+    parser = stage_arguments(__doc__, "full_size_prompt", f"tiny models at {TINY['image_size']} px", "1 GB")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the job")
     parser.add_argument("--batch", type=int, choices=[1, 2], default=1, help="photographs of a step (1)")
-    parser.add_argument(
-        "--tiny", action="store_true", help=f"tiny models at {TINY['image_size']} px, to try this script"
-    )
-    parser.add_argument("--keep", action="store_true", help="keep --work (about 1 GB at full size)")
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse()
-    device = use_device(args.device)
-    if args.stage is not None:
-        child(args)
-        return
-    args.work = args.work.resolve()
+    args = parser.parse_args()
     if not DATA.is_dir():
         raise SystemExit(f"{DATA}: the photographs are not here")
-    sheet = Sheet(device)
-    open_work(args.work, "full_size_prompt", [args.tiny, args.batch, args.device, args.overrides])
-    rows = {stage: stage_row(args, stage) for stage in STAGES}
-    say(sheet, args, rows)
-    sheet.say()
-    threads = os.environ.get("OMP_NUM_THREADS", "one per core")
-    sheet.say(f"{threads} thread(s) in the stages. Seconds of parts are sums over the steps, the first of them cold.")
-    sheet.say(
-        "Not measured: the published weights (they cannot be had here), answers of any use, half precision, ViT-H, "
-        "prompts in the loop, larger batches."
-    )
-    sheet.save(args.out, {"tiny": args.tiny, "batch": args.batch, "stages": rows})
-    if not args.keep:
-        shutil.rmtree(args.work)
+    stages = {
+        "build": lambda clock: Stages(args, clock).build(),
+        "steps on coco": lambda clock: Stages(args, clock).steps("coco"),
+        "steps on davis": lambda clock: Stages(args, clock).steps("davis"),
+        "train": lambda clock: Stages(args, clock).train(),
+        "cache": lambda clock: Stages(args, clock).cache(),
+        "train from the cache": lambda clock: Stages(args, clock).train_from_cache(),
+        "evaluate": lambda clock: Stages(args, clock).evaluate(),
+        "predict": lambda clock: Stages(args, clock).predict(),
+    }
+    run(__file__, args, stages, [*args.overrides, "--batch", str(args.batch)], partial(say, args))
 
 
 if __name__ == "__main__":

@@ -13,18 +13,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Sheet, arguments, open_work, run_stage, setting, use_device
-from full_size import peak_bytes, tiny_config
-from full_size_detection import Clock, stand_in_tokenizer
+from common import Sheet, setting
+from full_size_common import (
+    Clock,
+    Row,
+    check_table,
+    run,
+    say_limits,
+    stage_arguments,
+    stage_table,
+    stand_in_tokenizer,
+    tiny_config,
+)
 from PIL import Image
 from transformers import Sam3Config, Sam3Model
 
@@ -53,8 +61,8 @@ PHASES = (
 class Stages:
     """What the child processes do; each returns what is told of it."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.clock = args, Clock(default_device())
+    def __init__(self, args: argparse.Namespace, clock: Clock) -> None:
+        self.args, self.clock = args, clock
         self.work: Path = args.work
         self.teacher, self.student, self.run = (self.work / name for name in ("teacher", "image", "run"))
 
@@ -187,29 +195,21 @@ class Stages:
         return {"records": report.records, "evaluation": found.to_dict()}
 
 
-def child(args: argparse.Namespace) -> None:
-    """One stage; leaves what it found beside the others."""
-    stages = Stages(args)
-    found: Callable[[], dict[str, Any]] = getattr(stages, args.stage)
-    row = {"found": found(), "parts": stages.clock.parts, "peak_bytes": peak_bytes()}
-    args.result.write_text(json.dumps(row, default=str))
+def stage(args: argparse.Namespace, name: str, clock: Clock) -> Any:
+    return getattr(Stages(args, clock), name)()
 
 
-def say(sheet: Sheet, args: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
+def say(args: argparse.Namespace, sheet: Sheet, rows: dict[str, Row]) -> None:
     found = {stage: row["found"] for stage, row in rows.items()}
     parts, cached, trained, predicted = (found[stage] for stage in ("parts", "cache", "train", "predict"))
     size = "a tiny SAM 3 at 126 px" if args.tiny else "SAM 3's default configuration at 504 px"
     height, width = parts["size"]
-    sheet.say()
-    sheet.say(
+    title = (
         f"{size}, {found['build']['teacher']:,} random float32 parameters; image student "
         f"{found['build']['student']:,}; {KEY}: {parts['frames']} frames of {width} x {height}, {parts['annotated']} "
         "annotated"
     )
-    sheet.table(
-        "stages, each in a process of its own, imports included", ["stage", "seconds", "peak GiB"],
-        [[name, f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 2**30:.2f}"] for name, row in rows.items()],
-    )  # fmt: skip
+    stage_table(sheet, title, rows)
     student = predicted["student"]
     sheet.table(
         "seconds per frame", ["", "seconds"],
@@ -223,11 +223,7 @@ def say(sheet: Sheet, args: argparse.Namespace, rows: dict[str, dict[str, Any]])
         f"({cached['bytes_per_record'] / 1e6:.3f} MB a frame), {cached['verified']} computed again, worst relative "
         f"difference {cached['worst_error']:.2g}"
     )
-    cells = [
-        [term["name"], term["phase"], f"{term['value']:.4g}", f"{term['weight']:g}", f"{term['grad_norm']:.4g}"]
-        for term in found["check"]["terms"]
-    ]
-    sheet.table("the check", ["term", "phase", "value", "weight", "norm of the weighted gradient"], cells)
+    check_table(sheet, "the check", found["check"]["terms"])
     sheet.say("; ".join(found["check"]["problems"]) or "every term reaches the memory")
     steps = ", ".join(f"{s:.1f}" for s in trained["seconds"])
     sheet.say(f"train: {trained['steps']} steps of one clip (two of align, four of memory), seconds: {steps}")
@@ -237,36 +233,21 @@ def say(sheet: Sheet, args: argparse.Namespace, rows: dict[str, dict[str, Any]])
         sheet.say(f"evaluate {name}: J&F {figures} (random weights)")
     spent = ", ".join(f"{part} {s / predicted['frames']:.3f}" for part, s in predicted["seconds"].items())
     sheet.say(f"predict: {predicted['frames']} frames into {predicted['bytes']:,} bytes; seconds a frame: {spent}")
+    missing = (
+        "the published tokenizer, answers of any use, half precision, long trainings; of the DAVIS folder the first "
+        f"{DAVIS_FRAMES} frames were taken"
+    )
+    say_limits(sheet, "Every part ran once.", missing)
 
 
 def main() -> None:
-    parser = arguments(__doc__, "full_size_video")
+    parser = stage_arguments(__doc__, "full_size_video", "tiny models at 126 px", "5 GB")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe")
     parser.add_argument("--videos", type=Path, required=True, help="a folder with sav/ and davis/ in it")
-    parser.add_argument("--tiny", action="store_true", help="tiny models at 126 px, to try this script")
-    parser.add_argument("--keep", action="store_true", help="keep --work (about 5 GB at full size)")
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    device = use_device(args.device)
-    if args.stage is not None:
-        child(args)
-        return
-    args.work, args.videos = args.work.resolve(), args.videos.resolve()
-    sheet = Sheet(device)
-    open_work(args.work, "full_size_video", [args.tiny, args.device, args.overrides])
-    words = [*args.overrides, "--videos", str(args.videos), "--device", args.device, *(["--tiny"] * args.tiny)]
-    rows = {stage: run_stage(__file__, args.work, stage, [*words, "--stage", stage]) for stage in STAGES}
-    say(sheet, args, rows)
-    sheet.say()
-    sheet.say(f"{os.environ.get('OMP_NUM_THREADS', 'one per core')} thread(s). Every part ran once.")
-    sheet.say(
-        "Not measured: the published weights and tokenizer (they cannot be had here), answers of any use, half "
-        f"precision, long trainings; of the DAVIS folder the first {DAVIS_FRAMES} frames were taken."
-    )
-    sheet.save(args.out, {"tiny": args.tiny, "stages": rows})
-    if not args.keep:
-        shutil.rmtree(args.work)
+    args.videos = args.videos.resolve()
+    stages = {name: partial(stage, args, name) for name in STAGES}
+    run(__file__, args, stages, [*args.overrides, "--videos", str(args.videos)], partial(say, args))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
 """Training with frozen parts and rates by group: what stays, what a later unfreeze trains, on any number of ranks."""
 
-import os
-import signal
-
 import pytest
 import torch
 from torch import nn
-from toy_task import ToyTask, toy_config, toy_yaml
+from toy_task import StopAt, ToyTask, toy_config, toy_yaml
 
 from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
 from samdistill.engine.schedule import GlobalBatches, Schedule, Shard
@@ -17,14 +14,6 @@ BUFFERS = ("1.running_mean", "1.running_var", "1.num_batches_tracked")
 FROZEN = ({"match": ["0.*", "1.*"], "until": 1},)
 """The first convolution and its batch norm; five steps an epoch, three epochs."""
 SETTINGS = {"freeze": FROZEN, "weight_decay": 0.3, "ema": 0.9}
-
-
-class StopAt(ToyTask):
-    """Sends itself a signal while computing the given batch."""
-
-    def on_batch(self):
-        if self.seen == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def train(run, task=None, resume=None, **changes):

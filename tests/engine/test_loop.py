@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from torch import nn
-from toy_task import ToyTask, toy_config, toy_yaml
+from toy_task import StopAt, ToyTask, toy_config, toy_yaml
 from transformers import PretrainedConfig, PreTrainedModel
 
 from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
@@ -38,14 +38,6 @@ class ToyHost(PreTrainedModel):
 class HostedTask(ToyTask):
     def build_student(self):
         return ToyHost(ToyHostConfig())
-
-
-class StopAt(ToyTask):
-    """Sends itself a signal while computing the given batch."""
-
-    def on_batch(self):
-        if self.seen == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def train(run, task=None, resume=None, workers=0, **changes):

@@ -1,11 +1,8 @@
 """Training in phases: what each one trains, what it leaves alone, and a resume that lands in the right one."""
 
-import os
-import signal
-
 import pytest
 import torch
-from toy_task import ToyTask, toy_config, toy_yaml
+from toy_task import StopAt, ToyTask, toy_config, toy_yaml
 
 from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
 from samdistill.engine.schedule import GlobalBatches, Shard
@@ -15,14 +12,6 @@ PHASES = [
     {"name": "mse", "epochs": 2, "lr": 1e-2, "warmup_steps": 3, "min_lr": 1e-3, "terms": ["mse"]},
     {"name": "cosine", "epochs": 1, "lr": 5e-3, "min_lr": 5e-3, "terms": ["cosine"]},
 ]
-
-
-class StopAt(ToyTask):
-    """Sends itself a signal while computing the given batch."""
-
-    def on_batch(self):
-        if self.seen == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def train(run, task=None, resume=None, phases=PHASES, **changes):

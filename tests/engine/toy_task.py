@@ -6,6 +6,7 @@ python toy_task.py RUN [--nproc N] [key=value ...] [--then RUN [key=value ...]]
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -110,6 +111,14 @@ class ToyTask(Task[ImageBatch]):
         images = torch.stack([self.data[i][1] for i in range(2)]).float() / SCALE
         with torch.no_grad():
             return {"mean": student(images.to(next(student.parameters()).device)).mean().item()}
+
+
+class StopAt(ToyTask):
+    """Sends itself a signal while computing the given batch."""
+
+    def on_batch(self):
+        if self.seen == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def toy_config(**changes: object) -> TrainConfig:

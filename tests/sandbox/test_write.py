@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from samdistill.data.saco import ConceptSet, find_concepts
 from samdistill.sandbox.concepts import GENERIC, PHRASES
 from samdistill.sandbox.scenes import COLOURS, SHAPES, SceneStyle, render_scenes
 from samdistill.sandbox.write import CATEGORIES, NEGATIVES, POSITIVES, WORLD, write_coco, write_concept_set, write_sa1b
+from samdistill.sandbox.write_videos import write_sav
 from samdistill.types import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "sa1b"
@@ -118,20 +121,24 @@ def test_splits_of_two_worlds_share_no_key(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("images/*/*.jpg"))) == 6
 
 
-def test_killed_in_the_middle_and_run_again_gives_the_same_tree(tmp_path: Path) -> None:
-    write_sa1b(tmp_path / "fresh", 60, SIZE, seed=1)
+@pytest.mark.parametrize(("module", "write", "count"), [("write", write_sa1b, 60), ("write_videos", write_sav, 14)])
+def test_killed_in_the_middle_and_run_again_gives_the_same_tree(
+    tmp_path: Path, module: str, write: Callable[..., Any], count: int
+) -> None:
+    write(tmp_path / "fresh", count, SIZE, seed=1)
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom samdistill.sandbox.write import write_sa1b\n"
-        "def die(done, total):\n    if done == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"write_sa1b(Path(sys.argv[1]), 60, {SIZE}, seed=1, progress=die)"
+        f"import os, signal, sys\nfrom pathlib import Path\nfrom samdistill.sandbox.{module} import {write.__name__}\n"
+        "def die(done, total):\n    if done == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{write.__name__}(Path(sys.argv[1]), {count}, {SIZE}, seed=1, progress=die)"
     )
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
     victim = subprocess.run([sys.executable, "-c", code, str(tmp_path / "dst")], env=environment)
     assert victim.returncode == -signal.SIGKILL
     half = {n: c for n, c in content(tmp_path / "dst").items() if not Path(n).name.startswith(".")}
     assert half.items() <= content(tmp_path / "fresh").items() and len(half) < len(content(tmp_path / "fresh"))
-    write_sa1b(tmp_path / "dst", 60, SIZE, seed=1)
-    assert content(tmp_path / "dst") == content(tmp_path / "fresh")
+    write(tmp_path / "dst", count, SIZE, seed=1)
+    whole = {n: c for n, c in content(tmp_path / "dst").items() if not Path(n).name.startswith(".")}
+    assert whole == content(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("write", [write_sa1b, write_coco])

@@ -1,0 +1,171 @@
+"""What the jobs at full size share: a tiny SAM 3, a tokenizer, a clock, and stages in processes of their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import REPOSITORY, Sheet, arguments, open_work, run_stage, use_device
+from transformers import PreTrainedTokenizerFast
+
+DATA = REPOSITORY.parent / "shared" / "data"
+PHOTOGRAPHS = DATA / "coco" / "images"
+Row = dict[str, Any]
+"""What is kept of a stage: ``stage``, ``seconds``, ``peak_bytes``, ``found`` and ``parts``."""
+
+
+def tiny_config() -> dict[str, Any]:
+    """A SAM 3 of 0.4M parameters at 126 px."""
+    heads = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    vit = {
+        "model_type": "sam3_vit_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "image_size": 126, "patch_size": 14, "window_size": 3, "global_attn_indexes": [1],
+        "pretrain_image_size": 42,
+    }  # fmt: skip
+    text = {
+        "model_type": "clip_text_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "vocab_size": 1000, "projection_dim": 32, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    vision = {
+        "model_type": "sam3_vision_model", "backbone_config": vit, "fpn_hidden_size": 32,
+        "backbone_feature_sizes": [[36, 36], [18, 18], [9, 9]],
+    }  # fmt: skip
+    return {
+        "vision_config": vision, "text_config": text, "geometry_encoder_config": {**heads, "roi_size": 3,
+        "num_layers": 1}, "detr_encoder_config": {**heads, "num_layers": 1}, "mask_decoder_config": heads,
+        "detr_decoder_config": {**heads, "num_layers": 1, "num_queries": 10},
+    }  # fmt: skip
+
+
+def stand_in_tokenizer(words: Sequence[str], count: int, begin: int, end: int, context: int) -> PreTrainedTokenizerFast:
+    """One token a word and as many idle ones as fill a vocabulary of ``count``; the published one is not at hand."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+
+    named = {begin: "<bos>", end: "<eos>"}
+    free = iter(number for number in range(count) if number not in named)
+    named |= {next(free): word for word in ("<pad>", "<unk>", *dict.fromkeys(words))}
+    table = {named.get(number, f"<idle{number}>"): number for number in range(count)}
+    tokenizer = Tokenizer(WordLevel(table, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", begin), ("<eos>", end)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=context, pad_token="<pad>", unk_token="<unk>", bos_token="<bos>",
+        eos_token="<eos>",
+    )  # fmt: skip
+
+
+def peak_bytes() -> int:
+    """Of this process since it began. The kernel's own mark where there is one: what ``getrusage`` says on Linux begins
+    with the parent's peak."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Clock:
+    """Seconds and the memory peak so far after each part, in the order the parts first ended."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.parts = device, dict[str, dict[str, float]]()
+
+    def peak(self) -> int:
+        cuda = self.device.type == "cuda"
+        return torch.cuda.max_memory_allocated(self.device) if cuda else peak_bytes()
+
+    def around(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """``work`` with a clock; several calls add up."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            found = work(*args, **kwargs)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            elif self.device.type == "mps":
+                torch.mps.synchronize()
+            before = self.parts.get(name, {"seconds": 0.0})["seconds"]
+            self.parts[name] = {"seconds": before + time.perf_counter() - start, "peak_bytes": self.peak()}
+            return found
+
+        return timed
+
+
+def stage_arguments(doc: str | None, work: str, tiny: str, keep: str) -> argparse.ArgumentParser:
+    """``arguments`` and what every job at full size takes. tiny: what ``--tiny`` builds; keep: bytes of ``--keep``."""
+    parser = arguments(doc, work)
+    parser.add_argument("--tiny", action="store_true", help=f"{tiny}, to try this script")
+    parser.add_argument("--keep", action="store_true", help=f"keep --work (about {keep} at full size)")
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def run(
+    script: str, args: argparse.Namespace, stages: Mapping[str, Callable[[Clock], Any]], words: Sequence[str],
+    say: Callable[[Sheet, dict[str, Row]], None],
+) -> None:  # fmt: skip
+    """All stages, each in a process of its own, and the sheet; or, in such a process, the one it is for.
+
+    stages: what each does, by name, in order; ``args.work`` is absolute by then. words: arguments of the script that
+    its stages need besides those of ``stage_arguments``. say: tells the sheet what the stages found.
+    """
+    device = use_device(args.device)
+    args.work = args.work.resolve()
+    if args.stage is not None:
+        clock = Clock(torch.device(device))
+        found = stages[args.stage](clock)
+        row = {"found": found, "parts": clock.parts, "peak_bytes": clock.peak()}
+        args.result.write_text(json.dumps(row, default=str))
+        return
+    sheet = Sheet(device)
+    given = [*words, "--device", args.device, *(["--tiny"] if args.tiny else [])]
+    open_work(args.work, Path(script).stem, given)
+    rows = {stage: run_stage(script, args.work, stage, [*given, "--stage", stage]) for stage in stages}
+    say(sheet, rows)
+    sheet.save(args.out, {"tiny": args.tiny, "stages": rows})
+    if not args.keep:
+        shutil.rmtree(args.work)
+
+
+def stage_table(sheet: Sheet, title: str, rows: Mapping[str, Row]) -> None:
+    """Seconds and peak of every stage."""
+    cells = [[name, f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 2**30:.2f}"] for name, row in rows.items()]
+    title = f"{title}; every stage in a process of its own, imports included"
+    sheet.table(title, ["stage", "seconds", "peak GiB"], cells)
+
+
+def part_table(sheet: Sheet, title: str, parts: Mapping[str, Mapping[str, float]]) -> None:
+    """Seconds of the parts of a stage, and the peak after each."""
+    cells = [[name, f"{part['seconds']:.2f}", f"{part['peak_bytes'] / 2**30:.2f}"] for name, part in parts.items()]
+    sheet.table(title, ["", "seconds", "peak GiB so far"], cells)
+
+
+def check_table(sheet: Sheet, title: str, terms: Sequence[Mapping[str, Any]]) -> None:
+    """The terms of a check."""
+    cells = [
+        [term["name"], term["phase"], f"{term['value']:.4g}", f"{term['weight']:g}", f"{term['grad_norm']:.4g}"]
+        for term in terms
+    ]
+    sheet.table(title, ["term", "phase", "value", "weight", "norm of the weighted gradient"], cells)
+
+
+def say_limits(sheet: Sheet, told: str, missing: str) -> None:
+    """The last lines: threads and how often things ran, and what was not measured."""
+    sheet.say()
+    sheet.say(f"{os.environ.get('OMP_NUM_THREADS', 'one per core')} thread(s) in the stages. {told}")
+    sheet.say(f"Not measured: the published weights (they cannot be had here), {missing}.")
