@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 from common import Sheet, arguments, use_device
-from full_size import peak_bytes
+from full_size_common import peak_bytes
 from torch import Tensor, nn
 
 from samdistill.config import TeacherConfig
