@@ -173,12 +173,12 @@ def replacing(path: Path, *, sync: bool = False, hint: str = "") -> Iterator[Pat
 
 
 @contextmanager
-def adding(folder: Path, *, hint: str = "") -> Iterator[Path]:
+def adding(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files are moved into ``folder`` at the end.
 
     They replace files of the same name, one after the other.
     """
-    with disk_errors(folder, hint):
+    with disk_errors(folder):
         aside = _aside(folder / "new")
         aside.mkdir()
         try:
@@ -212,9 +212,9 @@ def write_text(path: Path, text: str, *, sync: bool = False, hint: str = "") -> 
     write_bytes(path, text.encode("utf-8", "backslashreplace"), sync=sync, hint=hint)
 
 
-def write_json(path: Path, value: Any, *, indent: int | None = None, sync: bool = False, hint: str = "") -> None:
+def write_json(path: Path, value: Any, *, indent: int | None = None, sync: bool = False) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=indent) + "\n", sync=sync, hint=hint)
+    write_text(path, json.dumps(value, indent=indent) + "\n", sync=sync)
 
 
 def write_lines(path: Path, values: Iterable[Any], *, hint: str = "") -> None:

@@ -97,7 +97,6 @@ def test_images_elsewhere(tmp_path: Path) -> None:
     path = make(tmp_path / "set" / "deep", record(), tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"no pair.*image is missing in"):
         ConceptSet.load(path)
-    assert len(ConceptSet.load(path, tmp_path / "elsewhere").pairs) == 3
     assert len(ConceptSet.load(path, check_images=False).pairs) == 3
 
 

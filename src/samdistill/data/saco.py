@@ -156,18 +156,17 @@ class ConceptSet:
     categories: tuple[frozenset[int] | None, ...] = (None,)
 
     @classmethod
-    def load(cls, json_path: Path, images_root: Path | None = None, check_images: bool = True) -> ConceptSet:
+    def load(cls, json_path: Path, check_images: bool = True) -> ConceptSet:
         """Read a ground-truth file without opening images.
 
-        Left out and reported are pairs whose image is missing, pairs with an annotation that cannot be decoded, and
-        pairs that are not exhaustively annotated (``is_instance_exhaustive`` 0). A group (``iscrowd`` 1) is not an
-        object: predictions inside it are false positives, and a pair with groups only is negative. Annotations with an
-        unlisted ``category_id`` are reported and are not objects.
+        Images are searched in the folder of the file, its parent, and ``images/`` in both. Left out and reported are
+        pairs whose image is missing, pairs with an annotation that cannot be decoded, and pairs that are not
+        exhaustively annotated (``is_instance_exhaustive`` 0). A group (``iscrowd`` 1) is not an object: predictions
+        inside it are false positives, and a pair with groups only is negative. Annotations with an unlisted
+        ``category_id`` are reported and are not objects.
 
         Args:
             json_path: The file.
-            images_root: Folder of the images. None searches the folder of the file, its parent, and ``images/`` in
-                both.
             check_images: If False, images may be missing, for instance to score a file of predictions.
 
         Raises:
@@ -182,7 +181,7 @@ class ConceptSet:
         except ValueError as error:
             raise UserError(f"{json_path}: not an SA-Co file of concepts: {error}") from None
         beside = json_path.parent
-        roots = [images_root] if images_root else [r / s for r in (beside, beside.parent) for s in ("", "images")]
+        roots = [folder / below for folder in (beside, beside.parent) for below in ("", "images")]
         paths = {}
         for name in {pair.file_name: None for pair in pairs.values()}:
             found = next((root / name for root in roots if (root / name).is_file()), None)
@@ -205,9 +204,7 @@ class ConceptSet:
         return cls(tuple(kept), tuple(problems), frozenset(pairs), paths, (categories,))
 
     @classmethod
-    def load_annotators(
-        cls, json_paths: Sequence[Path], images_root: Path | None = None, check_images: bool = True
-    ) -> ConceptSet:
+    def load_annotators(cls, json_paths: Sequence[Path], check_images: bool = True) -> ConceptSet:
         """Read the same pairs as annotated by several annotators, one file each.
 
         Order, images and ``rles`` are those of the first file. A pair that is left out of one file is left out.
@@ -216,7 +213,7 @@ class ConceptSet:
         Raises:
             UserError: As for ``load``; or a file lacks a pair, or has another phrase or size for it.
         """
-        first = cls.load(json_paths[0], images_root, check_images)
+        first = cls.load(json_paths[0], check_images)
         for path in json_paths[1:]:
             first = first._joined(cls.load(path, check_images=False), path)
         return first
