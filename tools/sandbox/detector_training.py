@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 from transformers import Sam3Model
 
 from detector_answers import ask_scenes
