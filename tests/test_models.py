@@ -13,6 +13,9 @@ from pycocotools import mask as coco_mask
 
 import samdistill as sd
 from samdistill.cli import main
+from samdistill.inference.concepts import AT_ONCE, ask_image, ask_images
+from samdistill.inference.geometry import canvas_of
+from samdistill.inference.pictures import lay
 from samdistill.sandbox.render import render_sandbox
 
 
@@ -51,9 +54,61 @@ def test_many_images_give_a_list_in_order(photos: Path) -> None:
     assert [Path(result.name) for result in whole] == files
     for given in (files, str(photos / "*.jpg")):
         assert [result.scores.tolist() for result in model(given, **asked)] == [r.scores.tolist() for r in whole]
-    assert model(files[0], **asked).scores.tolist() == whole[0].scores.tolist()
     with pytest.raises(sd.UserError, match="no such image"):
         model(photos / "none.jpg", **asked)
+
+
+QUESTIONS = {
+    "phrase": ("sandbox-student", {"text": "red circle", "threshold": 0.0}),
+    "examples": ("sandbox-student", {"text": "circle", "boxes": [(5, 5, 40, 40), (20, 9, 50, 60)], "threshold": 0.0}),
+    "point": ("sandbox-mobile", {"points": [(48, 30)]}),
+    "boxes": ("sandbox-sam", {"boxes": [(5, 5, 40, 40), (20, 9, 50, 60)]}),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_batch_is_answered_as_its_images_are(name: str, photos: Path, tmp_path: Path) -> None:
+    """Images of several sizes, in batches of two and one; the same image twice gives the same answer twice."""
+    (source, asked), images = QUESTIONS[name], [Image.open(file) for file in sorted(photos.glob("*.jpg"))]
+    mixed = [images[0], images[1].crop((0, 0, 90, 64)), np.asarray(images[2].resize((150, 70))), images[0], images[1]]
+    model = sd.load(source)
+    together, alone = model(mixed, batch_size=2, **asked), [model(image, **asked) for image in mixed]
+    assert len(together) == len(mixed)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.image.tobytes() == theirs.image.tobytes() and len(ours) == len(theirs) > 0
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.boxes, theirs.boxes, atol=1e-3, rtol=1e-5)
+        assert (ours.masks != theirs.masks).float().mean() < 1e-3
+    assert torch.equal(together[0].masks, together[3].masks) or (together[0].masks ^ together[3].masks).sum() < 10
+
+
+def test_a_phrase_is_answered_alike_beside_others(photos: Path) -> None:
+    """Also where the phrases are more than one call asks."""
+    detector, image = sd.load("sandbox-student").network, Image.open(sorted(photos.glob("*.jpg"))[0])
+    texts = [f"{colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "square", "star")] * 4
+    (found,) = ask_images(detector, [lay(image, canvas_of(detector))], texts, threshold=0.0)
+    assert len(found) == len(texts) > AT_ONCE
+    for text, own in list(zip(texts, found, strict=True))[::7]:
+        torch.testing.assert_close(
+            own.scores, ask_image(detector, image, text, threshold=0.0).scores, atol=1e-5, rtol=0
+        )
+
+
+def test_unreadable_files_are_left_out_of_folders_and_refused_in_lists(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in photos.glob("*.jpg"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    broken = tmp_path / "a_broken.jpg"
+    broken.write_bytes(b"no image")
+    model, asked = sd.load("sandbox-mobile"), {"points": [(48, 48)], "batch_size": 1}
+    assert [Path(result.name).name for result in model(tmp_path, **asked)] == sorted(f.name for f in photos.glob("*"))
+    assert "a_broken.jpg" in caplog.text
+    for given in (broken, [*photos.glob("*.jpg"), broken]):
+        with pytest.raises(sd.UserError, match="not a readable image"):
+            model(given, **asked)
+    with pytest.raises(sd.UserError, match="--batch-size: 0 is less than 1"):
+        model(tmp_path, points=[(48, 48)], batch_size=0)
 
 
 def test_a_result_is_coco_and_supervision_and_a_picture(photos: Path, tmp_path: Path) -> None:
@@ -107,7 +162,7 @@ def test_a_folder_is_labelled(format: str, photos: Path, tmp_path: Path, capsys:
         own = [one for one in found["annotations"] if one["image_id"] == image["id"]]
         assert [one["category_id"] for one in own] == [1] * len(wanted[0]) + [2] * len(wanted[1])
         assert len({one["id"] for one in found["annotations"]}) == len(found["annotations"]) == said["instances"]
-        assert [one["score"] for one in own] == [s for result in wanted for s in result.scores.tolist()]
+        assert [one["score"] for one in own] == pytest.approx([s for r in wanted for s in r.scores.tolist()], abs=1e-5)
     else:
         assert (out / "classes.txt").read_text().splitlines() == ["red circle", "blue square"]
         lines = (out / "labels" / f"{file.stem}.txt").read_text().splitlines()
@@ -120,6 +175,8 @@ def test_a_folder_is_labelled(format: str, photos: Path, tmp_path: Path, capsys:
             abs=1e-5,
         )  # fmt: skip
     assert len(list((out / "pictures").glob("*.png"))) >= 3
+    plain = sd.label_images(tmp_path / "in", model.network, "red circle", tmp_path / "plain", pictures=False)
+    assert plain.images == 3 and len(plain.skipped) == 1 and not (tmp_path / "plain" / "pictures").exists()
 
 
 def test_distill_is_the_pipeline_of_any_job(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

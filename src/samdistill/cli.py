@@ -100,6 +100,10 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     predict.add_argument("--out", type=_path, metavar="PNG", help="draw masks, boxes and scores; an MP4 of a video")
     predict.add_argument("--format", choices=["coco", "yolo"],
                          help="label a folder or a pattern of images; annotations go into --out")  # fmt: skip
+    predict.add_argument(
+        "--batch-size", type=int, metavar="N", help="images in one call of the model, with --format (8)"
+    )
+    predict.add_argument("--no-pictures", action="store_true", help="draw no pictures, with --format")
     predict.add_argument("--frames", type=int, metavar="N", help="at most the first N frames of a video")
     predict.add_argument("--geometry", help="square or longest_side (the model's own)")
     predict.add_argument("--json", action="store_true", help="print JSON, with the masks")

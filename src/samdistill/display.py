@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .data import prepare_sa1b
 from .dist import process_rank, world_size
-from .inference.predict import THRESHOLD, parse_box, parse_point
+from .inference.predict import BATCH, THRESHOLD, parse_box, parse_point
 from .jobs import JOBS
 from .jobs.loading import load_config
 from .report import human_bytes
@@ -250,6 +250,8 @@ def predict(args: argparse.Namespace) -> int:
 
     if args.format is not None:
         return _label(args)
+    if args.batch_size is not None or args.no_pictures:
+        raise UserError("--batch-size and --no-pictures go with --format")
     if is_video(args.image):
         return _predict_video(args)
     if args.frames is not None:
@@ -286,13 +288,17 @@ def _label(args: argparse.Namespace) -> int:
     texts = [text.strip() for text in args.text.split(",")]
     found = label_images(
         args.image, args.model, texts, args.out, format=args.format, threshold=args.threshold, geometry=args.geometry,
+        batch_size=BATCH if args.batch_size is None else args.batch_size, pictures=not args.no_pictures,
         progress=not args.json,
     )  # fmt: skip
     if args.json:
         print_json({"out": str(found.out), "images": found.images, "instances": found.instances,
                     "skipped": [bad._asdict() for bad in found.skipped]})  # fmt: skip
     else:
-        console.print(f"{found.out}: {found.instances} instances in {found.images} images, {args.format}", markup=False)
+        left = f"; {len(found.skipped)} images could not be read" if found.skipped else ""
+        console.print(
+            f"{found.out}: {found.instances} instances in {found.images} images, {args.format}{left}", markup=False
+        )
     return 0
 
 

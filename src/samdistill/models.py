@@ -15,21 +15,21 @@ from .checkpoints.files import SANDBOX
 from .checkpoints.promptable import load_promptable
 from .data.layouts import video_kind
 from .data.saco import find_concepts
+from .data.skipped import leave_out
 from .dist import default_device
 from .evaluation.evaluate import evaluate, evaluate_concepts
 from .evaluation.evaluate_videos import evaluate_videos
 from .evaluation.result import Evaluation
 from .inference.concepts import Box, ConceptModel, StudentDetector, load_concept_model
 from .inference.label import find_images
-from .inference.predict import answers_prompts, predict
+from .inference.pictures import Picture
+from .inference.predict import BATCH, Asked, answers_prompts, predict_images
 from .inference.predict_video import VideoFrame, follow
 from .inference.result import Result
 from .io import as_path
 from .ops.promptable import Promptable
 from .progress import Progress
 from .types import UserError
-
-Picture = str | Path | Image.Image | np.ndarray
 
 
 class Model:
@@ -63,9 +63,10 @@ class Model:
 
     def __call__(
         self, images: Picture | Sequence[Picture], text: str | None = None, *, points: Sequence[Any] = (),
-        boxes: Sequence[Box] = (), threshold: float | None = None, geometry: str | None = None, progress: bool = False,
+        boxes: Sequence[Box] = (), threshold: float | None = None, geometry: str | None = None, batch_size: int = BATCH,
+        progress: bool = False,
     ) -> Any:  # fmt: skip
-        """Ask about one image or many.
+        """Ask about one image or many, a batch at a time.
 
         Args:
             images: A file, a PIL image, an array (height, width, 3) of uint8; or a list, a folder or a glob of files.
@@ -74,13 +75,15 @@ class Model:
             boxes: (left, top, right, bottom) in pixels: one object each, or examples for a detector.
             threshold: Least score of an instance, for a detector (0.5).
             geometry: ``square`` or ``longest_side``; None takes the model's own.
+            batch_size: Images in one call of the model. Answers do not depend on it.
             progress: Show a progress bar over many images.
 
         Returns:
-            A ``Result`` for one image, a list of them for a list, a folder or a glob.
+            A ``Result`` for one image, a list of them for a list, a folder or a glob. Files of a folder or a glob that
+            cannot be read are left out and named in the log.
 
         Raises:
-            UserError: The image cannot be read, or the model cannot be asked so.
+            UserError: An image that was given cannot be read, or the model cannot be asked so.
 
         Example:
             >>> import samdistill as sd
@@ -90,11 +93,16 @@ class Model:
             torch.Size([126, 126])
         """
         wanted, one = _pictures(images)
+        asked, found = Asked.of((text,), boxes, points, threshold), list[Result]()
+        model = asked.open(self.network)
         with Progress("predicting", len(wanted), "images", progress and not one) as bar:
-            found = list[Result]()
-            for image in wanted:
-                found.append(predict(image, self.network, text, boxes, threshold, geometry, None, points))
-                bar.advance()
+            for answers, unreadable in predict_images(
+                wanted, model, asked, geometry=geometry, batch_size=batch_size, bar=bar
+            ):
+                if unreadable and (one or not isinstance(images, str | Path)):
+                    raise UserError(unreadable[0].reason)
+                leave_out(unreadable)
+                found += [result for own in answers for result in own]
         return found[0] if one else found
 
     def track(

@@ -22,7 +22,7 @@ from samdistill.checkpoints.merge import merge
 from samdistill.checkpoints.original import load_original, original_config
 from samdistill.checkpoints.promptable import load_model, load_promptable
 from samdistill.checkpoints.rename_tracker import to_tracker
-from samdistill.inference.points import own_geometry
+from samdistill.inference.geometry import own_geometry
 from samdistill.ops.promptable import embed, embedding_grid, image_size, predict
 from samdistill.sandbox.scenes import render_scenes
 from samdistill.teachers.loading import settings

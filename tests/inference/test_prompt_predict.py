@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import samdistill
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
-from samdistill.inference.points import own_geometry, segment_image
+from samdistill.inference.geometry import own_geometry
+from samdistill.inference.points import segment_image
 from samdistill.inference.predict import parse_point
 from samdistill.inference.result import Result
 from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD

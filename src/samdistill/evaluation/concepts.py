@@ -20,10 +20,10 @@ from ..data.saco import ConceptPair, ConceptSet, Rle, to_rle
 from ..data.saco_predictions import IouKind, Prediction, unused_predictions
 from ..data.skipped import BadInput, leave_out
 from ..data.sources import evenly, size_problem
-from ..data.transforms import Geometry
-from ..inference.concepts import ConceptModel, detections
+from ..inference.concepts import AT_ONCE, ConceptModel, detections
 from ..inference.drawing import draw_instances
-from ..inference.geometry import check_geometry, own_geometry
+from ..inference.geometry import canvas_of
+from ..inference.pictures import image_batch, lay
 from ..metrics.concepts import SCORE_THRESHOLD
 from ..ops.masks import masks_to_boxes
 from ..types import ConceptPrompts, ImageBatch, UserError
@@ -37,8 +37,6 @@ from .verdict import Score
 
 MOST = 100
 """Predictions kept of a question beside those that count, as COCO's average precision ranks them."""
-AT_ONCE = 32
-"""Questions in one call: a question's masks are some 70 MB at 1008 px."""
 Found = dict[int, list[Prediction]]
 """What a model found, best first, by the id of the pair."""
 
@@ -309,22 +307,15 @@ def _ask(
 
     All that scores ``threshold`` or more, and the best ``MOST`` whatever they score.
     """
-    place = Geometry(model.image_size, own_geometry(model.model) if geometry is None else check_geometry(geometry))
-    laid = [place.canvas(picture) for picture, _ in asked]
-    originals = [(picture.height, picture.width) for picture, _ in asked]
-    batch = ImageBatch(
-        torch.stack([canvas for canvas, _ in laid]),
-        torch.tensor([size for _, size in laid]),
-        torch.tensor(originals),
-        tuple(pairs[0].file_name for _, pairs in asked),
-        torch.zeros(len(asked), dtype=torch.int64),
-    )
+    place = canvas_of(model, geometry)
+    laid = [lay(picture, place, pairs[0].file_name) for picture, pairs in asked]
     questions = [(number, pair) for number, (_, pairs) in enumerate(asked) for pair in pairs]
-    output = model.answer(batch, ConceptPrompts.words([p.text for _, p in questions], [n for n, _ in questions]))
+    prompts = ConceptPrompts.words([p.text for _, p in questions], [n for n, _ in questions])
+    output = model.answer(image_batch(laid), prompts)
     side, found = (model.image_size, model.image_size), Found()
     for row, (number, pair) in enumerate(questions):
         most = max(MOST, int((output.scores[row] >= threshold).sum()))
-        answer = detections(output, row, 0.0, laid[number][1], side, originals[number], most=most)
+        answer = detections(output, row, 0.0, laid[number].size, side, laid[number].original, most=most)
         scored = zip(answer.scores.tolist(), answer.masks, strict=True)
         found[pair.id] = [Prediction(score, to_rle(mask.cpu().numpy()), category) for score, mask in scored]
     return found

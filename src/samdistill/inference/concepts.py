@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,16 +19,18 @@ from ..checkpoints.files import SANDBOX, TORCH_SUFFIXES, locate
 from ..checkpoints.loading import model_kinds, open_config, pretrained
 from ..checkpoints.words import Words
 from ..config import TeacherConfig
-from ..data.images import read_image
-from ..data.transforms import Geometry, Size
+from ..data.transforms import Size
 from ..ops.images import normalise
 from ..reading import foreign, running
 from ..students import EfficientSam3Config, EfficientSam3Model
 from ..teachers import Sam3Detector
 from ..types import VISUAL, ConceptPrompts, DetectorOutput, ImageBatch, UserError
-from .geometry import check_geometry, own_geometry
+from .geometry import canvas_of
+from .pictures import Laid, image_batch, lay
 
 Box = tuple[float, float, float, float]
+AT_ONCE = 32
+"""Questions in one call: a question's masks are some 70 MB at 1008 px."""
 logger = logging.getLogger("samdistill")
 _STUDENT, _TEACHERS = "efficient_sam3", ("sam3", "sam3_video")
 
@@ -160,15 +162,6 @@ def detections(
     return Detected(masks, boxes, scores[order], float(output.presence_logits[row].float().sigmoid()))
 
 
-def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """In RGB; a file is turned upright, an opened image taken as it lies. Raises ``UserError`` for what is no image."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if not Path(image).is_file():
-        raise UserError(f"{image}: no such image")
-    return read_image(Path(image))
-
-
 def ask_image(
     model: ConceptModel, image: str | Path | Image.Image, text: str | None = None, boxes: Sequence[Box] = (),
     threshold: float = 0.5, geometry: str | None = None,
@@ -179,25 +172,57 @@ def ask_image(
     ``square`` or ``longest_side``; None takes the model's own. Raises ``UserError`` for
     an image that cannot be read and for prompts that ``check_prompts`` refuses.
     """
-    picture = open_image(image)
-    original = (picture.height, picture.width)
-    check_prompts(model.words, text, boxes, original)
-    if text is not None and (unknown := model.words.unknown(text)):
-        logger.warning("the model does not know the word(s) %s; its answer means little", ", ".join(unknown))
-    own = own_geometry(model.model) if geometry is None else check_geometry(geometry)
-    place = Geometry(model.image_size, own)
-    canvas, size = place.canvas(picture)
-    batch = ImageBatch(
-        canvas[None], torch.tensor([size]), torch.tensor([original]), ("image",), torch.zeros(1, dtype=torch.int64)
+    return ask_images(model, [lay(image, canvas_of(model, geometry))], [text], boxes, threshold)[0][0]
+
+
+def ask_images(
+    model: ConceptModel, pictures: Sequence[Laid], texts: Sequence[str | None], boxes: Sequence[Box] = (),
+    threshold: float = 0.5,
+) -> list[list[Detected]]:  # fmt: skip
+    """``ask_image`` for every picture with every one of ``texts``: a list per picture, in the order of ``texts``.
+
+    Pictures are encoded together, each once for up to ``AT_ONCE`` texts. boxes: shown with every text, in the pixels of
+    every picture. Raises ``UserError`` for prompts that ``check_prompts`` refuses.
+    """
+    for picture in pictures:
+        for text in texts:
+            check_prompts(model.words, text, boxes, picture.original)
+    found = [list[Detected]() for _ in pictures]
+    for start in range(0, len(texts), AT_ONCE):
+        some = texts[start : start + AT_ONCE]
+        step = AT_ONCE // len(some)
+        for first in range(0, len(pictures), step):
+            part = slice(first, first + step)
+            for own, answers in zip(found[part], _ask(model, pictures[part], some, boxes, threshold), strict=True):
+                own += answers
+    return found
+
+
+def _ask(
+    model: ConceptModel, pictures: Sequence[Laid], texts: Sequence[str | None], boxes: Sequence[Box], threshold: float
+) -> Iterator[list[Detected]]:
+    """In one call of the model; the answers of one picture at a time."""
+    count, side = len(texts), model.image_size
+    given = torch.tensor(boxes, dtype=torch.float32).reshape(1, -1, 2, 2)
+    corners = torch.cat([picture.place.points(given, picture.original) for picture in pictures])
+    exemplars = box_convert(corners.reshape(len(pictures), len(boxes), 4) / side, "xyxy", "cxcywh").repeat_interleave(
+        count, 0
     )
-    corners = place.points(torch.tensor(boxes, dtype=torch.float32).reshape(1, -1, 2, 2), original)
-    exemplars = box_convert(corners.reshape(1, len(boxes), 4) / model.image_size, "xyxy", "cxcywh")
     prompts = ConceptPrompts(
-        (VISUAL if text is None else text,), torch.zeros(1, dtype=torch.int64), exemplars,
-        torch.ones(1, len(boxes), dtype=torch.int64),
+        tuple(VISUAL if text is None else text for text in texts) * len(pictures),
+        torch.arange(len(pictures)).repeat_interleave(count), exemplars,
+        torch.ones(len(exemplars), len(boxes), dtype=torch.int64),
     )  # fmt: skip
-    side = (model.image_size, model.image_size)
-    return detections(model.answer(batch, prompts), 0, threshold, size, side, original)
+    output = model.answer(image_batch(pictures), prompts)
+    for number, picture in enumerate(pictures):
+        rows = range(number * count, (number + 1) * count)
+        yield [detections(output, row, threshold, picture.size, (side, side), picture.original) for row in rows]
+
+
+def warn_unknown(words: Words, text: str) -> None:
+    """Say that a model does not know words of ``text``, where that is so."""
+    if unknown := words.unknown(text):
+        logger.warning("the model does not know the word(s) %s; its answer means little", ", ".join(unknown))
 
 
 def check_prompts(words: Words, text: str | None, boxes: Sequence[Box], size: Size) -> None:

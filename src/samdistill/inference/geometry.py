@@ -7,7 +7,15 @@ from typing import Any, Literal
 from torch import nn
 from transformers import SamModel
 
+from ..data.transforms import Geometry
+from ..ops.promptable import Promptable, image_size
 from ..types import UserError
+
+
+def canvas_of(model: Any, geometry: str | None = None) -> Geometry:
+    """The canvas of a promptable model or a detector. geometry: None takes the model's own."""
+    network, side = (model, image_size(model)) if isinstance(model, Promptable) else (model.model, model.image_size)
+    return Geometry(side, own_geometry(network) if geometry is None else check_geometry(geometry))
 
 
 def own_geometry(model: nn.Module) -> str:

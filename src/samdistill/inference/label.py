@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..data.folder import FolderSource
-from ..data.images import UnreadableImage
 from ..data.skipped import BadInput, leave_out, reporting
 from ..io import as_path, check_output, make_folder, write_json, write_text
 from ..progress import Progress
 from ..registry import did_you_mean
 from ..types import UserError
 from .concepts import ConceptModel
-from .predict import open_detector, predict
+from .predict import BATCH, Asked, predict_images
 from .result import Result
 
 Format = Literal["coco", "yolo"]
@@ -59,7 +58,7 @@ def find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
 def label_images(
     images: str | Path | Sequence[str | Path], model: str | Path | ConceptModel, texts: str | Sequence[str],
     out: str | Path, *, format: Format = "coco", threshold: float | None = None, geometry: str | None = None,
-    progress: bool = True,
+    batch_size: int = BATCH, pictures: bool = True, progress: bool = True,
 ) -> Labelled:  # fmt: skip
     """Ask a detector for every phrase in every image, and write what it finds as a data set.
 
@@ -67,34 +66,40 @@ def label_images(
         images: A folder, a glob, a file, or a list of those.
         model: A detector: a folder, a run, an original file, a hub id or a sandbox name; or an opened one.
         texts: The phrases, each a category.
-        out: A folder. It gets ``annotations.json`` (COCO) or ``labels/`` and ``classes.txt`` (YOLO), and the drawn
-            images in ``pictures/``.
+        out: A folder. It gets ``annotations.json`` (COCO) or ``labels/`` and ``classes.txt`` (YOLO).
         format: ``coco`` or ``yolo`` (boxes: class, centre, width and height as shares of the image).
         threshold: Least score of an instance (0.5).
         geometry: ``square`` or ``longest_side``; None takes the model's own.
+        batch_size: Images in one call of the model. Answers do not depend on it.
+        pictures: Draw the images with what was found, into ``pictures/``.
         progress: Show a progress bar.
 
+    Returns:
+        Counts, and the images that could not be read; these are left out and named.
+
     Raises:
-        UserError: Something cannot be asked, read or written. An image that cannot be read is left out and counted.
+        UserError: Something cannot be asked, read or written.
+
+    Example:
+        >>> label_images("photos", "runs/words", ["car", "person"], "labelled").images  # doctest: +SKIP
     """
     phrases = [texts] if isinstance(texts, str) else list(texts)
     if format not in get_args(Format):
         raise UserError(f"--format: {format!r} is unknown{did_you_mean(format, list(get_args(Format)))}")
     if not phrases or len(set(phrases)) < len(phrases):
         raise UserError("--text: give one phrase or more, each once")
-    files, target, skipped = find_images(images), as_path(out), list[BadInput]()
-    detector = open_detector(model)
+    asked, files, target = Asked.of(phrases, threshold=threshold), find_images(images), as_path(out)
+    detector = asked.open(model)
     make_folder(target)
     check_output(target / "annotations.json", *files)
-    labels = _Labels(target, phrases, format)
+    labels, skipped = _Labels(target, phrases, format, pictures), list[BadInput]()
     with Progress("predicting", len(files), "images", progress) as bar:
-        for file in files:
-            try:
-                found = [predict(file, detector, text, threshold=threshold, geometry=geometry) for text in phrases]
-                labels.add(file, found)
-            except UnreadableImage as error:
-                skipped.append(BadInput(str(file), str(error)))
-            bar.advance()
+        for found, unreadable in predict_images(
+            files, detector, asked, geometry=geometry, batch_size=batch_size, bar=bar
+        ):
+            for own in found:
+                labels.add(own)
+            skipped += unreadable
     leave_out(skipped)
     labels.finish()
     return Labelled(target, len(labels.images), len(labels.annotations), tuple(skipped))
@@ -103,15 +108,16 @@ def label_images(
 class _Labels:
     """Annotations in the making."""
 
-    def __init__(self, out: Path, phrases: Sequence[str], format: Format) -> None:
-        self.out, self.phrases, self.format = out, phrases, format
+    def __init__(self, out: Path, phrases: Sequence[str], format: Format, pictures: bool) -> None:
+        self.out, self.phrases, self.format, self.pictures = out, phrases, format, pictures
         self.images, self.annotations = list[dict[str, Any]](), list[dict[str, Any]]()
         self._stems = set[str]()
-        make_folder(out / "pictures")
+        if pictures:
+            make_folder(out / "pictures")
 
-    def add(self, file: Path, results: Sequence[Result]) -> None:
+    def add(self, results: Sequence[Result]) -> None:
         """One image, with a result per phrase."""
-        width, height = results[0].image.size
+        (width, height), file = results[0].image.size, Path(results[0].name)
         number, stem = len(self.images) + 1, self._stem(file)
         self.images.append({"id": number, "file_name": str(file), "width": width, "height": height})
         lines = list[str]()
@@ -119,7 +125,7 @@ class _Labels:
             own = result.to_coco(number, category + 1, len(self.annotations) + 1)
             self.annotations += own
             lines += [_yolo(category, one["bbox"], width, height) for one in own]
-            if len(result) or category == 0:
+            if self.pictures and (len(result) or category == 0):
                 end = "" if len(results) == 1 else f"-{category}"
                 result.save(self.out / "pictures" / f"{stem}{end}.png")
         if self.format == "yolo":

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.prompts import check_prompts
-from ..data.transforms import Geometry
 from ..ops.masks import masks_to_boxes
-from ..ops.promptable import Promptable, embed, image_size, predict
-from ..types import ImageBatch, Prompts, UserError
-from .concepts import Box, open_image
-from .geometry import check_geometry, own_geometry
+from ..ops.promptable import Promptable, embed, predict
+from ..types import Prompts, UserError
+from .concepts import Box
+from .geometry import canvas_of
+from .pictures import Laid, image_batch, lay
 
 Point = tuple[float, float, int]
 """x, y in pixels of the image file, and 1 for inside the object, 0 for outside."""
@@ -63,7 +63,6 @@ def cornered(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:
     return tuple(found)
 
 
-@torch.no_grad()
 def segment_image(
     model: Promptable, image: str | Path | Image.Image, points: Sequence[Point | tuple[float, float]] = (),
     boxes: Sequence[Box] = (), geometry: str | None = None,
@@ -75,6 +74,15 @@ def segment_image(
     highest score is given. Raises ``UserError`` for an image that cannot be read, and for prompts that are off it or do
     not go together.
     """
+    return segment_images(model, [lay(image, canvas_of(model, geometry))], points, boxes)[0]
+
+
+@torch.no_grad()
+def segment_images(
+    model: Promptable, pictures: Sequence[Laid], points: Sequence[Point | tuple[float, float]] = (),
+    boxes: Sequence[Box] = (),
+) -> list[Segmented]:  # fmt: skip
+    """``segment_image`` for every picture, with the same prompts in the pixels of each; one call of the model."""
     points, boxes = labelled(points), cornered(boxes)
     if not points and not boxes:
         raise UserError("nothing is asked: give --point or --box")
@@ -82,25 +90,21 @@ def segment_image(
         raise UserError(f"--point: with {len(boxes)} boxes it is unclear whose points they are; give one box at most")
     if strange := [point for point in points if point[2] not in (0, 1)]:
         raise UserError(f"--point: label {strange[0][2]} is neither 1 (inside the object) nor 0 (outside)")
-    picture = open_image(image)
-    original = (picture.height, picture.width)
-    side = image_size(model)
-    place = Geometry(side, own_geometry(model) if geometry is None else check_geometry(geometry))
-    canvas, size = place.canvas(picture)
-    batch = ImageBatch(
-        canvas[None], torch.tensor([size]), torch.tensor([original]), ("image",), torch.zeros(1, dtype=torch.int64)
-    )
-    prompts = _on_canvas(points, boxes, place, original)
+    asked = [_on_canvas(points, boxes, picture) for picture in pictures]
     device = next(model.parameters()).device
     ambiguous = len(points) == 1 and not boxes and points[0][2] == 1
-    said = predict(model, embed(model, batch.to(device)), prompts.to(device), ambiguous)
-    logits, scores = (values[0].float().cpu() for values in said.best())
-    masks = torch.stack([_in_file(one, place, original) for one in logits])
-    return Segmented(masks, masks_to_boxes(masks), scores)
+    embeddings, found = embed(model, image_batch(pictures).to(device)), list[Segmented]()
+    for number, (picture, prompts) in enumerate(zip(pictures, asked, strict=True)):
+        said = predict(model, embeddings.one_image(number), prompts.to(device), ambiguous)
+        logits, scores = (values[0].float().cpu() for values in said.best())
+        masks = torch.stack([_in_file(one, picture) for one in logits])
+        found.append(Segmented(masks, masks_to_boxes(masks), scores))
+    return found
 
 
-def _on_canvas(points: Sequence[Point], boxes: Sequence[Box], place: Geometry, original: tuple[int, int]) -> Prompts:
+def _on_canvas(points: Sequence[Point], boxes: Sequence[Box], picture: Laid) -> Prompts:
     """One object with its points, or one per box. What is not on the image is refused in the file's own pixels."""
+    place, original = picture.place, picture.original
     count = max(1, len(boxes))
     xy = torch.tensor([point[:2] for point in points], dtype=torch.float32).view(1, 1, -1, 2) if points else None
     labels = torch.tensor([[[point[2] for point in points]]]) if points else None
@@ -114,8 +118,8 @@ def _on_canvas(points: Sequence[Point], boxes: Sequence[Box], place: Geometry, o
     return Prompts(given.valid, xy, labels, corners)
 
 
-def _in_file(logits: Float[Tensor, "h w"], place: Geometry, original: tuple[int, int]) -> Bool[Tensor, "H W"]:
+def _in_file(logits: Float[Tensor, "h w"], picture: Laid) -> Bool[Tensor, "H W"]:
     """One at a time: several photographs of floats would not fit."""
-    side = (place.image_size, place.image_size)
+    side = (picture.place.image_size, picture.place.image_size)
     canvas = F.interpolate(logits[None, None], side, mode="bilinear", align_corners=False)[0]
-    return place.masks_back(canvas, original)[0] > 0
+    return picture.place.masks_back(canvas, picture.original)[0] > 0
