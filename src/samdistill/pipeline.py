@@ -326,7 +326,7 @@ def run_pipeline(config: Run) -> RunResult:
     with reporting("evaluate", config.output):
         evaluated = job.evaluate(config, merged)
     if evaluated is None:
-        console.print("         left out: the merged model cannot be run here")
+        console.print(f"         left out: {job.unmeasured}")
     else:
         write_json(config.output / "evaluation.json", evaluated.result.to_dict(), indent=1)
         console.print(evaluated.result.table())

@@ -273,7 +273,8 @@ class CocoSource(Source):
                 mask = decode_segmentation(a["segmentation"], height, width)
             except _MALFORMED as error:
                 raise BadImage(key, f"annotation {a['id']}: {error}") from error
-            instances.append(Instance(mask, self._categories[a["category_id"]], a["id"], bool(a.get("iscrowd"))))
+            category, crowd = self._categories[a["category_id"]], bool(a.get("iscrowd"))
+            instances.append(Instance(mask, category, a["id"], crowd, tuple(self._names(a))))
         return instances
 
     def read_boxes(self, key: str) -> Float[np.ndarray, "n 4"]:

@@ -43,12 +43,14 @@ class Instance(NamedTuple):
         category: Name of the category, or None if the data set has none.
         id: Id of the annotation, unique in the image.
         crowd: The mask covers a group of objects (COCO's ``iscrowd``).
+        names: Phrases for the object, as in ``Source.phrases``.
     """
 
     mask: Bool[np.ndarray, "h w"]
     category: str | None
     id: int | str
     crowd: bool = False
+    names: tuple[str, ...] = ()
 
 
 class Source(ABC):

@@ -117,12 +117,14 @@ class Job(ABC, Generic[Config]):
     """One kind of distillation. ``pipeline`` runs any job through this interface.
 
     name: as in ``job:`` of a config. config: class of its configurations. layouts: names that ``cache --layout`` takes.
-    context: inputs that share one item of a batch, of which batch norms see every one.
+    context: inputs that share one item of a batch, of which batch norms see every one. unmeasured: why ``evaluate``
+    gives None.
     """
 
     name: ClassVar[str]
     config: ClassVar[type[Run]]
     layouts: ClassVar[tuple[str, ...]] = ("store",)
+    unmeasured: ClassVar[str] = "the merged model cannot be run here"
 
     def resolve(self, config: Config) -> Config:
         """The config with everything that is found on disk written into it."""

@@ -200,8 +200,13 @@ def test_what_cannot_work_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_without_held_out_questions_the_road_ends_in_one_line(detection: Recipe, scenes: Path, tmp_path: Path) -> None:
+def test_without_masks_and_names_nothing_is_measured(detection: Recipe, scenes: Path, tmp_path: Path) -> None:
     shutil.copytree(scenes, tmp_path / "scenes", ignore=shutil.ignore_patterns("concepts_*.json"))
     config = detection(tmp_path / "run", f"data.root={tmp_path / 'scenes'}")
-    with pytest.raises(UserError, match="no held-out questions"):
-        detection_job.evaluate(config)
+    (tmp_path / "bare").mkdir()
+    for image in (scenes / "images" / "val").iterdir():
+        shutil.copy(image, tmp_path / "bare")
+    settings = {"root": tmp_path / "bare", "kind": "folder", "held_out": 0.5}
+    bare = config.model_copy(update={"data": config.data.model_copy(update=settings)})
+    job = detection_job.DetectionJob()
+    assert job.evaluate(bare, None) is None and "evaluate.concepts" in job.unmeasured

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import torch
 
+from ...data.concept_questions import concepts_of
 from ...data.saco import ConceptSet, find_concepts
 from ...dist import default_device
 from ...evaluation.concepts import ConceptResult, evaluate_concepts, some_images
 from ...inference.concepts import StudentDetector, load_concept_model
 from ...progress import Progress
-from ...types import UserError
 from ..base import STUDENT, TEACHER, UNTRAINED
 from .config import DetectionRunConfig
 from .parts import DetectionParts
 
 
-def evaluate(config: DetectionRunConfig) -> ConceptResult:
-    """Teacher, untrained and distilled student on the held-out questions of a finished run."""
+def evaluate(config: DetectionRunConfig) -> ConceptResult | None:
+    """Teacher, untrained and distilled student on the held-out questions of a finished run.
+
+    Without a file of questions these are made from the held-out images' own masks and names; None without such.
+    """
     settings = config.evaluate
-    listing = settings.concepts or find_concepts(config.data.root)
+    listing, parts, device = (
+        settings.concepts or find_concepts(config.data.root),
+        DetectionParts(config),
+        default_device(),
+    )
     if listing is None:
-        raise UserError(
-            f"{config.data.root}: no held-out questions (concepts_val.json); give evaluate.concepts a SA-Co file"
-        )
-    concepts = some_images(ConceptSet.load(listing), settings.images)
-    parts, device = DetectionParts(config), default_device()
+        concepts = concepts_of(parts.held_out_source(), settings.images, config.data.seed)
+    else:
+        concepts = some_images(ConceptSet.load(listing), settings.images)
+    if concepts is None:
+        return None
     torch.manual_seed(config.train.seed)
     untrained = parts.task().build_student().to(device).eval()  # as the training found it: same seed, no step
     models = {

@@ -23,6 +23,7 @@ class DetectionJob(Job[DetectionRunConfig]):
 
     name = "detection"
     config = DetectionRunConfig
+    unmeasured = "the images have no masks with names; set evaluate.concepts to a SA-Co file, or give COCO data"
 
     def plan(self, config: DetectionRunConfig, world: int = 1) -> Plan:
         return plan_detection(config)
@@ -36,8 +37,9 @@ class DetectionJob(Job[DetectionRunConfig]):
         parts = DetectionParts(config)
         return Ready(parts.task(), parts.words)
 
-    def evaluate(self, config: DetectionRunConfig, merged: MergeReport | None) -> Evaluated:
-        return Evaluated(evaluate(config))
+    def evaluate(self, config: DetectionRunConfig, merged: MergeReport | None) -> Evaluated | None:
+        result = evaluate(config)
+        return None if result is None else Evaluated(result)
 
     def summary(self, evaluated: Evaluated) -> list[str]:
         result = evaluated.result
