@@ -210,3 +210,15 @@ def test_without_masks_and_names_nothing_is_measured(detection: Recipe, scenes: 
     bare = config.model_copy(update={"data": config.data.model_copy(update=settings)})
     job = detection_job.DetectionJob()
     assert job.evaluate(bare, None) is None and "evaluate.concepts" in job.unmeasured
+
+
+def test_without_a_file_of_concepts_the_labels_are_asked(
+    walked: tuple[DetectionRunConfig, RunResult], scenes: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(scenes, tmp_path / "scenes", ignore=shutil.ignore_patterns("concepts_*.json"))
+    config, _ = walked
+    moved = config.model_copy(update={"data": config.data.model_copy(update={"root": tmp_path / "scenes"})})
+    evaluated = detection_job.DetectionJob().evaluate(moved, None)
+    assert evaluated is not None
+    assert [row.name for row in evaluated.result.rows] == ["teacher", "untrained", "distilled"]
+    assert evaluated.result.images == 4 and 0 < evaluated.result.positives < evaluated.result.questions

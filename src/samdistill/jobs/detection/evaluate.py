@@ -21,11 +21,8 @@ def evaluate(config: DetectionRunConfig) -> ConceptResult | None:
     Without a file of questions these are made from the held-out images' own masks and names; None without such.
     """
     settings = config.evaluate
-    listing, parts, device = (
-        settings.concepts or find_concepts(config.data.root),
-        DetectionParts(config),
-        default_device(),
-    )
+    listing = settings.concepts or find_concepts(config.data.root)
+    parts, device = DetectionParts(config), default_device()
     if listing is None:
         concepts = concepts_of(parts.held_out_source(), settings.images, config.data.seed)
     else:
