@@ -34,7 +34,7 @@ from .types import UserError
 
 logger = logging.getLogger("samdistill")
 console = Console(soft_wrap=True, highlight=False)
-STUDENT = "student"
+STUDENT_FOLDER = "student"
 """Folder of the finished student in a run."""
 
 
@@ -195,7 +195,7 @@ def _train(config: Run, resume: Path | None) -> FitResult:
     result = fit(
         ready.task, config.train, config.output, resume=resume, workers=config.data.workers, resolved=config.to_yaml()
     )
-    folder = config.output / STUDENT
+    folder = config.output / STUDENT_FOLDER
     if ready.words is not None and process_rank() == 0 and folder.is_dir():
         ready.words.save(folder)  # a folder that answers to words needs both
     return result

@@ -22,7 +22,7 @@ from samdistill.inference.predict import predict
 from samdistill.jobs.detection import job as detection_job
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.plan import plan_detection
-from samdistill.jobs.detection.task import student_config
+from samdistill.jobs.detection.task import detector_config
 from samdistill.jobs.loading import load_config
 from samdistill.pipeline import RunResult, check, demo, run_pipeline, train
 from samdistill.sandbox.concepts import CONTEXT
@@ -74,7 +74,7 @@ def walked(
 def test_plan_counts_what_is_built(detection: Recipe, tmp_path: Path) -> None:
     config = detection(tmp_path / "run", "train.batch_size=5", "train.ema=0.9")
     found = plan_detection(config)
-    student = build_detector(student_config(config, describe_detector(config.teacher)))
+    student = build_detector(detector_config(config, describe_detector(config.teacher)))
     built = {name: sum(p.numel() for p in module.parameters()) for name, module in student.named_children()}
     assert found.parts == built and sum(built.values()) == found.student_params
     assert found.student_params == sum(p.numel() for p in student.parameters())

@@ -11,7 +11,7 @@ from torch import nn
 from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.jobs.encoder.parts import EncoderParts
 from samdistill.jobs.encoder.plan import saved_activation_bytes
-from samdistill.jobs.encoder.task import student_config
+from samdistill.jobs.encoder.task import trunk_config
 from samdistill.pipeline import cache, plan, train
 from samdistill.students import build_trunk
 
@@ -41,7 +41,7 @@ def test_parameters_and_activations_are_those_of_the_built_student(
         tmp_path, f"student.backbone={name}", f"student.head={head}", "train.accumulate=2"
     )
     found, parts = plan(config), EncoderParts(config)
-    student = build_trunk(student_config(config.student, parts.teacher_info)).train()
+    student = build_trunk(trunk_config(config.student, parts.teacher_info)).train()
     assert found.trunk_params + found.head_params == sum(p.numel() for p in student.parameters())
     assert found.head_params == sum(p.numel() for p in student.head.parameters())
     assert found.micro_batch == 4
@@ -100,7 +100,7 @@ def test_memory_follows_the_settings(recipe, tmp_path: Path) -> None:
 def test_small_batches_under_batch_norm_are_warned_of(recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Layers are counted in the built student; eight images a micro-batch are enough."""
     config = recipe(tmp_path, "train.batch_size=8", "train.accumulate=2")
-    found, student = plan(config), build_trunk(student_config(config.student, EncoderParts(config).teacher_info))
+    found, student = plan(config), build_trunk(trunk_config(config.student, EncoderParts(config).teacher_info))
     layers = sum(isinstance(module, nn.BatchNorm2d) for module in student.modules())
     assert found.batch_norms == layers > 0
     assert f"{layers} batch norm layer(s) normalise with the statistics of 4 image(s)" in caplog.text

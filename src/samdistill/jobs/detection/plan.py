@@ -14,7 +14,7 @@ from ...students import EfficientSam3Model
 from ..base import Plan, optimiser_bytes
 from .config import DetectionRunConfig
 from .parts import DetectionParts
-from .task import student_config
+from .task import detector_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     parts = DetectionParts(config)
     info, train = parts.teacher_info, config.train
     with torch.device("meta"):
-        student = EfficientSam3Model(student_config(config, info))
+        student = EfficientSam3Model(detector_config(config, info))
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in student.named_children()}
     params, images = sum(sizes.values()), len(PhraseBook(config.questions, survey(parts.train_source)).keys)
     per_epoch = images // train.batch_size

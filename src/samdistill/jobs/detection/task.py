@@ -37,7 +37,7 @@ class DetectionBatch:
     bad: tuple[BadInput, ...] = ()
 
 
-def student_config(config: DetectionRunConfig, teacher: DetectorInfo) -> EfficientSam3Config:
+def detector_config(config: DetectionRunConfig, teacher: DetectorInfo) -> EfficientSam3Config:
     """The student that can be held against the teacher: of its width, its input size and its vocabulary."""
     student, text = config.student, config.student.text
     found = efficient_sam3_config(
@@ -68,7 +68,7 @@ class DetectionTask(Task[DetectionBatch]):
     ) -> None:  # fmt: skip
         self.config, self.teacher, self.words = config, teacher, words
         self.questions, self.held_out = questions, held_out
-        self.student = student_config(config, teacher.info)
+        self.student = detector_config(config, teacher.info)
 
     def build_student(self) -> EfficientSam3Model:
         settings = self.config.student

@@ -18,7 +18,7 @@ from ...students import build_trunk
 from ..base import STUDENT, TEACHER, UNTRAINED
 from .config import EncoderRunConfig
 from .parts import EncoderParts
-from .task import student_config
+from .task import trunk_config
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -64,7 +64,7 @@ def _untrained(parts: EncoderParts) -> Sam3TrackerModel:
     """The teacher's heads on the student as the training found it: same seed, no step."""
     host = load_model(parts.config.teacher.path, parts.teacher_info.image_size)
     torch.manual_seed(parts.config.train.seed)
-    trunk = build_trunk(student_config(parts.config.student, parts.teacher_info), parts.config.student.pretrained)
+    trunk = build_trunk(trunk_config(parts.config.student, parts.teacher_info), parts.config.student.pretrained)
     host.vision_encoder.backbone = trunk.eval()
     host.config.vision_config.backbone_config = trunk.config
     return host

@@ -16,7 +16,7 @@ from ...students import StudentTrunk
 from ..base import Plan, optimiser_bytes
 from .config import EncoderRunConfig
 from .parts import EncoderParts
-from .task import student_config
+from .task import trunk_config
 
 logger = logging.getLogger("samdistill")
 
@@ -99,7 +99,7 @@ def saved_activation_bytes(student: nn.Module, batch: int, image_size: int) -> i
 
 def _meta_student(parts: EncoderParts) -> StudentTrunk:
     with torch.device("meta"):
-        return StudentTrunk(student_config(parts.config.student, parts.teacher_info))
+        return StudentTrunk(trunk_config(parts.config.student, parts.teacher_info))
 
 
 def plan_encoder(config: EncoderRunConfig, world: int = 1) -> EncoderPlan:

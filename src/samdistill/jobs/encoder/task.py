@@ -33,7 +33,7 @@ class EncoderBatch:
     target: Float[Tensor, "b c gh gw"]
 
 
-def student_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "square") -> StudentTrunkConfig:
+def trunk_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "square") -> StudentTrunkConfig:
     """The trunk that fits into the teacher's place: its channels, grid, input size and normalisation."""
     channels, grid, _ = teacher.embedding_shape
     return StudentTrunkConfig(
@@ -82,7 +82,7 @@ class EncoderTask(Task[EncoderBatch]):
 
     def build_student(self) -> StudentTrunk:
         trunk = build_trunk(
-            student_config(self.config.student, self.teacher, self.config.data.geometry), self.config.student.pretrained
+            trunk_config(self.config.student, self.teacher, self.config.data.geometry), self.config.student.pretrained
         )
         return trunk.to(memory_format=torch.channels_last)  # the same numbers; convolutions a third faster, CPU or GPU
 

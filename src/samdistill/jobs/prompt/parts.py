@@ -36,7 +36,7 @@ FEATURES = ("encoder_patch", "prompt_embed", "mask_token", DENSE)
 
 
 @dataclass(frozen=True)
-class StudentInfo:
+class PromptStudentInfo:
     """name: where it starts, or its backbone. parts: parameters by module. grid: of its image embedding. batch_norms:
     layers of batch norm."""
 
@@ -47,7 +47,7 @@ class StudentInfo:
     batch_norms: int
 
     @classmethod
-    def of(cls, name: str, model: Promptable) -> StudentInfo:
+    def of(cls, name: str, model: Promptable) -> PromptStudentInfo:
         return cls(name, _parts(model), image_size(model), embedding_grid(model), batch_norms(model))
 
 
@@ -55,14 +55,14 @@ class PromptParts(Images[PromptRunConfig]):
     """Lazily built parts of one prompt run; cheap until a part that reads data or weights is asked for."""
 
     @cached_property
-    def student(self) -> StudentInfo:
+    def student(self) -> PromptStudentInfo:
         """Sizes of the student. Without a start no weights are read; with one, they are let go of."""
         settings = self.config.student
         if settings.start is not None:
-            return StudentInfo.of(str(settings.start), load_promptable(settings.start))
+            return PromptStudentInfo.of(str(settings.start), load_promptable(settings.start))
         with torch.device("meta"):
             outline = build_promptable(settings.model_copy(update={"pretrained": False}))
-        return StudentInfo.of(settings.backbone, outline)
+        return PromptStudentInfo.of(settings.backbone, outline)
 
     @property
     def image_size(self) -> int:

@@ -25,7 +25,7 @@ from .config import VideoRunConfig
 from .student import COARSEST
 from .task import ALIGN
 
-STUDENT = "student"
+STUDENT_FOLDER = "student"
 logger = logging.getLogger("samdistill")
 
 
@@ -172,7 +172,7 @@ def _remembers(folder: Path) -> bool | None:
 def _image_student(place: Path) -> Path:
     """The folder of the image student in ``place``, or ``UserError``."""
     place = locate(place)
-    folders = [folder for folder in (place, place / STUDENT) if (folder / "config.json").is_file()]
+    folders = [folder for folder in (place, place / STUDENT_FOLDER) if (folder / "config.json").is_file()]
     if not folders:
         raise UserError(f"student.start: {place} holds no student; give a run of the detection job")
     kind = read_settings(folders[0]).get("model_type")
