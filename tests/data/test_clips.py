@@ -202,7 +202,7 @@ def test_all_frames_of_a_clip_are_laid_alike() -> None:
 def test_cached_features_forbid_augmentation() -> None:
     source = Listed({"v": record_of("v", 20)})
     for rules in (RULES, ClipRules(images=True)):
-        with pytest.raises(UserError, match=r"data.augment: cached features are those of unaugmented frames"):
+        with pytest.raises(UserError, match=r"data.augment: a teacher's features are those of unaugmented frames"):
             ClipDataset(source, FLIPS, ["v"], rules)
 
 

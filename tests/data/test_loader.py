@@ -16,12 +16,14 @@ from samdistill.data import (
     Geometry,
     ImageDataset,
     ImageItem,
+    ReadableImages,
     ViewTransform,
     collate_images,
     image_loader,
     record_key,
     view_seed,
 )
+from samdistill.types import UserError
 
 AUGMENT = AugmentConfig(flip=0.5, crop_scale=(0.4, 1.0), brightness=0.3, hue=0.1)
 
@@ -58,6 +60,25 @@ def test_unreadable_images_are_listed_in_their_batch(source: FolderSource) -> No
     ]  # fmt: skip
     assert [[b.key for b in bad] for _, bad in batches] == [[], ["04.jpg"], ["08.jpg"]]
     assert all("not a readable image" in b.reason for _, bad in batches for b in bad)
+
+
+def test_the_next_readable_image_takes_the_place_of_a_broken_one_unless_it_was_cached(source: FolderSource) -> None:
+    images = dataset(source)
+    broken = [i for i, key in enumerate(images.keys) if isinstance(images[i], BadInput)]
+    assert 0 < len(broken) < len(images)
+    items = ReadableImages(images, cached=False)
+    assert items.identity == images.keys and len(items) == len(images)
+    good = [i for i in range(len(images)) if i not in broken]
+    for index in range(len(images)):
+        item, bad = items[index]
+        turn = [(index + step) % len(images) for step in range(len(images))]
+        following = next(i for i in turn if i in good)
+        assert item.key == images.keys[following]
+        assert [b.key for b in bad] == [images.keys[i] for i in turn[: turn.index(following)]]
+    with pytest.raises(UserError, match=f"^{images.keys[broken[0]]}: cached, but no longer readable: "):
+        _ = ReadableImages(images, cached=True)[broken[0]]
+    with pytest.raises(UserError, match=r"1 images in a row cannot be read, first "):
+        _ = ReadableImages(ImageDataset(source, images.transform, [images.keys[broken[0]]]), cached=False)[0]
 
 
 def test_a_batch_has_the_documented_types(source: FolderSource) -> None:

@@ -8,7 +8,15 @@ from .coco import CocoSource
 from .davis import DavisSource
 from .folder import FolderSource
 from .images import IMAGE_SUFFIXES, UnreadableImage, read_image, upright_size
-from .loader import ImageDataset, ImageItem, collate_images, image_loader, record_key, worker_count
+from .loader import (
+    ImageDataset,
+    ImageItem,
+    ReadableImages,
+    collate_images,
+    image_loader,
+    record_key,
+    worker_count,
+)
 from .masks import MaskFolderSource
 from .objects import ObjectBatch, ObjectDataset, ObjectItem, collate_objects
 from .prepare import PrepareReport, prepare_sa1b
@@ -22,12 +30,13 @@ from .transforms import Geometry, View, ViewTransform, view_seed
 from .videos import VIDEOS, BadVideo, VideoRecord, VideoSource, open_videos, read_frames
 
 __all__ = [
-    "IMAGE_SUFFIXES", "SOURCES", "VIDEOS", "BadImage", "BadInput", "BadVideo", "ClipBatch", "ClipDataset", "ClipItem",
-    "ClipRules", "CocoSource", "DavisSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem", "Instance",
-    "MaskFolderSource", "ObjectBatch", "ObjectDataset", "ObjectItem", "PhraseBook", "PrepareReport", "Question",
-    "QuestionDataset", "QuestionItem", "Sa1bSource", "SavSource", "Source", "UnreadableImage", "VideoRecord",
-    "VideoSource", "View", "ViewTransform", "box_prompts", "check_prompts", "collate_clips", "collate_images",
-    "collate_objects", "collate_questions", "draw_clip", "image_loader", "leave_out", "open_source", "open_videos",
-    "pad_masks", "point_prompts", "prepare_sa1b", "prompts_fingerprint", "read_clip", "read_frames", "read_image",
-    "record_key", "reporting", "split_keys", "subset", "upright_size", "view_seed", "worker_count",
+    "IMAGE_SUFFIXES", "SOURCES", "VIDEOS", "BadImage", "BadInput", "BadVideo", "ClipBatch", "ClipDataset",
+    "ClipItem", "ClipRules", "CocoSource", "DavisSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem",
+    "Instance", "MaskFolderSource", "ObjectBatch", "ObjectDataset", "ObjectItem", "PhraseBook", "PrepareReport",
+    "Question", "QuestionDataset", "QuestionItem", "ReadableImages", "Sa1bSource", "SavSource", "Source",
+    "UnreadableImage", "VideoRecord", "VideoSource", "View", "ViewTransform", "box_prompts", "check_prompts",
+    "collate_clips", "collate_images", "collate_objects", "collate_questions", "draw_clip", "image_loader",
+    "leave_out", "open_source", "open_videos", "pad_masks", "point_prompts", "prepare_sa1b", "prompts_fingerprint",
+    "read_clip", "read_frames", "read_image", "record_key", "reporting", "split_keys", "subset", "upright_size",
+    "view_seed", "worker_count",
 ]  # fmt: skip

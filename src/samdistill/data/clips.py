@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -15,14 +15,11 @@ from torch.utils.data import Dataset
 
 from ..config import AugmentConfig
 from ..types import ImageBatch, UserError
-from .loader import ImageItem, collate_images
+from .loader import ImageItem, collate_images, next_usable
 from .objects import LEAST_PIXELS
 from .skipped import BadInput
-from .sources import BadImage
 from .transforms import PAD, Size, ViewTransform
 from .videos import BadVideo, VideoRecord, VideoSource
-
-_TRIES = 64
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class ClipRules:
         objects: Largest number of objects in a clip.
         per_video: Clips per video and epoch.
         images: Decode the context frames too.
-        cached: Features of context frames are read from a cache, so frames must not be augmented.
+        cached: The memory gets features of a teacher, running or cached, so frames must not be augmented.
         marks: Side g of a grid on which the positions of objects in the context frames are given; 0 for none. With
             marks, the objects of a clip are those visible in the context, whether or not the query frame shows them.
             Without marks they are those visible in the query frame.
@@ -89,6 +86,7 @@ class ClipItem:
         context: Canvases of the context frames, (t, 3, s, s), or None.
         marks: Fraction of each grid cell that an object covers in a context frame, (n, t, g, g), or None. 0 if the
             marks were removed.
+        told: What ``read`` returned for the clip, a teacher's cached features.
         bad: Inputs that were unusable when this item was read.
     """
 
@@ -108,6 +106,7 @@ class ClipItem:
     own: Bool[Tensor, " t"]
     context: UInt8[Tensor, "t 3 s s"] | None = None
     marks: Float[Tensor, "n t g g"] | None = None
+    told: tuple[Tensor, ...] = ()
     bad: tuple[BadInput, ...] = ()
 
 
@@ -222,7 +221,7 @@ class ClipDataset(Dataset[ClipItem]):
 
     def __init__(
         self, source: VideoSource, transform: ViewTransform, keys: Sequence[str], rules: ClipRules, seed: int = 0,
-        epoch: int = 0,
+        epoch: int = 0, read: Callable[[ClipItem], tuple[Tensor, ...]] | None = None,
     ) -> None:  # fmt: skip
         """Set up the data set without opening a video.
 
@@ -233,12 +232,14 @@ class ClipDataset(Dataset[ClipItem]):
             rules: Rules of the clips.
             seed: Seed of the run.
             epoch: Number of the epoch.
+            read: Function that reads a teacher's features of a clip. If it raises ``BadVideo``, another clip is used.
 
         Raises:
-            UserError: Features are cached and frames are augmented. Cached features are those of unaugmented frames.
+            UserError: A teacher's features are used and frames are augmented. A teacher sees unaugmented frames.
         """
         if rules.cached and transform.augment != AugmentConfig():
-            raise UserError("data.augment: cached features are those of unaugmented frames; turn the augmentations off")
+            raise UserError("data.augment: a teacher's features are those of unaugmented frames; turn the augmentations off")
+        self.read = read
         self.source, self.transform, self.keys, self.rules = source, transform, list(keys), rules
         self.seed, self.epoch = seed, epoch
 
@@ -256,23 +257,15 @@ class ClipDataset(Dataset[ClipItem]):
         Raises:
             UserError: 64 videos in a row are unusable, or all are.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # ends a ``for`` loop over the data set
-        bad: list[BadInput] = []
-        for step in range(min(_TRIES, len(self.keys))):
-            number = (index + step) % len(self)
-            key = self.keys[number % len(self.keys)]
-            try:
-                return self._clip(key, np.random.default_rng([self.seed, self.epoch, number]), bad)
-            except BadImage as error:
-                bad.append(error.bad)
-        raise UserError(f"{len(bad)} videos in a row cannot be trained on, first {bad[0].key}: {bad[0].reason}")
+        return next_usable(self._clip, index, len(self), len(self.keys), "videos", "trained on")
 
-    def _clip(self, key: str, rng: np.random.Generator, bad: list[BadInput]) -> ClipItem:
-        record = self.source.record(key)
+    def _clip(self, index: int, bad: list[BadInput]) -> ClipItem:
+        record = self.source.record(self.keys[index % len(self.keys)])
+        rng = np.random.default_rng([self.seed, self.epoch, index])
         query, context = draw_clip(record, self.rules, rng)
         item = read_clip(self.source, record, query, context, self.transform, self.rules, rng)
-        return replace(item, bad=(*bad, *record.problems))
+        told = () if self.read is None else self.read(item)
+        return replace(item, told=told, bad=(*bad, *record.problems))
 
 
 @dataclass(frozen=True)

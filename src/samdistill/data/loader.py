@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -12,10 +12,35 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..processes import outlive_signals
-from ..types import ImageBatch
+from ..types import ImageBatch, UserError
 from .skipped import BadInput
 from .sources import BadImage, Source
 from .transforms import Size, ViewTransform, view_seed
+
+MOST_UNUSABLE = 64
+"""Inputs in a row that may be unusable before a run ends."""
+T = TypeVar("T")
+
+
+def next_usable(
+    make: Callable[[int, list[BadInput]], T], index: int, count: int, tries: int, what: str = "images",
+    verb: str = "read",
+) -> T:  # fmt: skip
+    """``make`` of the first index from ``index`` on, in a circle of ``count``, that raises no ``BadImage``.
+
+    make: is also given what was unusable on the way. Training never dies of one bad input: the next takes its place.
+    Raises ``IndexError`` for an index that is none, which ends a plain ``for``, and ``UserError`` after ``tries`` or
+    ``MOST_UNUSABLE`` unusable inputs in a row.
+    """
+    if not 0 <= index < count:
+        raise IndexError(index)
+    bad: list[BadInput] = []
+    for step in range(min(MOST_UNUSABLE, tries)):
+        try:
+            return make((index + step) % count, bad)
+        except BadImage as error:
+            bad.append(error.bad)
+    raise UserError(f"{len(bad)} {what} in a row cannot be {verb}, first {bad[0].key}: {bad[0].reason}")
 
 
 def record_key(key: str, view: int) -> str:
@@ -73,14 +98,48 @@ class ImageDataset(Dataset[ImageItem | BadInput]):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> ImageItem | BadInput:
-        key = self.keys[index]
         try:
-            image = self.source.load(key)
+            return self.item(index)
         except BadImage as error:
             return error.bad
+
+    def item(self, index: int) -> ImageItem:
+        """Raises ``BadImage`` for an unreadable one."""
+        key = self.keys[index]
+        image = self.source.load(key)
         seed = view_seed(self.seed, key, self.view)
         canvas, size = self.transform(image, seed)
         return ImageItem(canvas, size, (image.height, image.width), key, seed)
+
+
+class ReadableImages(Dataset[tuple[ImageItem, tuple[BadInput, ...]]]):
+    """The views of ``images``, with what was unreadable on the way: the next readable one takes its place.
+
+    cached: every one was read before, for a cache, so that an unreadable one is a ``UserError``.
+    """
+
+    def __init__(self, images: ImageDataset, cached: bool) -> None:
+        self.images, self.cached = images, cached
+
+    @property
+    def identity(self) -> Sequence[str]:
+        """What tells the items from those of other data."""
+        return self.images.keys
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[ImageItem, tuple[BadInput, ...]]:
+        """Raises ``UserError`` after 64 unreadable images in a row."""
+        return next_usable(self._item, index, len(self), len(self))
+
+    def _item(self, index: int, bad: list[BadInput]) -> tuple[ImageItem, tuple[BadInput, ...]]:
+        try:
+            return self.images.item(index), tuple(bad)
+        except BadImage as error:
+            if self.cached:
+                raise UserError(f"{error.bad.key}: cached, but no longer readable: {error.bad.reason}") from None
+            raise
 
 
 def collate_images(items: Sequence[ImageItem | BadInput]) -> tuple[ImageBatch | None, list[BadInput]]:

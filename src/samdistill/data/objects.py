@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..config import PromptsConfig
 from ..types import ImageBatch, PromptGroup, Prompts, UserError
-from .loader import ImageDataset, ImageItem, collate_images
+from .loader import ImageDataset, ImageItem, collate_images, next_usable
 from .prompts import Ask, draw_ask, draw_grid, draw_prompts, shuffled
 from .skipped import BadInput
 from .sources import BadImage, Instance, Source
@@ -23,7 +23,6 @@ from .transforms import Size, ViewTransform
 
 LEAST_PIXELS = 4
 """Fewest pixels of an object on the canvas. Smaller objects, for instance after a crop, are not prompted."""
-_TRIES = 64
 
 
 class ObjectItem(NamedTuple):
@@ -102,20 +101,10 @@ class ObjectDataset(Dataset[ObjectItem]):
         Raises:
             UserError: 64 images in a row are unusable.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # ends a ``for`` loop over the data set
-        bad: list[BadInput] = []
-        for step in range(min(_TRIES, len(self))):
-            image = self.images[(index + step) % len(self)]
-            if isinstance(image, ImageItem):
-                try:
-                    return self._item(image, bad)
-                except BadImage as error:
-                    image = error.bad
-            bad.append(image)
-        raise UserError(f"{len(bad)} images in a row cannot be trained on, first {bad[0].key}: {bad[0].reason}")
+        return next_usable(self._item, index, len(self), len(self), verb="trained on")
 
-    def _item(self, image: ImageItem, bad: list[BadInput]) -> ObjectItem:
+    def _item(self, index: int, bad: list[BadInput]) -> ObjectItem:
+        image = self.images.item(index)
         objects, ask = self._objects(image, bad), draw_ask(self.prompts, image.seed)
         if self.prompts.mode == "everything":
             found = list(self._placed(image, objects))
@@ -183,6 +172,7 @@ class ObjectBatch:
         valid: As in ``ObjectItem``, (b, n).
         draws: For each candidate, the prompts of all images in groups. Every image is in one group of each draw. The
             groups of all draws have the same rows.
+        told: A teacher's cached features, by teacher and feature.
         bad: Inputs that were unusable.
     """
 
@@ -192,6 +182,7 @@ class ObjectBatch:
     valid: Bool[Tensor, "b n"]
     draws: tuple[tuple[PromptGroup, ...], ...]
     bad: tuple[BadInput, ...] = ()
+    told: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[PromptGroup, ...]:
@@ -202,7 +193,11 @@ class ObjectBatch:
         """Return a copy with every tensor on ``device``."""
         masks, labelled, valid = (t.to(device, non_blocking=True) for t in (self.masks, self.labelled, self.valid))
         draws = tuple(tuple(group.to(device) for group in groups) for groups in self.draws)
-        return ObjectBatch(self.images.to(device), masks, labelled, valid, draws, self.bad)
+        told = {
+            teacher: {name: values.to(device, non_blocking=True) for name, values in features.items()}
+            for teacher, features in self.told.items()
+        }
+        return ObjectBatch(self.images.to(device), masks, labelled, valid, draws, self.bad, told)
 
 
 def collate_objects(items: Sequence[ObjectItem]) -> ObjectBatch:

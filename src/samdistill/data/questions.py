@@ -17,12 +17,11 @@ from torchvision.ops import box_convert
 from ..config import QuestionsConfig
 from ..reading import Table, parse_json
 from ..types import VISUAL, ConceptPrompts, ImageBatch, UserError
-from .loader import ImageDataset, ImageItem, collate_images
+from .loader import ImageDataset, ImageItem, collate_images, next_usable
 from .skipped import BadInput
-from .sources import BadImage, Source
+from .sources import Source
 from .transforms import ViewTransform
 
-_TRIES = 64
 T = TypeVar("T")
 
 
@@ -172,15 +171,17 @@ class QuestionDataset(Dataset[QuestionItem]):
     """
 
     def __init__(
-        self, book: PhraseBook, transform: ViewTransform, seed: int = 0, epoch: int = 0, views: int = 1
-    ) -> None:
+        self, book: PhraseBook, transform: ViewTransform, seed: int = 0, epoch: int = 0, views: int = 1,
+        keys: Sequence[str] | None = None,
+    ) -> None:  # fmt: skip
+        """keys: images of the book that are asked about; None takes all."""
         self.book, self.seed, self.epoch = book, seed, epoch
-        self.images = ImageDataset(book.source, transform, book.keys, seed, epoch % views)
+        self.images = ImageDataset(book.source, transform, book.keys if keys is None else keys, seed, epoch % views)
 
     @property
     def identity(self) -> list[str]:
         """Strings that distinguish these items from those of other data: each key with its phrases."""
-        return ["\n".join((key, *self.book.phrases(key))) for key in self.book.keys]
+        return ["\n".join((key, *self.book.phrases(key))) for key in self.images.keys]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -191,18 +192,11 @@ class QuestionDataset(Dataset[QuestionItem]):
         Raises:
             UserError: 64 images in a row are unreadable.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # ends a ``for`` loop over the data set
-        bad: list[BadInput] = []
-        for step in range(min(_TRIES, len(self))):
-            item = self.images[(index + step) % len(self)]
-            if isinstance(item, ImageItem):
-                try:
-                    return item, self._questions(item), tuple(bad)
-                except BadImage as error:
-                    item = error.bad
-            bad.append(item)
-        raise UserError(f"{len(bad)} images in a row cannot be read, first {bad[0].key}: {bad[0].reason}")
+        return next_usable(self._item, index, len(self), len(self))
+
+    def _item(self, index: int, bad: list[BadInput]) -> QuestionItem:
+        item = self.images.item(index)
+        return item, self._questions(item), tuple(bad)
 
     def _questions(self, item: ImageItem) -> tuple[Question, ...]:
         config, rng = self.book.config, random.Random(f"questions/{self.seed}/{self.epoch}/{item.key}")
