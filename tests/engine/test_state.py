@@ -219,6 +219,12 @@ def test_newest_counts_steps_and_prune_keeps_the_last(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt_epoch_10.pt", "ckpt_epoch_9.pt"]
 
 
+def test_the_mode_of_a_cache_stays_and_is_unknown_of_earlier_versions():
+    stored, online = (f"cache: {{mode: {mode}, codec: fp16}}\n" for mode in ("stored", "online"))
+    assert state.changed_keys(stored, online) == ["cache.mode (was stored, now online)"]
+    assert state.changed_keys("cache: {codec: int8}\n", online) == state.changed_keys("x: 1\n", "x: 1\n" + online) == []
+
+
 def test_changed_keys_names_what_matters_and_ignores_what_does_not():
     old = "output: a\ndata: {root: x, workers: 2}\ntrain: {seed: 0, keep: 3}\nevaluate: {images: 4}"
     new = "output: b\ndata: {root: x, workers: 9}\ntrain: {seed: 1, keep: 1, lr: 2}\nevaluate: {images: 5}"

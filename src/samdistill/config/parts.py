@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -146,8 +146,10 @@ class DataConfig(Strict):
 
 
 class CacheConfig(Strict):
-    """The feature store. ``root`` None is a folder in the run: ``embeddings/``, or ``features/`` for videos."""
+    """The feature store. ``root`` None is a folder in the run: ``embeddings/``, or ``features/`` of the other jobs."""
 
+    mode: Literal["stored", "online"] = "stored"
+    """stored: training reads what ``samdistill cache`` wrote. online: the teacher runs while the student trains."""
     root: Path | None = None
     codec: Annotated[str, AfterValidator(_codec)] = "fp16"
     batch_size: Positive = 4
@@ -354,6 +356,28 @@ class Run(Strict):
     def to_yaml(self) -> str:
         """Return the config as YAML with every key."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class CachedRun(Run):
+    """The configuration of a job whose teacher's maps can be cached, or computed while the student trains."""
+
+    if TYPE_CHECKING:
+        cache: CacheConfig
+    FOLDER: ClassVar[str] = "features"
+    """Of the cache, in the run folder."""
+
+    @property
+    def store_root(self) -> Path:
+        return self.cache.root if self.cache.root is not None else self.output / self.FOLDER
+
+    @property
+    def online(self) -> bool:
+        """Whether the teacher runs while the student trains."""
+        return self.cache.mode == "online"
+
+    def run_online(self) -> Self:
+        """The same run without a cache: what ``check`` looks at where nothing is cached yet."""
+        return self.model_copy(update={"cache": self.cache.model_copy(update={"mode": "online"})})
 
 
 class EvaluateConfig(Strict):

@@ -122,6 +122,7 @@ def _fit(
     saved = Checkpoint.load(source) if source else None
     if saved:
         saved.require_data(source, items, digest)
+        saved.require_teacher(source, task.taught_by)
         if saved.step == schedule.total and source.resolve().parent != run_dir.resolve():
             raise UserError(f"{source}: its run is finished, there is nothing to go on with; take its student/")
     on_main(lambda: write_text(run_dir / "config.yaml", resolved, hint=kept(run_dir)))
@@ -365,7 +366,7 @@ class _Loop:
             Checkpoint(
                 self.step, epochs_done, self.student.state_dict(), self.ema.shadow if self.ema else None,
                 self.optimizer.state_dict(), scaler.state_dict() if scaler else None, streams, self.resolved,
-                self.items, self.terms, self.seconds, self.digest,
+                self.items, self.terms, self.seconds, self.digest, self.task.taught_by,
             ).save(path)  # fmt: skip
             if name != INTERRUPT:
                 prune(self.run_dir, self.config.keep)

@@ -40,6 +40,9 @@ proves itself by its own fingerprints, and where the data lie because a
 checkpoint knows the keys, in their order, and the phrases that it was trained on (``data_digest``). ``train.epochs`` is
 not: the cosine spans the whole run, so other epochs are another schedule, and the rate would jump.
 """
+HARMFUL = ("cache.mode",)
+"""Keys below those that may not change: online, other views are seen. Earlier versions had each job's default alone and
+wrote no such key."""
 
 
 class _Streams(TypedDict):
@@ -57,7 +60,7 @@ class Checkpoint:
 
     model: state dict of the raw student; ema: of its average, or None. rng: one entry per rank. config: the resolved
     YAML. items: length of the data set. terms: their last values. seconds: spent training so far. data: fingerprint of
-    the data set's keys (``data_digest``), empty where it has none.
+    the data set's keys (``data_digest``), empty where it has none. teacher: ``Task.taught_by``.
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
@@ -74,6 +77,7 @@ class Checkpoint:
     terms: dict[str, float]
     seconds: float
     data: str = ""
+    teacher: str = ""
 
     def save(self, path: Path) -> None:
         """Write aside, flush to the disk, rename: ``path`` is the old file or the whole new one, never a part.
@@ -116,6 +120,14 @@ class Checkpoint:
             raise UserError(f"{source}: trained on a data set of {self.items} image(s), it now has {items}; {where}")
         if self.data and digest and self.data != digest:
             raise UserError(f"{source}: trained on other images (or phrases) of the same number; {where}")
+
+    def require_teacher(self, source: Path, teacher: str) -> None:
+        """``UserError`` where the teacher, of whatever name, is another model than the one learnt from."""
+        if self.teacher and teacher and self.teacher != teacher:
+            raise UserError(
+                f"{source}: learnt from the teacher {self.teacher[:12]}, and this is {teacher[:12]} (weights, image "
+                "size or precision); restore the teacher or start again with another output"
+            )
 
 
 def kept(run_dir: Path) -> str:
@@ -185,7 +197,8 @@ def changed_keys(before: str, after: str) -> list[str]:
     """What differs between two resolved configs, as ``key (was 1, now 2)``, but for what is ``HARMLESS``."""
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(after))
     keys = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
-    keys = [k for k in keys if not any(k == free or k.startswith(f"{free}.") for free in HARMLESS)]
+    harmful = [k for k in HARMFUL if k in old]
+    keys = [k for k in keys if k in harmful or not any(k == free or k.startswith(f"{free}.") for free in HARMLESS)]
     return [f"{k} (was {old.get(k, 'absent')}, now {new.get(k, 'absent')})" for k in keys]
 
 

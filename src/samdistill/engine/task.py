@@ -19,11 +19,12 @@ Batch = TypeVar("Batch")
 class Task(ABC, Generic[Batch]):
     """A student, its data, and the objective that ties it to a teacher. ``engine.fit`` does the rest.
 
-    How the jobs fit: *encoder* returns images with cached embeddings from ``dataset`` and compares feature maps in
-    ``terms``; *detection* keeps its teacher as an attribute, runs it online in ``terms`` (inference mode) and matches
-    queries there; *prompt* does the same with several weighted teachers and draws prompts in ``dataset``; *video* makes
-    a clip the item. A job in phases (features and outputs, then outputs alone) is one task and one ``fit``:
-    ``TrainConfig.phases`` gives each its schedule and its terms, and a resume lands in the right one.
+    How the jobs fit: what teaches is a ``teachers.Signals``, an attribute of the task, running or cached. Its ``read``
+    belongs into ``collate``, which runs in loader workers, its ``answer`` into ``to`` or ``terms``. *encoder* compares
+    feature maps; *detection* asks its teacher in ``terms`` and matches queries there; *prompt* has several weighted
+    teachers and draws prompts in ``dataset``; *video* makes a clip the item. A job in phases (features and outputs,
+    then outputs alone) is one task and one ``fit``: ``TrainConfig.phases`` gives each its schedule and its terms, and a
+    resume lands in the right one.
 
     Rules that exact resume and equal losses on any number of ranks rest on:
 
@@ -43,6 +44,8 @@ class Task(ABC, Generic[Batch]):
     """
 
     leaves_unused: ClassVar[bool] = False
+    taught_by: str = ""
+    """Fingerprint of the teacher, running or cached; a run goes on with the same alone. Empty: not compared."""
 
     @abstractmethod
     def build_student(self) -> nn.Module:
@@ -59,7 +62,7 @@ class Task(ABC, Generic[Batch]):
 
     @abstractmethod
     def to(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch on ``device``. A task with an online teacher moves that along at the first call."""
+        """The batch on ``device``. A task with a running teacher moves that along at the first call."""
 
     @abstractmethod
     def terms(self, student: nn.Module, batch: Batch, epoch: int = 0) -> Terms:
