@@ -23,7 +23,6 @@ from samdistill.jobs.encoder.parts import EncoderParts
 from samdistill.metrics.features import feature_cosine
 from samdistill.store import record_bytes, stored_codec
 from samdistill.teachers import describe_teacher
-from samdistill.teachers.base import IMAGE_EMBEDDING
 
 BASELINE, FULL_SIZE, FULL_PCA, GOAL_POINTS = "fp16", (1024, 72, 72), 256, 0.5
 AGREEMENTS = ("agreement.box", "agreement.point", "agreement.refine")
@@ -39,13 +38,14 @@ def reconstruction(found: Study, device: str) -> dict[str, dict[str, float]]:
     """Each store's codec on the teacher's features of the held-out scenes: relative L2 error, mean cosine per cell."""
     configs = {name: found.config(name, found.seeds[0]) for name in found.variants}
     parts = EncoderParts(next(iter(configs.values())))
-    teacher, source = parts.build_teacher(device), parts.held_out_source()
+    teacher, source = parts.running(), parts.held_out_source()
+    teacher.to(device)
     errors: dict[str, list[float]] = {name: [] for name in configs}
     cosines: dict[str, list[float]] = {name: [] for name in configs}
     for batch, _ in image_loader(ImageDataset(source, parts.transform, source.keys), 8):
         if batch is None:
             continue
-        features = teacher.extract(batch)[IMAGE_EMBEDDING].cpu()
+        features = teacher.answer(batch, ())[0].cpu()
         valid = batch.valid((features.shape[-2], features.shape[-1]))
         for name, config in configs.items():
             codec = stored_codec(config.store_root)

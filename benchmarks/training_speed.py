@@ -23,29 +23,30 @@ from typing import Any
 
 import torch
 from common import Sheet, arguments, setting, use_device
-from torch import Tensor
 from torch.utils.data import Dataset
 
 import samdistill
 from samdistill import load_config
 from samdistill.config import Run
+from samdistill.data import collate_images
 from samdistill.engine import FitResult, fit, read_lines
 from samdistill.engine.task import Task
 from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.jobs.encoder.parts import EncoderParts
-from samdistill.jobs.encoder.task import EncoderTask
+from samdistill.jobs.encoder.task import EncoderBatch, EncoderTask, ViewItem
+from samdistill.teachers import Maps
 
 MEMORY, GOAL = "in memory", 0.9
 
 
 class _Held(Dataset):
-    def __init__(self, items: Sequence[tuple[object, Tensor]]) -> None:
+    def __init__(self, items: Sequence[tuple[ViewItem, Maps]]) -> None:
         self.items = items
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[object, Tensor]:
+    def __getitem__(self, index: int) -> tuple[ViewItem, Maps]:
         return self.items[index]
 
 
@@ -53,12 +54,18 @@ class InMemory(EncoderTask):
     """The task with every item of its one view decoded, augmented and read beforehand."""
 
     def hold(self) -> InMemory:
-        cached = super().dataset(0)
-        self._items = _Held([cached[index] for index in range(len(cached))])
+        images = super().dataset(0)
+        items = [images[index] for index in range(len(images))]  # type: ignore[arg-type]
+        self._items = _Held([(item, super(InMemory, self).collate([item]).told) for item in items])
         return self
 
     def dataset(self, epoch: int) -> Dataset:  # type: ignore[override]
         return self._items
+
+    def collate(self, items: Sequence[tuple[ViewItem, Maps]]) -> EncoderBatch:  # type: ignore[override]
+        images, _ = collate_images([image for (image, _), _ in items])
+        assert images is not None
+        return EncoderBatch(images, tuple(map(torch.cat, zip(*(told for _, told in items), strict=True))))
 
 
 def train(task: Task[Any], config: Run, workers: int, folder: Path) -> tuple[FitResult, list[float]]:
@@ -120,8 +127,8 @@ def main() -> None:
     sheet = Sheet(device)
     config = prepare(args)
     parts = EncoderParts(config)
-    task = parts.task(parts.open_store())
-    held = InMemory(config, task.teacher, task.store, task.views).hold()
+    task = parts.task(parts.signals(proven=False))
+    held = InMemory(config, task.teacher, task.signals, task.images).hold()
     tasks: dict[str, tuple[EncoderTask, int]] = {MEMORY: (held, 0)}
     tasks |= {f"cache, {workers} worker(s)": (task, workers) for workers in args.workers}
     logging.getLogger("samdistill.run.0").setLevel(logging.WARNING)

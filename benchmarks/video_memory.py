@@ -44,7 +44,7 @@ from samdistill.inference.concepts import StudentDetector, load_concept_model
 from samdistill.jobs.loading import load_config
 from samdistill.jobs.video.config import VideoRunConfig
 from samdistill.jobs.video.parts import VideoParts
-from samdistill.teachers import Sam3Detector
+from samdistill.teachers import Frame, Maps, Sam3Detector
 from samdistill.types import ConceptPrompts, ImageBatch
 
 RECIPE, BASELINE = "video/sandbox", "memory"
@@ -119,17 +119,20 @@ def video_study(args: argparse.Namespace) -> Trainings:
     return Trainings(RECIPE, work, chosen, list(seeds), measure, base, {}, args.jobs, last="student/tokenizer.json")
 
 
-class LiveLevels:
-    """The teacher's maps of held-out frames, kept in a file once they are known."""
+class KeptLevels:
+    """``Signals`` of frames: the teacher's maps of held-out frames, kept in a file once they are known."""
 
     def __init__(self, source: VideoSource, level: int, size: int, kept: Path) -> None:
         self.source, self.level, self.place, self.kept = source, level, Geometry(size), kept
         self.known: dict[tuple[str, int], Tensor] = torch.load(kept) if kept.is_file() else {}
         self.before = len(self.known)
 
-    def read(self, key: str, frames: Sequence[int]) -> Tensor:
-        missing = [frame for frame in frames if (key, frame) not in self.known]
-        if missing:
+    def read(self, asked: Sequence[Frame]) -> Maps:
+        """Nothing: all is done in ``answer``."""
+        return ()
+
+    def answer(self, asked: Sequence[Frame], read: Maps) -> Maps:
+        for key in {key for key, frame in asked if (key, frame) not in self.known}:
             config = load_config(RECIPE)
             assert isinstance(config, VideoRunConfig)
             teacher = Sam3Detector(config.teacher)
@@ -138,7 +141,7 @@ class LiveLevels:
             for frame, picture in zip(record.annotated, pixels, strict=True):
                 canvas = self.place.canvas(Image.fromarray(picture))[0]
                 self.known[key, frame] = teacher.pyramid(ImageBatch.full(canvas[None]))[self.level][0]
-        return torch.stack([self.known[key, frame] for frame in frames])
+        return (torch.stack([self.known[frame] for frame in asked]),)
 
     def save(self) -> None:
         if len(self.known) > self.before:
@@ -152,7 +155,7 @@ def evaluate_child(model: str, data: Path, kept: Path, work: Path) -> None:
     student = load_concept_model(model)
     assert isinstance(student, StudentDetector)
     source, config = open_videos(data, "sav", "held_out", 1.0), student.model.config
-    levels = LiveLevels(source, config.memory_level, student.image_size, work / f"val-level{config.memory_level}.pt")
+    levels = KeptLevels(source, config.memory_level, student.image_size, work / f"val-level{config.memory_level}.pt")
     row: dict[str, object] = {"name": Path(model).name}
     for kind in KINDS:
         found = evaluate_clips(

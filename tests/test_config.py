@@ -272,7 +272,7 @@ def test_the_job_decides_what_a_config_may_say(write) -> None:
     config = load_config(write(DETECTION))
     assert isinstance(config, DetectionRunConfig) and config.train.phases is None
     for text, words in (
-        (DETECTION + "cache: {root: x}\n", "unknown key 'cache'"),
+        (DETECTION + "clips: {context: 2}\n", "unknown key 'clips'"),
         (MINIMAL + "questions: {per_image: 2}\n", "unknown key 'questions'"),
         (MINIMAL.replace("teacher", "job: detect\nteacher"), "no job is called 'detect'; did you mean 'detection'?"),
     ):

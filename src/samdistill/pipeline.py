@@ -21,7 +21,7 @@ from .dist import default_device, process_rank
 from .engine import CheckReport, FitResult, check_terms, fit, newest, read_lines
 from .engine.frozen_norm import small_batch
 from .evaluation.verdict import Circumstances, verdict
-from .io import as_path, scratch, write_json
+from .io import as_path, write_json
 from .jobs import JOBS
 from .jobs.base import Evaluated, Given, Plan
 from .jobs.caching import CacheCall, CacheReport
@@ -142,8 +142,7 @@ def cache(
 def check(config: Run, *, device: str | None = None) -> CheckReport:
     """Each term's value, weight and gradient norm at the student on one real batch of every phase.
 
-    A job that learns from a cache uses the run's cache where there is one; else a temporary cache of a few inputs is
-    made first.
+    A job that learns from a cache uses the run's cache where there is one; else the teacher runs.
 
     Args:
         config: From ``load_config``.
@@ -156,11 +155,8 @@ def check(config: Run, *, device: str | None = None) -> CheckReport:
         UserError: The data, the teacher, the student or the cache cannot be used.
     """
     job, where = JOBS[config.job], device or str(default_device())
-    with reporting("check"), scratch() as folder:
-        trial = job.trial(config, folder)
-        if trial is not None:
-            cache(trial, device=where, progress=False)
-        task, size = job.probe(config if trial is None else trial, where, trial is not None)
+    with reporting("check"):
+        task, size = job.probe(config, where)
         return check_terms(task, where, size, config.train.seed, config.train)
 
 

@@ -26,6 +26,7 @@ from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write_videos import write_sav
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.students.sam3 import EfficientSam3Output
+from samdistill.teachers import Frame, Maps
 from samdistill.types import ConceptPrompts, ImageBatch, UserError
 
 CANVAS, GRID = 64, 4
@@ -90,9 +91,12 @@ class Cached:
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
 
-    def read(self, key: str, frames: Sequence[int]) -> torch.Tensor:
-        self.asked += [(key, frame) for frame in frames]
-        return torch.tensor([100.0 + frame for frame in frames]).view(-1, 1, 1, 1).expand(-1, 2, 5, 5)
+    def read(self, asked: Sequence[Frame]) -> Maps:
+        self.asked += asked
+        return (torch.tensor([100.0 + frame for _, frame in asked]).view(-1, 1, 1, 1).expand(-1, 2, 5, 5),)
+
+    def answer(self, asked: Sequence[Frame], read: Maps) -> Maps:
+        return read
 
 
 LEFT, RIGHT, LOW, DOT = (2, 2, 18, 18), (30, 2, 50, 14), (20, 18, 60, 30), (40, 0, 41, 1)

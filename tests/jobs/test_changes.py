@@ -37,11 +37,11 @@ def test_an_encoders_cache_follows_its_images(world: Path, recipe, tmp_path: Pat
     root = Path(shutil.copytree(world, tmp_path / "world"))
     config = recipe(tmp_path / "run", f"data.root={root}", "data.views=2")
     assert run(config).written == 48
-    EncoderParts(config).proven_store()
+    EncoderParts(config).signals()
     keys = EncoderParts(config).train_source.keys
     swap(root / "images/train", [f"{key}.jpg" for key in keys[:3]])
     with pytest.raises(UserError) as error:
-        EncoderParts(config).proven_store()
+        EncoderParts(config).signals()
     assert f"6 input(s) changed since they were cached ({keys[0]}, {keys[1]}, {keys[2]}, ...)" in str(error.value)
     with pytest.raises(UserError, match=r"changed since they were cached .*; renew them in one process"):
         run(config, rank=0, world=2)
@@ -56,7 +56,7 @@ def test_an_encoders_cache_follows_its_images(world: Path, recipe, tmp_path: Pat
         assert (new.read(key).features - features).norm() < 1e-2 * features.norm()
     for key in keys[3:]:
         assert (new.read(key).features == old.read(key).features).all()
-    EncoderParts(config).proven_store()
+    EncoderParts(config).signals()
     report = run(config)
     assert (report.written, report.renewed) == (0, 0)
 
@@ -75,7 +75,7 @@ def test_images_with_new_names_are_not_taken_for_the_old_ones(world: Path, recip
     with pytest.raises(
         UserError, match=rf"3 of 24 views are not cached \(new_{keys[0]}, new_{keys[1]}, new_{keys[2]}\)"
     ):
-        parts.task(parts.open_store())
+        parts.signals(proven=False)
     assert run(config).written == 3
 
 
@@ -101,7 +101,7 @@ def test_a_cache_of_an_earlier_version_is_read_with_a_warning(cached, tmp_path: 
     config = cached.model_copy(update={"output": tmp_path})
     (config.store_root / "rank0-sources.jsonl").unlink()
     with caplog.at_level(logging.WARNING, "samdistill"):
-        EncoderParts(config).proven_store()
+        EncoderParts(config).signals()
         assert run(config).written == 0
     warnings = [r.getMessage() for r in caplog.records if "have no fingerprint" in r.getMessage()]
     assert len(warnings) == 2 and "24 cached input(s), such as sa_" in warnings[0]

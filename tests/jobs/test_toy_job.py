@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from samdistill.cli import main
 from samdistill.jobs import JOBS
@@ -48,8 +49,12 @@ def test_a_registered_job_runs_through_every_verb(toy: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "images  8" in said and "squared" in said and "8 records (0 new)" in said and "8 records recomputed" in said
     other = [f"output={toy / 'other'}", *words[:2]]
-    assert main(["check", *[words[0], *other[::2]]]) == 0  # without a cache: one of a few inputs is made first
+    assert main(["check", *[words[0], *other[::2]]]) == 0  # without a cache: the teacher runs
     assert not (toy / "other").exists()
+    assert main(["train", words[0], words[1], other[0], "cache.mode=online"]) == 0
+    ends = [load_file(toy / name / "student" / "model.safetensors") for name in ("run", "other")]
+    for name, value in ends[0].items():  # but for what float16 rounds
+        assert (value - ends[1][name]).abs().max() < 1e-2
 
 
 def test_its_terms_are_the_keys_of_its_config(toy: Path) -> None:

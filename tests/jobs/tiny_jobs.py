@@ -63,10 +63,10 @@ def tiny_job(recipe, cached, detection, prompted, sams, video, tmp_path_factory)
 def task_of(config: Run) -> Task[Any]:
     """As ``samdistill train`` builds it, without opening a teacher again to prove a cache."""
     if isinstance(config, DetectionRunConfig):
-        return DetectionParts(config).task()
+        return DetectionParts(config).task(proven=False)
     if isinstance(config, PromptRunConfig):
         return PromptParts(config).task("cpu")
     if isinstance(config, VideoRunConfig):
         return video_task(VideoParts(config), prove_teacher=False)
     parts = EncoderParts(config)
-    return parts.task(parts.open_store())
+    return parts.task(parts.signals(proven=False))

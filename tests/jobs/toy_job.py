@@ -1,33 +1,33 @@
-"""A whole job in one file: a student learns the mean colour of image cells from a cache. See ``test_toy_job.py``."""
+"""A whole job in one file: a student learns the mean colour of image cells, cached or not. See ``test_toy_job.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from transformers import PretrainedConfig, PreTrainedModel
 
 from samdistill.checkpoints.report import MergeReport
-from samdistill.config.parts import CacheConfig, Run, TrainConfig, loss_block
-from samdistill.data import BadInput, ImageDataset, ImageItem, collate_images, image_loader, record_key
+from samdistill.config.parts import CacheConfig, CachedRun, TrainConfig, loss_block
+from samdistill.data import BadInput, ImageDataset, ImageItem, ReadableImages, collate_images, image_loader
 from samdistill.engine.task import Task
 from samdistill.evaluation.result import Evaluation, Measure
 from samdistill.evaluation.result_story import Tile
 from samdistill.evaluation.verdict import Score
-from samdistill.jobs.base import CHECK_INPUTS, STUDENT, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
+from samdistill.jobs.base import STUDENT, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from samdistill.jobs.caching import CacheCall, CacheReport
-from samdistill.jobs.images import Images
-from samdistill.jobs.recording import Block, Computed, Record, RecordSource, view_blocks, write_records
+from samdistill.jobs.recording import write_records
+from samdistill.jobs.views import ViewMaps, ViewParts
 from samdistill.registry import TermTable
 from samdistill.sandbox.render import render_sandbox
-from samdistill.store import FeatureStore, StoreSpec, record_bytes
+from samdistill.store import StoreSpec, record_bytes
+from samdistill.teachers import Maps, MapSignals, RunningMaps
 from samdistill.types import ImageBatch, Term, Terms
 
 SIDE, CELLS = 48, 4
@@ -42,7 +42,8 @@ def squared(predicted: Tensor, target: Tensor) -> Tensor:
 ToyLossConfig = loss_block("ToyLossConfig", "Weights.", (TERMS,))
 
 
-class ToyConfig(Run):
+class ToyConfig(CachedRun):
+    FOLDER: ClassVar[str] = "colours"
     job: Literal["toy"] = "toy"
     output: Path = Path("runs/toy")
     cache: CacheConfig = CacheConfig()
@@ -91,83 +92,62 @@ class ToyPlan(Plan):
         return {"images": str(self.images), "cache": str(self.cache_bytes)}
 
 
-class ToyImages(Images[ToyConfig]):
-    image_size = SIDE
+class Colours:
+    """The teacher, if it were one."""
 
-    def view(self, keys: Sequence[str] | None = None) -> ImageDataset:
-        return ImageDataset(
-            self.train_source, self.transform, list(self.train_source.keys if keys is None else keys), 0
-        )
+    fingerprint = "0" * 16
+
+    def ask(self, batch: ImageBatch) -> Maps:
+        return (F.adaptive_avg_pool2d(batch.images.float() / 255, CELLS),)
+
+    def to(self, device: torch.device | str) -> None:
+        """Nothing to move."""
 
 
-class Colours(RecordSource):
-    def __init__(self, config: ToyConfig, call: CacheCall) -> None:
-        self.images, self.root = ToyImages(config), config.output / "colours"
-        self.keys = self.images.train_source.keys[call.rank :: call.world]
-        spec = StoreSpec(
-            "colour", (3, CELLS, CELLS), SIDE, "0" * 16, self.images.transform.fingerprint, config.cache.codec
-        )
-        self.specs = {"": spec}
+class ToyParts(ViewParts[ToyConfig]):
+    image_size, what = SIDE, "colours"
 
     @property
-    def problems(self) -> Sequence[BadInput]:
-        return self.images.train_source.problems
+    def keys(self) -> Sequence[str]:
+        return self.train_source.keys
 
-    def blocks(self) -> Sequence[Block]:
-        return view_blocks(self.keys, 1, self.images.config.cache.batch_size)
+    def specs(self, fingerprint: str) -> dict[str, StoreSpec]:
+        about = fingerprint, self.transform.fingerprint, self.config.cache.codec
+        return {"": StoreSpec("colour", (3, CELLS, CELLS), SIDE, *about)}
 
-    def compute(self, blocks: Sequence[Block]) -> Iterator[Computed]:
-        keys = [key for block in blocks for key in block.about[1]]
-        for batch, bad in image_loader(self.images.view(keys), self.images.config.cache.batch_size):
-            assert batch is not None
-            colours = F.adaptive_avg_pool2d(batch.images.float() / 255, CELLS)
-            found = zip(batch.keys, batch.seeds.tolist(), colours, strict=True)
-            yield Computed([Record(record_key(key, 0), seed, {"": colour}) for key, seed, colour in found], bad)
-
-    def fingerprints(self) -> Mapping[str, str]:
-        return {record_key(key, 0): self.images.train_source.fingerprint(key) for key in self.keys}
-
-    def sample(self, store: str) -> Iterator[Tensor]:
-        return (record.tensors[store] for found in self.compute(self.blocks()) for record in found.records)
-
-    def probe(self, done: Collection[str]) -> Iterator[Record]:
-        return (record for found in self.compute(self.blocks()) for record in found.records if record.name in done)
+    def running(self) -> RunningMaps:
+        return RunningMaps(Colours(), Colours().ask)
 
 
-class ColourItems(Dataset[tuple[ImageItem, Tensor]]):
-    def __init__(self, images: ImageDataset, store: FeatureStore) -> None:
-        self.images, self.store, self.identity = images, store, images.keys
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[ImageItem, Tensor]:
-        item = self.images[index]
-        assert isinstance(item, ImageItem)
-        return item, self.store.read(record_key(item.key, 0)).features
+@dataclass(frozen=True)
+class ToyBatch:
+    images: ImageBatch
+    told: Maps
 
 
-class ToyTask(Task[tuple[ImageBatch, Tensor]]):
-    def __init__(self, config: ToyConfig, items: ColourItems) -> None:
-        self.config, self.items = config, items
+class ToyTask(Task[ToyBatch]):
+    def __init__(self, config: ToyConfig, items: ReadableImages, signals: MapSignals) -> None:
+        self.config, self.items, self.signals, self.taught_by = config, items, signals, signals.fingerprint
 
     def build_student(self) -> nn.Module:
         return ToyStudent(ToyStudentConfig())
 
-    def dataset(self, epoch: int) -> ColourItems:
+    def dataset(self, epoch: int) -> ReadableImages:
         return self.items
 
-    def collate(self, items: Sequence[tuple[ImageItem, Tensor]]) -> tuple[ImageBatch, Tensor]:
+    def collate(self, items: Sequence[tuple[ImageItem, tuple[BadInput, ...]]]) -> ToyBatch:
         images, _ = collate_images([image for image, _ in items])
         assert images is not None
-        return images, torch.stack([colours for _, colours in items])
+        return ToyBatch(images, self.signals.read(images))
 
-    def to(self, batch: tuple[ImageBatch, Tensor], device: torch.device) -> tuple[ImageBatch, Tensor]:
-        return batch[0].to(device), batch[1].to(device)
+    def to(self, batch: ToyBatch, device: torch.device) -> ToyBatch:
+        self.signals.to(device)
+        images = batch.images.to(device)
+        return ToyBatch(images, self.signals.answer(images, batch.told))
 
-    def terms(self, student: nn.Module, batch: tuple[ImageBatch, Tensor], epoch: int = 0) -> Terms:
-        predicted, loss = student(batch[0].images), self.config.loss
-        return Terms({name: Term(TERMS.get(name)(predicted, batch[1]), loss.weight(name)) for name in loss.named})
+    def terms(self, student: nn.Module, batch: ToyBatch, epoch: int = 0) -> Terms:
+        predicted, loss = student(batch.images.images), self.config.loss
+        return Terms({name: Term(TERMS.get(name)(predicted, batch.told[0]), loss.weight(name)) for name in loss.named})
 
 
 @dataclass(frozen=True)
@@ -209,7 +189,7 @@ class ToyJob(Job[ToyConfig]):
     config = ToyConfig
 
     def plan(self, config: ToyConfig, world: int = 1) -> Plan:
-        images, size = len(ToyImages(config).train_source.keys), record_bytes(config.cache.codec, (3, CELLS, CELLS))
+        images, size = len(ToyParts(config).train_source.keys), record_bytes(config.cache.codec, (3, CELLS, CELLS))
         epoch = images // config.train.batch_size
         return ToyPlan(
             images=images, cache_bytes=images * size, batch_norms=0, steps_per_epoch=epoch,
@@ -217,24 +197,21 @@ class ToyJob(Job[ToyConfig]):
         )  # fmt: skip
 
     def prepare(self, config: ToyConfig, device: str) -> Ready:
-        images = ToyImages(config).view()
-        return Ready(ToyTask(config, ColourItems(images, FeatureStore(config.output / "colours"))))
+        parts = ToyParts(config)
+        items = ReadableImages(parts.view(0, parts.trained_keys), cached=not config.online)
+        return Ready(ToyTask(config, items, parts.signals()))
 
-    def trial(self, config: ToyConfig, folder: Path) -> ToyConfig | None:
-        if (config.output / "colours").exists():
-            return None
-        (folder / "ids.txt").write_text("\n".join(ToyImages(config).train_source.keys[:CHECK_INPUTS]))
-        data = config.data.model_copy(update={"ids": folder / "ids.txt"})
-        return config.model_copy(update={"data": data, "output": folder / "trial"})
+    def probe(self, config: ToyConfig, device: str) -> tuple[Task[Any], int]:
+        return super().probe(ToyParts(config).checkable().config, device)
 
     def reads_cache(self, config: ToyConfig) -> bool:
-        return True
+        return not config.online
 
     def cache(self, config: ToyConfig, call: CacheCall) -> CacheReport:
-        return write_records(Colours(config, call), call)
+        return write_records(ViewMaps(ToyParts(config), call), call)
 
     def evaluate(self, config: ToyConfig, merged: MergeReport | None) -> Evaluated:
-        images, torch_state = ToyImages(config), load_file(config.output / "student" / "model.safetensors")
+        images, torch_state = ToyParts(config), load_file(config.output / "student" / "model.safetensors")
         torch.manual_seed(config.train.seed)
         start, student = (ToyStudent(ToyStudentConfig()) for _ in range(2))
         student.load_state_dict(torch_state)
@@ -262,4 +239,4 @@ class ToyJob(Job[ToyConfig]):
         return str(given.data.parent / "toy.yaml"), [f"data.root={given.data}"]
 
     def train_items(self, config: ToyConfig) -> int:
-        return len(ToyImages(config).train_source.keys)
+        return len(ToyParts(config).train_source.keys)

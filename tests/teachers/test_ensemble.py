@@ -10,6 +10,7 @@ from samdistill.config import TeacherEntry
 from samdistill.data import ObjectBatch
 from samdistill.ops.pca import Projection
 from samdistill.teachers import Ensemble, PromptTeacher, fit_projection, shares
+from samdistill.teachers.base import Prompted
 from samdistill.types import ImageBatch, PromptGroup, Prompts, UserError
 
 
@@ -74,14 +75,13 @@ def test_each_teacher_with_a_weight_answers_for_itself(both) -> None:
     assert both.weights == {"sam": 0.25, "sam3": 0.75} and list(both.teachers) == ["sam", "sam3"]
     assert both.patch_channels == {"sam": 8, "sam3": 9}
     batch, groups = scene()
-    found = both.answer(batch, groups)
+    found = both.answer(Prompted(batch, groups), both.read(Prompted(batch, groups)))
     assert list(found) == ["sam", "sam3"]
     for name, teacher in both.teachers.items():
         alone = teacher.answer(batch.images, groups)
         assert torch.equal(found[name].encoder_patch, alone.encoder_patch)
         assert torch.equal(found[name].groups[0].low_res_masks, alone.groups[0].low_res_masks)
     assert found["sam"].groups[0].mask_tokens.shape[-1] == 16 and found["sam3"].groups[0].mask_tokens.shape[-1] == 32
-    assert both.answer(batch, groups, dense=False)["sam3"].groups[0].low_res_masks is None
 
 
 def test_a_teacher_without_a_projection_is_noticed(sam) -> None:

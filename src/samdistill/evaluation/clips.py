@@ -26,7 +26,7 @@ from ..inference.concepts import StudentDetector
 from ..metrics.video import boundary_f, region_similarity
 from ..ops.images import normalise, to_grid
 from ..ops.outputs import take_images
-from ..teachers.base import Levels
+from ..teachers import FrameSignals
 from ..types import ConceptPrompts, UserError
 from .clip_scores import LOOKALIKES, OCCLUDED, REAPPEARED, UNIQUE, ClipAnswer, ClipScores, Kind
 from .videos import evaluating, frames_of, phrase_of, visible_shares
@@ -44,7 +44,7 @@ def evaluate_clips(
     context: int,
     queries_per_video: int = 4,
     memory: Kind = "own",
-    levels: Levels | None = None,
+    levels: FrameSignals | None = None,
     batch_size: int = 4,
     marks: bool | None = None,
     geometry: str = "square",
@@ -112,7 +112,7 @@ class _Clips:
     context: int
     queries: int
     memory: Kind
-    levels: Levels | None
+    levels: FrameSignals | None
     batch_size: int
     marked: bool
     seen: Callable[[ClipAnswer, Bool[np.ndarray, "h w"]], object] | None = None
@@ -247,8 +247,9 @@ class _Past:
     def _remembered(self, rows: range) -> Float[Tensor, "t c h w"]:
         """Return one feature map per context frame, resampled to the student's grid as in training."""
         if self.run.levels is not None and (missing := [row for row in rows if row not in self.maps]):
-            theirs = self.run.levels.read(self.record.key, [self.record.annotated[row] for row in missing])
-            self.maps.update(zip(missing, to_grid(theirs.float(), self.grid), strict=True))
+            frames = [(self.record.key, self.record.annotated[row]) for row in missing]
+            (theirs,) = self.run.levels.answer(frames, self.run.levels.read(frames))
+            self.maps.update(zip(missing, to_grid(theirs.cpu(), self.grid), strict=True))
         return torch.stack([self.maps[row] for row in rows])
 
 

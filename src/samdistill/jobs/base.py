@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from ..checkpoints.report import MergeReport
 from ..checkpoints.words import Words
-from ..config import Run, TrainConfig
+from ..config import Run, TeacherConfig, TrainConfig
 from ..data import BadInput
 from ..engine.task import Task
 from ..evaluation.result import Evaluation
@@ -27,6 +27,11 @@ CHECK_INPUTS = 4
 def optimiser_bytes(trained: int, train: TrainConfig) -> int:
     """Weights, gradients and two Adam moments of ``trained`` parameters, and their average where one is kept."""
     return 4 * trained * (5 if train.ema else 4)
+
+
+def teacher_bytes(teacher: TeacherConfig, params: int) -> int:
+    """Weights of a running teacher of ``params`` parameters."""
+    return (4 if teacher.precision == "fp32" else 2) * params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,14 +147,11 @@ class Job(ABC, Generic[Config]):
     def prepare(self, config: Config, device: str) -> Ready:
         """The task on all its data. Rank 0 proves that a cache belongs to the teacher and the data of ``config``."""
 
-    def probe(self, config: Config, device: str, trial: bool) -> tuple[Task[Any], int]:
-        """The task that ``check`` differentiates, and the size of its batch. trial: ``config`` comes from ``trial``."""
+    def probe(self, config: Config, device: str) -> tuple[Task[Any], int]:
+        """The task that ``check`` differentiates, and the size of its batch. Where nothing is cached yet, the teacher
+        of a job that can do without a cache runs."""
         micro = config.train.batch_size // config.train.accumulate
         return self.prepare(config, device).task, max(1, min(CHECK_INPUTS, micro))
-
-    def trial(self, config: Config, folder: Path) -> Config | None:
-        """A config of a few inputs with its cache in ``folder``, where ``check`` needs a cache and there is none."""
-        return None
 
     def reads_cache(self, config: Config) -> bool:
         """Whether training reads what ``cache`` writes."""

@@ -3,19 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
+from ..config.parts import CachedRun
 from ..data import BadInput, Source, leave_out
 from ..data.videos import VideoSource
 from ..io import write_lines
 from ..reading import read_json_lines
+from ..report import human_bytes
 from ..store import Codec, FeatureStore, Problem, StoreSpec, make_codec, stored_codec
+from ..store.spec import MANIFEST, Manifest
 from ..types import UserError
+
+Specs = Mapping[str, StoreSpec]
+"""Of the stores that are cached together, by folder below their root; empty for the root itself."""
+
+
+def refuse_online(config: CachedRun) -> None:
+    """``UserError`` where there is nothing to write."""
+    if config.online:
+        raise UserError(
+            "cache.mode=online: the teacher runs while the student trains, there is nothing to cache; "
+            "set cache.mode=stored to train from a cache"
+        )
+
+
+def planned(online: bool, size: int, text: str) -> str:
+    """The line of ``plan`` about the cache. text: what its ``size`` bytes are."""
+    return f"{human_bytes(size)}: {'the teacher runs while the student trains' if online else text}"
+
+
+def is_cached(root: Path, specs: Specs) -> bool:
+    """Whether there is a cache, complete or not."""
+    return all((root / name / MANIFEST).is_file() for name in specs)
+
+
+def open_stores(root: Path, specs: Specs, what: str = "features") -> dict[str, FeatureStore]:
+    """The run's stores, their taps, shapes, size, transform and codec held against the config: no weights are read.
+
+    specs: of any teacher. Raises ``UserError`` where there are none, or they are of something else.
+    """
+    if not is_cached(root, specs):
+        raise UserError(f"{root}: no cached {what} here; run `samdistill cache` with this config first")
+    made_with = {name: Manifest.load(root / name).spec.teacher for name in specs}
+    return {name: FeatureStore(root / name, replace(spec, teacher=made_with[name])) for name, spec in specs.items()}
+
+
+def prove(root: Path, specs: Specs) -> None:
+    """``UserError`` unless the stores are of the teacher of ``specs``: its weights must be those that were cached."""
+    for name, spec in specs.items():
+        Manifest.load(root / name).require(root / name, spec)
 
 
 def refuse_missing(root: Path, missing: Sequence[str], total: int) -> None:

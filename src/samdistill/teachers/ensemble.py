@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..config import TeacherEntry
-from ..data import ObjectBatch
-from ..types import PromptGroup, PromptSignals, UserError
+from ..types import PromptSignals, UserError
+from .base import Prompted, Records
 from .promptable import PromptTeacher, check_match
 
 
@@ -28,7 +28,7 @@ def shares(entries: Sequence[TeacherEntry | PromptTeacher]) -> dict[str, float]:
 
 
 class Ensemble:
-    """``tasks.prompt.Signals`` of teachers that run: they are asked the same prompts about the same images.
+    """``Signals`` of promptable teachers that run: they are asked the same prompts about the same images.
 
     weights: by name, summing to one. teachers: by name; one without weight is not kept. fingerprint: hex digest of the
     teachers' own and their names, not of weights: two ensembles that share it answer alike, given their projections.
@@ -57,11 +57,13 @@ class Ensemble:
         for teacher in self.teachers.values():
             check_match(grid, width, terms, teacher)
 
-    def answer(
-        self, batch: ObjectBatch, groups: tuple[PromptGroup, ...], dense: bool = True
-    ) -> dict[str, PromptSignals]:
-        """What each teacher says to ``groups`` about the images of ``batch``, as ``PromptTeacher.answer`` gives it."""
-        return {name: teacher.answer(batch.images, groups, dense) for name, teacher in self.teachers.items()}
+    def read(self, asked: Prompted) -> Mapping[str, Records]:
+        """Nothing: all that the teachers need is in the batch."""
+        return {}
+
+    def answer(self, asked: Prompted, read: Mapping[str, Records]) -> dict[str, PromptSignals]:
+        """What each teacher says to the groups about the images, as ``PromptTeacher.answer`` gives it."""
+        return {name: teacher.answer(asked.batch.images, asked.groups) for name, teacher in self.teachers.items()}
 
     def to(self, device: torch.device | str) -> Ensemble:
         """Move every teacher; costs nothing where they are there already."""

@@ -285,4 +285,4 @@ def test_stopped_in_the_middle_then_the_same_command_gives_the_same_bytes(
 def test_the_spec_of_a_store_is_that_of_its_teacher(cached: EncoderRunConfig) -> None:
     spec, parts = FeatureStore(cached.store_root).spec, EncoderParts(cached)
     assert (spec.tap, spec.shape, spec.image_size, spec.codec) == ("image_embedding", (192, 9, 9), 126, "fp16")
-    assert spec == parts.store_spec(parts.build_teacher())
+    assert {"": spec} == parts.specs(parts.running().fingerprint)

@@ -82,7 +82,7 @@ def test_steps_are_those_the_training_takes(cached: EncoderRunConfig, recipe, tm
 
 
 def test_teacher_and_shapes(cached: EncoderRunConfig) -> None:
-    found, teacher = plan(cached), EncoderParts(cached).build_teacher()
+    found, teacher = plan(cached), EncoderParts(cached).running().teacher
     assert found.embedding_shape == teacher.embedding_shape == (192, 9, 9) and found.image_size == 126
     assert found.teacher_trunk_params == sum(p.numel() for p in teacher._trunk.parameters())
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from samdistill.data import collate_images, record_key, view_seed
+from samdistill.data import record_key, view_seed
 from samdistill.engine import fit
 from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.jobs.encoder.parts import EncoderParts
@@ -33,7 +33,7 @@ def varied(recipe, tmp_path_factory) -> EncoderRunConfig:
 
 def task_of(config: EncoderRunConfig) -> EncoderTask:
     parts = EncoderParts(config)
-    return parts.task(parts.open_store())
+    return parts.task(parts.signals(proven=False))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def task(varied: EncoderRunConfig) -> EncoderTask:
 
 def one_batch(task: EncoderTask, indices: list[int], epoch: int = 0) -> EncoderBatch:
     data = task.dataset(epoch)
-    return task.collate([data[i] for i in indices])
+    return task.to(task.collate([data[i] for i in indices]), torch.device("cpu"))
 
 
 class Fixed(nn.Module):
@@ -64,16 +64,17 @@ def test_the_target_is_the_teachers_output_of_the_replayed_view(task: EncoderTas
         data, indices = task.dataset(view), [0, 5, 23]
         parts = EncoderParts(varied)
         for index in indices:
-            item, target = data[index]
+            item, _ = data[index]
+            target = one_batch(task, [index], view).target[0]
             key = data.images.keys[index]
-            seed = task.store.read(record_key(key, view)).seed
+            seed = task.signals.stores[0].read(record_key(key, view)).seed
             assert seed == view_seed(varied.data.seed, key, view) == item.seed
             with Image.open(varied.data.root / "images" / "train" / f"{key}.jpg") as image:
                 canvas, size = parts.transform(image.convert("RGB"), seed)  # replayed from the record's seed alone
             assert size == item.size and torch.equal(canvas, item.image)
             fresh = teacher.extract(ImageBatch.full(canvas[None]))["image_embedding"][0]
             assert (target - fresh).norm() / fresh.norm() < 2e-3  # float16, and a batch of another size
-            other = data[(index + 1) % 24][1]
+            other = one_batch(task, [(index + 1) % 24], view).target[0]
             assert (target - other).norm() / fresh.norm() > 0.05  # the bound above means something
 
 
@@ -81,15 +82,15 @@ def test_epochs_rotate_through_the_views(task: EncoderTask) -> None:
     seeds = [[task.dataset(epoch)[i][0].seed for i in range(4)] for epoch in range(6)]
     assert seeds[:3] == seeds[3:]
     assert len({tuple(row) for row in seeds[:3]}) == 3
-    assert not torch.equal(task.dataset(0)[0][1], task.dataset(1)[0][1])
+    assert not torch.equal(one_batch(task, [0], 0).target, one_batch(task, [0], 1).target)
     assert len({len(task.dataset(epoch)) for epoch in range(3)}) == 1
 
 
 def test_another_seed_than_the_caches_is_refused_by_name(varied: EncoderRunConfig) -> None:
     other = task_of(varied.model_copy(update={"data": varied.data.model_copy(update={"seed": 1})}))
-    key = other.views[0].keys[3]
+    key = other.dataset(0).identity[3]
     with pytest.raises(UserError, match=f"^{key}: the cache was made with augmentation seed .* set data.seed"):
-        _ = other.dataset(0)[3]
+        one_batch(other, [3])
 
 
 def test_an_image_that_broke_after_it_was_cached_is_named(task: EncoderTask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +160,7 @@ def test_padding_does_not_influence_the_loss(padded: EncoderTask) -> None:
     wild[:, :, 4:] = 1e4
     target[:, :, 4:] = -1e4
     first, student = padded.terms(Fixed(predicted), batch), Fixed(wild)
-    second = padded.terms(student, EncoderBatch(batch.images, target))
+    second = padded.terms(student, EncoderBatch(batch.images, (target,)))
     for name in first:
         assert first[name].value.item() == second[name].value.item() > 0
     second.total.backward()
@@ -182,7 +183,7 @@ def test_the_student_fits_into_the_teachers_place(task: EncoderTask) -> None:
 
 
 def test_batches_move_whole(task: EncoderTask) -> None:
-    moved = task.to(one_batch(task, [0]), torch.device("meta"))
+    moved = task.to(task.collate([task.dataset(0)[0]]), torch.device("meta"))
     assert moved.target.device.type == moved.images.images.device.type == moved.images.sizes.device.type == "meta"
 
 
@@ -191,9 +192,9 @@ def test_training_lowers_both_terms_below_those_of_the_best_constant(varied: Enc
     settings = varied.train.model_copy(update={"epochs": 12, "lr": 4e-3, "warmup_epochs": 1.0})
     task = task_of(varied)
     result = fit(task, settings, tmp_path / "run", workers=0, resolved=varied.to_yaml())
-    targets = torch.stack([task.dataset(0)[i][1] for i in range(24)])
-    images, _ = collate_images([task.dataset(0)[i][0] for i in range(24)])
+    batch = one_batch(task, list(range(24)))
+    images, targets = batch.images, batch.target
     constant = targets.mean((0, 2, 3), keepdim=True).expand_as(targets)
-    floor = task.terms(Fixed(constant), EncoderBatch(images, targets))
+    floor = task.terms(Fixed(constant), EncoderBatch(images, (targets,)))
     assert result.terms["mse"] < floor["mse"].value.item()
     assert result.terms["cosine"] < floor["cosine"].value.item()

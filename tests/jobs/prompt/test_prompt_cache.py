@@ -19,7 +19,8 @@ from samdistill.jobs.prompt.config import PromptRunConfig
 from samdistill.jobs.prompt.parts import FEATURES, PromptParts
 from samdistill.pipeline import cache
 from samdistill.store import FeatureStore, FeatureStoreWriter
-from samdistill.teachers.cached_signals import record_seeds
+from samdistill.teachers.base import Prompted
+from samdistill.teachers.stored_signals import record_seeds
 from samdistill.types import UserError
 
 CACHED, TEACHERS = "distillation.use_precomputed_features=true", ("large", "small")
@@ -72,7 +73,7 @@ def test_records_are_what_the_teachers_say_to_the_prompts_beside_them(kept) -> N
                 assert (line[name] is None) == (drawn is None)
                 assert drawn is None or torch.equal(torch.tensor(line[name]).to(drawn.dtype), drawn[0])
             batch = parts_of.PromptTask(kept, None, lambda _: None).collate([item])  # type: ignore[arg-type,return-value]
-            for name, signals in ensemble.answer(batch, batch.groups).items():
+            for name, signals in ensemble.answer(Prompted(batch, batch.groups), {}).items():
                 folder = parts.split_root / name
                 record = FeatureStore(folder / "mask_token").read(record_key(item.key, view))
                 assert record.seed == record_seeds(batch)[0]
@@ -89,9 +90,8 @@ def test_losses_from_the_cache_are_those_of_running_teachers(codec, close, promp
     cached = PromptParts(config).task("cpu")
     torch.manual_seed(0)
     student, data = online.build_student(), online.dataset(0)
-    cached.dataset(0)
-    batch = online.collate([data[i] for i in (11, 3, 4, 0, 7)])  # none of the cache's batches
-    ours, theirs = cached.terms(student, batch), online.terms(student, batch)
+    items = [data[i] for i in (11, 3, 4, 0, 7)]  # none of the cache's batches
+    ours, theirs = (task.terms(student, task.collate(items)) for task in (cached, online))
     whole = 22 + sum(getattr(config.distillation, name).weight for name in config.distilled)  # two teachers share each
     assert list(ours) == list(theirs) and sum(term.weight for term in ours.values()) == pytest.approx(whole)
     for name in theirs:
@@ -112,7 +112,7 @@ def test_no_teacher_is_needed_but_for_the_proof(kept, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "1")
     task = PromptParts(kept).task("cpu")
     batch = task.collate([task.dataset(3)[0]])  # epoch 3 shows view 1
-    assert list(task.signals.answer(batch, batch.groups)) == list(TEACHERS)  # type: ignore[union-attr]
+    assert list(task.signals.answer(Prompted(batch, batch.groups), batch.told)) == list(TEACHERS)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("after", [3, 41])
@@ -188,7 +188,7 @@ def test_an_image_that_cannot_be_used_is_listed_and_trained_around(prompted, wor
     assert len(task.dataset(0)) == len(keys) - 2
     batch = task.collate([task.dataset(0)[i] for i in (2, 5)])
     assert batch.images.keys == (keys[3], keys[7])
-    assert set(task.signals.answer(batch, batch.groups)) == set(TEACHERS)  # type: ignore[union-attr]
+    assert set(task.signals.answer(Prompted(batch, batch.groups), batch.told)) == set(TEACHERS)  # type: ignore[union-attr]
 
 
 def test_verify_sees_damage_and_a_teacher_that_answers_otherwise(kept, tmp_path, monkeypatch) -> None:
@@ -201,8 +201,8 @@ def test_verify_sees_damage_and_a_teacher_that_answers_otherwise(kept, tmp_path,
     values.write_bytes(good)
     answer = parts_of.Ensemble.answer
 
-    def otherwise(self, batch, groups, dense=True):
-        said = answer(self, batch, groups, dense)
+    def otherwise(self, asked, read):
+        said = answer(self, asked, read)
         large = said["large"]
         return said | {"large": type(large)(large.encoder_patch * 1.1, large.groups)}
 

@@ -22,6 +22,7 @@ from samdistill.ops.masks import mask_iou
 from samdistill.ops.pca import Projection
 from samdistill.ops.promptable import answer_group, embed, to_canvas
 from samdistill.teachers import Ensemble, PromptTeacher
+from samdistill.teachers.base import Prompted
 from samdistill.types import PromptGroup, Prompts, UserError
 
 SIDE = 64
@@ -90,8 +91,7 @@ class Running:
         self.weights, self.patch_channels = self.ensemble.weights, self.ensemble.patch_channels
         self.meets = self.ensemble.meets
 
-    def answer(self, batch, groups):
-        return self.ensemble.answer(batch, groups)
+        self.read, self.answer, self.fingerprint = self.ensemble.read, self.ensemble.answer, self.ensemble.fingerprint
 
     def to(self, device) -> None:
         pass
@@ -262,7 +262,7 @@ def test_teachers_are_asked_about_the_first_answer_or_about_all(pictures, teache
     every = task(pictures, Running(teachers), prompts=prompts)
     student, batch = first.build_student().eval(), batch_of(first, 4)
     answers = student(batch, first.config.prompts)
-    told = [first.signals.answer(batch, asked)["t0"] for asked in answers.asked]
+    told = [first.signals.answer(Prompted(batch, asked), {})["t0"] for asked in answers.asked]
     teacher, encoded = every.signals.ensemble.teachers["t0"], []
     teacher.model.vision_encoder.register_forward_hook(lambda *_: encoded.append(1))
     values = {name: term.value for name, term in every.terms(student, batch).items()}
@@ -314,7 +314,7 @@ def test_padding_does_not_count(pictures, teachers):
     found = task(pictures, Running(teachers))
     student, batch = found.build_student(), batch_of(found)
     answers = student(batch, found.config.prompts)
-    told = found.signals.answer(batch, answers.asked[0])["t0"]
+    told = found.signals.answer(Prompted(batch, answers.asked[0]), {})["t0"]
     changed = copy.deepcopy(told)
     changed.encoder_patch[:, :, 6:] += 5
     for group in changed.groups:

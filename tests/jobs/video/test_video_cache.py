@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from samdistill.cli import main
 from samdistill.data import BadInput
 from samdistill.data.skipped import read_skipped
-from samdistill.jobs.caching import CacheReport, left_out_of, list_skipped
+from samdistill.jobs.caching import CacheReport, left_out_of, list_skipped, open_stores, prove
 from samdistill.jobs.video import cache as video_cache
 from samdistill.jobs.video import parts as video_parts
-from samdistill.jobs.video.cache import complete_videos, open_levels, prove, source_fingerprints
+from samdistill.jobs.video.cache import complete_videos, source_fingerprints
 from samdistill.jobs.video.config import VideoRunConfig
 from samdistill.jobs.video.parts import VideoParts
 from samdistill.pipeline import cache
@@ -37,6 +37,10 @@ FRAMES = {"sav_3000000": 6, "sav_3000001": 6, "sav_4000000": 18}
 TOTAL = sum(FRAMES.values())
 STORE = ("rank0-values.bin", "rank0-keys.txt", "rank0-index.bin", "manifest.json")
 RECORD = {2: 4 + 32 * 9 * 9 * 2, 3: 4 + 32 * 4 * 4 * 2}  # seed, then float16
+
+
+def open_levels(parts: VideoParts) -> FeatureStore:
+    return open_stores(parts.config.store_root, parts.specs(""))[""]
 
 
 def run(config: VideoRunConfig, **options: object) -> CacheReport:
@@ -274,7 +278,7 @@ def test_a_video_with_a_frame_too_few_is_refused(recipe: Recipe, spoilt: Path, t
     parts, (first, second, _) = VideoParts(config), FRAMES
     with pytest.raises(UserError, match="no cached features here; run `samdistill cache` with this config first"):
         open_levels(parts)
-    spec = parts.store_spec("ab")
+    spec = parts.specs("ab")[""]
     with FeatureStoreWriter(config.store_root, spec, make_codec("fp16", spec.shape)) as writer:
         for key, count in FRAMES.items():
             for row in range(count - (key in (first, second))):
@@ -324,7 +328,8 @@ def test_a_cache_of_something_else_is_refused(
     before = {path.name: path.read_bytes() for path in cached.store_root.iterdir()}
 
     def opened() -> None:
-        prove(parts, open_levels(parts))
+        open_levels(parts)
+        prove(parts.config.store_root, parts.specs(parts.teacher().fingerprint))
 
     for action in (lambda: run(parts.config), opened):
         with pytest.raises(UserError, match="cached with other settings") as error:

@@ -30,14 +30,14 @@ from samdistill.evaluation.clips import evaluate_clips
 from samdistill.evaluation.video_pictures import Answers
 from samdistill.evaluation.video_result import STUDENT, TEACHER, WITHOUT
 from samdistill.inference.concepts import StudentDetector, load_concept_model
+from samdistill.jobs.caching import open_stores
 from samdistill.jobs.loading import load_config
-from samdistill.jobs.video import cache as video_cache
 from samdistill.jobs.video import job as video_job
 from samdistill.jobs.video import parts as video_parts
 from samdistill.jobs.video.config import VideoRunConfig
 from samdistill.metrics.video import region_similarity
 from samdistill.pipeline import RunResult, check, demo, plan, run_pipeline, train
-from samdistill.teachers import CachedLevels, LiveLevels, Sam3Detector, describe_detector
+from samdistill.teachers import RunningFrames, Sam3Detector, StoredMaps, describe_detector
 from samdistill.types import UserError
 
 RECIPES = [name for name in packaged() if name.startswith("video/")]
@@ -126,11 +126,13 @@ def test_the_road_leaves_figures_a_film_and_a_report(walked: tuple[VideoRunConfi
 
 def test_the_maps_of_held_out_frames_are_made_as_the_cached_ones(walked: tuple[VideoRunConfig, RunResult]) -> None:
     parts = video_parts.VideoParts(walked[0])
-    source, cached = parts.train_source, CachedLevels(video_cache.open_levels(parts))
-    live = LiveLevels(parts.teacher(), source, parts.cached_view.geometry, parts.level, batch_size=2)
+    source = parts.train_source
+    cached = StoredMaps.of_frames(list(open_stores(walked[0].store_root, parts.specs("")).values()))
+    live = RunningFrames(parts.teacher(), source, parts.cached_view.geometry, parts.level, batch_size=2)
     for key in source.keys:
-        frames = source.record(key).annotated[::2]
-        torch.testing.assert_close(live.read(key, frames), cached.read(key, frames), rtol=2e-3, atol=1e-3)
+        frames = [(key, number) for number in source.record(key).annotated[::2]]
+        found = live.answer(frames, live.read(frames))
+        torch.testing.assert_close(found, cached.read(frames), rtol=2e-3, atol=1e-3)
 
 
 def test_what_is_drawn_is_what_was_measured(walked: tuple[VideoRunConfig, RunResult]) -> None:

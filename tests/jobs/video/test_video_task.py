@@ -53,7 +53,7 @@ def task(video: VideoRecipe, stores: dict[int, Path], tmp_path: Path) -> VideoTa
 
 def batch_of(task: VideoTask, epoch: int, count: int = 4):
     data = task.dataset(epoch)
-    return task.collate([data[i] for i in range(count)])
+    return task.to(task.collate([data[i] for i in range(count)]), torch.device("cpu"))
 
 
 def test_every_term_reaches_the_memory_and_nothing_else(task: VideoTask) -> None:
@@ -230,7 +230,7 @@ def test_each_frame_is_remembered_by_the_map_that_is_said(task: VideoTask) -> No
                 with torch.no_grad():
                     wanted = model.get_vision_features(pixels).fpn_hidden_states[3][0]
             else:
-                wanted = task.levels.read(item.key, [int(item.context_frames[slot])])[0]
+                wanted = task.levels.read([(item.key, int(item.context_frames[slot]))])[0][0]
             torch.testing.assert_close(found[row, slot], wanted, rtol=1e-4, atol=1e-4)
     assert kinds == {True, False}
 

@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, model_validator
 
-from ...config.parts import Fraction, Positive, Run, Strict, TeacherConfig, TrainConfig, Weight, loss_block, registered
+from ...config.parts import (
+    CacheConfig,
+    CachedRun,
+    Fraction,
+    Positive,
+    Strict,
+    TeacherConfig,
+    TrainConfig,
+    Weight,
+    loss_block,
+    registered,
+)
 from ...config.questions import QuestionsConfig
 from ...registry import MATCHERS
 from .losses import FEATURE_TERMS, OUTPUT_TERMS
@@ -76,6 +87,16 @@ DetectionLossConfig = loss_block(
 )
 
 
+FEATURES = frozenset({"fpn"})
+"""The terms that need the teacher's pyramid alone, which can be cached; its answers are larger and cannot."""
+
+
+class PyramidCacheConfig(CacheConfig):
+    """The teacher's pyramid for the phases of ``fpn`` alone."""
+
+    mode: Literal["stored", "online"] = "online"
+
+
 class ConceptEvaluateConfig(Strict):
     concepts: Path | None = None
     """Held-out questions with their masks, in the SA-Co layout; None looks for one in ``data.root``."""
@@ -85,7 +106,7 @@ class ConceptEvaluateConfig(Strict):
     batch_size: Positive = 4
 
 
-class DetectionRunConfig(Run):
+class DetectionRunConfig(CachedRun):
     """One run of detection distillation: everything needed to repeat it. Written resolved into the run folder."""
 
     job: Literal["detection"] = "detection"
@@ -94,6 +115,25 @@ class DetectionRunConfig(Run):
     student: DetectorConfig = DetectorConfig()
     questions: QuestionsConfig = QuestionsConfig()
     match: MatchConfig = MatchConfig()
+    cache: PyramidCacheConfig = PyramidCacheConfig()
     loss: DetectionLossConfig = DetectionLossConfig()
     train: TrainConfig = TrainConfig()
     evaluate: ConceptEvaluateConfig = ConceptEvaluateConfig()
+
+    @model_validator(mode="after")
+    def _cached_pyramid_is_read(self) -> DetectionRunConfig:
+        if not self.online and not any(self.of_features(epoch) for epoch in range(self.train.total_epochs)):
+            raise ValueError(
+                "cache.mode=stored: only a phase of fpn alone learns from a cache, and train.phases has none; "
+                "set cache.mode=online"
+            )
+        return self
+
+    def wanted(self, epoch: int) -> frozenset[str]:
+        """Names of the terms of the epoch's phase."""
+        phase = self.train.phase_at(epoch)
+        return frozenset(self.loss.named if phase is None or phase.terms is None else phase.terms)
+
+    def of_features(self, epoch: int) -> bool:
+        """Whether the epoch learns from the teacher's pyramid alone."""
+        return self.wanted(epoch) == FEATURES

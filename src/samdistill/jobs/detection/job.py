@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ...checkpoints.report import MergeReport
 from ...data.layouts import data_kind
 from ...dist import default_device
+from ...engine.task import Task
 from ...evaluation.concepts import ConceptResult
 from ...sandbox.render import render_sandbox
 from ...types import UserError
 from ..base import STUDENT, TEACHER, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
+from ..caching import CacheCall, CacheReport
+from ..recording import write_records
+from ..views import ViewMaps
 from .config import DetectionRunConfig
 from .evaluate import evaluate
 from .parts import DetectionParts
@@ -19,7 +24,7 @@ from .plan import plan_detection
 
 
 class DetectionJob(Job[DetectionRunConfig]):
-    """EfficientSam3 learns a SAM 3's answers to questions, and the features behind them; the teacher runs online."""
+    """EfficientSam3 learns a SAM 3's answers to questions, and the features behind them."""
 
     name = "detection"
     config = DetectionRunConfig
@@ -37,6 +42,15 @@ class DetectionJob(Job[DetectionRunConfig]):
         parts = DetectionParts(config)
         return Ready(parts.task(), parts.words)
 
+    def probe(self, config: DetectionRunConfig, device: str) -> tuple[Task[Any], int]:
+        return super().probe(DetectionParts(config).checkable().config, device)
+
+    def reads_cache(self, config: DetectionRunConfig) -> bool:
+        return not config.online
+
+    def cache(self, config: DetectionRunConfig, call: CacheCall) -> CacheReport:
+        return write_records(ViewMaps(DetectionParts(config), call), call)
+
     def evaluate(self, config: DetectionRunConfig, merged: MergeReport | None) -> Evaluated | None:
         result = evaluate(config)
         return None if result is None else Evaluated(result)
@@ -52,7 +66,8 @@ class DetectionJob(Job[DetectionRunConfig]):
         ]
 
     def report_names(self, config: DetectionRunConfig) -> ReportNames:
-        return ReportNames(f"EfficientSam3 on {config.student.backbone} from {Path(config.teacher.path).name}")
+        title = f"EfficientSam3 on {config.student.backbone} from {Path(config.teacher.path).name}"
+        return ReportNames(title, cached="levels of the teacher's pyramid")
 
     def demo(self, folder: Path) -> tuple[str, list[str]]:
         render_sandbox(folder, format="coco")

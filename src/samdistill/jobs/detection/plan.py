@@ -10,8 +10,10 @@ from ...data.questions import PhraseBook
 from ...data.sources import survey
 from ...engine.frozen_norm import batch_norms
 from ...report import human_bytes
+from ...store import record_bytes
 from ...students import EfficientSam3Model
-from ..base import Plan, optimiser_bytes
+from ..base import Plan, optimiser_bytes, teacher_bytes
+from ..caching import planned
 from .config import DetectionRunConfig
 from .parts import DetectionParts
 from .task import detector_config
@@ -20,7 +22,8 @@ from .task import detector_config
 @dataclass(frozen=True, kw_only=True)
 class DetectionPlan(Plan):
     """Sizes in bytes. parts: parameters of the student by module. levels: sides of the maps the heads read.
-    batch_norms: layers of batch norm."""
+    batch_norms: layers of batch norm. online: without a cache; bytes_per_view: of the pyramid of one view in it, and as
+    uncompressed fp16."""
 
     teacher: str
     teacher_params: int
@@ -36,6 +39,11 @@ class DetectionPlan(Plan):
     held_out_images: int
     questions_per_image: int
     phases: tuple[tuple[str, int], ...]
+    online: bool
+    codec: str
+    bytes_per_view: int
+    raw_bytes_per_view: int
+    cache_bytes: int
     weights_and_optimiser_bytes: int
     teacher_bytes: int
 
@@ -54,6 +62,10 @@ class DetectionPlan(Plan):
             f"{self.teacher_params / 1e6:.2f}M and {self.teacher_queries}; {self.images} images, {self.steps} steps"
         )
 
+    @property
+    def raw_record_bytes(self) -> int:
+        return self.raw_bytes_per_view
+
     def facts(self) -> dict[str, str]:
         levels = ", ".join(map(str, self.teacher_levels))
         parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in self.parts.items())
@@ -64,6 +76,7 @@ class DetectionPlan(Plan):
             "student": f"{self.student} ({self.student_params / 1e6:.2f}M, {self.queries} queries): {parts}",
             "images": f"{self.images} to train on, {self.held_out_images} held out, "
             f"{self.questions_per_image} question(s) each",
+            "cache": planned(self.online, self.cache_bytes, f"{self.codec}, {human_bytes(self.bytes_per_view)} a view"),
             "memory": f"{human_bytes(self.weights_and_optimiser_bytes)} weights and optimiser, "
             f"{human_bytes(self.teacher_bytes)} teacher; activations are not counted",
             "student's file": f"{human_bytes(self.student_fp16_bytes)} in fp16",
@@ -83,7 +96,8 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in student.named_children()}
     params, images = sum(sizes.values()), len(PhraseBook(config.questions, survey(parts.train_source)).keys)
     per_epoch = images // train.batch_size
-    half = 2 if config.teacher.precision != "fp32" else 4
+    shapes = [spec.shape for spec in parts.specs("").values()]
+    per_view = sum(record_bytes(config.cache.codec, shape) for shape in shapes)
     return DetectionPlan(
         teacher=config.teacher.path, teacher_params=info.params, image_size=info.image_size,
         teacher_queries=info.queries, teacher_levels=tuple(info.levels), student=config.student.backbone,
@@ -91,6 +105,10 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
         images=images, held_out_images=len(survey(parts.held_out_source()).keys),
         questions_per_image=config.questions.per_image,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
-        weights_and_optimiser_bytes=optimiser_bytes(params, train), teacher_bytes=half * info.params,
+        online=config.online, codec=config.cache.codec, bytes_per_view=per_view,
+        raw_bytes_per_view=sum(record_bytes("fp16", shape) for shape in shapes),
+        cache_bytes=0 if config.online else per_view * images * config.data.views,
+        weights_and_optimiser_bytes=optimiser_bytes(params, train),
+        teacher_bytes=teacher_bytes(config.teacher, info.params),
         batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip

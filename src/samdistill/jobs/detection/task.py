@@ -1,11 +1,13 @@
 """Detection distillation: SAM 3's answers to questions, and the features behind them, into EfficientSam3.
 
-The teacher runs online: what it says depends on the image and the question, and is many times larger than both.
+The teacher runs: what it says depends on the image and the question, and is many times larger than both. Its pyramid,
+which depends on the image alone, can come from a cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +24,7 @@ from ...ops.images import normalise
 from ...ops.matching import MatchCost, match
 from ...students import EfficientSam3Config, EfficientSam3Model, build_detector, efficient_sam3_config, inherit
 from ...students.backbones import checkpoint_stages
-from ...teachers import DetectorInfo, Sam3Detector
+from ...teachers import DetectorInfo, Maps, MapSignals, RunningMaps, Sam3Detector
 from ...types import ConceptPrompts, ImageBatch, Term, Terms
 from .config import DetectionRunConfig
 from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
@@ -30,10 +32,12 @@ from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output
 
 @dataclass(frozen=True)
 class DetectionBatch:
-    """Images as they travel, and what both models are asked about them. bad: images that others stand in for."""
+    """Images as they travel, and what both models are asked about them. told: what a worker read of the teacher's
+    pyramid. bad: images that others stand in for."""
 
     images: ImageBatch
     prompts: ConceptPrompts
+    told: Maps = ()
     bad: tuple[BadInput, ...] = ()
 
 
@@ -56,17 +60,18 @@ def detector_config(config: DetectionRunConfig, teacher: DetectorInfo) -> Effici
 class DetectionTask(Task[DetectionBatch]):
     """Eight terms between two detectors that were asked the same questions about the same uint8 images.
 
-    words: the student's tokenizer. questions: the training items of an epoch. held_out: items whose terms are logged
-    after every epoch, or None.
+    pyramid: of the teacher, computed or read, for phases of ``fpn`` alone. words: the student's tokenizer. questions:
+    the training items of an epoch. held_out: items whose terms are logged after every epoch, or None.
     """
 
     leaves_unused = True  # the box encoder in a batch without boxes
 
     def __init__(
-        self, config: DetectionRunConfig, teacher: Sam3Detector, words: Words,
+        self, config: DetectionRunConfig, teacher: Sam3Detector, pyramid: MapSignals, words: Words,
         questions: Callable[[int], Dataset[QuestionItem]], held_out: Dataset[QuestionItem] | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.teacher, self.words = config, teacher, words
+        self.config, self.teacher, self.pyramid, self.words = config, teacher, pyramid, words
+        self.taught_by, self.reads = teacher.fingerprint, False  # the pyramid: set by the epoch of the data
         self.questions, self.held_out = questions, held_out
         self.student = detector_config(config, teacher.info)
 
@@ -85,21 +90,17 @@ class DetectionTask(Task[DetectionBatch]):
         return student
 
     def dataset(self, epoch: int) -> Dataset[QuestionItem]:
+        self.reads = self.config.of_features(epoch)
         return self.questions(epoch)
-
-    def wanted(self, epoch: int) -> frozenset[str]:
-        """Names of the terms of the epoch's phase."""
-        phase = self.config.train.phase_at(epoch)
-        return frozenset(self.config.loss.named if phase is None or phase.terms is None else phase.terms)
 
     def collate(self, items: Sequence[QuestionItem]) -> DetectionBatch:
         images, prompts, bad = collate_questions(items)
-        return DetectionBatch(images, prompts, tuple(bad))
+        return DetectionBatch(images, prompts, self.pyramid.read(images) if self.reads else (), tuple(bad))
 
     def to(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
-        self.teacher.to(device)
+        self.pyramid.to(device)
         leave_out(batch.bad)
-        return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.bad)
+        return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.told, batch.bad)
 
     def counts(self, batch: DetectionBatch) -> dict[str, int]:
         """Questions; of ``fpn`` images."""
@@ -112,11 +113,12 @@ class DetectionTask(Task[DetectionBatch]):
         """
         vision, device = self.student.vision_config, batch.images.images.device
         pixels = normalise(batch.images.images, tuple(vision.image_mean), tuple(vision.image_std))
-        if (wanted := self.wanted(epoch)) == {"fpn"}:
+        wanted = self.config.wanted(epoch)
+        if self.config.of_features(epoch):
             levels = student(pixel_values=pixels).fpn_hidden_states
             with torch.autocast(device.type, enabled=False):
-                return self._weighted({"fpn": fpn_term(levels, self.teacher.features(batch.images))})
-        teacher = self.teacher.answer(batch.images, batch.prompts)
+                return self._weighted({"fpn": fpn_term(levels, self.pyramid.answer(batch.images, batch.told))})
+        teacher = self.teacher.to(device).answer(batch.images, batch.prompts)
         asked = self.words.inputs(batch.prompts, device)
         found = student(pixel_values=pixels, prompt_images=batch.prompts.image, **asked).answer()
         with torch.autocast(device.type, enabled=False):  # losses are float32 in any precision
@@ -135,7 +137,12 @@ class DetectionTask(Task[DetectionBatch]):
 
     @torch.no_grad()
     def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
-        """The trained terms and their weighted total on the held-out questions, a few batches of them."""
+        """The trained terms and their weighted total on the held-out questions, a few batches of them.
+
+        The teacher runs: held-out images are in no cache.
+        """
         if self.held_out is None:
             return {}
-        return held_out_terms(self, self.held_out, self.config.evaluate.batch_size, student, self.wanted(epoch), epoch)
+        task, wanted = copy(self), self.config.wanted(epoch)
+        task.pyramid = RunningMaps(self.teacher, self.teacher.features)
+        return held_out_terms(task, self.held_out, self.config.evaluate.batch_size, student, wanted, epoch)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ...config.parts import CacheConfig, EvaluateConfig, Run, StudentConfig, TeacherConfig, TrainConfig, loss_block
+from ...config.parts import (
+    CacheConfig,
+    CachedRun,
+    EvaluateConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainConfig,
+    loss_block,
+)
 from .losses import FEATURE_LOSSES
 
 EncoderLossConfig = loss_block("EncoderLossConfig", "Weights of the terms of encoder distillation.", (FEATURE_LOSSES,))
 
 
-class EncoderRunConfig(Run):
+class EncoderRunConfig(CachedRun):
     """One run of encoder distillation: everything needed to repeat it. Written resolved into the run folder."""
 
+    FOLDER: ClassVar[str] = "embeddings"
     job: Literal["encoder"] = "encoder"
     output: Path = Path("runs/encoder")
     teacher: TeacherConfig
@@ -22,7 +31,3 @@ class EncoderRunConfig(Run):
     loss: EncoderLossConfig = EncoderLossConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-
-    @property
-    def store_root(self) -> Path:
-        return self.cache.root if self.cache.root is not None else self.output / "embeddings"

@@ -10,24 +10,21 @@ from ...checkpoints.report import MergeReport
 from ...data.layouts import data_kind
 from ...engine.task import Task
 from ...evaluation import EvaluationResult
-from ...io import write_text
 from ...sandbox.render import render_sandbox
-from ...store.spec import MANIFEST
 from ...students import STUDENTS
 from ...types import UserError
 from ..base import CHECK_INPUTS, STUDENT, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
 from ..recording import write_records
-from .cache import Embeddings
+from ..views import ViewMaps
 from .config import EncoderRunConfig
 from .evaluate import evaluate, merge_student
 from .parts import EncoderParts
 from .plan import plan_encoder
-from .task import EncoderTask
 
 
 class EncoderJob(Job[EncoderRunConfig]):
-    """A small trunk learns a SAM 3's cached image embeddings, and takes the place of its image encoder."""
+    """A small trunk learns a SAM 3's image embeddings, cached or online, and takes the place of its image encoder."""
 
     name = "encoder"
     config = EncoderRunConfig
@@ -37,26 +34,22 @@ class EncoderJob(Job[EncoderRunConfig]):
 
     def prepare(self, config: EncoderRunConfig, device: str) -> Ready:
         parts = EncoderParts(config)
-        return Ready(parts.task(parts.proven_store()))
+        return Ready(parts.task(parts.signals()))
 
-    def probe(self, config: EncoderRunConfig, device: str, trial: bool) -> tuple[Task[Any], int]:
-        parts = EncoderParts(config)
-        return _first_images(parts.task(parts.open_store() if trial else parts.proven_store())), CHECK_INPUTS
-
-    def trial(self, config: EncoderRunConfig, folder: Path) -> EncoderRunConfig | None:
-        if (config.store_root / MANIFEST).is_file():
-            return None
-        listing = folder / "ids.txt"
-        write_text(listing, "\n".join(EncoderParts(config).train_source.keys[:CHECK_INPUTS]))
-        data = config.data.model_copy(update={"ids": listing, "fraction": 1.0, "views": 1, "workers": 0})
-        store = config.cache.model_copy(update={"root": folder / "store", "codec": "fp16"})
-        return config.model_copy(update={"data": data, "cache": store})
+    def probe(self, config: EncoderRunConfig, device: str) -> tuple[Task[Any], int]:
+        """On the first few images: a check needs a batch, not an epoch."""
+        parts = EncoderParts(config).checkable()
+        signals = parts.signals()
+        keys = parts.trained_keys[: min(CHECK_INPUTS, config.train.batch_size)]
+        if len(keys) < 2:
+            raise UserError(f"{config.data.root}: batch norm needs two readable images for a check, found {len(keys)}")
+        return parts.task(signals, keys), CHECK_INPUTS
 
     def reads_cache(self, config: EncoderRunConfig) -> bool:
-        return True
+        return not config.online
 
     def cache(self, config: EncoderRunConfig, call: CacheCall) -> CacheReport:
-        return write_records(Embeddings(config, call), call)
+        return write_records(ViewMaps(EncoderParts(config), call), call)
 
     def merge(self, config: EncoderRunConfig) -> MergeReport | None:
         return merge_student(config)
@@ -94,13 +87,3 @@ class EncoderJob(Job[EncoderRunConfig]):
 
     def train_items(self, config: EncoderRunConfig) -> int:
         return len(EncoderParts(config).train_source.keys)
-
-
-def _first_images(task: EncoderTask) -> EncoderTask:
-    """The task on its first few images: a check needs a batch, not an epoch."""
-    config, first = task.config, task.views[0]
-    keys = first.keys[: min(CHECK_INPUTS, config.train.batch_size)]
-    if len(keys) < 2:
-        raise UserError(f"{config.data.root}: batch norm needs two readable images for a check, found {len(keys)}")
-    view = type(first)(first.source, first.transform, keys, first.seed, first.view)
-    return EncoderTask(config, task.teacher, task.store, [view])

@@ -13,7 +13,8 @@ from ...engine.frozen_norm import batch_norms
 from ...report import human_bytes
 from ...store import record_bytes
 from ...students import StudentTrunk
-from ..base import Plan, optimiser_bytes
+from ..base import Plan, optimiser_bytes, teacher_bytes
+from ..caching import planned
 from .config import EncoderRunConfig
 from .parts import EncoderParts
 from .task import trunk_config
@@ -25,7 +26,7 @@ logger = logging.getLogger("samdistill")
 class EncoderPlan(Plan):
     """Sizes in bytes, shapes as (channels, height, width); activations are those autograd keeps for one micro-batch.
 
-    batch_norms: layers of batch norm that train.
+    batch_norms: layers of batch norm that train. online: without a cache; teacher_bytes: of one that runs.
     """
 
     teacher: str
@@ -38,11 +39,13 @@ class EncoderPlan(Plan):
     images: int
     held_out_images: int
     views: int
+    online: bool
     codec: str
     bytes_per_record: int
     cache_bytes: int
     micro_batch: int
     weights_and_optimiser_bytes: int
+    teacher_bytes: int
     activation_bytes: int
 
     @property
@@ -67,13 +70,17 @@ class EncoderPlan(Plan):
 
     def facts(self) -> dict[str, str]:
         shape = " x ".join(map(str, self.embedding_shape))
+        views = "another view of each in every epoch" if self.online else f"{self.views} view(s) each"
+        teacher = f"{human_bytes(self.teacher_bytes)} teacher, " if self.online else ""
         return {
             "teacher": f"{self.teacher} ({self.teacher_trunk_params / 1e6:.2f}M in its image encoder)",
             "student": f"{self.student} ({self.trunk_params / 1e6:.3f}M trunk + {self.head_params / 1e6:.3f}M head)",
             "embedding": f"{shape} from {self.image_size} px",
-            "images": f"{self.images} to train on, {self.held_out_images} held out, {self.views} view(s) each",
-            "cache": f"{human_bytes(self.cache_bytes)}: {self.codec}, {human_bytes(self.bytes_per_record)} a record",
-            "memory": f"{human_bytes(self.weights_and_optimiser_bytes)} weights and optimiser, "
+            "images": f"{self.images} to train on, {self.held_out_images} held out, {views}",
+            "cache": planned(
+                self.online, self.cache_bytes, f"{self.codec}, {human_bytes(self.bytes_per_record)} a record"
+            ),
+            "memory": f"{human_bytes(self.weights_and_optimiser_bytes)} weights and optimiser, {teacher}"
             f"{human_bytes(self.activation_bytes)} activations of {self.micro_batch} images",
             "steps": f"{self.steps} ({self.steps_per_epoch} an epoch)",
         }
@@ -118,7 +125,9 @@ def plan_encoder(config: EncoderRunConfig, world: int = 1) -> EncoderPlan:
         teacher=config.teacher.path, teacher_trunk_params=info.params, image_size=info.image_size,
         embedding_shape=info.embedding_shape, student=config.student.backbone, trunk_params=trunk,
         head_params=params - trunk, images=images, held_out_images=held_out, views=config.data.views,
-        codec=config.cache.codec, bytes_per_record=per_record, cache_bytes=per_record * images * config.data.views,
+        online=config.online, codec=config.cache.codec, bytes_per_record=per_record,
+        cache_bytes=0 if config.online else per_record * images * config.data.views,
+        teacher_bytes=teacher_bytes(config.teacher, info.params) if config.online else 0,
         micro_batch=micro, weights_and_optimiser_bytes=optimiser_bytes(params, train),
         activation_bytes=saved_activation_bytes(student, micro, info.image_size) // half,
         batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,

@@ -1,11 +1,11 @@
-"""Encoder distillation: a small trunk regresses the teacher's cached image embedding.
+"""Encoder distillation: a small trunk regresses the teacher's image embedding.
 
 Published as stage 1 of EfficientSAM3; the recipe's facts are in ``configs/encoder/_base.yaml``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,23 +14,33 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ...config import StudentConfig
-from ...data import BadInput, ImageDataset, collate_images, record_key
+from ...data import BadInput, ImageItem, collate_images, leave_out
 from ...engine.task import Task
 from ...ops.images import normalise
-from ...store import FeatureStore
 from ...students import StudentTrunk, StudentTrunkConfig, build_trunk
-from ...teachers import TeacherInfo
-from ...types import ImageBatch, Term, Terms, UserError
+from ...teachers import Maps, MapSignals, TeacherInfo
+from ...types import ImageBatch, Term, Terms
 from .config import EncoderRunConfig
 from .losses import FEATURE_LOSSES
+
+ViewItem = tuple[ImageItem, tuple[BadInput, ...]]
+"""An image, and what was unreadable on the way to it."""
 
 
 @dataclass(frozen=True)
 class EncoderBatch:
-    """Views and what the teacher saw in them."""
+    """Views and what the teacher saw in them.
+
+    told: before ``to`` what a worker read of it, then its answer. bad: images that others stand in for.
+    """
 
     images: ImageBatch
-    target: Float[Tensor, "b c gh gw"]
+    told: Maps
+    bad: tuple[BadInput, ...] = ()
+
+    @property
+    def target(self) -> Float[Tensor, "b c gh gw"]:
+        return self.told[0]
 
 
 def trunk_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "square") -> StudentTrunkConfig:
@@ -42,43 +52,19 @@ def trunk_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "
     )  # fmt: skip
 
 
-class CachedViews(Dataset):
-    """The cached views of one epoch: the record's seed replays the view, the record is its target."""
-
-    def __init__(self, images: ImageDataset, store: FeatureStore) -> None:
-        self.images, self.store = images, store
-
-    @property
-    def identity(self) -> Sequence[str]:
-        return self.images.keys
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[object, Tensor]:
-        item = self.images[index]
-        if isinstance(item, BadInput):  # it was readable when it was cached
-            raise UserError(f"{item.key}: cached, but no longer readable: {item.reason}")
-        record = self.store.read(record_key(item.key, self.images.view))
-        if record.seed != item.seed:
-            raise UserError(
-                f"{item.key}: the cache was made with augmentation seed {record.seed}, this run draws {item.seed}: "
-                "set data.seed as it was, or cache again"
-            )
-        return item, record.features
-
-
 class EncoderTask(Task[EncoderBatch]):
     """Masked MSE + cosine between the student's trunk output and the teacher's.
 
-    images: the training views (one dataset per view); keys without a record were skipped by the cache and must not
-    be in it. teacher: geometry and statistics of the host the student will be merged into.
+    teacher: geometry and statistics of the host the student will be merged into. signals: its embeddings, computed or
+    read. images: the training views of an epoch.
     """
 
     def __init__(
-        self, config: EncoderRunConfig, teacher: TeacherInfo, store: FeatureStore, views: Sequence[ImageDataset]
-    ) -> None:
-        self.config, self.teacher, self.store, self.views = config, teacher, store, views
+        self, config: EncoderRunConfig, teacher: TeacherInfo, signals: MapSignals,
+        images: Callable[[int], Dataset[ViewItem]],
+    ) -> None:  # fmt: skip
+        self.config, self.teacher, self.signals, self.images = config, teacher, signals, images
+        self.taught_by = signals.fingerprint
 
     def build_student(self) -> StudentTrunk:
         trunk = build_trunk(
@@ -86,16 +72,19 @@ class EncoderTask(Task[EncoderBatch]):
         )
         return trunk.to(memory_format=torch.channels_last)  # the same numbers; convolutions a third faster, CPU or GPU
 
-    def dataset(self, epoch: int) -> CachedViews:
-        return CachedViews(self.views[epoch % len(self.views)], self.store)
+    def dataset(self, epoch: int) -> Dataset[ViewItem]:
+        return self.images(epoch)
 
-    def collate(self, items: Sequence[tuple[object, Tensor]]) -> EncoderBatch:
+    def collate(self, items: Sequence[ViewItem]) -> EncoderBatch:
         images, _ = collate_images([item for item, _ in items])
-        assert images is not None  # CachedViews refuses unreadable images
-        return EncoderBatch(images, torch.stack([target for _, target in items]))
+        assert images is not None  # every item is an image
+        return EncoderBatch(images, self.signals.read(images), tuple(bad for _, found in items for bad in found))
 
     def to(self, batch: EncoderBatch, device: torch.device) -> EncoderBatch:
-        return EncoderBatch(batch.images.to(device), batch.target.to(device, non_blocking=True))
+        self.signals.to(device)
+        leave_out(batch.bad)
+        images = batch.images.to(device)
+        return EncoderBatch(images, self.signals.answer(images, batch.told))
 
     def terms(self, student: nn.Module, batch: EncoderBatch, epoch: int = 0) -> Terms:
         pixels = normalise(batch.images.images, self.teacher.mean, self.teacher.std)

@@ -22,7 +22,8 @@ from ...processes import outlive_signals
 from ...store import FeatureStore
 from ...store.spec import MANIFEST
 from ...teachers import Ensemble
-from ...teachers.cached_signals import record_seeds, to_records
+from ...teachers.base import Prompted
+from ...teachers.stored_signals import record_seeds, to_records
 from ...types import UserError
 from ..caching import CacheCall, CacheReport
 from ..recording import Block, Computed, Journal, Record, RecordSource, view_blocks, write_records
@@ -117,7 +118,7 @@ class Answers(RecordSource):
         """Records on the CPU by store."""
         return {
             f"{teacher}/{feature}": values.cpu()
-            for teacher, signals in self.ensemble.answer(batch, batch.groups).items()
+            for teacher, signals in self.ensemble.answer(Prompted(batch, batch.groups), {}).items()
             for feature, values in to_records(signals, batch.groups).items()
         }
 

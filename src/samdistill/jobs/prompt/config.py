@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -86,6 +86,16 @@ class PromptCacheConfig(Strict):
     dense: bool = True
     """Keep the teachers' mask logits too; without them ``dense_mask_logits`` cannot be had from the cache."""
     batch_size: Positive = 4
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_switch(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "mode" in given:
+            raise ValueError(
+                "mode: in this job distillation.use_precomputed_features says whether teachers run (false) or are "
+                "read from the cache (true)"
+            )
+        return given
 
 
 PromptLossConfig = loss_block(

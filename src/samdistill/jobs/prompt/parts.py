@@ -23,12 +23,12 @@ from ...store.changes import refuse_changed
 from ...store.spec import MANIFEST, Manifest
 from ...students.promptable import build_promptable
 from ...teachers import Ensemble, PromptTeacher, fit_projection, shares
-from ...teachers.cached_signals import DENSE, FEATURE_OF, CachedSignals, Shape, record_shapes
+from ...teachers.stored_signals import DENSE, FEATURE_OF, Shape, StoredSignals, record_shapes
 from ...types import ImageBatch, UserError
 from ..caching import left_out_of, refuse_missing, wait_for
 from ..images import Images
 from .config import PromptRunConfig
-from .task import PromptTask, Signals
+from .task import PromptTask, PromptTeachers
 
 PATCH_CHANNELS = 256
 """Channels that a teacher's patch features are brought to, as published; fewer where the teacher has fewer."""
@@ -104,7 +104,7 @@ class PromptParts(Images[PromptRunConfig]):
         keys = self.cached_keys if cached else None
         return PromptTask(self.config, signals, lambda epoch: self.objects(epoch % views, keys), self.held_out())
 
-    def signals(self, device: torch.device | str) -> Signals | None:
+    def signals(self, device: torch.device | str) -> PromptTeachers | None:
         """Running teachers or the cache, whose teachers rank 0 opens once to prove that they are those of the config;
         None where nothing is distilled."""
         if not self.config.distilled:
@@ -119,7 +119,7 @@ class PromptParts(Images[PromptRunConfig]):
                 if entry.name in self.weights:
                     self.prove(PromptTeacher(entry), stores[entry.name])
         data = self.config.data
-        return CachedSignals(stores, self.weights, self.config.distilled, data.seed, data.views)
+        return StoredSignals(stores, self.weights, self.config.distilled, data.seed, data.views)
 
     @cached_property
     def weights(self) -> dict[str, float]:

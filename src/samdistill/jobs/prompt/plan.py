@@ -10,7 +10,7 @@ from ...data.sources import survey
 from ...ops.promptable import decoder_width, embedding_grid, image_size, trunk_channels
 from ...report import human_bytes
 from ...store import record_bytes
-from ...teachers.cached_signals import record_shapes
+from ...teachers.stored_signals import record_shapes
 from ..base import Plan, optimiser_bytes
 from .config import PromptRunConfig
 from .parts import PATCH_CHANNELS, PromptParts, _parts

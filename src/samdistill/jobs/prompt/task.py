@@ -7,6 +7,8 @@ computed from is in ``losses/prompt.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -25,6 +27,7 @@ from ...engine.task import Task, stages_at
 from ...ops.masks import mask_iou
 from ...ops.promptable import Promptable, decoder_width, embedding_grid, to_canvas, trunk_channels
 from ...students.promptable import build_promptable
+from ...teachers.base import Prompted, Records, Signals
 from ...types import GroupSignals, PromptGroup, PromptSignals, Term, Terms
 from . import losses
 from .config import PromptRunConfig, at_epoch
@@ -33,8 +36,8 @@ from .student import PromptStudent, StudentAnswers, best_mask
 PerObject = Sequence[Float[Tensor, "g n"]]
 
 
-class Signals(Protocol):
-    """What several teachers say, computed or read.
+class PromptTeachers(Signals[Prompted, Mapping[str, Records], dict[str, PromptSignals]], Protocol):
+    """What several teachers say, by name, computed or read.
 
     weights: of each teacher, summing to one. patch_channels: of each one's ``encoder_patch``.
     """
@@ -42,13 +45,8 @@ class Signals(Protocol):
     weights: Mapping[str, float]
     patch_channels: Mapping[str, int]
 
-    def answer(self, batch: ObjectBatch, groups: tuple[PromptGroup, ...]) -> dict[str, PromptSignals]:
-        """By teacher, to the prompts ``groups`` about the images of ``batch``."""
-
     def meets(self, grid: tuple[int, int], width: int, terms: Sequence[str]) -> None:
         """``UserError`` where a student of this embedding grid and decoder width cannot be compared in ``terms``."""
-
-    def to(self, device: torch.device) -> None: ...
 
 
 class PromptTask(Task[ObjectBatch]):
@@ -61,10 +59,12 @@ class PromptTask(Task[ObjectBatch]):
     leaves_unused = True  # the mask encoder without a corrective round, the points' embeddings with boxes alone
 
     def __init__(
-        self, config: PromptRunConfig, signals: Signals | None, objects: Callable[[int], Dataset[ObjectItem]],
+        self, config: PromptRunConfig, signals: PromptTeachers | None, objects: Callable[[int], Dataset[ObjectItem]],
         held_out: Dataset[ObjectItem] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.signals = config, signals
+        self.taught_by = "" if signals is None else signals.fingerprint
+        self.reads = True  # of the epoch's data: what the teachers say, where a term wants it
         self.objects, self.held_out = objects, held_out
 
     def build_student(self) -> PromptStudent:
@@ -89,10 +89,14 @@ class PromptTask(Task[ObjectBatch]):
         return stages_at(train, [*changes, *(epoch for _, epoch in super().stages(train))])
 
     def dataset(self, epoch: int) -> Dataset[ObjectItem]:
+        self.reads = not term_weights(self.config, epoch).keys().isdisjoint(self.config.distilled)
         return self.objects(epoch)
 
     def collate(self, items: Sequence[ObjectItem]) -> ObjectBatch:
-        return collate_objects(items)
+        batch = collate_objects(items)
+        if self.signals is None or not self.reads:
+            return batch
+        return replace(batch, told=self.signals.read(Prompted(batch, batch.groups)))
 
     def to(self, batch: ObjectBatch, device: torch.device) -> ObjectBatch:
         if self.signals is not None:
@@ -149,7 +153,7 @@ class PromptTask(Task[ObjectBatch]):
         last, found = (None if self.config.distillation.rounds == "all" else 1), dict[str, Term]()
         groups = tuple(group for asked in answers.asked[:last] for group in asked)
         said = [signals for round_ in answers.rounds[:last] for signals in round_]
-        told = self.signals.answer(batch, groups)
+        told = self.signals.answer(Prompted(batch, groups), batch.told)
         for number, (teacher, share) in enumerate(self.signals.weights.items()):
             for name, weight in weights.items():
                 patch = answers.patches[number] if answers.patches else None
@@ -189,11 +193,13 @@ class PromptTask(Task[ObjectBatch]):
 
     @torch.no_grad()
     def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
-        """Task terms and mIoU of the last round on held-out objects, a few batches of them."""
+        """Task terms and mIoU of the last round on held-out objects, a few batches of them; no teacher is asked."""
         if self.held_out is None:
             return {}
+        task = copy(self)
+        task.signals = None
         measured, names = [], [name for name in self.config.loss.named if name in term_weights(self.config, epoch)]
-        for batch in held_out_batches(self, self.held_out, self.config.evaluate.batch_size, student):
+        for batch in held_out_batches(task, self.held_out, self.config.evaluate.batch_size, student):
             answers: StudentAnswers = student(batch, self.config.prompts)
             counts, values = self.counts(batch), self._task_values(answers, batch)
             figures = {name: (values[name].item(), counts[name]) for name in names}

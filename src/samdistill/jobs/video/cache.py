@@ -25,13 +25,12 @@ from ...processes import outlive_signals
 from ...progress import Progress
 from ...store import FeatureStore
 from ...store.changes import refuse_changed
-from ...store.spec import MANIFEST, Manifest
-from ...teachers import CachedLevels, Sam3Detector, frame_key
+from ...teachers import Sam3Detector, frame_key
 from ...types import ImageBatch, UserError
-from ..caching import FIT_IMAGES, CacheCall, left_out_of
+from ..caching import FIT_IMAGES, CacheCall, left_out_of, refuse_online
 from ..recording import Block, Computed, Record, RecordSource
 from .config import VideoRunConfig
-from .parts import VideoParts
+from .parts import VideoParts, refuse_other_shape
 
 TOGETHER = 16
 """Frames decoded in one go, where blocks are smaller: a video with few key frames is decoded anew from its last one for
@@ -117,12 +116,13 @@ class Levels(RecordSource):
     unit = "frames"
 
     def __init__(self, config: VideoRunConfig, call: CacheCall) -> None:
+        refuse_online(config)
         self.parts, self.call = VideoParts(config), call
         self.keys = self.parts.train_source.keys[call.rank :: call.world]
         self.teacher = self.parts.teacher(call.device)
         self.root = config.store_root
-        self.specs = {"": self.parts.store_spec(self.teacher.fingerprint)}
-        _refuse_other_shape(self.parts, self.teacher)
+        self.specs = self.parts.specs(self.teacher.fingerprint)
+        refuse_other_shape(self.parts, self.teacher)
         self.broken = dict[str, BadInput]()
 
     @cached_property
@@ -181,19 +181,6 @@ def source_fingerprints(source: VideoSource, videos: Videos) -> dict[str, str]:
     return {frame_key(key, number): found[key] for key, frames in videos.items() for number in frames}
 
 
-def _refuse_other_shape(parts: VideoParts, teacher: Sam3Detector) -> None:
-    """Records have the shape that the teacher's configuration promises; whether it keeps that, a grey image tells."""
-    side = teacher.image_size
-    levels = teacher.pyramid(ImageBatch.full(torch.full((1, 3, side, side), 128, dtype=torch.uint8)))
-    found = [tuple(level.shape[1:]) for level in levels]
-    if parts.level >= len(found) or found[parts.level] != parts.shape:
-        shapes = ", ".join("x".join(map(str, shape)) for shape in found)
-        raise UserError(
-            f"{parts.config.teacher.path}: its pyramid is {shapes}, but level {parts.level} should be "
-            f"{'x'.join(map(str, parts.shape))} as its config.json says; give another teacher.path"
-        )
-
-
 def _groups(videos: Mapping[str, Sequence[int]], block: int) -> Iterator[_Group]:
     """Groups of whole blocks of ``block`` frames, video by video. They are cut from all frames, whatever is done."""
     size = block * max(1, TOGETHER // block)
@@ -233,31 +220,17 @@ def _spread(videos: Videos, count: int) -> list[_Group]:
     return found
 
 
-def open_levels(parts: VideoParts) -> FeatureStore:
-    """The run's store, its level, shape, size, transform and codec held against the config: no weights are read."""
-    root = parts.config.store_root
-    if not (root / MANIFEST).is_file():
-        raise UserError(f"{root}: no cached features here; run `samdistill cache` with this config first")
-    return FeatureStore(root, parts.store_spec(Manifest.load(root).spec.teacher))
-
-
-def prove(parts: VideoParts, store: FeatureStore) -> None:
-    """On rank 0 the teacher itself is loaded: its weights must be those that were cached."""
-    if process_rank() == 0:
-        Manifest.load(store.root).require(store.root, parts.store_spec(parts.teacher().fingerprint))
-
-
 def complete_videos(parts: VideoParts, store: FeatureStore) -> tuple[list[str], list[BadInput]]:
     """Keys of the training videos of which every annotated frame is cached, and the videos that cannot be used: those
     that the cache left out, and what has broken since.
 
     Raises ``UserError`` for a video that is neither, and where none is complete.
     """
-    root, levels, keys = store.root, CachedLevels(store), parts.train_source.keys
+    root, keys = store.root, parts.train_source.keys
     videos, bad = annotated(parts, keys)
     left_out, whole, torn = left_out_of(root, parts.train_source), list[str](), list[str]()
     for key, frames in videos.items():
-        missing = len(levels.missing(key, frames))
+        missing = sum(frame_key(key, frame) not in store for frame in frames)
         if missing == 0:
             whole.append(key)
         elif key in left_out:

@@ -9,10 +9,10 @@ from pydantic import model_validator
 
 from ...config.parts import (
     CacheConfig,
+    CachedRun,
     Count,
     Fraction,
     Positive,
-    Run,
     Strict,
     TeacherConfig,
     TrainConfig,
@@ -91,7 +91,7 @@ class VideoEvaluateConfig(Strict):
     """At most this many held-out videos are followed from end to end; None takes all."""
 
 
-class VideoRunConfig(Run):
+class VideoRunConfig(CachedRun):
     """One run of video distillation: everything needed to repeat it. Written resolved into the run folder."""
 
     job: Literal["video"] = "video"
@@ -111,7 +111,3 @@ class VideoRunConfig(Run):
         if self.data.held_out_last is not None:
             raise ValueError("data.held_out_last: videos are divided by folder or by data.held_out_fraction")
         return self
-
-    @property
-    def store_root(self) -> Path:
-        return self.cache.root if self.cache.root is not None else self.output / "features"

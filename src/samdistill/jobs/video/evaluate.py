@@ -17,7 +17,7 @@ from ...evaluation.videos import evaluate_videos_with
 from ...inference.concepts import StudentDetector, load_concept_model
 from ...inference.predict_video import VideoPrediction, predict_video
 from ...progress import Progress
-from ...teachers import LiveLevels, Sam3Detector
+from ...teachers import RunningFrames, Sam3Detector
 from .config import VideoRunConfig
 from .parts import VideoParts
 
@@ -59,7 +59,7 @@ def _single_frames(
     """Answers about frames of all held-out videos, and their masks, by row of the table."""
     source, settings = parts.held_out_source, parts.config
     place, size = parts.cached_view.geometry, settings.cache.batch_size
-    theirs = LiveLevels(teacher, source, place, parts.level, size)
+    theirs = RunningFrames(teacher, source, place, parts.level, size)
     clips, found = dict[str, ClipScores](), {name: Answers() for name in MEMORIES}
     with Progress("asking", len(MEMORIES) * len(source.keys), "videos") as bar:
         for name, memory in MEMORIES.items():

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...checkpoints.report import MergeReport
 from ...data import leave_out
 from ...data.layouts import video_kind
@@ -13,15 +15,13 @@ from ...dist import process_rank
 from ...engine.task import Task
 from ...evaluation.clip_scores import LOOKALIKES
 from ...evaluation.video_result import STUDENT, TEACHER, WITHOUT, VideoResult
-from ...io import write_text
 from ...sandbox.render import render_sandbox
-from ...store.spec import MANIFEST
-from ...teachers import CachedLevels
+from ...teachers import FrameSignals, StoredMaps
 from ...types import UserError
 from ..base import CHECK_INPUTS, Evaluated, Given, Job, Plan, Ready, ReportNames
-from ..caching import CacheCall, CacheReport
+from ..caching import CacheCall, CacheReport, is_cached, open_stores, prove
 from ..recording import write_records
-from .cache import Levels, complete_videos, open_levels, prove
+from .cache import Levels, complete_videos
 from .config import VideoRunConfig
 from .evaluate import MEMORIES, evaluate
 from .parts import VideoParts
@@ -30,29 +30,31 @@ from .task import VideoTask
 
 SIZE = 126
 """Side of the demo's videos in pixels, which is that of the bundled student's canvas."""
-CHECK_VIDEOS = 2
 
 
-def video_task(parts: VideoParts, prove_teacher: bool = True) -> VideoTask:
-    """The job on all its videos: those that are wholly cached, where the teacher's maps are read at all.
+def video_task(parts: VideoParts, device: torch.device | str = "cpu", prove_teacher: bool = True) -> VideoTask:
+    """The job on all its videos: those that are wholly cached, where the teacher's maps are read.
 
-    prove_teacher: rank 0 opens the teacher and holds it against the cache.
+    device: where a running teacher is. prove_teacher: rank 0 opens the teacher and holds it against the cache.
     """
     _ = parts.student_config  # a student of another width is refused before the cache is looked for
-    levels, keys = None, parts.train_source.keys
-    if parts.reads_teacher:
-        store = open_levels(parts)
+    config, source = parts.config, parts.train_source
+    levels: FrameSignals | None = None
+    keys = source.keys
+    if parts.reads_teacher and config.online:
+        levels = parts.running(device)
+    elif parts.reads_teacher:
+        (store,) = open_stores(config.store_root, parts.specs("")).values()
         if prove_teacher and process_rank() == 0:
-            prove(parts, store)
+            prove(config.store_root, parts.specs(parts.teacher().fingerprint))
         keys, skipped = complete_videos(parts, store)
         leave_out(skipped, seen_by_all=True)
-        levels = CachedLevels(store)
-    held_out = parts.held_out_source
-    return VideoTask(parts.config, parts.start, parts.words, parts.view, parts.train_source, keys, levels, held_out)
+        levels = StoredMaps.of_frames([store])
+    return VideoTask(config, parts.start, parts.words, parts.view, source, keys, levels, parts.held_out_source)
 
 
 class VideoJob(Job[VideoRunConfig]):
-    """A frozen detector gets a memory, from its teacher's cached maps and the masks of videos."""
+    """A frozen detector gets a memory, from its teacher's maps and the masks of videos."""
 
     name = "video"
     config = VideoRunConfig
@@ -68,24 +70,16 @@ class VideoJob(Job[VideoRunConfig]):
 
     def prepare(self, config: VideoRunConfig, device: str) -> Ready:
         parts = VideoParts(config)
-        return Ready(video_task(parts), parts.words)
+        return Ready(video_task(parts, device), parts.words)
 
-    def probe(self, config: VideoRunConfig, device: str, trial: bool) -> tuple[Task[Any], int]:
-        micro = config.train.batch_size // config.train.accumulate
-        return video_task(VideoParts(config), not trial), max(1, min(CHECK_INPUTS, micro))
-
-    def trial(self, config: VideoRunConfig, folder: Path) -> VideoRunConfig | None:
-        parts = VideoParts(config)
-        if not parts.reads_teacher or (config.store_root / MANIFEST).is_file():
-            return None
-        listing = folder / "ids.txt"
-        write_text(listing, "\n".join(parts.train_source.keys[:CHECK_VIDEOS]))
-        data = config.data.model_copy(update={"ids": listing, "fraction": 1.0, "workers": 0})
-        store = config.cache.model_copy(update={"root": folder / "store", "codec": "fp16"})
-        return config.model_copy(update={"data": data, "cache": store})
+    def probe(self, config: VideoRunConfig, device: str) -> tuple[Task[Any], int]:
+        micro, parts = config.train.batch_size // config.train.accumulate, VideoParts(config)
+        if not is_cached(config.store_root, parts.specs("")):
+            parts = VideoParts(config.run_online())
+        return video_task(parts, device), max(1, min(CHECK_INPUTS, micro))
 
     def reads_cache(self, config: VideoRunConfig) -> bool:
-        return VideoParts(config).reads_teacher
+        return VideoParts(config).reads_teacher and not config.online
 
     def cache(self, config: VideoRunConfig, call: CacheCall) -> CacheReport:
         return write_records(Levels(config, call), call)

@@ -19,8 +19,9 @@ from ...data.videos import VideoSource, open_videos
 from ...store import StoreSpec
 from ...students import EfficientSam3Config
 from ...students.pyramid import STRIDES
-from ...teachers import DetectorInfo, Sam3Detector, describe_detector
-from ...types import UserError
+from ...teachers import DetectorInfo, RunningFrames, Sam3Detector, describe_detector
+from ...types import ImageBatch, UserError
+from ..caching import Specs
 from .config import VideoRunConfig
 from .student import COARSEST
 from .task import ALIGN
@@ -81,12 +82,20 @@ class VideoParts:
         side = info.levels[2] // (2 if self.level == 3 else 1)
         return info.hidden_size, side, side
 
-    def store_spec(self, fingerprint: str) -> StoreSpec:
-        """fingerprint: the teacher's."""
-        return StoreSpec(
+    def running(self, device: torch.device | str = "cpu") -> RunningFrames:
+        """The teacher's level of any frame, computed. Raises ``UserError`` for a teacher of another shape."""
+        teacher = self.teacher(device)
+        refuse_other_shape(self, teacher)
+        place, size = self.cached_view.geometry, self.config.cache.batch_size
+        return RunningFrames(teacher, self.train_source, place, self.level, size)
+
+    def specs(self, fingerprint: str) -> Specs:
+        """Of the store. fingerprint: the teacher's."""
+        spec = StoreSpec(
             tap=f"fpn_level_{self.level}", shape=self.shape, image_size=self.teacher_info.image_size,
             teacher=fingerprint, transform=self.cached_view.fingerprint, codec=self.config.cache.codec,
         )  # fmt: skip
+        return {"": spec}
 
     @cached_property
     def start(self) -> Path:
@@ -148,13 +157,26 @@ class VideoParts:
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether any phase reads the teacher's maps; a run on the student's own memory alone needs no cache."""
+        """Whether any phase learns from the teacher's maps; a run on the student's own memory alone needs none."""
         return self.aligns or min(self.config.clips.own) < 1
 
     @property
     def aligns(self) -> bool:
         """Whether a phase brings the student's level to the teacher's."""
         return any(phase.terms is not None and ALIGN in phase.terms for phase in self.config.train.phases or ())
+
+
+def refuse_other_shape(parts: VideoParts, teacher: Sam3Detector) -> None:
+    """Maps have the shape that the teacher's configuration promises; whether it keeps that, a grey image tells."""
+    side = teacher.image_size
+    levels = teacher.pyramid(ImageBatch.full(torch.full((1, 3, side, side), 128, dtype=torch.uint8)))
+    found = [tuple(level.shape[1:]) for level in levels]
+    if parts.level >= len(found) or found[parts.level] != parts.shape:
+        shapes = ", ".join("x".join(map(str, shape)) for shape in found)
+        raise UserError(
+            f"{parts.config.teacher.path}: its pyramid is {shapes}, but level {parts.level} should be "
+            f"{'x'.join(map(str, parts.shape))} as its config.json says; give another teacher.path"
+        )
 
 
 _MODEL = EfficientSam3Config.model_type

@@ -16,7 +16,8 @@ from ...store import record_bytes
 from ...students import EfficientSam3Model
 from ...students.sam3 import MEMORY
 from ...types import UserError
-from ..base import Plan, optimiser_bytes
+from ..base import Plan, optimiser_bytes, teacher_bytes
+from ..caching import planned
 from .parts import VideoParts
 from .student import COARSEST
 
@@ -29,7 +30,8 @@ class VideoPlan(Plan):
     """Sizes in bytes. parts: parameters of what trains, by module; batch_norms: layers among it; student_params: of
     the whole student.
 
-    frames: annotated frames of all training videos, counted in ``counted`` of them and extrapolated.
+    frames: annotated frames of all training videos, counted in ``counted`` of them and extrapolated. online: without a
+    cache; teacher_bytes: of one that runs.
     """
 
     teacher: str
@@ -46,11 +48,13 @@ class VideoPlan(Plan):
     clips_per_epoch: int
     context: int
     objects: int
+    online: bool
     bytes_per_frame: int
     cache_bytes: int
     phases: tuple[tuple[str, int], ...]
     weights_and_optimiser_bytes: int
     frozen_bytes: int
+    teacher_bytes: int
 
     @property
     def trained_on(self) -> str:
@@ -76,6 +80,7 @@ class VideoPlan(Plan):
         shape = " x ".join(map(str, self.record_shape))
         parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in self.parts.items())
         phases = "; ".join(f"{name} {steps}" for name, steps in self.phases)
+        teacher = f", {human_bytes(self.teacher_bytes)} teacher" if self.teacher_bytes else ""
         about = "" if self.counted == self.videos else f", counted in {self.counted} videos"
         return {
             "teacher": f"{self.teacher} ({self.teacher_params / 1e6:.2f}M), {self.image_size} px, {shape} a frame",
@@ -84,9 +89,9 @@ class VideoPlan(Plan):
             f"frames{about}",
             "clips": f"{self.clips_per_epoch} an epoch, {self.context} frames before the query and {self.objects} "
             "objects at most",
-            "cache": f"{human_bytes(self.cache_bytes)}: {human_bytes(self.bytes_per_frame)} a frame",
+            "cache": planned(self.online, self.cache_bytes, f"{human_bytes(self.bytes_per_frame)} a frame"),
             "memory": f"{human_bytes(self.weights_and_optimiser_bytes)} trained weights and optimiser, "
-            f"{human_bytes(self.frozen_bytes)} frozen; activations are not counted",
+            f"{human_bytes(self.frozen_bytes)} frozen{teacher}; activations are not counted",
             "steps": f"{self.steps} ({self.steps_per_epoch} an epoch)" + (f": {phases}" if phases else ""),
         }
 
@@ -118,7 +123,8 @@ def plan_video(parts: VideoParts) -> VideoPlan:
         student=str(parts.start), student_params=whole, parts={n.rstrip("."): size for n, size in sizes.items()},
         videos=len(keys), held_out_videos=len(parts.held_out_source.keys), frames=frames, counted=len(counts),
         clips_per_epoch=clips, context=config.clips.context, objects=config.clips.objects, bytes_per_frame=per_frame,
-        cache_bytes=per_frame * frames if parts.reads_teacher else 0,
+        online=config.online, cache_bytes=per_frame * frames if parts.reads_teacher and not config.online else 0,
+        teacher_bytes=teacher_bytes(config.teacher, info.params) if parts.reads_teacher and config.online else 0,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
         weights_and_optimiser_bytes=optimiser_bytes(trained, train), frozen_bytes=4 * (whole - trained),
         batch_norms=norms,        steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,

@@ -1,6 +1,6 @@
 """Video distillation: a memory for the frozen student of images, against the masks of annotated videos.
 
-No teacher runs here. Its maps of past frames are read from a cache, and are replaced step by step by the student's own.
+A teacher gives its maps of past frames, which are replaced step by step by the student's own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -27,7 +27,7 @@ from ...engine.task import Task, stages_at
 from ...ops.images import to_grid
 from ...ops.masks import masks_to_boxes
 from ...ops.matching import MatchCost, match_truth
-from ...teachers.base import Levels
+from ...teachers import Frame, FrameSignals, Maps
 from ...types import ConceptPrompts, ImageBatch, ObjectTruth, Term, Terms, UserError
 from .config import VideoRunConfig
 from .losses import ALIGN_TERMS, MEMORY_TERMS, video_terms
@@ -40,12 +40,19 @@ MARK_PIXELS = 7
 
 @dataclass(frozen=True)
 class VideoBatch:
-    """Query frames, what is asked about them and what is true, and the past. bad: what other clips stand in for."""
+    """Query frames, what is asked about them and what is true, and the past.
+
+    frames: of the past, of which the teacher's maps are remembered; theirs: where they are in it. told: on the CPU what
+    a worker read of the teacher; on the device ``past.teacher`` is its answer. bad: what other clips stand in for.
+    """
 
     images: ImageBatch
     prompts: ConceptPrompts
     truth: ObjectTruth
     past: Past
+    frames: tuple[Frame, ...]
+    theirs: Bool[Tensor, "b t"]
+    told: Maps
     bad: tuple[BadInput, ...] = ()
 
 
@@ -53,18 +60,19 @@ class VideoTask(Task[VideoBatch]):
     """Terms between a student's answers about a frame, its past remembered, and what is annotated there.
 
     words: the student's tokenizer. transform: frames to the student's canvas. keys: of the training videos. levels: the
-    teacher's maps, None where nothing is read of it. held_out: videos whose terms are logged after every epoch, with
-    the student's own memory, as in use.
+    teacher's maps, None where nothing is learnt from it. held_out: videos whose terms are logged after every epoch,
+    with the student's own memory, as in use.
     """
 
     leaves_unused = True  # each phase leaves out what the other trains
 
     def __init__(
         self, config: VideoRunConfig, start: Path, words: Words, transform: ViewTransform, source: VideoSource,
-        keys: Sequence[str], levels: Levels | None, held_out: VideoSource | None = None,
+        keys: Sequence[str], levels: FrameSignals | None, held_out: VideoSource | None = None,
     ) -> None:  # fmt: skip
         self.config, self.start, self.words, self.transform = config, start, words, transform
         self.source, self.keys, self.levels, self.held_out = source, list(keys), levels, held_out
+        self.taught_by = "" if levels is None else levels.fingerprint
         self.reads_all = False  # of the epoch's data: the teacher's map of every frame, not of those alone that are its
 
     def build_student(self) -> VideoStudent:
@@ -95,7 +103,8 @@ class VideoTask(Task[VideoBatch]):
         self.reads_all = ALIGN in self.wanted(epoch)
         share = 1.0 if self.reads_all else self.own_share(epoch)
         rules = self.rules(share, cached=self.levels is not None)
-        return ClipDataset(self.source, self.transform, self.keys, rules, self.config.data.seed, epoch)
+        read = None if self.levels is None else self._read
+        return ClipDataset(self.source, self.transform, self.keys, rules, self.config.data.seed, epoch, read)
 
     def wanted(self, epoch: int) -> frozenset[str]:
         """Names of the terms of the epoch's phase."""
@@ -146,29 +155,35 @@ class VideoTask(Task[VideoBatch]):
             marks = torch.stack([clips.marks[row, slots[0]] if slots else empty for row, slots in which])
         past = Past(
             (clips.query_rows[:, None] - clips.context_rows).float() * clips.context_valid, clips.context_valid,
-            clips.own, clips.context, self._teacher(clips), marks,
+            clips.own, clips.context, None, marks,
         )  # fmt: skip
-        return VideoBatch(clips.images, prompts, _truth(clips, which), past, clips.bad)
+        frames = tuple(frame for item in items if item.told for frame in self._frames(item))
+        told = tuple(torch.cat(parts) for parts in zip(*(item.told for item in items if item.told), strict=True))
+        theirs = clips.context_valid if self.reads_all else clips.context_valid & ~clips.own
+        return VideoBatch(clips.images, prompts, _truth(clips, which), past, frames, theirs, told, clips.bad)
 
-    def _teacher(self, clips: ClipBatch) -> Float[Tensor, "b t c h w"] | None:
-        """The teacher's maps of the frames that are not remembered by the student, zeros elsewhere."""
-        wanted = clips.context_valid if self.reads_all else clips.context_valid & ~clips.own
-        if self.levels is None or not bool(wanted.any()):
-            return None
-        found: Tensor | None = None
-        for row, key in enumerate(clips.images.keys):
-            if bool(wanted[row].any()):
-                maps = self.levels.read(key, clips.context_frames[row, wanted[row]].tolist())
-                found = maps.new_zeros(*wanted.shape, *maps.shape[1:]) if found is None else found
-                found[row, wanted[row]] = maps
-        return found
+    def _frames(self, item: ClipItem) -> list[Frame]:
+        """The context frames that the teacher is asked about: in alignment all, else those that are its own."""
+        numbers = item.context_frames if self.reads_all else item.context_frames[~item.own]
+        return [(item.key, number) for number in numbers.tolist()]
+
+    def _read(self, item: ClipItem) -> Maps:
+        assert self.levels is not None
+        frames = self._frames(item)
+        return self.levels.read(frames) if frames else ()
 
     def to(self, batch: VideoBatch, device: torch.device) -> VideoBatch:
         leave_out(batch.bad)
         moved = {name: v.to(device) for name, v in vars(batch.past).items() if isinstance(v, Tensor)}
+        if self.levels is not None and batch.frames:
+            self.levels.to(device)
+            (maps,) = self.levels.answer(batch.frames, batch.told)
+            theirs = batch.theirs.to(device)
+            moved["teacher"] = maps.new_zeros(*theirs.shape, *maps.shape[1:])
+            moved["teacher"][theirs] = maps
         return VideoBatch(
             batch.images.to(device), batch.prompts.to(device), batch.truth.to(device), replace(batch.past, **moved),
-            batch.bad,
+            (), batch.theirs, (),
         )  # fmt: skip
 
     def counts(self, batch: VideoBatch) -> dict[str, int]:

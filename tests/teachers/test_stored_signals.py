@@ -13,7 +13,8 @@ from samdistill.data import Geometry, ObjectDataset, ViewTransform, collate_obje
 from samdistill.ops.pca import Projection
 from samdistill.store import FeatureStore, FeatureStoreWriter, StoreSpec, make_codec
 from samdistill.teachers import Ensemble, PromptTeacher
-from samdistill.teachers.cached_signals import CachedSignals, from_records, record_seeds, record_shapes, to_records
+from samdistill.teachers.base import Prompted
+from samdistill.teachers.stored_signals import StoredSignals, from_records, record_seeds, record_shapes, to_records
 from samdistill.types import GroupSignals, PromptGroup, Prompts, PromptSignals, UserError
 
 SIDE, OBJECTS, VIEWS = 48, 2, 2
@@ -61,6 +62,11 @@ def ensemble(tracker, tmp_path_factory):
     return Ensemble(teachers)
 
 
+def answered(signals, batch):
+    asked = Prompted(batch, batch.groups)
+    return signals.answer(asked, signals.read(asked))
+
+
 def stores_of(root, ensemble, views, codec):
     found = {}
     for name, teacher in ensemble.teachers.items():
@@ -70,7 +76,7 @@ def stores_of(root, ensemble, views, codec):
             with FeatureStoreWriter(root / name / feature, spec, make_codec(codec, shape)) as writer:
                 for view, batch in enumerate(views):
                     seeds = record_seeds(batch).tolist()
-                    records = to_records(ensemble.answer(batch, batch.groups)[name], batch.groups)
+                    records = to_records(answered(ensemble, batch)[name], batch.groups)
                     for row, key in enumerate(batch.images.keys):
                         writer.write(record_key(key, view), seeds[row], records[feature][row])
             found.setdefault(name, {})[feature] = FeatureStore(root / name / feature)
@@ -84,7 +90,7 @@ def stores(ensemble, views, tmp_path_factory):
 
 
 def cached(stores, ensemble, terms=TERMS, **settings):
-    return CachedSignals(stores, ensemble.weights, terms, **{"seed": 3, "views": VIEWS, **settings})
+    return StoredSignals(stores, ensemble.weights, terms, **{"seed": 3, "views": VIEWS, **settings})
 
 
 @pytest.mark.parametrize(("codec", "close"), [("fp32", 0.0), ("fp16", 1e-3)])
@@ -93,7 +99,7 @@ def test_what_is_read_is_what_was_said(codec, close, stores, ensemble, views):
     assert signals.weights == {"sam": 0.75, "tracker": 0.25} == ensemble.weights
     assert signals.patch_channels == ensemble.patch_channels == {"sam": 8, "tracker": 8}
     for batch in views:
-        said, read = ensemble.answer(batch, batch.groups), signals.answer(batch, batch.groups)
+        said, read = answered(ensemble, batch), answered(signals, batch)
         assert list(read) == list(said)
         for name in said:
             pairs = [(said[name].encoder_patch, read[name].encoder_patch)]
@@ -107,12 +113,12 @@ def test_what_is_read_is_what_was_said(codec, close, stores, ensemble, views):
 def test_images_may_come_in_another_order_and_company(stores, ensemble, views, data):
     """A training batch is none of the cache's: other images, other groups, both views."""
     signals, (first, second) = cached(stores["fp32"], ensemble), views
-    whole = signals.answer(second, second.groups)["sam"]
+    whole = answered(signals, second)["sam"]
     rows = [4, 0]
     batch = collate_objects([data[1][row] for row in rows])
-    part = signals.answer(batch, batch.groups)["sam"]
+    part = answered(signals, batch)["sam"]
     assert torch.equal(part.encoder_patch, whole.encoder_patch[rows])
-    assert not torch.equal(part.encoder_patch, signals.answer(first, first.groups)["sam"].encoder_patch[rows])
+    assert not torch.equal(part.encoder_patch, answered(signals, first)["sam"].encoder_patch[rows])
     tokens = {row: said.mask_tokens[at] for g, said in zip(second.groups, whole.groups, strict=True)
               for at, row in enumerate(g.rows.tolist())}  # fmt: skip
     for group, said in zip(batch.groups, part.groups, strict=True):
@@ -157,7 +163,7 @@ def test_a_term_that_is_on_and_in_no_cache_is_an_error_and_one_that_is_off_is_no
     with pytest.raises(UserError, match=r"encoder_patch of teacher 'tracker' is in no cache: run `samdistill cache`"):
         cached({"sam": part["sam"], "tracker": {}}, ensemble, ("encoder_patch",))
     signals = cached(part, ensemble, ("decoder_mask_token",))
-    read = signals.answer(views[0], views[0].groups)["tracker"]
+    read = answered(signals, views[0])["tracker"]
     assert read.encoder_patch.numel() == 0 and read.groups[0].prompt_embed.numel() == 0
     assert read.groups[0].low_res_masks is None and read.groups[0].mask_tokens.shape[1:] == (OBJECTS, 4, 32)
 
@@ -165,12 +171,12 @@ def test_a_term_that_is_on_and_in_no_cache_is_an_error_and_one_that_is_off_is_no
 def test_a_batch_of_another_seed_view_or_image_is_refused(stores, ensemble, views):
     batch = views[1]
     with pytest.raises(UserError, match=r"none of the 2 cached views: is data\.seed as it was"):
-        cached(stores["fp32"], ensemble, seed=4).answer(batch, batch.groups)
+        answered(cached(stores["fp32"], ensemble, seed=4), batch)
     with pytest.raises(UserError, match="none of the 1 cached views"):
-        cached(stores["fp32"], ensemble, views=1).answer(batch, batch.groups)
+        answered(cached(stores["fp32"], ensemble, views=1), batch)
     source = ("x", *batch.images.keys[1:])
     with pytest.raises(UserError, match="x: the batch shows none"):
-        cached(stores["fp32"], ensemble).answer(replace(batch, images=replace(batch.images, keys=source)), batch.groups)
+        answered(cached(stores["fp32"], ensemble), replace(batch, images=replace(batch.images, keys=source)))
 
 
 def test_a_record_that_is_gone_or_of_another_seed_is_named(ensemble, views, tmp_path):
@@ -178,11 +184,11 @@ def test_a_record_that_is_gone_or_of_another_seed_is_named(ensemble, views, tmp_
     kept = replace(batch, images=replace(batch.images, keys=("other", *batch.images.keys[1:])))
     stores = stores_of(tmp_path / "a", ensemble, [kept], "fp32")
     with pytest.raises(UserError, match=f"no record of '{batch.images.keys[0]}' among 6; cache it first"):
-        cached(stores, ensemble).answer(batch, batch.groups)
+        answered(cached(stores, ensemble), batch)
     shifted = replace(batch, images=replace(batch.images, seeds=batch.images.seeds + 1))
     stores = stores_of(tmp_path / "b", ensemble, [shifted], "fp32")
     with pytest.raises(UserError, match="6 records show another view or answer other prompts"):
-        cached(stores, ensemble).answer(batch, batch.groups)
+        answered(cached(stores, ensemble), batch)
 
 
 def test_a_record_of_other_prompts_is_named(stores, ensemble, views):
@@ -200,7 +206,7 @@ def test_a_record_of_other_prompts_is_named(stores, ensemble, views):
 
     key = batch.images.keys[group.rows[0]]
     with pytest.raises(UserError, match=f"1 records .* other prompts .*'{key}.*have its masks changed"):
-        signals.answer(other := shifted(1.0), other.groups)
+        answered(signals, shifted(1.0))
     boxes = group.prompts.boxes
     assert torch.equal(record_seeds(shifted(((boxes[0, 1, 2] * 8).round() / 8 - boxes[0, 1, 2]).item())),
                        record_seeds(batch))  # fmt: skip

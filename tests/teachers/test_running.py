@@ -14,7 +14,7 @@ from samdistill.data.sav import SavSource
 from samdistill.data.videos import BadVideo
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write_videos import write_sav
-from samdistill.teachers import LiveLevels, Sam3Detector
+from samdistill.teachers import RunningFrames, Sam3Detector
 from samdistill.types import ImageBatch
 
 
@@ -33,7 +33,9 @@ def test_each_frame_has_its_own_map_whatever_is_asked_with_it(
     teacher = Sam3Detector(TeacherConfig(kind="sam3", path=str(detector[1]), image_size=None))
     place, key, wanted = Geometry(teacher.image_size, geometry), source.keys[0], [8, 0, 4, 0, 11]
     for level in (2, 3):
-        found = LiveLevels(teacher, source, place, level, batch_size=2).read(key, wanted)
+        found = RunningFrames(teacher, source, place, level, batch_size=2)
+        asked = [(key, number) for number in wanted]
+        (found,) = found.answer(asked, found.read(asked))
         assert len(found) == 5 and found.dtype == torch.float32 and torch.equal(found[1], found[3])
         for number, own in zip(wanted, found, strict=True):
             canvas, _ = place.canvas(Image.fromarray(source.frames(key, [number])[0]))
@@ -49,4 +51,4 @@ def test_a_video_that_has_broken_is_named(source: SavSource, detector: tuple[obj
     video = broken.path(broken.keys[0])
     video.write_bytes(video.read_bytes()[:400])
     with pytest.raises(BadVideo, match=broken.keys[0]):
-        LiveLevels(teacher, broken, Geometry(teacher.image_size), 2).read(broken.keys[0], [0, 4])
+        RunningFrames(teacher, broken, Geometry(teacher.image_size), 2).read([(broken.keys[0], 0), (broken.keys[0], 4)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data import ObjectBatch, record_key, view_seed
+from ..data import ObjectBatch
 from ..store import FeatureStore
 from ..types import GroupSignals, PromptGroup, PromptSignals, UserError
+from .base import Prompted, Records
 from .promptable import check_match
+from .stored import view_name
 
 FEATURE_OF = {
     "encoder_patch": "encoder_patch", "prompt_embed": "prompt_embed", "decoder_mask_token": "mask_token",
@@ -26,8 +29,6 @@ MASK_TOKENS, MOST_MASKS = 4, 3
 """Mask tokens of a SAM's decoder, and masks it gives to one prompt at most."""
 
 Shape = tuple[int, int, int]
-Records = dict[str, Float[Tensor, "b _ _ _"]]
-"""By feature, one record per image of a batch."""
 
 
 def record_shapes(
@@ -131,8 +132,8 @@ def _described(name: str, prompt_embed: Shape) -> StoredTeacher:
     return StoredTeacher(name, (grid[0], grid[1]), width)
 
 
-class CachedSignals:
-    """``tasks.prompt.Signals`` from stores: no teacher is in memory.
+class StoredSignals:
+    """``Signals`` of promptable teachers from stores: no teacher is in memory.
 
     stores: by teacher, then by feature; ``prompt_embed``, which tells width and grid, is always among them. weights: of
     each teacher, summing to one. terms: distillation terms that are on; the features of others are not read. seed,
@@ -155,6 +156,8 @@ class CachedSignals:
                     )
         self.stores = {teacher: {name: stores[teacher][name] for name in wanted} for teacher in self.weights}
         self.teachers = [_described(name, stores[name]["prompt_embed"].spec.shape) for name in self.weights]
+        lines = [f"{name} {stores[name]['prompt_embed'].spec.teacher}\n" for name in sorted(self.weights)]
+        self.fingerprint = hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
     def patch_channels(self) -> dict[str, int]:
@@ -167,31 +170,30 @@ class CachedSignals:
         for teacher in self.teachers:
             check_match(grid, width, terms, teacher)
 
-    def answer(self, batch: ObjectBatch, groups: tuple[PromptGroup, ...]) -> dict[str, PromptSignals]:
-        """What each teacher said to ``groups``, the batch's own, on the device of its images.
+    def read(self, asked: Prompted) -> dict[str, Records]:
+        """The records of each teacher, on the CPU.
 
         Raises ``UserError`` that names an image without a record, or one of which another view or other prompts were
         cached.
         """
-        seeds = batch.images.seeds.tolist()
-        names = [self._record(key, seed) for key, seed in zip(batch.images.keys, seeds, strict=True)]
-        found, wanted = {}, record_seeds(batch)
+        images = asked.batch.images
+        seeds = zip(images.keys, images.seeds.tolist(), strict=True)
+        names = [view_name(key, seed, self.seed, self.views) for key, seed in seeds]
+        found, wanted = dict[str, Records](), record_seeds(asked.batch)
         for teacher, stores in self.stores.items():
             records = {}
             for feature, store in stores.items():
-                asked, records[feature] = store.read_batch(names, batch.images.images.device)
-                _refuse_other_prompts(store, names, (asked == wanted).tolist())
-            found[teacher] = from_records(records, groups)
+                made_with, records[feature] = store.read_batch(names)
+                _refuse_other_prompts(store, names, (made_with == wanted).tolist())
+            found[teacher] = records
         return found
 
-    def _record(self, key: str, seed: int) -> str:
-        view = next((view for view in range(self.views) if view_seed(self.seed, key, view) == seed), None)
-        if view is None:
-            raise UserError(f"{key}: the batch shows none of the {self.views} cached views: is data.seed as it was?")
-        return record_key(key, view)
+    def answer(self, asked: Prompted, read: Mapping[str, Records]) -> dict[str, PromptSignals]:
+        """What each teacher said to ``groups``, the batch's own, on the device of the records."""
+        return {teacher: from_records(records, asked.groups) for teacher, records in read.items()}
 
     def to(self, device: torch.device | str) -> None:
-        """Nothing to move: records are decoded where the images of a batch are."""
+        """Nothing to move: records come with the batch."""
 
 
 def _refuse_other_prompts(store: FeatureStore, names: Sequence[str], same: Sequence[bool]) -> None:
