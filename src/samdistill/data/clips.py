@@ -238,7 +238,9 @@ class ClipDataset(Dataset[ClipItem]):
             UserError: A teacher's features are used and frames are augmented. A teacher sees unaugmented frames.
         """
         if rules.cached and transform.augment != AugmentConfig():
-            raise UserError("data.augment: a teacher's features are those of unaugmented frames; turn the augmentations off")
+            raise UserError(
+                "data.augment: a teacher's features are those of unaugmented frames; turn the augmentations off"
+            )
         self.read = read
         self.source, self.transform, self.keys, self.rules = source, transform, list(keys), rules
         self.seed, self.epoch = seed, epoch
