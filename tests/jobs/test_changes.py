@@ -16,6 +16,7 @@ from samdistill.jobs.prompt.parts import PromptParts
 from samdistill.pipeline import cache
 from samdistill.store import FeatureStore
 from samdistill.store.changes import Renewal, refuse_changed
+from samdistill.teachers.base import Prompted
 from samdistill.types import UserError
 
 CACHED = "distillation.use_precomputed_features=true"
@@ -129,4 +130,4 @@ def test_a_prompt_cache_follows_its_masks_too(world: Path, prompted, tmp_path: P
     assert len(after) == len(before) and sorted(json.loads(line)["key"] for line in after) == sorted(keys)
     task = PromptParts(config).task("cpu")
     batch = task.collate([task.dataset(0)[4]])
-    assert task.signals.answer(batch, batch.groups)  # the prompts of the new masks were asked
+    assert task.signals.answer(Prompted(batch, batch.groups), batch.told)  # the prompts of the new masks were asked
