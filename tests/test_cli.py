@@ -94,7 +94,7 @@ for verb in ("plan", "check", "train", "cache"):
         f"{verb}: job": ([verb, "encoder/sandbox", "job=detect"], "did you mean 'detection'?"),
         f"{verb}: phases": ([verb, "encoder/sandbox", "train.phases=[]"], "train.phases is empty"),
     }
-ERRORS["cache: detection"] = (["cache", "detection/sandbox", "output=OUT"], "the detection job has nothing to cache")
+ERRORS["cache: detection"] = (["cache", "detection/sandbox", "output=OUT"], "there is nothing to cache; set cache.mode=stored")
 ERRORS["demo: job"] = (["demo", "--job", "videos"], "'videos'")
 ERRORS["train: no cache"] = (["train", "encoder/sandbox", "data.root=WORLD", "output=OUT"], "run `samdistill cache`")
 
