@@ -125,7 +125,7 @@ def test_unlabelled_images_are_measured_against_the_teachers_objects(models, tre
     assert "that the teacher itself segments" in result.caption()
     assert [p.title for p in result.pictures[0].panels] == ["image", "teacher", "twin", "other"]
     assert result.pictures[0].panels[2].iou == pytest.approx(1.0)
-    with pytest.raises(UserError, match="against a teacher"):
+    with pytest.raises(UserError, match="compared with a teacher"):
         evaluate_models({"alone": models["twin"]}, source, GEOMETRY)
 
 

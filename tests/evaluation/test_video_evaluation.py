@@ -374,5 +374,5 @@ def test_training_goes_on_as_it_was(stub: Callable[[Answer], list[Session]]) -> 
     stub(answer)
     evaluate_videos_with(model, two_objects(), ["dense"], convention=SAV)
     assert model.model.memory.training and not model.model.training
-    with pytest.raises(ValueError, match="has its own row"):
+    with pytest.raises(ValueError, match="the row without memory is always included"):
         evaluate_videos_with(model, two_objects(), ["dense"], convention=SAV, context=0)
