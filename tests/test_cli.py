@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,7 +97,7 @@ for verb in ("plan", "check", "train", "cache"):
         f"{verb}: job": ([verb, "encoder/sandbox", "job=detect"], "did you mean 'detection'?"),
         f"{verb}: phases": ([verb, "encoder/sandbox", "train.phases=[]"], "train.phases is empty"),
     }
-ERRORS["cache: detection"] = (["cache", "detection/sandbox", "output=OUT"], "there is nothing to cache; set cache.mode=stored")
+ERRORS["cache: detection"] = (["cache", "detection/sandbox", "output=OUT"], "nothing to cache; set cache.mode=stored")
 ERRORS["demo: job"] = (["demo", "--job", "videos"], "'videos'")
 ERRORS["train: no cache"] = (["train", "encoder/sandbox", "data.root=WORLD", "output=OUT"], "run `samdistill cache`")
 
@@ -167,6 +170,19 @@ def test_check_fails_with_1_when_a_term_is_dead(cached: EncoderRunConfig, capsys
     assert main(["check", str(path), "loss.cosine=0"]) == 1
     said = capsys.readouterr()
     assert "term 'cosine' does not reach the student: its weight is 0" in said.err and "mse" in said.out
+
+
+def test_completion_is_asked_only_by_a_shell_and_offers_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """argcomplete is an extra that the environment of the tests has not: a module with its function stands for it."""
+    asked: list[argparse.ArgumentParser] = []
+    monkeypatch.setitem(sys.modules, "argcomplete", SimpleNamespace(autocomplete=asked.append))
+    assert call(["--version"]) == 0 and not asked
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    assert call(["--version"]) == 0
+    (verbs,) = (action for action in asked[0]._actions if action.dest == "verb")
+    assert isinstance(verbs.choices, dict) and {"plan", "predict"} <= set(verbs.choices)
+    (config,) = (action for action in verbs.choices["train"]._actions if action.dest == "config")
+    assert "encoder/sandbox" in config.completer(prefix="enc")
 
 
 def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:

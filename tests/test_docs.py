@@ -140,6 +140,32 @@ def test_every_verb_has_a_page_with_all_its_options(verb: str) -> None:
     assert f"({verb}.md)" in (DOCS / "index.md").read_text()
 
 
+def test_help_lists_every_verb_once_in_its_group() -> None:
+    text = _parser().format_help()
+    listed = re.findall(r"^  ([a-z]+) {2,}", text, re.M)
+    assert sorted(listed) == sorted(parsers(_parser()))
+    assert re.findall(r"^(\w.*):$", text, re.M) == ["start here", "pipeline steps", "models", "data", "options"]
+    assert text.index("models:") < text.index("  predict ") < text.index("data:") < text.index("  prepare ")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("verb", sorted(parsers(_parser())))
+def test_help_of_a_verb_has_an_example_and_every_default(verb: str) -> None:
+    parser = parsers(_parser())[verb]
+    ((name, *words),) = (shlex.split(line) for line in re.findall(r"^  samdistill (.+)$", parser.format_help(), re.M))
+    assert name == verb and _parse([name, *words]).verb == verb
+    for below in [parser, *(p for a in parser._actions if isinstance(a.choices, dict) for p in a.choices.values())]:
+        text = " ".join(below.format_help().split())
+        for action in below._actions:
+            assert action.help or action.choices, action.dest
+            if (
+                action.default not in (None, False, argparse.SUPPRESS)
+                and action.option_strings
+                and action.default != []
+            ):
+                assert f"default: {action.default})" in text, action.dest
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_shown_is_one_the_program_takes(page: Path) -> None:
     for arguments in commands(page):

@@ -20,7 +20,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
 DEVELOPMENT = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
 OPTIONAL = {
-    Requirement(text).name for extra in ("heic", "supervision") for text in PROJECT["optional-dependencies"][extra]
+    Requirement(text).name
+    for extra in ("heic", "supervision", "completion")
+    for text in PROJECT["optional-dependencies"][extra]
 }
 """Not in the environment of the tests."""
 CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()

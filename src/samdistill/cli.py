@@ -18,6 +18,7 @@ from .jobs import JOBS
 from .output import OutputLost, checked_output
 from .processes import INTERRUPTED, INTERRUPTION, end_with_parent, sigterm_interrupts
 
+_RAW = argparse.RawDescriptionHelpFormatter
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
 
 
@@ -37,56 +38,115 @@ def _path(text: str) -> Path:
     return Path(_name(text))
 
 
-def _config_verb(verbs: argparse._SubParsersAction, name: str, text: str, *, as_json: bool = False,
-                 parallel: bool = False) -> argparse.ArgumentParser:  # fmt: skip
-    verb = verbs.add_parser(name, help=text, description=text)
-    verb.add_argument("config", type=_name, help="a YAML file, or a packaged recipe such as encoder/es_rv_m")
+_VERBS = {
+    "start here": {
+        "demo": "the whole pipeline on rendered scenes, offline, in minutes",
+        "run": "the whole pipeline on your own images or videos",
+    },
+    "pipeline steps": {
+        "plan": "shapes, parameters, disk, memory and steps, before anything is spent",
+        "check": "per loss term: value, weight, gradient norm at the student",
+        "cache": "write what the teachers say about the images; resumes",
+        "train": "train the student, with its teachers or on their cache",
+        "merge": "put a trained trunk into its teacher's place",
+    },
+    "models": {
+        "models": "the students beside their teacher",
+        "inspect": "what a checkpoint, run or store holds",
+        "evaluate": "mIoU, agreement, features, size and speed; cgF1; or J&F",
+        "predict": "what a phrase, boxes or points mark in an image or a video",
+    },
+    "data": {
+        "prepare": "build a data set's tree from what was downloaded",
+        "sandbox": "the rendered world",
+    },
+}
+"""Verbs in the groups of ``samdistill --help``."""
+
+
+def _grouped() -> str:
+    groups = (
+        [f"{title}:", *(f"  {name:<10}{text}" for name, text in group.items())] for title, group in _VERBS.items()
+    )
+    return "\n\n".join(map("\n".join, groups))
+
+
+def _verb(verbs: argparse._SubParsersAction, name: str, example: str) -> argparse.ArgumentParser:
+    (text,) = (group[name] for group in _VERBS.values() if name in group)
+    return verbs.add_parser(
+        name, description=text, epilog=f"example:\n  samdistill {name} {example}", formatter_class=_RAW
+    )
+
+
+def _recipes(**_: object) -> list[str]:
+    """What argcomplete offers for a config; the shell offers files where no recipe fits."""
+    from .config import packaged
+
+    return packaged()
+
+
+def _config_verb(verbs: argparse._SubParsersAction, name: str, example: str, *,
+                 as_json: bool = False, parallel: bool = False) -> argparse.ArgumentParser:  # fmt: skip
+    verb = _verb(verbs, name, example)
+    config = verb.add_argument("config", type=_name, help="a YAML file, or a packaged recipe such as encoder/es_rv_m")
+    config.completer = _recipes  # type: ignore[attr-defined]
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the config's")
     if as_json:
         verb.add_argument("--json", action="store_true", help="print JSON")
     if parallel:
-        verb.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine (torchrun)")
+        verb.add_argument("--nproc", type=int, default=1, metavar="N",
+                          help="processes on this machine (torchrun; default: %(default)s)")  # fmt: skip
     return verb
 
 
 def _data_verbs(verbs: argparse._SubParsersAction) -> None:
-    prepare = verbs.add_parser("prepare", help="build a data set's tree from what was downloaded")
-    prepare.add_argument("dataset", choices=["sa1b"])
+    prepare = _verb(verbs, "prepare", "sa1b downloads/sa1b data/sa1b")
+    prepare.add_argument("dataset", choices=["sa1b"], help="which one")
     prepare.add_argument("source", type=_path, metavar="SRC", help="a folder of extracted files or .tar shards")
-    prepare.add_argument("target", type=_path, metavar="DST")
-    prepare.add_argument("--val-fraction", type=float, default=0.01)
-    sandbox = verbs.add_parser("sandbox", help="the rendered world")
+    prepare.add_argument("target", type=_path, metavar="DST", help="the tree to write")
+    prepare.add_argument("--val-fraction", type=float, default=0.01, metavar="F",
+                         help="share of the images that is held out (default: %(default)s)")  # fmt: skip
+    sandbox = _verb(verbs, "sandbox", "render data --train 48 --val 8")
     actions = sandbox.add_subparsers(dest="action", required=True, metavar="ACTION")
-    render = actions.add_parser("render", help="write a rendered data set as SA-1B, COCO or SA-V")
-    render.add_argument("target", type=_path, metavar="DIR")
-    render.add_argument("--train", type=int, metavar="N", help="to train on (2000 scenes; 64 videos)")
-    render.add_argument("--val", type=int, metavar="N", help="held out (128 scenes; 16 videos)")
-    render.add_argument("--size", type=int, default=168, metavar="PX", help="side of a scene or a frame (168)")
-    render.add_argument("--seed", type=int, default=10)
-    render.add_argument("--format", choices=["sa1b", "coco", "sav"], default="sa1b")
+    text = "write a rendered data set as SA-1B, COCO or SA-V"
+    render = actions.add_parser("render", help=text, description=text)
+    render.add_argument("target", type=_path, metavar="DIR", help="the folder to write")
+    render.add_argument("--train", type=int, metavar="N", help="to train on (default: 2000 scenes, 64 videos)")
+    render.add_argument("--val", type=int, metavar="N", help="held out (default: 128 scenes, 16 videos)")
+    render.add_argument("--size", type=int, default=168, metavar="PX",
+                        help="side of a scene or a frame (default: %(default)s)")  # fmt: skip
+    render.add_argument("--seed", type=int, default=10, metavar="N", help="of the scenes (default: %(default)s)")
+    render.add_argument(
+        "--format", choices=["sa1b", "coco", "sav"], default="sa1b", help="layout (default: %(default)s)"
+    )
 
 
 def _model_verbs(verbs: argparse._SubParsersAction) -> None:
-    evaluate = verbs.add_parser("evaluate", help="mIoU, agreement, features, size and speed of a model; cgF1; or J&F")
+    evaluate = _verb(verbs, "evaluate", "runs/mine photos --teacher facebook/sam3")
     evaluate.add_argument("model", type=_path, help="a model's folder, a run that holds one, or predictions.json")
     evaluate.add_argument("data", type=_path, nargs="+", help="a folder of images or of videos, or files of concepts")
     evaluate.add_argument("--teacher", type=_name, help="compare with this teacher")
-    evaluate.add_argument("--prompts", help="of box, point, refine, refine2 (box,point,refine)")
+    evaluate.add_argument(
+        "--prompts", metavar="KINDS", help="of box, point, refine, refine2 (default: box,point,refine)"
+    )
     evaluate.add_argument("--concepts", action="store_true", help="ask in words: data is an SA-Co file of concepts")
     evaluate.add_argument("--masks", action="store_true",
                           help="model is a folder of predicted masks of videos, data one of true masks")  # fmt: skip
     evaluate.add_argument("--iou", choices=["masks", "boxes"],
-                          help="what of predictions.json is compared, with --concepts (masks)")  # fmt: skip
-    evaluate.add_argument("--threshold", type=float, metavar="P", help="scores that count, with --concepts (0.5)")
+                          help="what of predictions.json is compared, with --concepts (default: masks)")  # fmt: skip
+    evaluate.add_argument("--threshold", type=float, metavar="P",
+                          help="least score, with --concepts (default: 0.5)")  # fmt: skip
     evaluate.add_argument("--out", type=_path, metavar="JSON", help="write the predictions, with --concepts")
-    evaluate.add_argument("--geometry", help="square or longest_side (the model's own)")
+    evaluate.add_argument("--geometry", help="square or longest_side (default: the model's own)")
     evaluate.add_argument("--images", type=int, metavar="N", help="at most N images")
     evaluate.add_argument("--videos", type=int, metavar="N", help="at most N videos")
-    evaluate.add_argument("--convention", help="which frames of videos count: davis2017 or sav (that of the layout)")
+    evaluate.add_argument("--convention", metavar="NAME",
+                          help="counted frames of videos: davis2017 or sav (default: that of the layout)")  # fmt: skip
     evaluate.add_argument("--every-frame", action="store_true", help="push frames of videos that have no masks too")
-    evaluate.add_argument("--workers", type=int, default=1, metavar="N", help="processes that score videos (1)")
-    evaluate.add_argument("--json", action="store_true")
-    predict = verbs.add_parser("predict", help="what a phrase names, a box shows or points mark in an image or a video")
+    evaluate.add_argument("--workers", type=int, default=1, metavar="N",
+                          help="processes that score videos (default: %(default)s)")  # fmt: skip
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    predict = _verb(verbs, "predict", "photo.jpg sandbox --text star --out seen.png")
     predict.add_argument("image", type=_path,
                          help="an image, a video or a folder of its frames; with --format of images")  # fmt: skip
     predict.add_argument("model", type=_name, help="a detector or a promptable model: a folder, a run that holds one, "
@@ -96,53 +156,63 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
                          help="around one instance, in pixels of the image; repeatable")  # fmt: skip
     predict.add_argument("--point", action="append", default=[], metavar="X,Y[,LABEL]",
                          help="on an object (label 1) or off it (0), for a promptable model; repeatable")  # fmt: skip
-    predict.add_argument("--threshold", type=float, metavar="P", help="least score, of a detector (0.5)")
+    predict.add_argument("--threshold", type=float, metavar="P", help="least score, of a detector (default: 0.5)")
     predict.add_argument("--out", type=_path, metavar="PNG", help="draw masks, boxes and scores; an MP4 of a video")
     predict.add_argument("--format", choices=["coco", "yolo"],
                          help="label a folder or a pattern of images; annotations go into --out")  # fmt: skip
     predict.add_argument(
-        "--batch-size", type=int, metavar="N", help="images in one call of the model, with --format (8)"
+        "--batch-size", type=int, metavar="N", help="images in one call of the model, with --format (default: 8)"
     )
     predict.add_argument("--no-pictures", action="store_true", help="draw no pictures, with --format")
     predict.add_argument("--frames", type=int, metavar="N", help="at most the first N frames of a video")
-    predict.add_argument("--geometry", help="square or longest_side (the model's own)")
+    predict.add_argument("--geometry", help="square or longest_side (default: the model's own)")
     predict.add_argument("--json", action="store_true", help="print JSON, with the masks")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="samdistill", description="Distil the Segment Anything family.")
+    parser = _Parser(
+        prog="samdistill", usage="samdistill [-h] [--version] VERB ...", formatter_class=_RAW,
+        description=f"Distil the Segment Anything family.\n\n{_grouped()}",
+        epilog="samdistill VERB --help lists the arguments of a verb, with an example.",
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"samdistill {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    demo = verbs.add_parser("demo", help="the whole pipeline on rendered scenes, offline, in minutes")
-    demo.add_argument("--job", choices=list(JOBS), default=next(iter(JOBS)))
-    demo.add_argument("--out", type=_path, help="run folder (runs/demo, runs/demo-detection, ...)")
-    run = verbs.add_parser("run", help="the whole pipeline on your own images or videos")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", prog="samdistill", help=argparse.SUPPRESS)
+    demo = _verb(verbs, "demo", "--out runs/demo")
+    demo.add_argument(
+        "--job", choices=list(JOBS), default=next(iter(JOBS)), help="what is distilled (default: %(default)s)"
+    )
+    demo.add_argument("--out", type=_path, help="folder of data and run (default: runs/demo, runs/demo-JOB)")
+    run = _verb(verbs, "run", "photos --teacher facebook/sam3 --student es_rv_m --out runs/mine")
     run.add_argument("images", type=_path, help="a folder of images, SA-1B, COCO, images with masks; or videos")
-    run.add_argument("overrides", nargs="*", metavar="key=value")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     run.add_argument("--teacher", required=True, type=_name, help="a SAM 3 folder, hub id or sam3.pt; or 'sandbox'")
-    run.add_argument("--student", help="es_rv_m, any timm model, or a model to start from (the recipe's)")
-    run.add_argument("--job", choices=list(JOBS), default=next(iter(JOBS)))
-    run.add_argument("--out", type=_path, required=True)
-    models = verbs.add_parser("models", help="the students beside their teacher")
-    models.add_argument("name", nargs="?")
-    models.add_argument("--json", action="store_true")
-    _config_verb(verbs, "plan", "shapes, parameters, disk, memory and steps, before anything is spent", as_json=True)
-    _config_verb(verbs, "check", "per loss term: value, weight, gradient norm at the student", as_json=True)
-    cache = _config_verb(verbs, "cache", "write what the teachers say about the images; resumes", parallel=True)
+    run.add_argument("--student", help="es_rv_m, any timm model, or a model to start from (default: the recipe's)")
+    run.add_argument(
+        "--job", choices=list(JOBS), default=next(iter(JOBS)), help="what is distilled (default: %(default)s)"
+    )
+    run.add_argument("--out", type=_path, required=True, help="run folder")
+    models = _verb(verbs, "models", "es_rv_m")
+    models.add_argument("name", nargs="?", help="one student or any timm model: its modules")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    _config_verb(verbs, "plan", "encoder/es_rv_m data.fraction=0.1", as_json=True)
+    _config_verb(verbs, "check", "encoder/es_rv_m --json", as_json=True)
+    cache = _config_verb(verbs, "cache", "encoder/es_rv_m --nproc 8 --verify", parallel=True)
     cache.add_argument("--verify", action="store_true", help="check every record and recompute a sample")
     cache.add_argument("--layout", choices=["store", "npy"], default="store",
-                       help="npy: also a .npy file per image and feature, of the prompt job (store)")  # fmt: skip
-    train = _config_verb(verbs, "train", "train the student, with its teachers or on their cache", parallel=True)
+                       help="npy: also a .npy file per image and feature (default: %(default)s)")  # fmt: skip
+    train = _config_verb(verbs, "train", "encoder/es_rv_m --nproc 8 train.batch_size=512", parallel=True)
     train.add_argument("--resume", type=_path, metavar="RUN", help="start from another run or checkpoint")
-    merge = verbs.add_parser("merge", help="put a trained trunk into its teacher's place")
-    merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT")
-    merge.add_argument("--into", required=True, type=_name, metavar="TEACHER")
-    merge.add_argument("--out", type=_path, required=True, metavar="PATH")
+    merge = _verb(verbs, "merge", "runs/encoder/es_rv_m --into facebook/sam3 --out es_rv_m_sam3")
+    merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT", help="holds the trained trunk")
+    merge.add_argument(
+        "--into", required=True, type=_name, metavar="TEACHER", help="a folder, hub id, sam3.pt or 'sandbox'"
+    )
+    merge.add_argument("--out", type=_path, required=True, metavar="PATH", help="what to write")
     merge.add_argument("--target-prefix", metavar="P", help="where student keys go")
     merge.add_argument("--replace-prefix", metavar="P", help="teacher keys to drop")
-    inspect = verbs.add_parser("inspect", help="what a checkpoint, run or store holds")
-    inspect.add_argument("path", type=_path)
-    inspect.add_argument("--json", action="store_true")
+    inspect = _verb(verbs, "inspect", "runs/mine")
+    inspect.add_argument("path", type=_path, help="a file or a folder")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
     _model_verbs(verbs)
     _data_verbs(verbs)
     return parser
@@ -151,6 +221,10 @@ def _parser() -> argparse.ArgumentParser:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """argparse, with key=value overrides allowed anywhere after the config, and negative values of options."""
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # set by the shell's completion alone, which needs the extra of that name
+        import argcomplete
+
+        argcomplete.autocomplete(parser)  # ends the process
     args, rest = parser.parse_known_args(_joined(argv))
     stray = [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "overrides")]
     if stray:
