@@ -40,6 +40,21 @@ def test_a_link_that_goes_round_ends(tmp_path: Path) -> None:
     assert FolderSource(tmp_path).keys == ["a/b.png"]
 
 
+def test_a_folder_is_listed_once_and_under_its_own_path(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("b/c/x.png", "m/y.png"):
+        save(root / name)
+    save(tmp_path / "outside/deep/z.png")
+    for link, target in {
+        "a": root / "b", "b/again": root / "m", "k": root / "b/c", "z": root / "m",  # inside, before and after it
+        "o1": tmp_path / "outside", "o2": tmp_path / "outside", "o0": tmp_path / "outside/deep",
+        "up": tmp_path, "gone": tmp_path / "nowhere",
+    }.items():  # fmt: skip
+        (root / link).symlink_to(target, target_is_directory=True)
+    source = FolderSource(root)
+    assert source.keys == ["b/c/x.png", "m/y.png", "o0/z.png"] and source.problems == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="such names cannot exist on Windows")
 def test_names_that_cannot_be_keys_are_reported(tmp_path: Path) -> None:
     save(tmp_path / "good.png")

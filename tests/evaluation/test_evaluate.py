@@ -52,6 +52,12 @@ def test_prompts_are_checked_and_asked_in_one_order() -> None:
         prompt_kinds(["box", "pont"])
 
 
+@pytest.mark.parametrize("images", [0, -3])
+def test_at_least_one_image_is_measured(images: int) -> None:
+    with pytest.raises(UserError, match=f"--images must be at least 1, got {images}"):
+        evaluate("no model is opened", "nor data", images=images)
+
+
 def test_a_teacher_against_itself_agrees_fully(world: Path) -> None:
     result = evaluate(Path("sandbox"), world, teacher="sandbox", prompts=["box", "point"], images=4, progress=False)
     assert result.images == 4 and result.objects > 4 and result.prompts == ("box", "point")

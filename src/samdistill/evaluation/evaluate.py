@@ -77,6 +77,8 @@ def evaluate(
         >>> evaluate("runs/mobile", "data/coco", teacher="sandbox-sam").row("student").miou
     """
     kinds = prompt_kinds(prompts)
+    if images is not None and images < 1:
+        raise UserError(f"--images must be at least 1, got {images}")
     loaded = {"student": load_model(model)}
     size = image_size(loaded["student"])
     if teacher is not None:
