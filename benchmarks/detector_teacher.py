@@ -23,7 +23,7 @@ from typing import Any
 from common import Sheet, arguments, use_device
 
 from samdistill.data.saco import ConceptPair, ConceptSet, to_rle, write_concepts
-from samdistill.data.saco_predictions import Prediction
+from samdistill.data.saco_predictions import PredictedInstance
 from samdistill.evaluation.concept_files import mask_ap, score_predictions
 from samdistill.evaluation.concepts import evaluate_concepts
 from samdistill.inference.concepts import ConceptModel, ask_image, load_concept_model
@@ -35,7 +35,7 @@ TARGET = 0.6
 SIZE = 168
 KINDS = ("shape", "colour", "colour and shape", "object", "exemplar box")
 MODEL = "detector"
-Found = dict[int, list[Prediction]]
+Found = dict[int, list[PredictedInstance]]
 
 
 def kind_of(phrase: str) -> str:
@@ -47,7 +47,7 @@ def kind_of(phrase: str) -> str:
     return {GENERIC: "object", VISUAL: "exemplar box"}.get(phrase, "colour and shape")
 
 
-def figures(truth: ConceptSet, found: Mapping[int, Sequence[Prediction]]) -> dict[str, float | None]:
+def figures(truth: ConceptSet, found: Mapping[int, Sequence[PredictedInstance]]) -> dict[str, float | None]:
     """Counts and measures; None for what needs absent concepts where none is asked for."""
     summary = score_predictions(truth, found).summary()
     graded = summary["negatives"] > 0 and summary["positives"] > 0
@@ -83,7 +83,7 @@ def answer_boxes(model: ConceptModel, truth: ConceptSet, root: Path, split: str)
         box = (left, top, left + width, top + height)
         seen = ask_image(model, truth.path(pair), boxes=[box], threshold=0.0)
         masks = (to_rle(mask.cpu().numpy()) for mask in seen.masks)
-        found[pair.id] = [Prediction(s, rle) for s, rle in zip(seen.scores.tolist(), masks, strict=True)]
+        found[pair.id] = [PredictedInstance(s, rle) for s, rle in zip(seen.scores.tolist(), masks, strict=True)]
     return found
 
 

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from samdistill.data.saco import ConceptPair, ConceptSet, find_concepts, to_rle, write_concepts
 from samdistill.data.saco_predictions import (
-    Prediction,
+    PredictedInstance,
     box_of,
     boxes_of,
     check_predictions,
@@ -174,7 +174,10 @@ def test_written_concepts_come_back_and_are_coco(tmp_path: Path) -> None:
 
 def test_written_predictions_come_back(tmp_path: Path) -> None:
     masks = [to_rle(mask) for mask in random_masks(3)]
-    predictions = {7: [Prediction(0.9, masks[0]), Prediction(0.25, masks[1])], 3: [Prediction(1.0, masks[2])]}
+    predictions = {
+        7: [PredictedInstance(0.9, masks[0]), PredictedInstance(0.25, masks[1])],
+        3: [PredictedInstance(1.0, masks[2])],
+    }
     write_predictions(tmp_path / "p.json", predictions)
     loaded = load_predictions(tmp_path / "p.json")
     assert {k: [replace(p, box=None) for p in found] for k, found in loaded.items()} == predictions
@@ -187,7 +190,7 @@ def test_written_predictions_come_back(tmp_path: Path) -> None:
 
 def test_a_killed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.json"
-    write_predictions(path, {1: [Prediction(0.5, to_rle(square()))]})
+    write_predictions(path, {1: [PredictedInstance(0.5, to_rle(square()))]})
     before = path.read_bytes()
 
     def killed(*_: Any) -> None:
@@ -234,7 +237,7 @@ def test_predictions_with_listed_runs_are_read(tmp_path: Path) -> None:
     (tmp_path / "p.json").write_text(json.dumps([listed]))
     mask = np.zeros((8, 10), bool)
     mask[3:5, 0] = True
-    assert load_predictions(tmp_path / "p.json") == {1: [Prediction(0.5, to_rle(mask))]}
+    assert load_predictions(tmp_path / "p.json") == {1: [PredictedInstance(0.5, to_rle(mask))]}
 
 
 def test_boxes_and_categories_are_read(tmp_path: Path) -> None:
@@ -250,7 +253,7 @@ def test_boxes_and_categories_are_read(tmp_path: Path) -> None:
 def test_predictions_of_another_ground_truth(tmp_path: Path) -> None:
     content = changed("images", 1, "is_instance_exhaustive", 0)
     truth = ConceptSet.load(make(tmp_path, content))
-    fits = Prediction(0.5, to_rle(square()))
+    fits = PredictedInstance(0.5, to_rle(square()))
     check_predictions(truth, {10000000: [fits], 10000001: [fits]})  # a pair that is not scored is known all the same
     assert unused_predictions(truth, {10000000: [fits], 10000001: [fits]}) == []
     with pytest.raises(UserError, match="no image_id is in the ground truth, not 7 either"):
@@ -259,7 +262,7 @@ def test_predictions_of_another_ground_truth(tmp_path: Path) -> None:
     assert unused.reason == "1 ignored: image_ids that are not in the ground truth, such as 7"
     check_predictions(truth, {7: [fits], 10000000: [fits]})
     with pytest.raises(UserError, match=r"image_id 10000002 has a mask of \[10, 8\], its image is \[8, 10\]"):
-        check_predictions(truth, {10000002: [Prediction(0.5, to_rle(square().T))]})
+        check_predictions(truth, {10000002: [PredictedInstance(0.5, to_rle(square().T))]})
 
 
 def test_where_ground_truth_is_found(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from detector_training import mask_ious
 from samdistill.data.saco import ConceptPair, ConceptSet, to_rle, write_concepts
-from samdistill.data.saco_predictions import Prediction, load_predictions, unused_predictions, write_predictions
+from samdistill.data.saco_predictions import PredictedInstance, load_predictions, unused_predictions, write_predictions
 from samdistill.evaluation.concept_files import mask_ap, score_predictions, shape_ious
 from samdistill.metrics.concepts import ConceptScores
 from samdistill.types import UserError
@@ -26,8 +26,8 @@ def strip(start: int, end: int) -> np.ndarray:
     return mask
 
 
-def found(score: float, mask: np.ndarray) -> Prediction:
-    return Prediction(score, to_rle(mask))
+def found(score: float, mask: np.ndarray) -> PredictedInstance:
+    return PredictedInstance(score, to_rle(mask))
 
 
 def truth_of(tmp_path: Path, *objects: list[np.ndarray]) -> ConceptSet:
@@ -192,7 +192,7 @@ def test_annotators_have_to_be_of_the_same_pairs(tmp_path: Path) -> None:
 
 def test_boxes_are_compared_as_the_files_give_them(tmp_path: Path) -> None:
     truth = ConceptSet.load(gold(tmp_path, "a.json", [(0, 10, 0, 1)]), check_images=False)
-    shares = {1: [Prediction(0.9, None, box=(0.0, 0.0, 0.4, 1.0))]}  # IoU 0.8: hits at 0.50 .. 0.80
+    shares = {1: [PredictedInstance(0.9, None, box=(0.0, 0.0, 0.4, 1.0))]}  # IoU 0.8: hits at 0.50 .. 0.80
     assert score_predictions(truth, shares, iou="boxes").tp == (1,) * 7 + (0,) * 3
     with pytest.raises(UserError, match="a box and no segmentation; write masks, or compare boxes with --iou boxes"):
         score_predictions(truth, shares)

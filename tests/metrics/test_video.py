@@ -20,9 +20,9 @@ from samdistill.metrics.video import (
     boundary_f,
     boundary_tolerance,
     evaluate_object,
-    evaluate_video,
-    evaluate_videos,
     region_similarity,
+    score_video,
+    score_videos,
 )
 from samdistill.metrics.video_frames import DAVIS_2017, SAV, VideoConvention, visibility_flags
 
@@ -226,24 +226,24 @@ def test_recall_and_decay_by_hand() -> None:
     one = evaluate_object(track(2, (4, 4, 4), (4, 2, 4)), DAVIS_2017)
     assert one.statistics() == {"j_recall": 0.0, "j_decay": 0.0, "f_recall": 0.0, "f_decay": 0.0}
     assert evaluate_object(track(3, (4, 4), (4, 4)), DAVIS_2017).statistics() == {}
-    whole = evaluate_videos(
+    whole = score_videos(
         {"a": partial(list, [track(1, (4,) * 10, (4,) * 10), track(2, (4, 4, 4), (4, 2, 4))])}, DAVIS_2017
     )
     assert whole.statistics() == {"j_recall": 0.5, "j_decay": 0.0, "f_recall": 0.5, "f_decay": 0.0}
-    assert whole.to_dict()["statistics"] == whole.statistics() and evaluate_videos({}, SAV).statistics() == {}
+    assert whole.to_dict()["statistics"] == whole.statistics() and score_videos({}, SAV).statistics() == {}
 
 
 def test_objects_weigh_the_same_and_those_without_frames_nothing() -> None:
     long = track(1, (4,) * 12, (4,) * 12)
     short = track(2, (4, 4, 4), (4, 2, 4))
     never = track(3, (0, 0, 0), (5, 5, 5))
-    video = evaluate_video("a", [long, short, never], SAV)
+    video = score_video("a", [long, short, never], SAV)
     assert video.summary() == {"j": 0.75, "f": 0.5, "jf": 0.625, "frames": 11.0, "objects": 2.0}
     assert video.to_dict()["not_scored"] == [3]
-    assert evaluate_video("a", iter([never, short, long]), SAV).summary() == video.summary()
-    assert evaluate_video("a", [], SAV).summary() == evaluate_video("a", [never], SAV).summary() == {}
+    assert score_video("a", iter([never, short, long]), SAV).summary() == video.summary()
+    assert score_video("a", [], SAV).summary() == score_video("a", [never], SAV).summary() == {}
     with pytest.raises(ValueError, match="a: object id 1 occurs twice"):
-        evaluate_video("a", [long, long], SAV)
+        score_video("a", [long, long], SAV)
 
 
 def three_videos() -> dict[str, LoadObjects]:
@@ -260,7 +260,7 @@ def three_videos() -> dict[str, LoadObjects]:
 
 def test_many_videos_by_hand_and_the_bad_ones_are_reported() -> None:
     done: list[int] = []
-    scores = evaluate_videos(three_videos(), SAV, progress=done.append)
+    scores = score_videos(three_videos(), SAV, progress=done.append)
     assert done == [1] * 4 and [video.name for video in scores.videos] == ["returns", "others"]
     assert scores.failures == (
         VideoFailure("missing", "FileNotFoundError: [Errno 2] No such file or directory: 'no/such/video.mp4'"),
@@ -281,9 +281,9 @@ def test_many_videos_by_hand_and_the_bad_ones_are_reported() -> None:
 
 
 def test_workers_change_nothing() -> None:
-    one, two = (evaluate_videos(three_videos(), DAVIS_2017, workers=workers) for workers in (1, 2))
+    one, two = (score_videos(three_videos(), DAVIS_2017, workers=workers) for workers in (1, 2))
     assert one == two and one.to_dict() == two.to_dict() and len(one.videos) == len(one.failures) == 2
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        evaluate_videos({}, SAV, workers=0)
-    empty = evaluate_videos({}, SAV)
+        score_videos({}, SAV, workers=0)
+    empty = score_videos({}, SAV)
     assert empty.summary() == {} and empty.flags == []

@@ -30,6 +30,8 @@ PACKAGED = {"sandbox-sam": "sam", "sandbox-mobile": "mobile", "sandbox-student":
 """Packaged models other than ``sandbox``: name to folder in ``sandbox/weights``. ``sandbox`` itself is the tracker or
 the detector, see ``locate``.
 """
+STUDENT_FOLDER = "student"
+"""Folder of the finished student in a run."""
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..reading import Table as Settings
 from ..reading import foreign, read_json
 from ..types import UserError
-from .files import SANDBOX, TORCH_SUFFIXES, TensorInfo, load_torch, locate, open_weights
-from .layout import HF_TRUNK, ORIGINAL_STUDENT, STUDENT, is_vit_tensor, vision_configs
+from .files import SANDBOX, STUDENT_FOLDER, TORCH_SUFFIXES, TensorInfo, load_torch, locate, open_weights
+from .layout import HF_TRUNK, ORIGINAL_STUDENT, STUDENT_TRUNK, is_vit_tensor, vision_configs
 from .loading import read_settings
 from .report import Table, dtype_name, grouped, total
 
@@ -123,7 +123,7 @@ def _flatten(node: Mapping[Any, Any], prefix: str, table: Table, facts: dict[str
 def _model(folder: Path) -> Inspection:
     config = read_settings(folder)
     facts: dict[str, Any] = {"model_type": config.get("model_type"), "architectures": config.get("architectures")}
-    if config.get("model_type") == STUDENT:
+    if config.get("model_type") == STUDENT_TRUNK:
         facts |= {key: config.get(key) for key in ("backbone", "head", "hidden_size", "image_size")}
         return _weights(folder, "student folder", open_weights(folder).info, facts, student=True)
     if str(config.get("model_type")).startswith("sam3"):
@@ -137,12 +137,12 @@ def _model(folder: Path) -> Inspection:
 
 def _run(folder: Path) -> Inspection:
     parts: list[Inspection] = []
-    if (folder / "student" / "config.json").is_file():
-        parts.append(_model(folder / "student"))
+    if (folder / STUDENT_FOLDER / "config.json").is_file():
+        parts.append(_model(folder / STUDENT_FOLDER))
     if (folder / "embeddings" / "manifest.json").is_file():
         parts.append(_store(folder / "embeddings"))
     checkpoints = sorted(folder.glob("ckpt_*.pt"), key=lambda p: p.stat().st_mtime)
-    facts = {"checkpoints": [p.name for p in checkpoints], "finished": (folder / "student").is_dir()}
+    facts = {"checkpoints": [p.name for p in checkpoints], "finished": (folder / STUDENT_FOLDER).is_dir()}
     return Inspection(str(folder), "run", "none", 0, 0, 0, {}, {}, facts, tuple(parts))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from .files import TensorInfo
 
 VIT = "sam3_vit_model"
-STUDENT = "samdistill_student_trunk"
+STUDENT_TRUNK = "samdistill_student_trunk"
 DETECTOR, TRACKER = "detector.", "tracker."
 ORIGINAL_TRUNK = "detector.backbone.vision_backbone.trunk."
 ORIGINAL_STUDENT = "detector.backbone.vision_backbone.trunk.model."

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..reading import Number, Table, fits, foreign, read_json
 from ..types import UserError
-from .files import TensorInfo, locate, open_weights
+from .files import STUDENT_FOLDER, TensorInfo, locate, open_weights
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -43,7 +43,7 @@ def model_kinds(place: Path) -> dict[Path, str | None]:
 
     The folders are ``place`` itself and a run's ``student/`` and ``merged/``.
     """
-    folders = [folder for folder in (place, place / "student", place / "merged") if (folder / CONFIG).is_file()]
+    folders = [folder for folder in (place, place / STUDENT_FOLDER, place / "merged") if (folder / CONFIG).is_file()]
     return {folder: read_settings(folder).get("model_type") for folder in folders}
 
 

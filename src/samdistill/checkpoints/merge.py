@@ -25,7 +25,7 @@ from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_te
 from .loading import build_config, open_config, read_settings
 from .rename import hf_names
 from .report import MergeReport, Table
-from .student import Host, Student, as_json, original_student_name, read_student
+from .student import Host, OpenedStudent, as_json, original_student_name, read_student
 
 REPORT = "merge.json"
 _PATCH, _IMAGE_SIZE = 14, 1008  # values of the only published sam3.pt, since the file has no configuration
@@ -153,7 +153,7 @@ def _into_original(
 class _Joined(Mapping[str, Tensor]):
     """The merged tensors by name, the teacher's first. A tensor is read when it is indexed."""
 
-    def __init__(self, teacher: Weights, student: Student, kept: Table, names: dict[str, str]) -> None:
+    def __init__(self, teacher: Weights, student: OpenedStudent, kept: Table, names: dict[str, str]) -> None:
         self._teacher, self._student = teacher, student
         self._own = {merged: name for name, merged in names.items()}
         self.info: Table = {**kept, **{merged: student.info[name] for merged, name in self._own.items()}}
@@ -169,7 +169,9 @@ class _Joined(Mapping[str, Tensor]):
         return len(self.info)
 
 
-def _tables(teacher: Weights, student: Student, names: dict[str, str], replace: str) -> tuple[Table, Table, Table]:
+def _tables(
+    teacher: Weights, student: OpenedStudent, names: dict[str, str], replace: str
+) -> tuple[Table, Table, Table]:
     """Return the kept, removed and added tensors.
 
     Raises:
@@ -193,7 +195,7 @@ def _tables(teacher: Weights, student: Student, names: dict[str, str], replace: 
     return kept, removed, added
 
 
-def _check_shapes(student: Student, host: Host, kept: Mapping[str, TensorInfo], teacher: Path) -> None:
+def _check_shapes(student: OpenedStudent, host: Host, kept: Mapping[str, TensorInfo], teacher: Path) -> None:
     """Check that the trunk's output channels and patch size are those that the configuration and each neck read."""
     config = student.config
     wanted = {"its configuration": host.hidden_size, **neck_inputs(kept)}

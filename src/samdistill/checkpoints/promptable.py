@@ -20,7 +20,7 @@ from ..reading import foreign
 from ..students import MobileSamConfig, MobileSamModel
 from ..types import UserError
 from .files import TORCH_SUFFIXES, Weights, locate, open_weights
-from .layout import STUDENT
+from .layout import STUDENT_TRUNK
 from .loading import CONFIG, build_config, model_kinds, open_config, pretrained, read_settings
 from .original import as_tracker, load_original, original_config, original_parts, read_levels_alone, set_image_size
 from .rename_sam import MOBILE_SAM, SAM, layout, sam_settings, to_ours
@@ -75,7 +75,7 @@ def load_model(path: str | Path, image_size: int | None = None) -> Promptable | 
     for folder, name in found.items():
         if (kind := _KINDS.get(name or "")) is not None:
             return pretrained(kind, _sized(kind, folder, image_size), folder, folder, spare=kind is Sam3TrackerModel)
-    if STUDENT in found.values():
+    if STUDENT_TRUNK in found.values():
         raise UserError(
             f"{path}: a distilled trunk without a prompt decoder: `samdistill merge {path} --into TRACKER_FOLDER` "
             "makes a model that answers prompts"

@@ -18,8 +18,8 @@ from ..students import EfficientSam3Config, EfficientSam3Model, StudentTrunk, St
 from ..students.memory import warm_start
 from ..students.sam3 import MEMORY
 from ..types import UserError
-from .files import TORCH_SUFFIXES, TensorInfo, check_archive, load_torch, open_weights
-from .layout import ORIGINAL_STUDENT, STUDENT
+from .files import STUDENT_FOLDER, TORCH_SUFFIXES, TensorInfo, check_archive, load_torch, open_weights
+from .layout import ORIGINAL_STUDENT, STUDENT_TRUNK
 from .loading import build_config, compare, model_kinds, open_config, pretrained, read_settings
 
 _ORIGINAL_BACKBONE, _BACKBONE = "backbone.model.", "backbone."
@@ -41,7 +41,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Student:
+class OpenedStudent:
     """Configuration and tensors of a student's trunk, by the trunk's own names."""
 
     source: Path
@@ -50,7 +50,7 @@ class Student:
     info: dict[str, TensorInfo]
 
 
-def read_student(source: Path, host: Host) -> Student:
+def read_student(source: Path, host: Host) -> OpenedStudent:
     """Read a student and check that it is complete and has the shapes of its configuration.
 
     Args:
@@ -103,23 +103,23 @@ def student_tensors(state: Mapping[str, Tensor], prefix: str = ORIGINAL_STUDENT)
 
 
 def _in_run(run: Path) -> Path:
-    if (run / "student" / "config.json").is_file():
-        return run / "student"
+    if (run / STUDENT_FOLDER / "config.json").is_file():
+        return run / STUDENT_FOLDER
     checkpoints = sorted(run.glob("ckpt_epoch_*.pt"), key=lambda p: p.stat().st_mtime)
     if checkpoints:
         raise UserError(f"{run}: this run has not finished (no student/); train on, or merge {checkpoints[-1]}")
     raise UserError(f"{run}: not a run with a student (no student/ and no config.json in it)")
 
 
-def _from_folder(folder: Path) -> Student:
+def _from_folder(folder: Path) -> OpenedStudent:
     raw = read_settings(folder)
-    if raw.get("model_type") != STUDENT:
+    if raw.get("model_type") != STUDENT_TRUNK:
         raise UserError(f"{folder}: not a student but a {raw.get('model_type')!r} model; give a run that trained one")
     weights = open_weights(folder)
-    return Student(folder, open_config(folder, StudentTrunkConfig), weights, weights.info)
+    return OpenedStudent(folder, open_config(folder, StudentTrunkConfig), weights, weights.info)
 
 
-def _from_checkpoint(path: Path, host: Host) -> Student:
+def _from_checkpoint(path: Path, host: Host) -> OpenedStudent:
     content = load_torch(path)  # first, since its errors describe a file that is not a checkpoint best
     check_archive(path)
     model, text = content.get("model"), content.get("config")
@@ -133,7 +133,7 @@ def _from_checkpoint(path: Path, host: Host) -> Student:
     config = build_config(StudentTrunkConfig, raw, path)
     with foreign(path, "its 'model' or 'ema' is no table of tensors"):
         weights: dict[str, Tensor] = {**model, **(content.get("ema") or {})}
-        return Student(path, config, weights, {name: TensorInfo.of(tensor) for name, tensor in weights.items()})
+        return OpenedStudent(path, config, weights, {name: TensorInfo.of(tensor) for name, tensor in weights.items()})
 
 
 def as_json(config: StudentTrunkConfig) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def trunk_weights(folder: Path, backbone: str) -> Path:
     if not found:
         raise UserError(f"{folder}: no trained trunk here; give the run of an encoder job, or its student/ folder")
     place, name = next(iter(found.items()))
-    if name != STUDENT:
+    if name != STUDENT_TRUNK:
         raise UserError(f"{place}: not a trunk but a {name!r} model; give the run of an encoder job")
     own = open_config(place, StudentTrunkConfig).backbone
     if own != backbone:

@@ -33,7 +33,7 @@ _SHARES_END = 1.5  # boxes that end below this are fractions of the image; a set
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictedInstance:
     """One predicted instance.
 
     Attributes:
@@ -49,7 +49,7 @@ class Prediction:
     box: Box | None = None
 
 
-def load_predictions(json_path: Path) -> dict[int, list[Prediction]]:
+def load_predictions(json_path: Path) -> dict[int, list[PredictedInstance]]:
     """Read a COCO results list.
 
     Each entry has ``image_id`` (the id of a pair), ``score``, and ``segmentation`` (run lengths) or ``bbox``. Use
@@ -65,7 +65,7 @@ def load_predictions(json_path: Path) -> dict[int, list[Prediction]]:
     record = read_json(json_path)
     if not isinstance(record, list):
         raise UserError(f"{json_path}: holds {type(record).__name__}, not a COCO results list")
-    predictions: dict[int, list[Prediction]] = defaultdict(list)
+    predictions: dict[int, list[PredictedInstance]] = defaultdict(list)
     for number, entry in enumerate(record):
         where = f"entry {number}"
         try:
@@ -75,7 +75,7 @@ def load_predictions(json_path: Path) -> dict[int, list[Prediction]]:
                 raise ValueError(f"{where}: score is {score}")
             category, box = category_of(entry, where), read_box(entry)
             rle = None if box is not None and "segmentation" not in entry else _predicted(entry, where)
-            predictions[identity].append(Prediction(score, rle, category, box))
+            predictions[identity].append(PredictedInstance(score, rle, category, box))
         except ValueError as error:
             reason = str(error) if str(error).startswith(where) else f"{where}: {error}"
             raise UserError(f"{json_path}: not a COCO results list: {reason}") from None
@@ -90,7 +90,7 @@ def _predicted(entry: Mapping[str, Any], where: str) -> Rle:
     return runs_of(segmentation, *size)
 
 
-def write_predictions(path: Path, predictions: Mapping[int, Sequence[Prediction]]) -> None:
+def write_predictions(path: Path, predictions: Mapping[int, Sequence[PredictedInstance]]) -> None:
     """Write predictions as a COCO results list that ``load_predictions`` reads.
 
     The file is written atomically. All predictions need masks.
@@ -107,7 +107,7 @@ def write_predictions(path: Path, predictions: Mapping[int, Sequence[Prediction]
 
 
 def check_predictions(
-    truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]], iou: IouKind = "masks"
+    truth: ConceptSet, predictions: Mapping[int, Sequence[PredictedInstance]], iou: IouKind = "masks"
 ) -> None:
     """Check that predictions can be compared with a ground truth.
 
@@ -141,7 +141,7 @@ def check_predictions(
                                 f"image is {[pair.height, pair.width]}; write masks at full size")  # fmt: skip
 
 
-def unused_predictions(truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]]) -> list[BadInput]:
+def unused_predictions(truth: ConceptSet, predictions: Mapping[int, Sequence[PredictedInstance]]) -> list[BadInput]:
     """List predictions that are ignored, as in the official evaluation: without a pair, or of an unlisted category."""
     foreign = sorted(predictions.keys() - truth.ids)
     listed = None if None in truth.categories else frozenset().union(*truth.categories)
@@ -160,7 +160,7 @@ def boxes_of(pair: ConceptPair) -> list[Box]:
     return [tight_box(rle) if box is None else box for box, rle in zip(given, pair.rles, strict=True)]
 
 
-def box_of(prediction: Prediction) -> Box:
+def box_of(prediction: PredictedInstance) -> Box:
     """Return the box of a prediction. A missing box is derived from the mask, in pixels."""
     return prediction.box if prediction.box is not None or prediction.rle is None else tight_box(prediction.rle)
 

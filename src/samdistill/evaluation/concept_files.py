@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from ..data.saco import ConceptPair, ConceptSet, Rle
-from ..data.saco_predictions import IouKind, Prediction, box_of, boxes_of, check_predictions
+from ..data.saco_predictions import IouKind, PredictedInstance, box_of, boxes_of, check_predictions
 from ..metrics.concepts import SCORE_THRESHOLD, ConceptScores
 
 
@@ -36,7 +36,7 @@ def shape_ious(pred: Sequence[Rle | list[float]], target: Sequence[Rle | list[fl
 
 
 def score_predictions(
-    truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]], threshold: float = SCORE_THRESHOLD,
+    truth: ConceptSet, predictions: Mapping[int, Sequence[PredictedInstance]], threshold: float = SCORE_THRESHOLD,
     iou: IouKind = "masks",
 ) -> ConceptScores:  # fmt: skip
     """Compute the counts of cgF1 over all pairs.
@@ -66,7 +66,7 @@ def score_predictions(
 
 
 def _ious(
-    kept: Sequence[Prediction], pair: ConceptPair, categories: frozenset[int] | None, iou: IouKind
+    kept: Sequence[PredictedInstance], pair: ConceptPair, categories: frozenset[int] | None, iou: IouKind
 ) -> Float[Tensor, "n m"]:
     known = [found for found in kept if categories is None or found.category in categories]
     if iou == "boxes":
@@ -87,7 +87,7 @@ def _annotation(identity: int, rle: Rle) -> dict[str, Any]:
     return {"image_id": identity, "segmentation": rle, "area": float(coco_mask.area(rle))}
 
 
-def mask_ap(truth: ConceptSet, predictions: Mapping[int, Sequence[Prediction]]) -> dict[str, float]:
+def mask_ap(truth: ConceptSet, predictions: Mapping[int, Sequence[PredictedInstance]]) -> dict[str, float]:
     """Compute COCO's mask average precision with COCOeval. All pairs form one category.
 
     Each pair is an image of its own. A prediction for a phrase without objects is a false positive. A prediction that

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from ..data.images import UnreadableImage, read_image
 from ..data.saco import ConceptPair, ConceptSet, Rle, to_rle
-from ..data.saco_predictions import IouKind, Prediction, unused_predictions
+from ..data.saco_predictions import IouKind, PredictedInstance, unused_predictions
 from ..data.skipped import BadInput, leave_out
 from ..data.sources import evenly, size_problem
 from ..inference.concepts import AT_ONCE, ConceptModel, detections
@@ -37,7 +37,7 @@ from .verdict import Score
 
 MOST = 100
 """Predictions kept of a question beside those that count, as COCO's average precision ranks them."""
-Found = dict[int, list[Prediction]]
+Found = dict[int, list[PredictedInstance]]
 """What a model found, best first, by the id of the pair."""
 
 
@@ -317,7 +317,7 @@ def _ask(
         most = max(MOST, int((output.scores[row] >= threshold).sum()))
         answer = detections(output, row, 0.0, laid[number].size, side, laid[number].original, most=most)
         scored = zip(answer.scores.tolist(), answer.masks, strict=True)
-        found[pair.id] = [Prediction(score, to_rle(mask.cpu().numpy()), category) for score, mask in scored]
+        found[pair.id] = [PredictedInstance(score, to_rle(mask.cpu().numpy()), category) for score, mask in scored]
     return found
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from ..data.predicted_masks import MaskVideo, object_masks
 from ..data.skipped import BadInput, leave_out
-from ..metrics.video import VideoScores, evaluate_videos
+from ..metrics.video import VideoScores, score_videos
 from ..metrics.video_frames import VideoConvention
 from ..types import UserError
 from .video_result import PREDICTIONS, VideoResult, video_rows
@@ -38,7 +38,7 @@ def score_masks(
             with those of the whole data set.
     """
     loads = {video.name: partial(object_masks, video, convention) for video in videos}
-    scores = evaluate_videos(loads, convention, workers, progress)
+    scores = score_videos(loads, convention, workers, progress)
     if scores.failures:
         more = f" (and {len(scores.failures) - 1} more videos with errors)" if len(scores.failures) > 1 else ""
         raise UserError(scores.failures[0].error + more)

@@ -30,7 +30,7 @@ from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
 from ..inference.video import MOST_OBJECTS, VideoSession
 from ..io import scratch
-from ..metrics.video import evaluate_videos
+from ..metrics.video import score_videos
 from ..metrics.video_files import MaskFile, load_objects
 from ..metrics.video_frames import VideoConvention, first_frame_objects
 from ..types import ImageBatch
@@ -101,7 +101,7 @@ def evaluate_videos_with(
         scores = {}
         for name in contexts:
             loads = {key: partial(load_objects, path, name) for key, path in files.items()}
-            scores[name] = evaluate_videos(loads, convention, workers)
+            scores[name] = score_videos(loads, convention, workers)
     failures = {BadInput(failure.name, failure.error): None for each in scores.values() for failure in each.failures}
     skipped += failures
     leave_out(skipped)

@@ -298,7 +298,7 @@ def evaluate_object(masks: ObjectMasks, convention: VideoConvention) -> ObjectSc
     )
 
 
-def evaluate_video(name: str, objects: Iterable[ObjectMasks], convention: VideoConvention) -> VideoScores:
+def score_video(name: str, objects: Iterable[ObjectMasks], convention: VideoConvention) -> VideoScores:
     """Evaluate all objects of one video.
 
     Args:
@@ -325,26 +325,26 @@ LoadObjects = Callable[[], Iterable[ObjectMasks]]
 def _attempt(job: tuple[str, LoadObjects, VideoConvention]) -> VideoScores | VideoFailure:
     name, load, convention = job
     try:
-        return evaluate_video(name, load(), convention)
+        return score_video(name, load(), convention)
     except Exception as error:  # one bad video must not end the others; the text is kept, since an error may not pickle
         return VideoFailure(name, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
 
-def evaluate_videos(
+def score_videos(
     videos: Mapping[str, LoadObjects],
     convention: VideoConvention,
     workers: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> VideoSetScores:
-    """Evaluate many videos, optionally in parallel.
+    """Score many videos, optionally in parallel.
 
-    A video whose loading or evaluation raises becomes a ``VideoFailure``, and the others continue. Results are in the
+    A video whose loading or scoring raises becomes a ``VideoFailure``, and the others continue. Results are in the
     order of ``videos`` and do not depend on ``workers``.
 
     Args:
         videos: Loader of each video by name.
         convention: Selects the frames and objects that count.
-        workers: Number of processes. 1 evaluates in this process.
+        workers: Number of processes. 1 scores in this process.
         progress: Called with 1 after each video.
 
     Raises:
