@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .checkpoints.files import SANDBOX
+from .checkpoints.files import SANDBOX, STUDENT_FOLDER
 from .checkpoints.report import MergeReport
 from .config import Run
 from .data import reporting
@@ -34,8 +34,6 @@ from .types import UserError
 
 logger = logging.getLogger("samdistill")
 console = Console(soft_wrap=True, highlight=False)
-STUDENT_FOLDER = "student"
-"""Folder of the finished student in a run."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from samdistill.engine.task import Task
 from samdistill.evaluation.result import Evaluation, Measure
 from samdistill.evaluation.result_story import Tile
 from samdistill.evaluation.verdict import Score
-from samdistill.jobs.base import STUDENT, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
+from samdistill.jobs.base import DISTILLED, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from samdistill.jobs.caching import CacheCall, CacheReport
 from samdistill.jobs.recording import write_records
 from samdistill.jobs.views import ViewMaps, ViewParts
@@ -221,12 +221,12 @@ class ToyJob(Job[ToyConfig]):
         with torch.no_grad():
             rows = [
                 ToyRow(name, squared(model(batch.images), target).item())
-                for name, model in ((UNTRAINED, start), (STUDENT, student))
+                for name, model in ((UNTRAINED, start), (DISTILLED, student))
             ]
         return Evaluated(ToyResult(tuple(rows)), ("a note",))
 
     def summary(self, evaluated: Evaluated) -> list[str]:
-        return [evaluated.result.headline(STUDENT, UNTRAINED)]
+        return [evaluated.result.headline(DISTILLED, UNTRAINED)]
 
     def report_names(self, config: ToyConfig) -> ReportNames:
         return ReportNames("Colours of a toy", cached="colours")

@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..checkpoints.files import STUDENT_FOLDER
 from ..config import TrainConfig
 from ..data import reporting, worker_count
 from ..dist import default_device
@@ -384,7 +385,7 @@ class _Loop:
     def _save_student(self) -> Path | None:
         """The final student as a folder, whole or not at all. Rank 0 alone calls it."""
         hosts = sys.modules.get("transformers.modeling_utils")  # not imported: no instance of its classes either
-        path = self.run_dir / "student"
+        path = self.run_dir / STUDENT_FOLDER
         with self._averaged():
             student = self.task.export(self.student)
             if hosts is None or not isinstance(student, hosts.PreTrainedModel):

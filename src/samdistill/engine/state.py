@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from ..checkpoints.files import check_archive
+from ..checkpoints.files import STUDENT_FOLDER, check_archive
 from ..io import remove, sweep, writing
 from ..reading import fits
 from ..types import UserError
@@ -214,7 +214,7 @@ def open_run(run_dir: Path, resume: Path | None, resolved: str) -> Path | None:
         raise UserError(
             f"{run_dir}: holds a run of its own ({here.name}); go on with it without --resume, or use another output"
         )
-    if source is None and (run_dir / "student").exists():
+    if source is None and (run_dir / STUDENT_FOLDER).exists():
         raise UserError(f"{run_dir}: holds a student but no checkpoint; move it away or use another output")
     if source is not None:
         require_whole(source)

@@ -18,7 +18,7 @@ from ..types import UserError
 from .caching import CacheCall, CacheReport
 
 Config = TypeVar("Config", bound=Run)
-TEACHER, UNTRAINED, STUDENT = "teacher", "untrained", "distilled"
+TEACHER, UNTRAINED, DISTILLED = "teacher", "untrained", "distilled"
 """Names of the three models in the tables of a run."""
 CHECK_INPUTS = 4
 """Most inputs of the batch that ``check`` looks at."""
@@ -112,7 +112,7 @@ class ReportNames:
     holds and what one record of it describes."""
 
     title: str
-    student: str = STUDENT
+    student: str = DISTILLED
     start: str = UNTRAINED
     cached: str = "embeddings"
     record: str = "image"

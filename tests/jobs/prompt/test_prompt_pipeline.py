@@ -9,7 +9,7 @@ import pytest
 
 from samdistill import pipeline
 from samdistill.cli import main
-from samdistill.jobs.base import STUDENT, TEACHER
+from samdistill.jobs.base import DISTILLED, TEACHER
 from samdistill.jobs.loading import load_config
 from samdistill.jobs.prompt import job as prompt_job
 from samdistill.jobs.prompt.evaluate import UNTUNED, evaluate
@@ -21,17 +21,17 @@ CACHED = "distillation.use_precomputed_features=true"
 def test_a_cached_run_goes_the_whole_way_and_is_not_trained_twice(prompted, tmp_path) -> None:
     config = prompted(tmp_path, CACHED, "data.fraction=0.3", "train.epochs=1", "evaluate.images=2")
     road = run_pipeline(config)
-    assert [row.name for row in road.evaluated.result.rows] == [TEACHER, UNTUNED, STUDENT]
+    assert [row.name for row in road.evaluated.result.rows] == [TEACHER, UNTUNED, DISTILLED]
     assert road.evaluated.result.teacher == TEACHER and road.evaluated.result.labelled
-    tuned, start = road.evaluated.result.row(STUDENT), road.evaluated.result.row(UNTUNED)
+    tuned, start = road.evaluated.result.row(DISTILLED), road.evaluated.result.row(UNTUNED)
     assert tuned.parameters == start.parameters and set(tuned.miou) == {"box", "point", "refine"}
     assert f"box: mIoU {tuned.miou['box']:.3f} (untuned {start.miou['box']:.3f}, its teacher" in road.summary()
     page = road.report.read_text()
     assert "; untuned, it keeps" in page and "untrained" not in page and "encoder_patch/large" in page
     saved = json.loads((tmp_path / "evaluation.json").read_text())
-    assert [row["name"] for row in saved["models"]] == [TEACHER, UNTUNED, STUDENT]
+    assert [row["name"] for row in saved["models"]] == [TEACHER, UNTUNED, DISTILLED]
     again = run_pipeline(config)
-    assert again.trained.images_per_second == 0 and again.evaluated.result.row(STUDENT).miou == tuned.miou
+    assert again.trained.images_per_second == 0 and again.evaluated.result.row(DISTILLED).miou == tuned.miou
 
 
 def test_a_teacher_of_another_size_is_left_out_of_the_table(prompted, tmp_path, capsys) -> None:
@@ -39,11 +39,11 @@ def test_a_teacher_of_another_size_is_left_out_of_the_table(prompted, tmp_path, 
     road = run_pipeline(prompted(tmp_path, "teachers=[]", "distillation.enable=false", *settings))
     assert [row.name for row in road.evaluated.result.rows] == [
         UNTUNED,
-        STUDENT,
+        DISTILLED,
     ] and "its teacher" not in road.summary()
     capsys.readouterr()
     larger = prompted(tmp_path, 'teachers=[{"name": "sam3", "checkpoint": "sandbox"}]', *settings)
-    assert [row.name for row in evaluate(larger).rows] == [UNTUNED, STUDENT]
+    assert [row.name for row in evaluate(larger).rows] == [UNTUNED, DISTILLED]
     assert "without the teacher sam3: it reads images of 126 px" in capsys.readouterr().out
 
 

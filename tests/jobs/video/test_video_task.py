@@ -351,7 +351,7 @@ def test_more_windows_than_cells_are_refused_and_the_stride_is_that_of_the_video
 ) -> None:
     config = video(tmp_path, "student.memory={level: 3, latents: 32, windows: 5}")
     with pytest.raises(UserError, match=r"windows=5: level 3 of .* has 4 x 4 cells; give 4 at most"):
-        VideoParts(config).student_config  # noqa: B018
+        VideoParts(config).image_student_config  # noqa: B018
     assert task.build_student().model.config.memory_stride == 4
 
     class EachFrame:

@@ -10,7 +10,7 @@ from ...dist import default_device
 from ...evaluation.concepts import ConceptResult, evaluate_concepts, some_images
 from ...inference.concepts import StudentDetector, load_concept_model
 from ...progress import Progress
-from ..base import STUDENT, TEACHER, UNTRAINED
+from ..base import DISTILLED, TEACHER, UNTRAINED
 from .config import DetectionRunConfig
 from .parts import DetectionParts
 
@@ -34,7 +34,7 @@ def evaluate(config: DetectionRunConfig) -> ConceptResult | None:
     models = {
         TEACHER: load_concept_model(config.teacher.path, config.teacher.image_size, device),
         UNTRAINED: StudentDetector(untrained, parts.words),
-        STUDENT: load_concept_model(config.output, device=device),
+        DISTILLED: load_concept_model(config.output, device=device),
     }
     with Progress("evaluating", len(concepts.pairs), "questions") as bar:
         return evaluate_concepts(

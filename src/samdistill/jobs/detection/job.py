@@ -13,7 +13,7 @@ from ...engine.task import Task
 from ...evaluation.concepts import ConceptResult
 from ...sandbox.render import render_sandbox
 from ...types import UserError
-from ..base import STUDENT, TEACHER, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
+from ..base import DISTILLED, TEACHER, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
 from ..recording import write_records
 from ..views import ViewMaps
@@ -58,7 +58,7 @@ class DetectionJob(Job[DetectionRunConfig]):
     def summary(self, evaluated: Evaluated) -> list[str]:
         result = evaluated.result
         assert isinstance(result, ConceptResult)
-        student, start, teacher = result.row(STUDENT), result.row(UNTRAINED), result.row(TEACHER)
+        student, start, teacher = result.row(DISTILLED), result.row(UNTRAINED), result.row(TEACHER)
         kept = f"{student.kept:.1%} of " if student.kept is not None else ""
         return [
             f"cgF1: the student's {student.cgf1:.3f} is {kept}the teacher's {teacher.cgf1:.3f} "

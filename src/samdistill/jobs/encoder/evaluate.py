@@ -15,7 +15,7 @@ from ...dist import default_device
 from ...evaluation import EvaluationResult, evaluate_models
 from ...progress import Progress
 from ...students import build_trunk
-from ..base import STUDENT, TEACHER, UNTRAINED
+from ..base import DISTILLED, TEACHER, UNTRAINED
 from .config import EncoderRunConfig
 from .parts import EncoderParts
 from .task import trunk_config
@@ -48,7 +48,7 @@ def evaluate(config: EncoderRunConfig, merged: MergeReport | None) -> Evaluation
     models = {
         TEACHER: load_model(config.teacher.path, parts.teacher_info.image_size),
         UNTRAINED: _untrained(parts),
-        STUDENT: load_model(merged.out),
+        DISTILLED: load_model(merged.out),
     }
     source = parts.held_out_source()
     settings = config.evaluate

@@ -13,7 +13,7 @@ from ...evaluation import EvaluationResult
 from ...sandbox.render import render_sandbox
 from ...students import STUDENTS
 from ...types import UserError
-from ..base import CHECK_INPUTS, STUDENT, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
+from ..base import CHECK_INPUTS, DISTILLED, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
 from ..recording import write_records
 from ..views import ViewMaps
@@ -61,7 +61,7 @@ class EncoderJob(Job[EncoderRunConfig]):
     def summary(self, evaluated: Evaluated) -> list[str]:
         result = evaluated.result
         assert isinstance(result, EvaluationResult)
-        kept, start = result.row(STUDENT), result.row(UNTRAINED)
+        kept, start = result.row(DISTILLED), result.row(UNTRAINED)
         if result.labelled:
             return [
                 f"{kind}: the student keeps {share:.1%} of the teacher's mIoU (untrained {start.kept[kind]:.1%})"

@@ -11,7 +11,7 @@ from ...evaluation import EvaluationResult, evaluate_models
 from ...inference.prompting import KINDS
 from ...ops.promptable import Promptable, image_size
 from ...progress import Progress
-from ..base import STUDENT, TEACHER
+from ..base import DISTILLED, TEACHER
 from .config import PromptRunConfig
 from .parts import PromptParts
 from .task import PromptTask
@@ -30,7 +30,7 @@ def evaluate(config: PromptRunConfig) -> EvaluationResult:
     torch.manual_seed(config.train.seed)  # as the training found it: same seed, no step
     task = PromptTask(config, None, parts.objects)
     models: dict[str, Promptable] = {
-        UNTUNED: task.export(task.build_student()), STUDENT: load_promptable(config.output),
+        UNTUNED: task.export(task.build_student()), DISTILLED: load_promptable(config.output),
     }  # fmt: skip
     if config.distilled:
         entry = max(config.teachers, key=lambda teacher: teacher.weight)

@@ -12,7 +12,7 @@ from ...evaluation import EvaluationResult
 from ...progress import Progress
 from ...sandbox.scenes import SceneStyle
 from ...sandbox.write import write_coco
-from ..base import STUDENT, TEACHER, Evaluated, Given, Job, Plan, Ready, ReportNames
+from ..base import DISTILLED, TEACHER, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
 from .cache import cache_signals
 from .config import PromptRunConfig
@@ -50,7 +50,7 @@ class PromptJob(Job[PromptRunConfig]):
     def summary(self, evaluated: Evaluated) -> list[str]:
         result = evaluated.result
         assert isinstance(result, EvaluationResult)
-        tuned, start = result.row(STUDENT), result.row(UNTUNED)
+        tuned, start = result.row(DISTILLED), result.row(UNTUNED)
         teacher = next((row for row in result.rows if row.name == TEACHER), None)
         lines = []
         for kind, value in tuned.miou.items():

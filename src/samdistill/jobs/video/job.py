@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...checkpoints.files import STUDENT_FOLDER
 from ...checkpoints.report import MergeReport
 from ...data import leave_out
 from ...data.layouts import video_kind
@@ -37,7 +38,7 @@ def video_task(parts: VideoParts, device: torch.device | str = "cpu", prove_teac
 
     device: where a running teacher is. prove_teacher: rank 0 opens the teacher and holds it against the cache.
     """
-    _ = parts.student_config  # a student of another width is refused before the cache is looked for
+    _ = parts.image_student_config  # a student of another width is refused before the cache is looked for
     config, source = parts.config, parts.train_source
     levels: FrameSignals | None = None
     keys = source.keys
@@ -108,7 +109,7 @@ class VideoJob(Job[VideoRunConfig]):
     def report_names(self, config: VideoRunConfig) -> ReportNames:
         start = config.student.start
         assert start is not None  # in a resolved config
-        name = start.parent.name if start.name == "student" else start.name
+        name = start.parent.name if start.name == STUDENT_FOLDER else start.name
         title = f"A memory for {name} from {Path(config.teacher.path).name}"
         return ReportNames(title, STUDENT, WITHOUT, "maps of the teacher", "frame")
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from ...checkpoints.files import locate
+from ...checkpoints.files import STUDENT_FOLDER, locate
 from ...checkpoints.loading import open_config, read_settings
 from ...checkpoints.words import Words
 from ...config import AugmentConfig
@@ -26,7 +26,6 @@ from .config import VideoRunConfig
 from .student import COARSEST
 from .task import ALIGN
 
-STUDENT_FOLDER = "student"
 logger = logging.getLogger("samdistill")
 
 
@@ -121,7 +120,7 @@ class VideoParts:
         return self.config.model_copy(update={"student": self.config.student.model_copy(update={"start": self.start})})
 
     @cached_property
-    def student_config(self) -> EfficientSam3Config:
+    def image_student_config(self) -> EfficientSam3Config:
         """Of the image student. Raises ``UserError`` for one that cannot read the teacher's maps."""
         found = open_config(self.start, EfficientSam3Config)
         width, theirs = found.vision_config.fpn_hidden_size, self.teacher_info.hidden_size
@@ -146,13 +145,13 @@ class VideoParts:
 
     @cached_property
     def words(self) -> Words:
-        text = self.student_config.text_config
+        text = self.image_student_config.text_config
         return Words.load(self.start, text.vocab_size)
 
     @cached_property
     def view(self) -> ViewTransform:
         """How frames are laid on the student's canvas."""
-        size = self.student_config.vision_config.image_size
+        size = self.image_student_config.vision_config.image_size
         return ViewTransform(Geometry(size, self.config.data.geometry), self.config.data.augment)
 
     @property

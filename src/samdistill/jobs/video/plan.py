@@ -99,7 +99,7 @@ class VideoPlan(Plan):
 def plan_video(parts: VideoParts) -> VideoPlan:
     """What a run will need; reads configs and some annotations, loads no weights and decodes no frame but the first."""
     config, info, train = parts.config, parts.teacher_info, parts.config.train
-    memory, outline = config.student.memory, parts.student_config
+    memory, outline = config.student.memory, parts.image_student_config
     outline.memory_latents, outline.memory_layers, outline.memory_windows = (
         memory.latents,
         memory.layers,
