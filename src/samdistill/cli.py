@@ -40,25 +40,25 @@ def _path(text: str) -> Path:
 
 _VERBS = {
     "start here": {
-        "demo": "the whole pipeline on rendered scenes, offline, in minutes",
-        "run": "the whole pipeline on your own images or videos",
+        "demo": "run the whole pipeline on rendered scenes, offline, in minutes",
+        "run": "run the whole pipeline on your own images or videos",
     },
     "pipeline steps": {
-        "plan": "shapes, parameters, disk, memory and steps, before anything is spent",
-        "check": "per loss term: value, weight, gradient norm at the student",
-        "cache": "write what the teachers say about the images; resumes",
-        "train": "train the student, with its teachers or on their cache",
-        "merge": "put a trained trunk into its teacher's place",
+        "plan": "print shapes, parameters, disk, memory and steps of a config",
+        "check": "print value, weight and gradient norm of each loss term",
+        "cache": "write the teachers' outputs to disk",
+        "train": "train the student with running or cached teachers",
+        "merge": "put a trained image encoder into its teacher",
     },
     "models": {
-        "models": "the students beside their teacher",
-        "inspect": "what a checkpoint, run or store holds",
-        "evaluate": "mIoU, agreement, features, size and speed; cgF1; or J&F",
-        "predict": "what a phrase, boxes or points mark in an image or a video",
+        "models": "list the students and their sizes",
+        "inspect": "describe a checkpoint, a run or a feature store",
+        "evaluate": "measure mIoU, cgF1 or J&F, size and speed of a model",
+        "predict": "segment images or a video by a phrase, boxes or points",
     },
     "data": {
-        "prepare": "build a data set's tree from what was downloaded",
-        "sandbox": "the rendered world",
+        "prepare": "build a data set from downloaded archives",
+        "sandbox": "render data sets of scenes or videos",
     },
 }
 """Verbs in the groups of ``samdistill --help``."""

@@ -159,7 +159,7 @@ class Job(ABC, Generic[Config]):
 
     def cache(self, config: Config, call: CacheCall) -> CacheReport:
         """Write what is missing from the run's cache."""
-        raise UserError(f"the {self.name} job has nothing to cache: its teacher answers while the student trains")
+        raise UserError(f"the {self.name} job has nothing to cache")
 
     def merge(self, config: Config) -> MergeReport | None:
         """Put the finished student into its teacher; None where the job, or this teacher, has no such step."""
