@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from samdistill.errors import UserError
-from samdistill.reading import Number, Side, Table, Whole, check_plain, fits, foreign, one_line, parse_json, read_json
+from samdistill.reading import Number, Table, Whole, check_plain, fits, foreign, one_line, parse_json, read_json
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,6 @@ def test_json_is_read_as_json_has_it() -> None:
     [
         (Whole, [0, -3, 2**53], ["1", True, 1.5, None, [1], 2**53 + 1, 10**400]),
         (Number, [0, 1.5, -1e300], ["1", True, float("nan"), float("inf"), None, {}]),
-        (Side, [1, 4096], [0, -1, 1.5, "1", True, 2**21]),
     ],
 )
 def test_numbers_are_what_they_say(schema: Any, good: list[Any], bad: list[Any]) -> None:
