@@ -1,4 +1,4 @@
-"""Box terms: one value per pair of normalised xyxy boxes, in float32."""
+"""Box loss terms, one float32 value per pair of boxes. Boxes are xyxy, normalised to 0..1."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..ops.boxes import giou
 
 
 def box_l1(predicted: Float[Tensor, "*n 4"], target: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
-    """Absolute difference, summed over the four edges as in DETR (Carion et al., 2020)."""
+    """Return the absolute error, summed over the four coordinates as in DETR (Carion et al., 2020)."""
     return (predicted.float() - target.float()).abs().sum(-1)
 
 
 def box_giou(predicted: Float[Tensor, "*n 4"], target: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n"]:
-    """1 - generalised IoU, in 0..2 (Rezatofighi et al., 2019)."""
+    """Return 1 - generalised IoU, in 0..2 (Rezatofighi et al., 2019)."""
     return 1 - giou(predicted, target)

@@ -1,4 +1,4 @@
-"""Frozen models that give the training signal. Importing this registers every encoder that is read through taps."""
+"""Frozen teacher models and their cached features. Importing this package registers every image encoder with taps."""
 
 from . import sam, sam3
 from .base import (

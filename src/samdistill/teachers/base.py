@@ -1,4 +1,4 @@
-"""What a task learns from, whatever gives it; and encoders: named taps, geometry, fingerprint, registry of kinds."""
+"""The protocol of training signals, and the base class and registry of image encoders."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 Maps = tuple[Float[Tensor, "b _ _ _"], ...]
-"""Features of a batch: one map of an encoder, three levels of a detector."""
+"""Feature maps of a batch: one for an encoder, one per FPN level for a detector."""
 Records = Mapping[str, Float[Tensor, "b _ _ _"]]
-"""Features of a batch by name, as they are cached."""
+"""Cached features of a batch by name."""
 Frame = tuple[str, int]
 """Key of a video and number of a frame."""
 Asked = TypeVar("Asked", contravariant=True)
@@ -34,28 +34,39 @@ Answer = TypeVar("Answer", covariant=True)
 
 
 class Signals(Protocol[Asked, Read, Answer]):
-    """What a task learns from. It does not know whether a teacher runs, records of one are read, or there are several.
+    """Source of training signals: a running teacher, a cache, or several teachers.
 
-    A task calls ``read`` where a batch is made, in a loader's worker, and gives the result to ``answer`` on the device:
-    the work that needs no device (reading records, decoding frames) is done beside the training step.
+    A task uses this protocol and does not depend on which of them it has. It calls ``read`` in a loader worker, when a
+    batch is made, and passes the result to ``answer`` on the device. Work that needs no device, such as reading records
+    and decoding frames, is thus done in parallel with the training step.
 
-    fingerprint: hex digest of the teacher; checkpoints keep it, and a run goes on with that teacher alone.
+    Attributes:
+        fingerprint: Hex digest of the teacher. Checkpoints store it, and a run can be resumed with this teacher only.
     """
 
     fingerprint: str
 
     def read(self, asked: Asked) -> Read:
-        """What can be had without a device, on the CPU. Raises ``UserError`` for a record that is missing or wrong."""
+        """Return the part of the signal that needs no device, on the CPU.
+
+        Raises:
+            UserError: A record is missing or wrong.
+        """
 
     def answer(self, asked: Asked, read: Read) -> Answer:
-        """What the teacher says about ``asked``: float32 without gradient, on the device, free to be used in a loss."""
+        """Return the signal: float32 on the device, without gradient, not an inference tensor, so a loss can use it.
+
+        Args:
+            asked: The request, as passed to ``read``.
+            read: What ``read`` returned for it.
+        """
 
     def to(self, device: torch.device | str) -> None:
-        """Move what runs; a step whose teacher is there already costs nothing."""
+        """Move a running teacher to ``device``. Does nothing if it is there."""
 
 
 class Prompted(NamedTuple):
-    """What promptable teachers are asked: images, and prompts of the batch's own ``groups`` or of a later round."""
+    """Request to promptable teachers: a batch, and its own ``groups`` of prompts or those of a later round."""
 
     batch: ObjectBatch
     groups: tuple[PromptGroup, ...]
@@ -67,9 +78,16 @@ FrameSignals = Signals[Sequence[Frame], Maps, Maps]
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """What planning needs to know of a teacher, found without reading its weights.
+    """Description of an image encoder, read without its weights.
 
-    embedding_shape: channels, rows, columns of ``image_embedding``. params: of the image encoder alone.
+    Attributes:
+        kind: Name in the registry.
+        path: Path or hub id.
+        image_size: Side of the input in pixels.
+        embedding_shape: Channels, rows and columns of ``image_embedding``.
+        params: Parameters of the image encoder.
+        mean: Mean of the normalisation.
+        std: Standard deviation of the normalisation.
     """
 
     kind: str
@@ -82,13 +100,19 @@ class TeacherInfo:
 
 
 class OnlineTeacher(ABC):
-    """A frozen image encoder that is read through named taps; it normalises for itself with ``mean`` and ``std``.
+    """Base class of frozen image encoders. Images are uint8; the encoder normalises them itself.
 
-    ``taps``: tap name to a description of its layout; ``image_embedding`` (b, c, gh, gw) is always there.
-    ``fingerprint``: hex digest of the weights as they run, the image size, the precision and the preprocessing: two
-    teachers that share it give the same features.
+    A kind of encoder is a registered subclass with a constructor ``(config, device)``, ``describe`` and ``_forward``.
 
-    A kind is a registered subclass ``(config, device)`` with ``describe`` and ``_forward``.
+    Attributes:
+        taps: Names of the outputs, with a description of the layout. ``image_embedding`` (b, c, gh, gw) is always one.
+        image_size: Side of the input in pixels.
+        embedding_shape: Channels, rows and columns of ``image_embedding``.
+        fingerprint: Hex digest of the weights in their precision, the image size and the preprocessing. Teachers with
+            the same fingerprint give the same features.
+        device: Device of the network.
+        mean: Mean of the normalisation.
+        std: Standard deviation of the normalisation.
     """
 
     taps: dict[str, str]
@@ -102,16 +126,21 @@ class OnlineTeacher(ABC):
     @classmethod
     @abstractmethod
     def describe(cls, config: TeacherConfig) -> TeacherInfo:
-        """Geometry and size from the configuration file alone."""
+        """Read geometry and size from the configuration file, without weights."""
 
     @abstractmethod
     def _forward(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """Every tap for a batch that is already on the device, in any dtype."""
+        """Return every tap for a batch on the device, in any dtype."""
 
     def extract(self, batch: ImageBatch, taps: Sequence[str] = (IMAGE_EMBEDDING,)) -> Features:
-        """The asked taps as float32 tensors without gradient, free to be used in a loss.
+        """Return taps as float32 tensors without gradient that a loss can use.
 
-        Raises ``UserError`` for a tap that this teacher lacks and for images of another size.
+        Args:
+            batch: Images with a square canvas of side ``image_size``.
+            taps: Names of taps.
+
+        Raises:
+            UserError: A tap does not exist, or the images have another size.
         """
         check_taps(taps, self.taps)
         if batch.images.shape[-2:] != (self.image_size, self.image_size):
@@ -122,15 +151,15 @@ class OnlineTeacher(ABC):
             )
         with running(self), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             found = self._forward(batch.to(self.device))
-        # cloned outside inference mode: an inference tensor cannot be saved for a loss's backward pass
+        # copied outside inference mode, because autograd cannot save an inference tensor for a backward pass
         return {tap: found[tap].to(torch.float32, copy=True).contiguous() for tap in taps}
 
     def embedding(self, batch: ImageBatch) -> Maps:
-        """``image_embedding`` alone, as ``RunningMaps`` asks."""
+        """Return ``(image_embedding,)``, in the form that ``RunningMaps`` expects."""
         return (self.extract(batch)[IMAGE_EMBEDDING],)
 
     def to(self, device: torch.device | str) -> OnlineTeacher:
-        """Move the network; a step whose teacher is there already costs nothing."""
+        """Move the network to ``device``. Does nothing if it is there."""
         if torch.device(device) != self.device:
             self.device = torch.device(device)
             for part in vars(self).values():
@@ -149,10 +178,10 @@ def check_taps(asked: Sequence[str], known: Sequence[str] | dict[str, str]) -> N
 
 
 def build_teacher(config: TeacherConfig, device: torch.device | str = "cpu") -> OnlineTeacher:
-    """The teacher of ``config``, loaded, in eval mode and frozen, on ``device``."""
+    """Load the teacher of ``config`` on ``device``, frozen and in eval mode."""
     return TEACHERS.get(config.kind)(config, torch.device(device))  # type: ignore[call-arg]
 
 
 def describe_teacher(config: TeacherConfig) -> TeacherInfo:
-    """Image size, embedding shape and parameters of ``config``'s teacher; reads its ``config.json``, no weights."""
+    """Read image size, embedding shape and parameter count of a teacher from its ``config.json``, without weights."""
     return TEACHERS.get(config.kind).describe(config)

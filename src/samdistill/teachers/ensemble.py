@@ -1,4 +1,4 @@
-"""Several promptable teachers at once, each with its share."""
+"""Several weighted promptable teachers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from .promptable import PromptTeacher, check_match
 
 
 def shares(entries: Sequence[TeacherEntry | PromptTeacher]) -> dict[str, float]:
-    """Each teacher's weight over the sum of all, by name and in order; those without weight are absent.
+    """Return each teacher's weight divided by the sum of weights, by name in the given order.
 
-    Raises ``UserError`` where two have the same name, and where no weight is above 0.
+    Teachers without weight are left out.
+
+    Raises:
+        UserError: Two teachers have the same name, or no weight is above 0.
     """
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
@@ -28,14 +31,17 @@ def shares(entries: Sequence[TeacherEntry | PromptTeacher]) -> dict[str, float]:
 
 
 class Ensemble:
-    """``Signals`` of promptable teachers that run: they are asked the same prompts about the same images.
+    """``Signals`` of running promptable teachers, which all get the same images and prompts.
 
-    weights: by name, summing to one. teachers: by name; one without weight is not kept. fingerprint: hex digest of the
-    teachers' own and their names, not of weights: two ensembles that share it answer alike, given their projections.
+    Attributes:
+        weights: Weights by name, which sum to 1.
+        teachers: Teachers by name, without those that have no weight.
+        fingerprint: Hex digest of the teachers' names and fingerprints, without the weights. Ensembles with the same
+            fingerprint and projections give the same signals.
     """
 
     def __init__(self, teachers: Sequence[PromptTeacher]) -> None:
-        """Raises what ``shares`` raises."""
+        """Set up the ensemble. Raises the errors of ``shares``."""
         self.weights = shares(teachers)
         self.teachers = {teacher.name: teacher for teacher in teachers if teacher.name in self.weights}
         lines = [f"{name} {teacher.fingerprint}\n" for name, teacher in sorted(self.teachers.items())]
@@ -43,30 +49,34 @@ class Ensemble:
 
     @classmethod
     def load(cls, entries: Sequence[TeacherEntry], device: torch.device | str = "cpu") -> Ensemble:
-        """Opens the teachers that have a weight. Raises what ``shares`` and ``PromptTeacher`` raise."""
+        """Load the teachers that have a weight. Raises the errors of ``shares`` and ``PromptTeacher``."""
         wanted = shares(entries)
         return cls([PromptTeacher(entry, device) for entry in entries if entry.name in wanted])
 
     @property
     def patch_channels(self) -> dict[str, int]:
-        """Channels of each teacher's ``encoder_patch``; ``ValueError`` for one without a projection."""
+        """Channels of ``encoder_patch`` by teacher.
+
+        Raises:
+            ValueError: A teacher has no projection.
+        """
         return {name: teacher.projected.channels for name, teacher in self.teachers.items()}
 
     def meets(self, grid: tuple[int, int], width: int, terms: Sequence[str]) -> None:
-        """``check_match`` for every teacher."""
+        """Call ``check_match`` for every teacher."""
         for teacher in self.teachers.values():
             check_match(grid, width, terms, teacher)
 
     def read(self, asked: Prompted) -> Mapping[str, Records]:
-        """Nothing: all that the teachers need is in the batch."""
+        """Return nothing, because the batch contains all that the teachers need."""
         return {}
 
     def answer(self, asked: Prompted, read: Mapping[str, Records]) -> dict[str, PromptSignals]:
-        """What each teacher says to the groups about the images, as ``PromptTeacher.answer`` gives it."""
+        """Return ``PromptTeacher.answer`` of each teacher, by name."""
         return {name: teacher.answer(asked.batch.images, asked.groups) for name, teacher in self.teachers.items()}
 
     def to(self, device: torch.device | str) -> Ensemble:
-        """Move every teacher; costs nothing where they are there already."""
+        """Move every teacher to ``device``. Does nothing for those that are there."""
         for teacher in self.teachers.values():
             teacher.to(device)
         return self

@@ -1,4 +1,4 @@
-"""What teachers share: reading a configuration, freezing an encoder, taking its fingerprint."""
+"""Helpers of teachers: configurations, freezing, and fingerprints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..types import UserError
 
 
 def square(size: Any, where: str) -> int:
-    """A configuration's image size, given as a number or as two equal ones."""
+    """Return the image size of a configuration, given as one number or as two equal ones."""
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
         raise UserError(f"{where}: image size {size} is not square; only square inputs are supported")
@@ -22,9 +22,9 @@ def square(size: Any, where: str) -> int:
 
 
 def freeze(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Eval mode, no gradients, parameters in ``dtype``.
+    """Set eval mode, turn off gradients, and convert the parameters to ``dtype``.
 
-    Buffers keep float32: rotary frequencies and positions would lose digits that the checkpoint's authors had.
+    Buffers keep their dtype, because rotary frequencies and positions would lose precision.
     """
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -35,9 +35,16 @@ def freeze(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def fingerprint(
     module: nn.Module, behaviour: dict[str, Any], image_size: int, mean: Statistics, std: Statistics
 ) -> str:
-    """Hex SHA-256 over name, dtype, shape and bytes of every tensor, and over what else decides the output.
+    """Return a hex SHA-256 digest of all that determines the output of a model.
 
-    ``behaviour``: settings that no tensor shows, such as the number of heads. Call it before moving to a device.
+    It covers the name, dtype, shape and bytes of every tensor. Call it before moving the module to a device.
+
+    Args:
+        module: The model, on the CPU.
+        behaviour: Settings that no tensor shows, such as the number of heads.
+        image_size: Side of the input in pixels.
+        mean: Mean of the normalisation.
+        std: Standard deviation of the normalisation.
     """
     digest = hashlib.sha256()
     about = {"behaviour": behaviour, "image_size": image_size, "mean": list(mean), "std": list(std)}
@@ -49,12 +56,12 @@ def fingerprint(
     return digest.hexdigest()
 
 
-# where a configuration comes from and how it starts a training; no output depends on it
+# the output depends on none of these: they describe the origin of a configuration or the start of a training
 _NEUTRAL = ("_name_or_path", "architectures", "dtype", "initializer_range", "transformers_version")
 
 
 def settings(node: Any) -> Any:
-    """A configuration without what no output depends on."""
+    """Return a configuration without the keys on which no output depends."""
     if not isinstance(node, dict):
         return node
     return {key: settings(value) for key, value in node.items() if key not in _NEUTRAL}

@@ -1,6 +1,7 @@
-"""A whole promptable SAM as a teacher: images and prompts in, the four signals of prompt distillation out.
+"""A complete promptable SAM as a teacher of prompt distillation.
 
-Any checkpoint that ``checkpoints.promptable`` opens: SAM, MobileSAM, a SAM 3 tracker with its own trunk or a student's.
+It can be any checkpoint that ``checkpoints.promptable`` opens: SAM, MobileSAM, or a SAM 3 tracker with its own or a
+student's trunk.
 """
 
 from __future__ import annotations
@@ -35,22 +36,30 @@ from .base import DTYPES
 from .loading import fingerprint, freeze, settings
 
 _PUBLISHED_TAP, _PUBLISHED_DEPTH = 30, 32
-"""The published tap: ``vision_encoder.layers[30]`` of ViT-H, which has 32 layers."""
+"""The published tap is ``vision_encoder.layers[30]`` of ViT-H, which has 32 layers."""
 _WIDTH_TERMS = ("prompt_embed", "decoder_mask_token")
 
 
 class PromptTeacher:
-    """A frozen promptable model that says what it makes of prompts about images on a student's canvas.
+    """A frozen promptable model that gives the four signals of prompt distillation.
 
-    name, weight: of its entry. image_size: side of its own canvas. grid: of its image embedding. width: channels of
-    image embedding and mask tokens. patch_channels: of the tap that ``patches`` gives. projection: from those to what
-    ``encoder_patch`` has; ``fit_projection`` makes one. fingerprint: hex digest of the weights, the settings, the size
-    and the precision: two teachers that share it and their projection give the same signals.
+    Images and prompts are on the student's canvas. The image encoder runs in the precision of the entry, with weights
+    kept in float32. Prompt encoder and mask decoder, about 1% of the work, run in float32, because half precision moves
+    points by pixels.
 
-    The image encoder runs in the entry's precision, with weights kept in float32. Prompt encoder and mask decoder, a
-    hundredth of the work, run in float32: half precision moves a point by pixels.
+    Attributes:
+        name: Name of the entry.
+        weight: Weight of the entry.
+        image_size: Side of the teacher's own canvas in pixels.
+        grid: Rows and columns of the image embedding.
+        width: Channels of the image embedding and of the mask tokens.
+        patch_channels: Channels of the tap, see ``patches``.
+        projection: Projection of the tap's channels to those of ``encoder_patch``, made by ``fit_projection``.
+        fingerprint: Hex digest of weights, settings, image size and precision. Teachers with the same fingerprint and
+            projection give the same signals.
 
-    Raises ``UserError`` for a checkpoint that cannot be opened, or not at the entry's image size.
+    Raises:
+        UserError: The checkpoint cannot be opened, or not at the entry's image size.
     """
 
     def __init__(self, entry: TeacherEntry, device: torch.device | str = "cpu") -> None:
@@ -70,27 +79,38 @@ class PromptTeacher:
 
     @property
     def projected(self) -> Projection:
-        """``projection``; ``ValueError`` before it is set."""
+        """The projection.
+
+        Raises:
+            ValueError: ``projection`` is not set.
+        """
         if self.projection is None:
             raise ValueError(f"teacher {self.name!r} has no projection yet: fit_projection gives one")
         return self.projection
 
     def patches(self, images: ImageBatch) -> Float[Tensor, "b d gh gw"]:
-        """What the tap of the image encoder gives, float32 without gradient.
+        """Return the output of the tapped layer, float32 without gradient.
 
-        The tap is 30/31 of the way through the layers of a ViT, SAM's or SAM 3's, which is ``layers[30]`` of ViT-H. Of
-        any other trunk it is the output.
+        In the ViT of SAM and SAM 3 the tap is 30/31 of the way through the layers, which is ``layers[30]`` in ViT-H.
+        For other trunks it is the output.
         """
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             found = self._encode(images)[1]
         return _free(found)
 
     def answer(self, images: ImageBatch, groups: tuple[PromptGroup, ...], dense: bool = True) -> PromptSignals:
-        """The signals of every group, in order, as float32 without gradient, free to be used in a loss.
+        """Return the signals of every group in order, float32 without gradient, for use in a loss.
 
-        images, groups: on the student's square canvas. They are brought to this teacher's own: images are resized,
-        points and boxes moved, mask prompts resized to its decoder's resolution. Each image is encoded once. dense:
-        keep mask logits and IoU scores. Raises ``ValueError`` before ``projection`` is set.
+        Images are resized to the teacher's canvas, points and boxes are scaled, and mask prompts are resized to the
+        resolution of its decoder. Each image is encoded once.
+
+        Args:
+            images: Images on the student's square canvas.
+            groups: Prompts on the student's canvas.
+            dense: Return mask logits and IoU scores too.
+
+        Raises:
+            ValueError: ``projection`` is not set.
         """
         projection = self.projected
         ratio = self.image_size / images.images.shape[-1]
@@ -105,7 +125,7 @@ class PromptTeacher:
         return PromptSignals(_free(patch), tuple(_kept(signals, dense) for signals in said))
 
     def to(self, device: torch.device | str) -> PromptTeacher:
-        """Move model and projection; a step whose teacher is there already costs nothing."""
+        """Move model and projection to ``device``. Does nothing if they are there."""
         if torch.device(device) != self.device:
             self.device = torch.device(device)
             self.model.to(self.device)
@@ -113,7 +133,7 @@ class PromptTeacher:
         return self
 
     def _encode(self, images: ImageBatch) -> tuple[Embeddings, Float[Tensor, "b d gh gw"]]:
-        """Embeddings and patch features in float32, inside the caller's inference mode."""
+        """Return embeddings and patch features in float32. The caller sets inference mode."""
         batch = on_canvas(images.to(self.device), self.image_size)
         dtype = DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32), _outputs(self._tap) as seen:
@@ -125,10 +145,15 @@ class PromptTeacher:
 def fit_projection(
     teacher: PromptTeacher, batches: Iterable[ImageBatch], channels: int, standardise: bool
 ) -> Projection:
-    """A projection of the teacher's patch features to ``channels``, fitted on the cells that show images, not padding.
+    """Fit a projection of the teacher's patch features on the cells that are not padding.
 
-    It has fewer channels where the teacher has fewer. The caller sets it as ``teacher.projection``. Raises what
-    ``Projection.fit`` raises.
+    The caller assigns it to ``teacher.projection``. Raises the errors of ``Projection.fit``.
+
+    Args:
+        teacher: The teacher.
+        batches: Images to fit on.
+        channels: Channels of the projection, fewer if the teacher has fewer.
+        standardise: Standardise the projected channels, see ``Projection``.
     """
     samples = (
         teacher.patches(batch).permute(0, 2, 3, 1)[batch.valid(teacher.grid).to(teacher.device)] for batch in batches
@@ -137,7 +162,7 @@ def fit_projection(
 
 
 class Described(Protocol):
-    """What ``check_match`` asks of a teacher, running or cached."""
+    """The attributes of a running or cached teacher that ``check_match`` uses."""
 
     name: str
     grid: tuple[int, int]
@@ -145,10 +170,19 @@ class Described(Protocol):
 
 
 def check_match(grid: tuple[int, int], width: int, terms: Sequence[str], teacher: Described) -> None:
-    """``UserError`` where a student cannot meet the teacher in the enabled ``terms``.
+    """Check that a student can be trained with the enabled terms of a teacher.
 
-    grid, width: of the student's image embedding. The terms of the decoder compare channel with channel, so that they
-    need equal widths. Grids may differ by a factor of 2, beyond which resizing one to the other compares other things.
+    The decoder's terms compare channel by channel, so the widths must be equal. The grids may differ by a factor of 2;
+    beyond that, resizing would compare different content.
+
+    Args:
+        grid: Rows and columns of the student's image embedding.
+        width: Channels of the student's image embedding.
+        terms: Enabled distillation terms.
+        teacher: The teacher.
+
+    Raises:
+        UserError: The widths differ, or the grids differ by more than a factor of 2.
     """
     unequal = [name for name in _WIDTH_TERMS if name in terms]
     if teacher.width != width and unequal:
@@ -167,7 +201,7 @@ def check_match(grid: tuple[int, int], width: int, terms: Sequence[str], teacher
 
 
 def on_canvas(images: ImageBatch, side: int) -> ImageBatch:
-    """The batch with its square canvas resized to ``side`` pixels; as it came where it has them already."""
+    """Resize a batch with a square canvas to ``side`` pixels. A batch of that size is returned unchanged."""
     height, width = images.images.shape[-2:]
     if height != width:
         raise ValueError(f"a canvas of {height} x {width} is not square")
@@ -179,9 +213,9 @@ def on_canvas(images: ImageBatch, side: int) -> ImageBatch:
 
 
 def moved(prompts: Prompts, ratio: float, low_res: tuple[int, int]) -> Prompts:
-    """Prompts on a canvas ``ratio`` times as large, mask prompts at ``low_res``.
+    """Scale prompts to a canvas ``ratio`` times as large, and resize mask prompts to ``low_res``.
 
-    Boxes are pixel edges. Points are indices of pixels, whose centres lie half a pixel further.
+    Boxes are pixel edges. Points are pixel indices, and the centre of a pixel is half a pixel further.
     """
     points, boxes, masks = prompts.points, prompts.boxes, prompts.masks
     if ratio != 1:
@@ -193,18 +227,18 @@ def moved(prompts: Prompts, ratio: float, low_res: tuple[int, int]) -> Prompts:
 
 
 def _tapped_layer(model: Promptable) -> nn.Module | None:
-    """The ViT's layer whose output, channels last, is the patch feature; None for another trunk."""
+    """Return the ViT layer whose output (channels last) is the patch feature, or None for another trunk."""
     encoder = model.vision_encoder
     if isinstance(model, Sam3TrackerModel):
         layers = encoder.backbone.layers if isinstance(encoder.backbone, Sam3ViTModel) else None
     else:
-        layers = getattr(encoder, "layers", None)  # MobileSAM's encoder has a timm network in their place
+        layers = getattr(encoder, "layers", None)  # MobileSAM's encoder has a timm network instead of layers
     return None if layers is None else layers[_PUBLISHED_TAP * (len(layers) - 1) // (_PUBLISHED_DEPTH - 1)]
 
 
 @contextmanager
 def _outputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    """What ``module`` returns meanwhile; nothing for None."""
+    """Collect the outputs of ``module`` inside the context; none if it is None."""
     seen: list[Tensor] = []
     if module is None:
         yield seen
@@ -217,7 +251,7 @@ def _outputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
 
 
 def _free(tensor: Tensor) -> Tensor:
-    """A copy made outside inference mode: an inference tensor cannot be saved for a loss's backward pass."""
+    """Copy outside inference mode, because autograd cannot save an inference tensor for a backward pass."""
     return tensor.to(torch.float32, copy=True).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Signals of teachers that run while the student trains: nothing is stored, and any view of an image will do."""
+"""Signals of teachers that run during training. Nothing is stored, so any view of an image can be used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sam3_detector import Sam3Detector
 
 
 class Movable(Protocol):
-    """A teacher as far as moving it goes."""
+    """A teacher that can be moved to a device."""
 
     fingerprint: str
 
@@ -25,25 +25,30 @@ class Movable(Protocol):
 
 
 class RunningMaps:
-    """``Signals`` of images from a network that is asked at every step.
+    """``Signals`` of images from a network that runs in every step.
 
     Example:
         >>> RunningMaps(detector, detector.features).answer(images, ())  # doctest: +SKIP
     """
 
     def __init__(self, teacher: Movable, ask: Callable[[ImageBatch], Maps]) -> None:
-        """ask: a method of ``teacher``, frozen and in eval mode, that gives float32 maps without gradient."""
+        """Set up the signals.
+
+        Args:
+            teacher: The teacher, frozen and in eval mode.
+            ask: A method of ``teacher`` that returns float32 maps without gradient.
+        """
         self.teacher, self.ask, self.fingerprint = teacher, ask, teacher.fingerprint
 
     def read(self, asked: ImageBatch) -> Maps:
-        """Nothing: all that the teacher needs are the images."""
+        """Return nothing, because the teacher needs the images only."""
         return ()
 
     def answer(self, asked: ImageBatch, read: Maps) -> Maps:
         return self.ask(asked)
 
     def __getstate__(self) -> dict[str, object]:
-        """A loader's worker never asks: the network is not sent to it."""
+        """Leave out the network, because loader workers do not run it."""
         return self.__dict__ | {"teacher": None, "ask": None}
 
     def to(self, device: torch.device | str) -> None:
@@ -51,20 +56,32 @@ class RunningMaps:
 
 
 class RunningFrames:
-    """``Signals`` of frames of videos: one level of a detector's pyramid.
+    """``Signals`` of video frames: one FPN level of a detector.
 
-    A loader's worker decodes the frames, which no batch holds at the teacher's size; the detector runs on the device.
+    Loader workers decode the frames at the teacher's size, which are not in the batch. The detector runs on the device.
     """
 
     def __init__(
         self, teacher: Sam3Detector, source: VideoSource, place: Geometry, level: int, batch_size: int = 4
     ) -> None:
-        """place: how frames are laid on the teacher's canvas. batch_size: frames that are asked about at once."""
+        """Set up the signals.
+
+        Args:
+            teacher: The detector.
+            source: The videos.
+            place: Geometry of frames on the teacher's canvas.
+            level: Index of the FPN level, from the finest.
+            batch_size: Frames per forward pass.
+        """
         self.teacher, self.source, self.place = teacher, source, place
         self.level, self.batch_size, self.fingerprint = level, batch_size, teacher.fingerprint
 
     def read(self, asked: Sequence[Frame]) -> Maps:
-        """The canvases (n, 3, s, s), uint8. Raises ``BadVideo`` where a frame cannot be decoded."""
+        """Decode the frames and return their canvases (n, 3, s, s), uint8.
+
+        Raises:
+            BadVideo: A frame cannot be decoded.
+        """
         canvases = [
             self.place.canvas(Image.fromarray(pixels))[0]
             for key, frames in groupby(asked, key=lambda frame: frame[0])
@@ -73,11 +90,11 @@ class RunningFrames:
         return (torch.stack(canvases),) if canvases else ()
 
     def __getstate__(self) -> dict[str, object]:
-        """A loader's worker decodes alone: the network is not sent to it."""
+        """Leave out the network, because loader workers only decode."""
         return self.__dict__ | {"teacher": None}
 
     def answer(self, asked: Sequence[Frame], read: Maps) -> Maps:
-        """One map of each frame, on the device of the teacher."""
+        """Return one map per frame, on the teacher's device."""
         blocks = [block for canvases in read for block in canvases.split(self.batch_size)]
         levels = [self.teacher.pyramid(ImageBatch.full(block))[self.level] for block in blocks]
         return (torch.cat(levels),) if levels else ()

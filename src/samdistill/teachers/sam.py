@@ -1,4 +1,4 @@
-"""The image encoders of SAM (with ViTDet) and SAM 2 (with Hiera) as teachers, from Hugging Face folders or hub ids."""
+"""Image encoders of SAM (ViTDet) and SAM 2 (Hiera) as teachers, from Hugging Face folders or hub ids."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .loading import fingerprint, freeze, square
 
 
 class _SamEncoder(OnlineTeacher):
-    """What SAM and SAM 2 share: a fixed input size, ImageNet statistics, a vision encoder under a known anchor."""
+    """Common part of SAM and SAM 2: fixed input size, ImageNet statistics, and loading of the vision encoder."""
 
     kind: ClassVar[str]
     layout: ClassVar[str]
     config_class: ClassVar[type[PreTrainedConfig]]
     anchor: ClassVar[str]
-    """Name of a tensor of the encoder; what stands before it in a checkpoint is the encoder's prefix."""
+    """Name of a tensor of the encoder. The part of a checkpoint's tensor name before it is the encoder's prefix."""
     behaviour: ClassVar[tuple[str, ...]]
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
@@ -101,9 +101,9 @@ class _SamEncoder(OnlineTeacher):
 
 @TEACHERS.register("sam")
 class SamTeacher(_SamEncoder):
-    """SAM's ViTDet with its neck: ``image_embedding`` is 256 x 64 x 64 at 1024 pixels.
+    """SAM's ViTDet with its neck. ``image_embedding`` is 256 x 64 x 64 at 1024 pixels.
 
-    SAM was trained with the longest side at 1024 and padding that is zero after normalisation; it gets the same here.
+    As in SAM's training, padding is zero after normalisation.
     """
 
     layout = "(b, 256, gh, gw): output of the vision encoder's neck, what the mask decoder reads"
@@ -126,10 +126,10 @@ class SamTeacher(_SamEncoder):
 
 @TEACHERS.register("sam2")
 class Sam2Teacher(_SamEncoder):
-    """SAM 2's Hiera with its FPN: ``image_embedding`` is the coarsest level that the mask decoder reads.
+    """SAM 2's Hiera with its FPN. ``image_embedding`` is the coarsest level that the mask decoder reads.
 
-    That is ``fpn_hidden_states[-1]``, stride 16, 256 x 64 x 64 at 1024 pixels, before ``no_memory_embedding`` is added.
-    SAM 2 was trained on images squeezed to a square, with ImageNet statistics.
+    This is ``fpn_hidden_states[-1]`` with stride 16, 256 x 64 x 64 at 1024 pixels, before ``no_memory_embedding`` is
+    added. SAM 2 was trained on images resized to a square, with ImageNet statistics.
     """
 
     layout = "(b, 256, gh, gw): last FPN level (stride 16), before the no-memory embedding"

@@ -1,7 +1,7 @@
-"""SAM 3's image trunk (its ViT, without necks, text or heads) as a teacher.
+"""SAM 3's image trunk (its ViT, without necks, text encoder and heads) as a teacher.
 
-Reads a Hugging Face folder or hub id of ``Sam3Model``, ``Sam3TrackerModel`` or ``Sam3VideoModel``, or the original
-``sam3.pt``. Only the trunk's tensors are read; the text encoder is never built.
+It reads a Hugging Face folder or hub id of ``Sam3Model``, ``Sam3TrackerModel`` or ``Sam3VideoModel``, or the original
+``sam3.pt``. Only the tensors of the trunk are read. The text encoder is not built.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ..types import ImageBatch, UserError
 from .base import DTYPES, IMAGE_EMBEDDING, TEACHERS, OnlineTeacher, TeacherInfo
 from .loading import fingerprint, freeze, square
 
-# settings that change the output and that no weight shows
+# settings that change the output but not the weights
 _BEHAVIOUR = ("num_attention_heads", "window_size", "global_attn_indexes", "rope_parameters", "hidden_act",
               "layer_norm_eps", "patch_size", "layer_scale_init_value")  # fmt: skip
 
 
 @TEACHERS.register("sam3")
 class Sam3Teacher(OnlineTeacher):
-    """The ViT of SAM 3. ``image_embedding`` is its raw output, before any neck: 1024 x 72 x 72 at 1008 pixels."""
+    """The ViT of SAM 3. ``image_embedding`` is its output before any neck, 1024 x 72 x 72 at 1008 pixels."""
 
     layout = "(b, c, gh, gw): last hidden state of the trunk, before the necks; stride 14"
     mean, std = SAM3_MEAN, SAM3_STD
@@ -63,10 +63,17 @@ class Sam3Teacher(OnlineTeacher):
 
 
 def set_image_size(trunk: nn.Module, image_size: int) -> None:
-    """Make a SAM 3 ViT read squares of another size, as if it had been built with it.
+    """Change the input size of a SAM 3 ViT in place. The result equals a ViT built with this size.
 
-    Weights stay: absolute position embeddings are tiled at every forward pass, and the rotary positions of the global
-    layers are recomputed here. ``image_size`` must be a multiple of the patch size (see ``check_image_size``).
+    Weights do not change: absolute position embeddings are tiled in every forward pass, and the rotary position ids are
+    recomputed here.
+
+    Args:
+        trunk: The ViT.
+        image_size: Side of the input in pixels, a multiple of the patch size.
+
+    Raises:
+        UserError: ``image_size`` is not a multiple of the patch size.
     """
     config = trunk.config
     check_image_size(image_size, config.patch_size)
@@ -76,7 +83,11 @@ def set_image_size(trunk: nn.Module, image_size: int) -> None:
 
 
 def check_image_size(image_size: int, patch_size: int = 14) -> None:
-    """``UserError`` with the nearest sizes that work, unless a whole number of patches fits."""
+    """Check that an image size is a positive multiple of the patch size.
+
+    Raises:
+        UserError: It is not. The message gives the nearest sizes that are.
+    """
     if image_size % patch_size == 0 and image_size > 0:
         return
     below, above = image_size // patch_size * patch_size, (image_size // patch_size + 1) * patch_size
@@ -85,7 +96,7 @@ def check_image_size(image_size: int, patch_size: int = 14) -> None:
 
 
 def _sized(vit: PreTrainedConfig, config: TeacherConfig) -> tuple[int, int]:
-    """Set the wanted image size on ``vit``; returns it and the side of the token grid."""
+    """Set the configured image size on ``vit``. Return it and the side of the token grid."""
     size = config.image_size if config.image_size is not None else square(vit.image_size, config.path)
     check_image_size(size, vit.patch_size)
     vit.image_size = size
@@ -93,9 +104,10 @@ def _sized(vit: PreTrainedConfig, config: TeacherConfig) -> tuple[int, int]:
 
 
 def _find(path: str) -> tuple[Path, PreTrainedConfig]:
-    """The folder or file of a checkpoint, and the configuration of its ViT.
+    """Return the folder or file of a checkpoint and the configuration of its ViT.
 
-    A file of tensors under transformers' names takes the ``config.json`` beside it, or else the published architecture.
+    For a file of tensors with transformers' names, the configuration is the ``config.json`` in the same folder, or the
+    published architecture if there is none.
     """
     place = locate(path, ("config.json",))
     folder = place.parent if place.is_file() else place
@@ -114,7 +126,7 @@ def _find(path: str) -> tuple[Path, PreTrainedConfig]:
 
 
 def _refuse_students(folder: Path) -> None:
-    """A merged model's configuration needs the student's classes; say so before transformers fails on it."""
+    """Refuse a merged model before transformers fails on a configuration that needs the student's classes."""
     if not (folder / CONFIG).is_file():
         return
     with foreign(folder / CONFIG, "not a readable configuration"):
@@ -124,7 +136,7 @@ def _refuse_students(folder: Path) -> None:
 
 
 def _download_weights(place: Path, path: str) -> Path:
-    """``place``, or for a hub id the folder that now has the weights beside ``config.json``."""
+    """Return ``place``, or for a hub id the folder with the downloaded weights."""
     return place if place.is_file() or Path(path).expanduser().exists() else locate(path)
 
 

@@ -1,7 +1,8 @@
-"""The whole of SAM 3's image model as a teacher: questions about images in, every output of its detector out.
+"""SAM 3's image model as a teacher: images and questions in, all outputs of the detector out.
 
-Reads a Hugging Face folder or hub id of ``Sam3Model`` or ``Sam3VideoModel``, the original ``sam3.pt``, or either with a
-student merged in as its trunk. Online only: the answer to one question is as large as the features of an image.
+It reads a Hugging Face folder or hub id of ``Sam3Model`` or ``Sam3VideoModel``, the original ``sam3.pt``, or one of
+these with a student merged in as its trunk. Answers are not cached, because the answer to one question is as large as
+the features of an image.
 """
 
 from __future__ import annotations
@@ -35,10 +36,20 @@ _SOURCES = "a Hugging Face folder of a Sam3Model or Sam3VideoModel, or an origin
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """What planning needs to know of a detector, found without reading its weights.
+    """Description of a detector, read without its weights.
 
-    levels: sides of the three FPN maps that the heads read, finest first. grid: side of the token grid. hidden_size:
-    channels of maps and tokens. params: of the whole model. vocab_size, context: rows of the text encoder's tables.
+    Attributes:
+        path: Path or hub id.
+        image_size: Side of the input in pixels.
+        queries: Number of object queries.
+        hidden_size: Channels of FPN maps and tokens.
+        levels: Sides of the three FPN maps that the heads read, finest first.
+        grid: Side of the token grid.
+        params: Parameters of the whole model.
+        mean: Mean of the normalisation.
+        std: Standard deviation of the normalisation.
+        vocab_size: Rows of the text encoder's token table.
+        context: Rows of the text encoder's position table.
     """
 
     path: str
@@ -55,19 +66,26 @@ class DetectorInfo:
 
 
 def describe_detector(config: TeacherConfig) -> DetectorInfo:
-    """Geometry and size of ``config``'s detector; reads its ``config.json``, no weights.
+    """Read geometry and size of a detector from its ``config.json``, without weights.
 
-    Raises ``UserError`` for a checkpoint that is no concept detector, and for an image size it cannot read.
+    Raises:
+        UserError: The checkpoint is not a concept detector, or cannot read images of the configured size.
     """
     return _describe(config.path, _find(config)[1])
 
 
 class Sam3Detector:
-    """A frozen ``Sam3Model`` that answers questions, on its own canvas and with its own normalisation.
+    """A frozen ``Sam3Model`` that answers questions. It normalises images itself.
 
-    words: the tokenizer it was trained with. fingerprint: hex digest of weights, settings, size, precision and words:
-    two detectors that share it answer alike. Raises what ``describe_detector`` and ``Words.load`` raise, and
-    ``UserError`` for weights that are incomplete or of another architecture than their configuration says.
+    Attributes:
+        info: Geometry and size.
+        words: Tokenizer of the text encoder.
+        fingerprint: Hex digest of weights, settings, image size, precision and tokenizer. Detectors with the same
+            fingerprint give the same answers.
+
+    Raises:
+        UserError: See ``describe_detector`` and ``Words.load``; or the weights are incomplete or do not fit the
+            configuration.
     """
 
     mean, std = SAM3_MEAN, SAM3_STD
@@ -75,14 +93,14 @@ class Sam3Detector:
     def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
         place, host = _find(config)
         self.info = _describe(config.path, host)
-        place = locate(config.path, packaged="detector")  # now with the weights, if it is a hub id
+        place = locate(config.path, packaged="detector")  # for a hub id, this downloads the weights
         beside = place.parent if place.is_file() else place
         self.words = Words.load(config.tokenizer or beside, self.info.vocab_size, self.info.context)
         self.device = torch.device(device)
         self.model = _load(place, host)
         freeze(self.model, DTYPES[config.precision])
         for module in self.model.modules():
-            if isinstance(module, _BatchNorm):  # a merged student's: on the CPU, torch wants them all of one type
+            if isinstance(module, _BatchNorm):  # of a merged student; on the CPU, torch requires one dtype
                 module.float()
         behaviour = {"model": settings(host.to_dict()), "words": self.words.digest}
         self.fingerprint = fingerprint(self.model, behaviour, self.info.image_size, self.mean, self.std)
@@ -93,9 +111,10 @@ class Sam3Detector:
         return self.info.image_size
 
     def answer(self, images: ImageBatch, prompts: ConceptPrompts) -> DetectorOutput:
-        """Float32 outputs without gradient, free to be used in a loss; each image is encoded once.
+        """Return all outputs as float32 tensors without gradient, for use in a loss. Each image is encoded once.
 
-        Raises ``UserError`` for images of another size and for phrases that ``words`` refuses.
+        Raises:
+            UserError: The images have another size, or ``words`` refuses a phrase.
         """
         with running(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             vision = self._vision(images)
@@ -116,22 +135,22 @@ class Sam3Detector:
         )  # fmt: skip
 
     def features(self, images: ImageBatch) -> tuple[Float[Tensor, "b c _ _"], ...]:
-        """The three FPN levels that the heads read, finest first, as in ``answer`` and without asking anything."""
+        """Return the three FPN levels that the heads read, finest first, without answering questions."""
         return tuple(map(_free, self._levels(images)[:-1]))
 
     def pyramid(self, images: ImageBatch) -> tuple[Float[Tensor, "b c _ _"], ...]:
-        """All four FPN levels, finest first: those of ``features``, and the coarsest, which no head reads."""
+        """Return all four FPN levels, finest first. No head reads the last one."""
         return tuple(map(_free, self._levels(images)))
 
     def to(self, device: torch.device | str) -> Sam3Detector:
-        """Move the model; a step whose teacher is there already costs nothing."""
+        """Move the model to ``device``. Does nothing if it is there."""
         if torch.device(device) != self.device:
             self.device = torch.device(device)
             self.model.to(self.device)
         return self
 
     def _levels(self, images: ImageBatch) -> Sequence[Tensor]:
-        """As the model gives them."""
+        """Return the FPN levels in the model's dtype, as inference tensors."""
         with running(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             return self._vision(images).fpn_hidden_states
 
@@ -148,12 +167,12 @@ class Sam3Detector:
 
 
 def _free(tensor: Tensor) -> Tensor:
-    """A copy made outside inference mode: an inference tensor cannot be saved for a loss's backward pass."""
+    """Copy outside inference mode, because autograd cannot save an inference tensor for a backward pass."""
     return tensor.to(torch.float32, copy=True).contiguous()
 
 
 def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
-    """The folder or file of a checkpoint, and the configuration of its detector at the wanted image size."""
+    """Return the folder or file of a checkpoint, and the configuration of its detector at the configured image size."""
     if config.kind != "sam3":
         raise UserError(f"teacher.kind={config.kind}: only SAM 3 answers questions in words; set teacher.kind=sam3")
     place = locate(config.path, ("config.json",), packaged="detector")
@@ -167,7 +186,7 @@ def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
     trunk = host.vision_config.backbone_config
     size = config.image_size if config.image_size is not None else square(trunk.image_size, config.path)
     check_image_size(size, trunk.patch_size)
-    trunk.image_size = size  # read when the model is built: its rotary positions follow
+    trunk.image_size = size  # the model computes its rotary positions from it when it is built
     return place, host
 
 
@@ -186,7 +205,7 @@ def _describe(path: str, host: Sam3Config) -> DetectorInfo:
 
 
 def _load(place: Path, host: Sam3Config) -> Sam3Model:
-    """The complete model of ``host`` in float32 on the CPU, or ``UserError``."""
+    """Load the complete model of ``host`` in float32 on the CPU."""
     if place.is_file():
         return load_original(place, Sam3Model, host)
     return pretrained(Sam3Model, host, place, place)

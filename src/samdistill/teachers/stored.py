@@ -1,4 +1,4 @@
-"""Signals that were computed before: read from feature stores, whatever the job that wrote them."""
+"""Signals that are read from feature stores."""
 
 from __future__ import annotations
 
@@ -17,26 +17,33 @@ Asked = TypeVar("Asked")
 
 
 class Records(NamedTuple):
-    """Names of records, and the augmentation seed that each is to have."""
+    """Names of records, and the augmentation seed that each must have."""
 
     names: list[str]
     seeds: list[int]
 
 
 def frame_key(key: str, frame: int) -> str:
-    """The record of one frame of a video."""
+    """Return the name of the record of one video frame."""
     return f"{key}@{frame}"
 
 
 def frame_records(asked: Sequence[Frame]) -> Records:
-    """Of frames of videos, which are never augmented."""
+    """Return the records of video frames. Frames are not augmented, so the seeds are 0."""
     return Records([frame_key(key, number) for key, number in asked], [0] * len(asked))
 
 
 def view_name(key: str, seed: int, data_seed: int, views: int) -> str:
-    """The record of the view of an image that ``seed`` replays.
+    """Return the name of the record of the view that ``seed`` reproduces.
 
-    Raises ``UserError`` for a seed that is none of the ``views`` cached ones.
+    Args:
+        key: Key of the image.
+        seed: Seed of the view.
+        data_seed: ``data.seed`` of the run.
+        views: Number of cached views per image.
+
+    Raises:
+        UserError: None of the ``views`` cached views has this seed.
     """
     for view in range(views):
         if view_seed(data_seed, key, view) == seed:
@@ -45,37 +52,46 @@ def view_name(key: str, seed: int, data_seed: int, views: int) -> str:
 
 
 def view_records(asked: ImageBatch, data_seed: int, views: int) -> Records:
-    """Of the views of images in a batch. data_seed, views: of the data, which tell the view."""
+    """Return the records of the views in a batch. ``data_seed`` and ``views`` as in ``view_name``."""
     seeds = asked.seeds.tolist()
     return Records([view_name(key, seed, data_seed, views) for key, seed in zip(asked.keys, seeds, strict=True)], seeds)
 
 
 class StoredMaps(Generic[Asked]):
-    """``Signals`` from feature stores: no teacher is in memory. Pickles to loader workers, as its stores do.
+    """``Signals`` from feature stores. No teacher is in memory. It can be pickled to loader workers.
 
-    fingerprint: of the teacher whose maps they are.
+    Attributes:
+        fingerprint: Fingerprint of the teacher that made the maps.
 
     Example:
         >>> StoredMaps.of_views([store], data_seed=0, views=1).read(images)  # doctest: +SKIP
     """
 
     def __init__(self, stores: Sequence[FeatureStore], records: Callable[[Asked], Records]) -> None:
-        """stores: one per map of the answer, cached together. records: of what is asked; it has to pickle."""
+        """Set up the signals.
+
+        Args:
+            stores: One store per map, cached together.
+            records: Function from a request to its records. It must be picklable.
+        """
         self.stores, self.records = list(stores), records
         self.fingerprint, self.device = self.stores[0].spec.teacher, torch.device("cpu")
 
     @classmethod
     def of_views(cls, stores: Sequence[FeatureStore], data_seed: int, views: int) -> StoredMaps[ImageBatch]:
+        """Return signals of views of images. ``data_seed`` and ``views`` as in ``view_name``."""
         return StoredMaps(stores, partial(view_records, data_seed=data_seed, views=views))
 
     @classmethod
     def of_frames(cls, stores: Sequence[FeatureStore]) -> StoredMaps[Sequence[Frame]]:
+        """Return signals of video frames."""
         return StoredMaps(stores, frame_records)
 
     def read(self, asked: Asked) -> Maps:
-        """A map per store (n, c, h, w), float32 on the CPU, in the order of what is asked; repeats are allowed.
+        """Return one map (n, c, h, w) per store, float32 on the CPU, in the order of the request. Repeats are allowed.
 
-        Raises ``UserError`` that names a record that is missing or damaged, or shows another view.
+        Raises:
+            UserError: A record is missing or damaged, or has another seed.
         """
         names, seeds = self.records(asked)
         found = []
@@ -91,7 +107,7 @@ class StoredMaps(Generic[Asked]):
         return tuple(found)
 
     def answer(self, asked: Asked, read: Maps) -> Maps:
-        """What was read, on the device."""
+        """Move what was read to the device."""
         return tuple(maps.to(self.device, non_blocking=True) for maps in read)
 
     def to(self, device: torch.device | str) -> None:

@@ -1,4 +1,4 @@
-"""The signals of promptable teachers from feature stores: how they are cut into records, and put together again."""
+"""Signals of promptable teachers from feature stores: conversion to records and back."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FEATURE_OF = {
     "encoder_patch": "encoder_patch", "prompt_embed": "prompt_embed", "decoder_mask_token": "mask_token",
     "dense_mask_logits": "low_res_masks",
 }  # fmt: skip
-"""The cached feature that each distillation term is computed from."""
+"""Cached feature of each distillation term."""
 DENSE = "low_res_masks"
 MASK_TOKENS, MOST_MASKS = 4, 3
-"""Mask tokens of a SAM's decoder, and masks it gives to one prompt at most."""
+"""Number of mask tokens of SAM's decoder, and largest number of masks for one prompt."""
 
 Shape = tuple[int, int, int]
 
@@ -34,9 +34,14 @@ Shape = tuple[int, int, int]
 def record_shapes(
     patch_channels: int, width: int, grid: tuple[int, int], objects: int, dense: bool
 ) -> dict[str, Shape]:  # fmt: skip
-    """Feature to the shape of one image's record, as ``to_records`` makes them.
+    """Return the shape of one image's record of each feature, see ``to_records``.
 
-    patch_channels: of the projected patch features. width, grid: of the teacher's image embedding.
+    Args:
+        patch_channels: Channels of the projected patch features.
+        width: Channels of the teacher's image embedding.
+        grid: Rows and columns of the teacher's image embedding.
+        objects: Number n of prompted objects per image.
+        dense: Include mask logits.
     """
     height, width_in_cells = grid
     shapes = {
@@ -48,11 +53,11 @@ def record_shapes(
 
 
 def record_seeds(batch: ObjectBatch) -> Int[Tensor, " b"]:
-    """What stands in the place of the augmentation seed in the records of each image: 32 bits over that seed and over
-    the first prompts about the image.
+    """Return the number that the record of each image has in place of its augmentation seed.
 
-    Prompts are drawn from masks. A record whose masks have changed since answers another question, and shows by this.
-    Coordinates count to an eighth of a pixel, so that rounding on another machine does not.
+    It is a 31-bit checksum of the augmentation seed and of the first prompts of the image. Prompts are drawn from
+    masks, so a record whose masks have changed is recognised. Coordinates are rounded to an eighth of a pixel, so that
+    rounding differences between machines do not matter.
     """
     found, seeds = torch.zeros(len(batch.images), dtype=torch.int64), batch.images.seeds.tolist()
     for group in batch.groups:
@@ -64,17 +69,19 @@ def record_seeds(batch: ObjectBatch) -> Int[Tensor, " b"]:
 
 
 def _eighths(value: Tensor | None, rows: int) -> list[Any]:
-    """In whole eighths, row by row; brought to the CPU in one copy, since every step asks."""
+    """Return rows as whole eighths, with one copy to the CPU, because this runs in every step."""
     return [None] * rows if value is None else (value.cpu().double() * 8).round().int().tolist()
 
 
 def to_records(signals: PromptSignals, groups: Sequence[PromptGroup]) -> Records:
-    """A batch's signals by image, in the order of the batch.
+    """Return the features of a batch by name, one row per image in the order of the batch.
 
-    ``encoder_patch`` (c, gh, gw) as it is; ``prompt_embed`` (c, gh, gw), the same for every object of a first prompt;
-    ``mask_token`` (n, t, c); ``low_res_masks`` (3 n, h, w), object after object: the three masks of an ambiguous
-    prompt, or one and two of zeros. Raises ``ValueError`` for prompts that hold masks, whose embedding differs between
-    objects.
+    ``encoder_patch`` is (c, gh, gw). ``prompt_embed`` is (c, gh, gw), as all objects of a first prompt share it.
+    ``mask_token`` is (n, t, c). ``low_res_masks`` is (3 n, h, w), grouped by object: the three masks of an ambiguous
+    prompt, or one mask and two of zeros.
+
+    Raises:
+        ValueError: A prompt contains masks; its embedding would differ between objects.
     """
     if any(group.prompts.masks is not None for group in groups):
         raise ValueError("only the answers to first prompts are kept")
@@ -96,13 +103,13 @@ def _padded(masks: Float[Tensor, "g n m h w"]) -> Float[Tensor, "g 3n h w"]:
 
 
 def _by_image(parts: Sequence[tuple[PromptGroup, Tensor]]) -> Tensor:
-    """The groups' values in the order of the batch."""
+    """Concatenate the values of groups and sort them in the order of the batch."""
     rows, values = torch.cat([group.rows for group, _ in parts]), torch.cat([value for _, value in parts])
     return values[rows.argsort().to(values.device)]
 
 
 def from_records(records: Records, groups: Sequence[PromptGroup]) -> PromptSignals:
-    """What ``to_records`` was given. A feature that is not among ``records`` is a tensor without elements."""
+    """Invert ``to_records``. A feature that is missing in ``records`` becomes a tensor without elements."""
 
     def of(name: str, group: PromptGroup) -> Tensor:
         values = records.get(name)
@@ -120,7 +127,7 @@ def from_records(records: Records, groups: Sequence[PromptGroup]) -> PromptSigna
 
 @dataclass(frozen=True)
 class StoredTeacher:
-    """What is known of a teacher whose signals are read: see ``promptable.Described``."""
+    """Description of a cached teacher, see ``promptable.Described``."""
 
     name: str
     grid: tuple[int, int]
@@ -133,12 +140,17 @@ def _described(name: str, prompt_embed: Shape) -> StoredTeacher:
 
 
 class StoredSignals:
-    """``Signals`` of promptable teachers from stores: no teacher is in memory.
+    """``Signals`` of promptable teachers from feature stores. No teacher is in memory.
 
-    stores: by teacher, then by feature; ``prompt_embed``, which tells width and grid, is always among them. weights: of
-    each teacher, summing to one. terms: distillation terms that are on; the features of others are not read. seed,
-    views: of the data, which tell the view of an image in a batch.
-    Raises ``UserError`` for a term whose feature is in no store.
+    Args:
+        stores: Stores by teacher and feature. ``prompt_embed`` is always one, because width and grid are read from it.
+        weights: Weights by teacher, which sum to 1.
+        terms: Enabled distillation terms. Features of other terms are not read.
+        seed: ``data.seed`` of the run.
+        views: Number of cached views per image.
+
+    Raises:
+        UserError: A term needs a feature that is in no store.
     """
 
     def __init__(
@@ -161,20 +173,20 @@ class StoredSignals:
 
     @property
     def patch_channels(self) -> dict[str, int]:
-        """Channels of each teacher's ``encoder_patch``; empty where that term is off."""
+        """Channels of ``encoder_patch`` by teacher; empty if that term is off."""
         found = {teacher: stores.get("encoder_patch") for teacher, stores in self.stores.items()}
         return {teacher: store.spec.shape[0] for teacher, store in found.items() if store is not None}
 
     def meets(self, grid: tuple[int, int], width: int, terms: Sequence[str]) -> None:
-        """``promptable.check_match`` for every teacher."""
+        """Call ``promptable.check_match`` for every teacher."""
         for teacher in self.teachers:
             check_match(grid, width, terms, teacher)
 
     def read(self, asked: Prompted) -> dict[str, Records]:
-        """The records of each teacher, on the CPU.
+        """Return the records of each teacher, on the CPU.
 
-        Raises ``UserError`` that names an image without a record, or one of which another view or other prompts were
-        cached.
+        Raises:
+            UserError: An image has no record, or its record is of another view or of other prompts.
         """
         images = asked.batch.images
         seeds = zip(images.keys, images.seeds.tolist(), strict=True)
@@ -189,11 +201,13 @@ class StoredSignals:
         return found
 
     def answer(self, asked: Prompted, read: Mapping[str, Records]) -> dict[str, PromptSignals]:
-        """What each teacher said to ``groups``, the batch's own, on the device of the records."""
+        """Return the signals of each teacher for ``asked.groups``, which are the batch's own, on the device of the
+        records.
+        """
         return {teacher: from_records(records, asked.groups) for teacher, records in read.items()}
 
     def to(self, device: torch.device | str) -> None:
-        """Nothing to move: records come with the batch."""
+        """Do nothing, because the records are in the batch."""
 
 
 def _refuse_other_prompts(store: FeatureStore, names: Sequence[str], same: Sequence[bool]) -> None:
