@@ -1,4 +1,4 @@
-"""The engine: one training loop, its proof (`check_terms`) and its launcher."""
+"""Training engine: one loop for all jobs, the gradient check (``check_terms``) and the launcher."""
 
 from ..dist import default_device
 from .check import CheckReport, TermReport, check_terms

@@ -1,4 +1,4 @@
-"""Proof, before anything is spent, that every term reaches the student."""
+"""Gradient check: test before training that every loss term reaches the student."""
 
 from __future__ import annotations
 
@@ -20,10 +20,15 @@ from .task import Task
 
 @dataclass(frozen=True)
 class TermReport:
-    """``grad_norm``: L2 norm of the gradient of ``weight * value``, over the parameters that train then and are part of
-    the exported model (``Task.export``): a gradient that ends in a layer used in training alone is none.
+    """Result of ``check_terms`` for one term in one stage.
 
-    phase: name of the stage (see ``Task.stages``), empty where training has only one.
+    Attributes:
+        name: Name of the term.
+        value: Value in the batch, unweighted.
+        weight: Weight of the term.
+        grad_norm: L2 norm of the gradient of ``weight * value``. Only parameters that train in the stage and belong to
+            the exported model (``Task.export``) count, not those of layers that are used in training only.
+        phase: Name of the stage, see ``Task.stages``. Empty if training has one stage.
     """
 
     name: str
@@ -34,6 +39,7 @@ class TermReport:
 
     @property
     def problem(self) -> str | None:
+        """Why the term does not train the student, or None."""
         term = f"term {self.name!r}" + (f" of phase {self.phase!r}" if self.phase else "")
         if not math.isfinite(self.value):
             return f"{term} is {self.value}"
@@ -51,8 +57,13 @@ class TermReport:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The terms of every stage. ``trainable``: parameters that train in some epoch; ``dead``: those of them that get no
-    gradient, or an exact zero, from any term."""
+    """Result of ``check_terms``.
+
+    Attributes:
+        terms: The terms of every stage.
+        trainable: Names of the parameters that train in some epoch.
+        dead: Names of those that have a zero gradient or none in every term.
+    """
 
     terms: tuple[TermReport, ...]
     trainable: tuple[str, ...]
@@ -60,7 +71,7 @@ class CheckReport:
 
     @property
     def problems(self) -> list[str]:
-        """One line per term that does not do its work."""
+        """One line per term that does not train the student."""
         return [term.problem for term in self.terms if term.problem is not None]
 
     @property
@@ -68,7 +79,7 @@ class CheckReport:
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"terms": [{"name", "value", "weight", "grad_norm", "phase"}], "trainable": [parameter names]}``."""
+        """Return ``{"terms": [{"name", "value", "weight", "grad_norm", "phase"}], "trainable": [parameter names]}``."""
         terms = [asdict(term) for term in self.terms]
         return {"terms": terms, "trainable": list(self.trainable)}
 
@@ -80,18 +91,25 @@ def check_terms(
     seed: int = 0,
     train: TrainConfig = TrainConfig(),
 ) -> CheckReport:
-    """Run one real batch per stage through the student (in train mode, fp32); differentiate every weighted term alone.
+    """Differentiate every weighted term separately on one batch per stage, with the student in train mode and fp32.
 
-    ``batch_size`` shrinks to the data set; ``seed`` is that of the run, so each is the head of its epoch's first batch.
-    ``train``: the run's phases and frozen parts; ``Task.stages`` says which epochs differ. The student is new in each.
-    Raises ``UserError`` for an empty data set, no term, a student without trainable parameters, or a glob
-    of ``train.freeze`` or ``train.rates`` that matches none.
+    Args:
+        task: The task. One student is built and used in all stages.
+        device: Device; None for the default device.
+        batch_size: Items in the batch, at most those of the data set. They are the first ones of the epoch's first
+            batch.
+        seed: Seed of the run.
+        train: Phases and frozen parameters of the run. ``Task.stages`` gives the epochs that differ.
+
+    Raises:
+        UserError: The data set is empty, there is no term, the student has no trainable parameter, or a pattern of
+            ``train.freeze`` or ``train.rates`` matches no parameter.
     """
     where = torch.device(device) if device is not None else default_device()
     torch.manual_seed(seed)
     student = task.build_student().to(where)
     freezing = Freezing(student, train.freeze, train.total_epochs, train.batch_norm == "frozen")
-    parameter_groups(student, train.weight_decay, train.rates)  # a rate that matches nothing is told here already
+    parameter_groups(student, train.weight_decay, train.rates)  # raises for a pattern without match
     trainable = tuple(name for name, p in student.named_parameters() if p.requires_grad)
     exported = {id(p) for p in task.export(student).parameters()}
     if train.batch_norm == "frozen":
@@ -119,7 +137,7 @@ def check_terms(
 def _first_terms(
     task: Task[Any], student: torch.nn.Module, device: torch.device, epoch: int, batch_size: int, seed: int
 ) -> Terms:
-    """Of the head of the first batch of an epoch."""
+    """Return the terms of the first items of an epoch's first batch."""
     data = task.dataset(epoch)
     items = len(data)  # type: ignore[arg-type]
     if not items:
@@ -129,7 +147,7 @@ def _first_terms(
 
 
 def _gradient_norms(term: Term, parameters: list[torch.nn.Parameter]) -> Tensor:
-    """Norm of the weighted term's gradient at each parameter, 0 where there is none; on the CPU."""
+    """Return the norm of the weighted term's gradient at each parameter, on the CPU; 0 without gradient."""
     weighted = term.value * term.weight
     if not weighted.requires_grad:
         return torch.zeros(len(parameters))

@@ -1,4 +1,4 @@
-"""Batch norm on statistics that stay: where they come from when a student has none (``train.batch_norm: frozen``)."""
+"""Batch norm with fixed statistics (``train.batch_norm: frozen``), which are measured if the student has none."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ from .schedule import GlobalBatches, Shard
 from .task import Task
 
 PASSES, PER_PASS = 8, 2
-"""Forward passes that measure, and images in each: the same for any number of ranks and micro-batches."""
+"""Forward passes of the measurement, and images in each. They do not depend on ranks and micro-batches."""
 SMALL = 8
-"""Below so many images the statistics of a batch are too noisy to normalise with (Wu and He, Group Normalization, 2018,
-figure 1)."""
+"""Smallest number of images for batch statistics. With fewer, they are too noisy (Wu and He, Group Normalization, 2018,
+figure 1).
+"""
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def batch_norms(student: nn.Module) -> int:
-    """Number of batch norm layers."""
+    """Return the number of batch norm layers."""
     return sum(isinstance(module, _BatchNorm) for module in student.modules())
 
 
 def small_batch(layers: int, train: TrainConfig, per_item: int = 1) -> str | None:
-    """A warning where ``layers`` batch norms train on fewer than ``SMALL`` images; None where they do not.
+    """Return a warning if batch norms train on fewer than ``SMALL`` images, else None.
 
-    per_item: images that one item of the batch has.
+    Args:
+        layers: Number of batch norm layers.
+        train: Settings of the training.
+        per_item: Images in one item of a batch.
     """
     images = train.batch_size // train.accumulate * per_item
     if not layers or train.batch_norm == "frozen" or images >= SMALL:
@@ -41,15 +45,18 @@ def small_batch(layers: int, train: TrainConfig, per_item: int = 1) -> str | Non
 
 
 def unmeasured(student: nn.Module) -> list[_BatchNorm]:
-    """Batch norms that have never met a batch: their statistics are zeros and ones, and would normalise nothing."""
+    """Return the batch norms that have seen no batch. Their statistics are zeros and ones."""
     norms = (module for module in student.modules() if isinstance(module, _BatchNorm))
     return [norm for norm in norms if norm.num_batches_tracked is not None and not int(norm.num_batches_tracked)]
 
 
 def measure_frozen(task: Task[Any], student: nn.Module, train: TrainConfig, device: torch.device) -> int:
-    """Measure the ``unmeasured`` batch norms on the run's first images; gives the number of layers measured.
+    """Measure the statistics of the ``unmeasured`` batch norms on the first images of the run.
 
-    Every rank computes the same. Layers that the terms of one stage do not reach are measured in a later one.
+    Every rank computes the same. Layers that the terms of one stage do not use are measured in a later stage.
+
+    Returns:
+        Number of layers measured.
     """
     before = len(unmeasured(student))
     for _, epoch in task.stages(train):
@@ -60,14 +67,20 @@ def measure_frozen(task: Task[Any], student: nn.Module, train: TrainConfig, devi
 
 @torch.no_grad()
 def measure(student: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
-    """Give the ``unmeasured`` batch norms the average of their batch statistics over ``passes``, forward passes of
-    ``student``. Everything else is in eval mode meanwhile; all modes are put back."""
+    """Set the statistics of the ``unmeasured`` batch norms to the average of the batch statistics.
+
+    All other modules are in eval mode during the passes. All modes are restored.
+
+    Args:
+        student: The student.
+        passes: Functions that run one forward pass of ``student`` each.
+    """
     fresh, modes = unmeasured(student), {module: module.training for module in student.modules()}
     momenta = [norm.momentum for norm in fresh]
     student.eval()
     for norm in fresh:
         norm.train()
-        norm.momentum = None  # the plain average over all batches
+        norm.momentum = None  # None selects the unweighted average over all batches
     try:
         for forward in passes:
             forward()

@@ -1,4 +1,4 @@
-"""Which parameters train in which epoch, and at what share of the schedule's rate."""
+"""Frozen parameters by epoch, and parameter groups of the optimiser."""
 
 from __future__ import annotations
 
@@ -13,20 +13,28 @@ from ..config import FreezeConfig, RateConfig
 from ..types import UserError
 
 _SHOWN = 8
-"""Names in the list that stands in for a suggestion."""
+"""Largest number of names that an error lists."""
 
 
 class Freezing:
-    """The rules of ``train.freeze`` over a student: a parameter is frozen while any rule that matches it holds.
+    """The rules of ``train.freeze`` for a student. A parameter is frozen while at least one rule that matches it
+    applies.
 
-    Rules only end, so what trains in one epoch trains in all later ones. What the task itself built without
-    ``requires_grad`` never trains, rules or not. ``epochs``: of the run; a rule that outlasts it holds for ever.
-    ``frozen_statistics``: no batch norm trains on the statistics of its batch (``train.batch_norm: frozen``).
+    Rules end and do not begin later, so a parameter that trains in one epoch trains in all later ones. Parameters that
+    the task built without ``requires_grad`` never train.
 
-    On construction everything that ever trains requires a gradient, and nothing else does: an optimiser, DDP and a
-    weight average made then know all of it. ``start`` narrows that down for an epoch.
+    The constructor sets ``requires_grad`` for all parameters that train in some epoch, and for no others. An optimiser,
+    DDP and a weight average that are made then include all of them. ``start`` freezes those that do not train in an
+    epoch.
 
-    Raises ``UserError`` for a glob that matches no parameter, and where nothing is left to train in an epoch.
+    Args:
+        student: The student.
+        rules: The rules.
+        epochs: Epochs of the run. A rule that lasts as long freezes for the whole run.
+        frozen_statistics: Keep all batch norms in eval mode (``train.batch_norm: frozen``).
+
+    Raises:
+        UserError: A pattern matches no parameter, or no parameter trains in some epoch.
     """
 
     def __init__(
@@ -35,7 +43,7 @@ class Freezing:
         self.student, self.frozen_statistics = student, frozen_statistics
         names = _names(student)
         self._begins = {p: 0 for p in names if p.requires_grad}
-        """Parameter to the first epoch it trains in; the frozen ones are not in it."""
+        """First epoch in which each parameter trains, without those that never train."""
         if not self._begins:
             raise UserError("the student has no trainable parameter: every one is frozen")
         held = dict.fromkeys(names, 0)
@@ -55,11 +63,13 @@ class Freezing:
             parameter.requires_grad_(parameter in self._begins)
 
     def start(self, epoch: int) -> int:
-        """Set ``requires_grad`` for ``epoch`` (from 0), and a student in train mode to what it has to be then.
+        """Set ``requires_grad`` for ``epoch`` (from 0), and the modes of a student in train mode.
 
-        A frozen BatchNorm, one whose own parameters are all frozen, goes into eval mode: its statistics are weights
-        too. So does every one where statistics are frozen. Dropout of frozen parts stays on. Gives the number of
-        parameters (tensors) that train.
+        A batch norm whose own parameters are all frozen is set to eval mode, because its statistics are weights too.
+        With ``frozen_statistics`` every batch norm is. Dropout in frozen parts stays on.
+
+        Returns:
+            Number of parameters (tensors) that train.
         """
         for parameter, first in self._begins.items():
             parameter.requires_grad_(first <= epoch)
@@ -72,11 +82,18 @@ class Freezing:
 
 
 def parameter_groups(student: nn.Module, weight_decay: float, rates: Sequence[RateConfig] = ()) -> list[dict[str, Any]]:
-    """Everything that requires a gradient, one group per ``scale`` and decay; the engine sets the rates by ``scale``.
+    """Return the parameters that require a gradient, in one group per ``scale`` and weight decay.
 
-    Matrices and kernels decay, biases and 1-D parameters (norms) do not. A parameter's scale is that of the first of
-    ``rates`` that matches one of its names, 1 without. Raises ``UserError`` for a glob that matches no parameter, and
-    where nothing requires a gradient.
+    Biases and 1-D parameters (norms) have no weight decay. The engine sets the learning rate of a group from its
+    ``scale``.
+
+    Args:
+        student: The student.
+        weight_decay: Weight decay of matrices and kernels.
+        rates: Scales of the learning rate. The first one that matches a name of the parameter applies; otherwise 1.
+
+    Raises:
+        UserError: A pattern matches no parameter, or no parameter requires a gradient.
     """
     names = _names(student)
     scales: dict[nn.Parameter, float] = {}
@@ -97,7 +114,7 @@ def parameter_groups(student: nn.Module, weight_decay: float, rates: Sequence[Ra
 
 
 def _names(student: nn.Module) -> dict[nn.Parameter, list[str]]:
-    """Every parameter and all it is called: a tied one has several names."""
+    """Return all names of each parameter. A tied parameter has several."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in student.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -105,7 +122,7 @@ def _names(student: nn.Module) -> dict[nn.Parameter, list[str]]:
 
 
 def _matching(key: str, globs: Iterable[str], names: dict[nn.Parameter, list[str]]) -> list[nn.Parameter]:
-    """Parameters that one of ``globs`` matches; each glob has to match some."""
+    """Return the parameters that match one of ``globs``. Each pattern must match at least one."""
     found: dict[nn.Parameter, None] = {}
     for glob in globs:
         hits = [p for p, called in names.items() if any(fnmatchcase(name, glob) for name in called)]
@@ -116,7 +133,7 @@ def _matching(key: str, globs: Iterable[str], names: dict[nn.Parameter, list[str
 
 
 def _suggestion(glob: str, names: dict[nn.Parameter, list[str]]) -> str:
-    """The tail of the error: a name, or a part of the student as a glob, that is spelt much like this one."""
+    """Return the end of the error message: a similar name, or a pattern for a similar module."""
     known: dict[str, None] = {}
     for called in names.values():
         for name in called:

@@ -1,4 +1,4 @@
-"""Figures on held-out data: means over its items, however they are divided into batches."""
+"""Metrics on held-out data: means over items that do not depend on the batch size."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ Batch = TypeVar("Batch")
 
 
 HELD_OUT_BATCHES = 8
-"""The most batches after an epoch: training shall not wait long for its figures."""
+"""Largest number of batches after an epoch, so that training does not wait long."""
 
 
 def held_out_batches(task: Task[Batch], data: Dataset[Any], size: int, student: nn.Module) -> Iterator[Batch]:
-    """The first ``HELD_OUT_BATCHES`` batches of ``data`` on the student's device; the last one may be smaller."""
+    """Yield the first ``HELD_OUT_BATCHES`` batches of ``data`` on the student's device. The last one may be smaller."""
     device, items = next(student.parameters()).device, min(len(data), HELD_OUT_BATCHES * size)  # type: ignore[arg-type]
     for start in range(0, items, size):
         yield task.to(task.collate([data[i] for i in range(start, min(start + size, items))]), device)
 
 
 def pooled(measured: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
-    """Of each name's means over batches, with the number of units that each is a mean of, the mean over all units.
+    """Return the mean of each name over all units.
 
-    A name without any unit is left out.
+    Args:
+        measured: For each batch, the mean and the number of units by name.
+
+    Returns:
+        Means by name. Names without units are left out.
     """
     sums: dict[str, tuple[float, int]] = {}
     for figures in measured:
@@ -40,7 +44,7 @@ def pooled(measured: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, flo
 def held_out_terms(
     task: Task[Any], data: Dataset[Any], size: int, student: nn.Module, wanted: Iterable[str], epoch: int = 0
 ) -> dict[str, float]:
-    """The terms called ``wanted`` over held-out ``data``, and their weighted ``total``; call it without gradients."""
+    """Return the loss terms ``wanted`` on held-out ``data`` and their weighted ``total``. Call it under ``no_grad``."""
     measured, weights, names = list[dict[str, tuple[float, int]]](), dict[str, float](), tuple(wanted)
     for batch in held_out_batches(task, data, size, student):
         terms, counts = task.terms(student, batch, epoch).only(names), task.counts(batch)

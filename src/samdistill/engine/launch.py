@@ -1,4 +1,4 @@
-"""Several processes for one command: torchrun's agent inside this process, with one clear message when it fails."""
+"""Run a command in several processes, with torchrun's agent in this process."""
 
 from __future__ import annotations
 
@@ -23,26 +23,38 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def is_worker() -> bool:
-    """Whether this process was started by ``launch`` or torchrun: it must work, not launch again."""
+    """Whether ``launch`` or torchrun started this process. Such a process must not call ``launch``."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launch(nproc: int, argv: Sequence[str], program: Sequence[str] = ("-P", "-m", "samdistill")) -> int:
-    """Run ``python PROGRAM ARGV`` as ``nproc`` ranks on this node; its exit code (130 after a Ctrl-C).
+    """Run ``python PROGRAM ARGV`` as ``nproc`` ranks on this node.
 
-    One node by default, on a free port of the loopback. Several: start the same command on each with ``NNODES`` and
-    either ``MASTER_ADDR``, ``MASTER_PORT`` and ``NODE_RANK``, or ``RDZV_ENDPOINT`` (``RDZV_BACKEND`` then is ``c10d``
-    unless set). Only local rank 0 speaks on the console; when another one fails its message is shown, and a rank that a
-    signal killed is named. SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on unless this process ignores them
-    (``nohup``), and the ranks have two minutes to save; they end when this process is killed. ``-P``: no module is
-    taken from the current folder. Raises ``UserError`` for settings that contradict.
+    By default there is one node, and the ranks connect through a free port of the loopback interface. For several
+    nodes, start the same command on each with ``NNODES`` and either ``MASTER_ADDR``, ``MASTER_PORT`` and ``NODE_RANK``,
+    or ``RDZV_ENDPOINT`` (then ``RDZV_BACKEND`` is ``c10d`` by default).
+
+    Only local rank 0 writes to the console. If another rank fails, its message is printed. A rank that was killed by a
+    signal is named. SIGINT, SIGTERM, SIGHUP and SIGQUIT are forwarded, unless this process ignores them (``nohup``).
+    The ranks then have two minutes to save. They end when this process is killed.
+
+    Args:
+        nproc: Number of ranks on this node.
+        argv: Arguments of the program.
+        program: Python options that select the program. ``-P`` prevents imports from the current folder.
+
+    Returns:
+        The exit code: 130 after SIGINT or SIGTERM, 128 + n after another signal n.
+
+    Raises:
+        UserError: ``nproc`` is below 1, or environment variables are missing or invalid.
     """
     if nproc < 1:
         raise UserError(f"--nproc {nproc}: give the number of processes, 1 or more")
-    for name in ("elastic", "elastic.agent.server.api", "launcher"):  # news of a signal or a failure is retold below;
-        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the agent has a level of its own
+    for name in ("elastic", "elastic.agent.server.api", "launcher"):  # signals and failures are reported below;
+        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)  # the agent has its own level
     threads = max(1, (os.cpu_count() or 1) // nproc)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # inherited: else every rank starts a thread per core
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # inherited; otherwise each rank starts a thread per core
     os.environ[LAUNCHER] = str(os.getpid())
     with scratch() as logs:
         try:
@@ -56,7 +68,7 @@ def launch(nproc: int, argv: Sequence[str], program: Sequence[str] = ("-P", "-m"
                 return 128 - failure.exitcode
             return failure.exitcode
         except SignalException as error:
-            if error.sigval == signal.SIGTERM:  # with SIGINT rank 0 has said it
+            if error.sigval == signal.SIGTERM:  # after SIGINT rank 0 has printed it
                 print(f"samdistill: {INTERRUPTION}", file=sys.stderr)
             return INTERRUPTED if error.sigval in (signal.SIGINT, signal.SIGTERM) else 128 + int(error.sigval)
         finally:
@@ -65,7 +77,7 @@ def launch(nproc: int, argv: Sequence[str], program: Sequence[str] = ("-P", "-m"
 
 
 def killed(rank: int, number: int) -> str:
-    """What to say of a rank that the signal ``number`` ended."""
+    """Return the message about a rank that the signal ``number`` killed."""
     try:
         name = signal.Signals(number).name
     except ValueError:  # a real-time signal has no name
@@ -80,13 +92,13 @@ def killed(rank: int, number: int) -> str:
 
 
 def leave() -> None:
-    """Leave the group of ranks; the last thing a worker does. Gloo's threads can abort (134) an exit they outlive."""
+    """Leave the process group, as the last action of a worker. Otherwise gloo threads can abort the exit (code 134)."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def _show(rank: int, *logs: Path) -> None:
-    """What a rank that does not speak on the console said before it failed."""
+    """Print the stderr of a rank that does not write to the console."""
     for path in logs:
         if said := path.read_text(errors="replace").strip():
             print(f"rank {rank}: {said}", file=sys.stderr)
@@ -118,7 +130,7 @@ def _config(nproc: int, logs: str) -> LaunchConfig:
         local_addr="127.0.0.1" if nodes == 1 else None,
         logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=alone),
         shutdown_timeout=GRACE,
-        signals_to_handle=",".join(number.name for number in heeded(_PASSED_ON)),  # nohup stays nohup
+        signals_to_handle=",".join(number.name for number in heeded(_PASSED_ON)),  # for nohup
     )
 
 

@@ -1,4 +1,4 @@
-"""One training loop for every job, on Accelerate: any device, any number of ranks, stopped and resumed at will."""
+"""Training loop of all jobs, on Accelerate: any device and number of ranks, with exact resume."""
 
 from __future__ import annotations
 
@@ -55,14 +55,18 @@ _UNFIT = "what its checkpoint holds does not fit the run; start again with anoth
 _PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 _RANK_0_FIRST = 5.0
-"""Seconds by which other ranks fail later, so that an error of all ranks is told once, by the one on the console."""
+"""Seconds that other ranks wait before they fail, so that only rank 0, on the console, reports an error of all ranks.
+"""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """A finished run. terms: values at the last step. seconds: of training, over all its parts, without saving and
-    validation. images_per_second: of this part; 0 when there was nothing left to do. student: a folder for
-    ``from_pretrained`` (averaged weights if EMA is on), None when the exported student is no Hugging Face model."""
+    """A finished run.
+
+    ``terms`` are the values at the last step. ``seconds`` is the training time of all parts of the run, without saving
+    and validation. ``images_per_second`` is that of this call, 0 if no step was left. ``student`` is a folder for
+    ``from_pretrained``, with averaged weights if EMA is on; None if the exported student is not a Hugging Face model.
+    """
 
     steps: int
     epochs: int
@@ -74,29 +78,32 @@ class FitResult:
 
 
 def fit(
-    task: Task[Any],
-    config: TrainConfig,
-    run_dir: Path,
-    resume: Path | None = None,
-    workers: int = 2,
+    task: Task[Any], config: TrainConfig, run_dir: Path, resume: Path | None = None, workers: int = 2,
     resolved: str = "",
-) -> FitResult:
-    """Train ``task``'s student; call it on every rank.
+) -> FitResult:  # fmt: skip
+    """Train the student of ``task``. Every rank calls it.
 
-    It goes on from the newest checkpoint in ``run_dir``, or starts if there is none, so the same call can be repeated.
-    ``resume``: another checkpoint or run folder to start from. ``resolved``: the YAML of the whole run, saved as
-    ``config.yaml`` and compared on resume (see ``state.HARMLESS`` for the keys that may differ). ``workers``: loader
-    processes per rank.
+    Training continues from the newest checkpoint in ``run_dir``, so the same call can be repeated. The run folder gets
+    ``config.yaml``, ``log_rank{r}.txt``, ``metrics.jsonl`` (see ``Tracker``), ``tensorboard/``, ``skipped.jsonl`` if
+    inputs are left out, ``ckpt_epoch_{n}.pt`` after n epochs (the last ``config.keep``) and, at the end, ``student/``.
 
-    The run folder gets ``config.yaml``, ``log_rank{r}.txt``, ``metrics.jsonl`` (see ``Tracker``), ``tensorboard/``,
-    ``skipped.jsonl`` where inputs are left out,
-    ``ckpt_epoch_{n}.pt`` after n epochs (the last ``config.keep``) and, at the end, ``student/``.
+    The first SIGINT or SIGTERM finishes the step, saves a checkpoint and raises ``Interrupted``, a ``SystemExit`` with
+    code
+    130. A second one aborts.
 
-    Stopping: the first SIGINT or SIGTERM finishes the step, saves and raises ``Interrupted`` (a ``SystemExit`` with
-    code 130); a second one aborts. Raises ``UserError`` for a batch that does not divide, too little data, fp16
-    without CUDA, a run folder that another process writes or that holds another run, changed settings or data, a
-    damaged checkpoint, a term or gradient that is not finite (before the weights are touched) and a disk that is full;
-    the last good checkpoint always stays.
+    Args:
+        task: The task.
+        config: Settings of the training.
+        run_dir: Run folder.
+        resume: Another checkpoint or run folder to start from.
+        workers: Loader processes per rank.
+        resolved: YAML of the whole run, saved as ``config.yaml`` and compared on resume, see ``state.HARMLESS``.
+
+    Raises:
+        UserError: The batch does not divide; there is too little data; fp16 without CUDA; another process uses the run
+            folder, or it contains another run; settings or data have changed; a checkpoint is damaged; a term or
+            gradient is not finite (weights are not changed then); the disk is full. The last good checkpoint is always
+            kept.
     """
     accelerator = _accelerator(config, task.leaves_unused or bool(config.freeze))
     try:
@@ -144,14 +151,14 @@ def _fit(
 def _accelerator(config: TrainConfig, leaves_unused: bool) -> Accelerator:
     if config.precision == "fp16" and default_device().type == "cpu":
         raise UserError("train.precision=fp16 needs a GPU (its loss scaling does); use bf16 or fp32 here")
-    AcceleratorState._reset_state()  # Accelerate keeps the precision of a process's first run for ever
+    AcceleratorState._reset_state()  # Accelerate would keep the precision of the first run in this process
     GradientState._reset_state()
     world = int(os.environ.get("WORLD_SIZE", 1))
     kind = default_device().type
     accelerator = Accelerator(
         mixed_precision=_PRECISION[config.precision],
         gradient_accumulation_steps=config.accumulate,
-        cpu=kind == "cpu" or (kind == "mps" and world > 1),  # unsaid, Accelerate leaves CPU ranks unconnected
+        cpu=kind == "cpu" or (kind == "mps" and world > 1),  # without it, Accelerate does not connect CPU ranks
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=leaves_unused)],
     )
     if accelerator.num_processes != world:
@@ -160,7 +167,7 @@ def _accelerator(config: TrainConfig, leaves_unused: bool) -> Accelerator:
 
 
 class _Loop:
-    """The state of one call of ``fit``."""
+    """State of one call of ``fit``."""
 
     def __init__(
         self, task: Task[Any], config: TrainConfig, run_dir: Path, workers: int, resolved: str,
@@ -200,7 +207,7 @@ class _Loop:
         if self.config.sync_bn and self.shard.world > 1 and self.config.batch_norm == "batch":
             student = synchronise_batch_norm(student, self.device)
         if self.config.compile:
-            student.compile()  # in place: names of parameters stay, unlike torch.compile(student)
+            student.compile()  # in place, so parameter names do not change, as they would with torch.compile(student)
         return student
 
     def _restore(self, saved: Checkpoint) -> None:
@@ -226,23 +233,18 @@ class _Loop:
                 for epoch in range(self.step // self.per_epoch, self.config.total_epochs):
                     self._epoch(epoch)
             except RuntimeError:
-                if self.shard.world > 1 and self.stop.arrives():  # a collective broke because another rank failed
+                if self.shard.world > 1 and self.stop.arrives():  # a collective failed because another rank failed
                     self.tracker.log.error("stopped, another rank failed", exc_info=True)
-                    raise SystemExit(1) from None  # that rank says what happened
+                    raise SystemExit(1) from None  # the other rank reports the error
                 raise
         student = on_main(self._save_student)
         ran = self.seconds - self.earlier
         checkpoint = newest(self.run_dir)
         assert checkpoint is not None
         return FitResult(
-            self.step,
-            self.config.total_epochs,
-            self.seconds,
-            self.terms,
-            checkpoint,
-            student,
+            self.step, self.config.total_epochs, self.seconds, self.terms, checkpoint, student,
             self.images / ran if ran else 0.0,
-        )
+        )  # fmt: skip
 
     def _epoch(self, epoch: int) -> None:
         data = self.task.dataset(epoch)
@@ -259,12 +261,12 @@ class _Loop:
             self._steps(epoch, batches)
         finally:
             if self.workers:
-                batches._shutdown_workers()  # type: ignore[attr-defined] # a traceback would keep them alive
+                batches._shutdown_workers()  # type: ignore[attr-defined] # a traceback keeps them alive
         self._save(f"ckpt_epoch_{epoch + 1}.pt", epoch + 1)
         self._validate(epoch + 1)
 
     def _steps(self, epoch: int, batches: Any) -> None:
-        """What is left of an epoch."""
+        """Run the remaining steps of an epoch."""
         self.model.train()
         training = self.freezing.start(epoch)
         if self.config.freeze:
@@ -281,7 +283,7 @@ class _Loop:
             self._interrupt(f"ckpt_epoch_{epoch + 1}.pt", epoch + 1)
 
     def _step(self, batches: Any) -> bool:
-        """One optimiser step. True when some rank was asked to stop."""
+        """Run one optimiser step. Return whether a rank was asked to stop."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step) * group["scale"]
         epoch = self.step // self.per_epoch
@@ -306,7 +308,7 @@ class _Loop:
         assert isinstance(values, Tensor) and norm is not None
         asked = torch.tensor([float(self.stop.asked)], device=self.device)
         local = torch.cat([values / self.config.accumulate, norm.detach().float().view(1).to(self.device), asked])
-        *figures, self.norm, stopping = self.accelerator.reduce(local, "mean").tolist()  # the step's one wait
+        *figures, self.norm, stopping = self.accelerator.reduce(local, "mean").tolist()  # the only sync
         self.weights = {name: float(term.weight) for name, term in terms.items()}
         self.terms = dict(zip(terms, figures, strict=True))
         self._require_finite()
@@ -325,7 +327,7 @@ class _Loop:
         bad = [f"{name} = {value}" for name, value in self.terms.items() if not math.isfinite(value)]
         if bad:
             what = f"not finite: loss term {', '.join(bad)}"
-        elif not math.isfinite(self.norm) and self.accelerator.scaler is None:  # the scaler skips such a step itself
+        elif not math.isfinite(self.norm) and self.accelerator.scaler is None:  # the scaler skips such a step
             what = f"every loss term is finite but the gradient is not (norm {self.norm})"
         else:
             return
@@ -383,8 +385,8 @@ class _Loop:
         raise Interrupted(path)
 
     def _save_student(self) -> Path | None:
-        """The final student as a folder, whole or not at all. Rank 0 alone calls it."""
-        hosts = sys.modules.get("transformers.modeling_utils")  # not imported: no instance of its classes either
+        """Save the final student as a folder, atomically. Only rank 0 calls it."""
+        hosts = sys.modules.get("transformers.modeling_utils")  # if not imported, it has no instances
         path = self.run_dir / STUDENT_FOLDER
         with self._averaged():
             student = self.task.export(self.student)

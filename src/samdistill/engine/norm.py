@@ -1,4 +1,4 @@
-"""Batch norm over the whole micro-batch of all ranks, on a GPU and on the CPU."""
+"""Batch norm with statistics of the micro-batches of all ranks, on GPU and CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """The sum over ranks; so is its gradient."""
+    """Sum over ranks. The gradient is also summed over ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -26,9 +26,9 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 class _Synced:
-    """Goes before a BatchNorm class in the method order: statistics of all ranks in training, the parent in eval.
+    """Mixin before a BatchNorm class: statistics of all ranks in train mode, the parent's ``forward`` in eval mode.
 
-    torch's SyncBatchNorm has no CPU kernel; without this, two gloo ranks would not train like one process.
+    ``torch.nn.SyncBatchNorm`` has no CPU kernel. Without this class, two gloo ranks would not train like one process.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class _Synced:
         shape = (1, -1, *(1,) * (x.ndim - 2))
         wide = x.float()
         own = wide.new_tensor([x.numel() // x.shape[1]])
-        *_, count = total = _AllReduceSum.apply(torch.cat([wide.sum(axes), own]))  # shares may be unequal
+        *_, count = total = _AllReduceSum.apply(torch.cat([wide.sum(axes), own]))  # ranks may have unequal batches
         mean = total[:-1] / count
         centred = wide - mean.view(shape)
         var = _AllReduceSum.apply(centred.square().sum(axes)) / count
@@ -61,9 +61,10 @@ def _update(norm: Any, mean: Tensor, unbiased: Tensor) -> None:
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` with every BatchNorm sharing its statistics across ranks; names of parameters and buffers stay.
+    """Make every BatchNorm of ``model`` share its statistics across ranks. Names of parameters and buffers do not
+    change.
 
-    On CUDA this is ``SyncBatchNorm`` (through timm, which knows its fused norm + activation layers).
+    On CUDA this is ``SyncBatchNorm``, set up with timm, which supports its fused norm and activation layers.
     """
     if device.type == "cuda":
         from timm.layers import convert_sync_batchnorm

@@ -1,4 +1,4 @@
-"""Learning rate and data order as pure functions of the step: nothing to save, nothing to drift after a resume."""
+"""Learning rate and data order as functions of the step, so that a resumed run needs no saved state for them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from ..types import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then cosine. Call it with the index of a step, 0 .. total - 1; later steps stay at ``minimum``.
+    """Linear warm-up and cosine decay. Call it with the index of a step, from 0 to ``total - 1``.
 
-    Step 0 runs at ``start``, step ``warmup`` at exactly ``base``, step ``total - 1`` at exactly ``minimum``.
+    Attributes:
+        total: Number of steps. Later steps have the rate ``minimum``.
+        warmup: Steps of the warm-up.
+        base: Rate at step ``warmup``.
+        start: Rate at step 0.
+        minimum: Rate at step ``total - 1``.
     """
 
     total: int
@@ -37,9 +42,10 @@ class Schedule:
 
     @classmethod
     def of(cls, config: TrainConfig, steps_per_epoch: int) -> Schedule:
-        """The schedule of a run; all three rates are scaled by ``batch_size / lr_batch``.
+        """Return the schedule of a run without phases. All three rates are multiplied by ``batch_size / lr_batch``.
 
-        Raises ``UserError`` for a warm-up that leaves no step, and for rates that do not fall from the base.
+        Raises:
+            UserError: The warm-up is as long as the run, or a rate is not in 0..``config.lr``.
         """
         total, warmup = config.epochs * steps_per_epoch, round(config.warmup_epochs * steps_per_epoch)
         if warmup >= total:
@@ -57,7 +63,11 @@ class Schedule:
 
     @classmethod
     def of_phase(cls, phase: PhaseConfig, scale: float, steps_per_epoch: int) -> Schedule:
-        """The schedule of one phase. Raises ``UserError`` as ``of`` does."""
+        """Return the schedule of one phase, with all rates multiplied by ``scale``.
+
+        Raises:
+            UserError: The warm-up is as long as the phase, or a rate exceeds the base rate.
+        """
         total = phase.epochs * steps_per_epoch
         if phase.warmup_steps >= total:
             raise UserError(
@@ -73,19 +83,19 @@ class Schedule:
 
 
 def rate_scale(config: TrainConfig) -> float:
-    """What every rate is multiplied by: ``batch_size / lr_batch``."""
+    """Return the factor of all learning rates, ``batch_size / lr_batch``, or 1 without ``lr_batch``."""
     return 1.0 if config.lr_batch is None else config.batch_size / config.lr_batch
 
 
 @dataclass(frozen=True)
 class Phases:
-    """The schedules of a run's phases, end to end: the rate stays a function of the step alone."""
+    """The schedules of consecutive phases as one function of the step."""
 
     parts: tuple[Schedule, ...]
 
     @classmethod
     def of(cls, config: TrainConfig, steps_per_epoch: int) -> Phases:
-        """Of ``config.phases``, or the one schedule of a run without."""
+        """Return the schedules of ``config.phases``, or the single schedule of a run without phases."""
         if config.phases is None:
             return cls((Schedule.of(config, steps_per_epoch),))
         scale = rate_scale(config)
@@ -96,7 +106,7 @@ class Phases:
         return sum(part.total for part in self.parts)
 
     def __call__(self, step: int) -> float:
-        """The rate of a step, 0 .. total - 1; later ones stay at the last phase's minimum."""
+        """Return the rate of a step, from 0 to ``total - 1``. Later steps have the last phase's minimum."""
         for part in self.parts[:-1]:
             if step < part.total:
                 return part(step)
@@ -105,14 +115,24 @@ class Phases:
 
 
 def stream_seed(*parts: int) -> int:
-    """A 63-bit seed that differs for every tuple of numbers; the same on every platform."""
+    """Return a 63-bit seed that is a hash of the numbers, the same on every platform."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
 class Shard:
-    """How a global batch is divided: first into ``accumulate`` micro-batches, then over ``world`` ranks."""
+    """Division of a global batch, first into micro-batches, then over ranks.
+
+    Attributes:
+        batch_size: Items in the global batch.
+        accumulate: Number of micro-batches.
+        rank: Rank of this process.
+        world: Number of ranks.
+
+    Raises:
+        UserError: ``batch_size`` is not a multiple of ``accumulate * world``.
+    """
 
     batch_size: int
     accumulate: int = 1
@@ -129,11 +149,15 @@ class Shard:
 
     @property
     def local(self) -> int:
-        """Images in one forward pass of one rank."""
+        """Items in one forward pass of one rank."""
         return self.batch_size // (self.accumulate * self.world)
 
     def steps_per_epoch(self, items: int) -> int:
-        """Whole global batches in a data set; the rest of an epoch's permutation is dropped."""
+        """Return the number of whole global batches. The remaining items of an epoch are not used.
+
+        Raises:
+            UserError: There are fewer items than ``batch_size``.
+        """
         if items < self.batch_size:
             raise UserError(
                 f"the data set has {items} image(s), fewer than one batch of train.batch_size={self.batch_size}; "
@@ -143,10 +167,10 @@ class Shard:
 
 
 class GlobalBatches(Sampler[list[int]]):
-    """One rank's micro-batches of an epoch, in order, from step ``skip`` on; skipped items are never touched.
+    """Sampler of one rank's micro-batches of an epoch, from step ``skip``. Skipped items are not read.
 
-    The epoch's permutation depends on ``seed`` and ``epoch`` alone, so whatever the number of ranks and micro-batches
-    the union over them is the same global batch at every step.
+    The permutation depends on ``seed`` and ``epoch`` only. At every step the union over ranks and micro-batches is
+    therefore the same global batch for any number of them.
     """
 
     def __init__(self, items: int, shard: Shard, seed: int, epoch: int, skip: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""What each part of a global batch counts for, so that dividing it over ranks and micro-batches changes no result."""
+"""Weights of the parts of a global batch, which make results independent of ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from torch import Tensor
 def shares(
     counts: Sequence[Mapping[str, int]], world: int, reduce: Callable[[Tensor], Tensor], device: torch.device
 ) -> list[dict[str, Float[Tensor, ""]]]:
-    """For each micro-batch of this rank and each name: the factor of its value in a mean over micro-batches and ranks.
+    """Return the factor of each term's value for each micro-batch of this rank.
 
-    counts: of this rank's micro-batches, see ``Task.counts``. reduce: sums a tensor over the ranks. A factor is the
-    part's count over the average count of all parts: exactly 1 where they are equal, 0 for a part without units, 1
-    where no part has any. The mean of value times factor is then the mean over the units of the global batch.
+    The factor is the count of the part divided by the average count of all parts. It is exactly 1 if counts are equal,
+    0 for a part without units, and 1 if no part has any. The mean of value times factor over micro-batches and ranks is
+    then the mean over the units of the global batch.
+
+    Args:
+        counts: Counts of this rank's micro-batches by name, see ``Task.counts``.
+        world: Number of ranks.
+        reduce: Function that sums a tensor over ranks.
+        device: Device of the factors.
     """
     names = list(counts[0])
     if not names or len(counts) * world == 1:

@@ -1,4 +1,4 @@
-"""Stopping at a step's end instead of in its middle."""
+"""Signal handling that stops training at the end of a step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..processes import INTERRUPTED, heeded
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_PRESS = 1.0
-"""Seconds within which signals count as one: a terminal and a launcher may both deliver the same Ctrl-C."""
+"""Signals within this many seconds count as one, because a terminal and a launcher may both deliver the same Ctrl-C."""
 
 
 class Interrupted(SystemExit):
-    """The run stopped when asked to, its state saved in ``checkpoint``. Ends the process with code 130."""
+    """The run was interrupted and its state saved in ``checkpoint``. The exit code is 130."""
 
     def __init__(self, checkpoint: Path) -> None:
         super().__init__(INTERRUPTED)
@@ -25,10 +25,10 @@ class Interrupted(SystemExit):
 
 
 class StopSignal:
-    """Inside, the first SIGINT or SIGTERM sets ``asked``; a later one raises ``KeyboardInterrupt``.
+    """Context in which the first SIGINT or SIGTERM sets ``asked``, and a later one raises ``KeyboardInterrupt``.
 
-    A signal that the process was started to ignore stays ignored: a shell script does that to SIGINT of what it runs
-    in the background. Off the main thread Python delivers no signals: ``asked`` then stays False.
+    Signals that the process was started to ignore stay ignored. Shells do this to SIGINT of background jobs in scripts.
+    Python handles signals in the main thread only; in other threads ``asked`` stays False.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class StopSignal:
             signal.signal(number, handler)
 
     def arrives(self, seconds: float = 15.0) -> bool:
-        """Wait for a signal for a while; True when there was one."""
+        """Wait up to ``seconds`` for a signal, and return whether there was one."""
         end = time.monotonic() + seconds
         while not self.asked and time.monotonic() < end:
             time.sleep(0.05)

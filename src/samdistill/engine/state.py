@@ -1,4 +1,4 @@
-"""Everything a run needs to go on as if it had never stopped: checkpoints, random streams, the weight average."""
+"""State of a run for exact resume: checkpoints, random number generators, and the weight average."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ HARMLESS = (
     "output", "cache", "evaluate", "data.root", "data.ids", "data.workers", "distillation.precomputed_root",
     "questions.file", "train.keep", "train.log_every",
 )  # fmt: skip
-"""Config keys (with all below them) that may change between a run and its resume: they do not change a weight.
+"""Config keys (with all keys below them) that may change on resume, because they do not affect the weights.
 
-``cache`` and ``distillation.precomputed_root``, where the prompt job has its own, are in the list because a store
-proves itself by its own fingerprints, and where the data lie because a
-checkpoint knows the keys, in their order, and the phrases that it was trained on (``data_digest``). ``train.epochs`` is
-not: the cosine spans the whole run, so other epochs are another schedule, and the rate would jump.
+``cache`` and ``distillation.precomputed_root``, the cache of the prompt job, are in the list because a store is
+verified by its fingerprints. Paths of data are in the list because a checkpoint has a digest of the keys, in their
+order, and of the phrases (``data_digest``). ``train.epochs`` is not: the cosine spans the whole run, so the rate would
+jump.
 """
 HARMFUL = ("cache.mode",)
-"""Keys below those that may not change: online, other views are seen. Earlier versions had each job's default alone and
-wrote no such key."""
+"""Keys below ``HARMLESS`` keys that may not change, because a running teacher sees other views than a cache has.
+Earlier versions did not write this key; it is compared only if the old config has it.
+"""
 
 
 class _Streams(TypedDict):
-    """What ``capture_rng`` gives."""
+    """State of random number generators, see ``capture_rng``."""
 
     python: tuple[int, Tensor, float | None]
     numpy: tuple[str, Tensor, int, int, float]
@@ -56,11 +57,22 @@ class _Streams(TypedDict):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after ``step`` optimiser steps, ``epoch`` of its epochs complete. Loads with ``weights_only=True``.
+    """State of a run. It can be loaded with ``weights_only=True``.
 
-    model: state dict of the raw student; ema: of its average, or None. rng: one entry per rank. config: the resolved
-    YAML. items: length of the data set. terms: their last values. seconds: spent training so far. data: fingerprint of
-    the data set's keys (``data_digest``), empty where it has none. teacher: ``Task.taught_by``.
+    Attributes:
+        step: Completed optimiser steps.
+        epoch: Completed epochs.
+        model: State dict of the student.
+        ema: State dict of the weight average, or None.
+        optimizer: State dict of the optimiser.
+        scaler: State dict of the fp16 gradient scaler, or None.
+        rng: States of the random number generators, one per rank.
+        config: Resolved YAML of the run.
+        items: Length of the data set.
+        terms: Last values of the loss terms.
+        seconds: Training time.
+        data: Digest of the data set's keys (``data_digest``), or empty.
+        teacher: Fingerprint of the teacher, ``Task.taught_by``.
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
@@ -80,23 +92,29 @@ class Checkpoint:
     teacher: str = ""
 
     def save(self, path: Path) -> None:
-        """Write aside, flush to the disk, rename: ``path`` is the old file or the whole new one, never a part.
+        """Write the file atomically: to a temporary name, flushed to disk, then renamed.
 
-        The archive has a CRC-32 of each tensor, which ``load`` compares. Raises ``UserError`` when it cannot be written
-        (disk full, no permission); nothing is left behind then.
+        The archive has a CRC-32 of each tensor, which ``load`` compares. After an error nothing is left behind.
+
+        Raises:
+            UserError: The disk is full, or the file cannot be written.
         """
         with writing(path, sync=True, hint=kept(path.parent)) as file:
             torch.save({f.name: getattr(self, f.name) for f in fields(self)}, file)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read to the CPU. Raises ``UserError`` for what is missing, damaged or no checkpoint."""
+        """Read a checkpoint to the CPU.
+
+        Raises:
+            UserError: The file is missing, damaged or not a checkpoint.
+        """
         check_archive(path)
         return cls._read(path, mmap=False)
 
     @classmethod
     def peek(cls, path: Path) -> Checkpoint:
-        """``load`` without comparing checksums; tensors stay in the file. For the small fields."""
+        """Read a checkpoint without comparing checksums. Tensors are memory-mapped. Use it for the small fields."""
         return cls._read(path, mmap=True)
 
     @classmethod
@@ -105,7 +123,7 @@ class Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except FileNotFoundError:
             raise UserError(f"{path}: no such checkpoint") from None
-        except Exception as error:  # torch raises five kinds for a bad file
+        except Exception as error:  # torch raises five types of errors for a bad file
             raise UserError(f"{path}: damaged, or no checkpoint ({str(error).splitlines()[0]})") from error
         try:
             fits(content, cls)
@@ -114,7 +132,7 @@ class Checkpoint:
         return cls(**content)
 
     def require_data(self, source: Path, items: int, digest: str) -> None:
-        """``UserError`` where the data set is another than the one trained on, wherever it lies now."""
+        """Raise ``UserError`` if the data set is not the one that was trained on, wherever it is stored."""
         where = "restore the data or start again with another output"
         if self.items != items:
             raise UserError(f"{source}: trained on a data set of {self.items} image(s), it now has {items}; {where}")
@@ -122,7 +140,9 @@ class Checkpoint:
             raise UserError(f"{source}: trained on other images (or phrases) of the same number; {where}")
 
     def require_teacher(self, source: Path, teacher: str) -> None:
-        """``UserError`` where the teacher, of whatever name, is another model than the one learnt from."""
+        """Raise ``UserError`` if the teacher is not the one that was trained with. Fingerprints are compared, not
+        names.
+        """
         if self.teacher and teacher and self.teacher != teacher:
             raise UserError(
                 f"{source}: learnt from the teacher {self.teacher[:12]}, and this is {teacher[:12]} (weights, image "
@@ -131,33 +151,37 @@ class Checkpoint:
 
 
 def kept(run_dir: Path) -> str:
-    """What is left where something could not be written, and what to do."""
+    """Return the end of an error message: which checkpoint is kept, and what to do."""
     good = newest(run_dir)
     there = f"the last good checkpoint is {good}" if good else "there is no earlier checkpoint"
     return f"{there}; make room and run the same command again"
 
 
 def epoch_checkpoints(run_dir: Path) -> list[Path]:
-    """``ckpt_epoch_{n}.pt`` files, the oldest first; n counts completed epochs."""
+    """Return the ``ckpt_epoch_{n}.pt`` files, oldest first. n is the number of completed epochs."""
     found = [(int(m[1]), p) for p in run_dir.glob("ckpt_epoch_*.pt") if (m := _EPOCH.fullmatch(p.name))]
     return [path for _, path in sorted(found)]
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The checkpoint with the most steps, or None."""
+    """Return the checkpoint with the most steps, or None."""
     epochs, interrupt = epoch_checkpoints(run_dir)[-1:], run_dir / INTERRUPT
     if not interrupt.exists():
         return epochs[0] if epochs else None
     try:
         return max([*epochs, interrupt], key=lambda path: Checkpoint.peek(path).step)
-    except UserError:  # it is newer than the epoch before it, and ``require_whole`` says what is wrong with it
+    except UserError:  # damaged; ``require_whole`` reports it
         return interrupt
 
 
 def require_whole(path: Path) -> None:
-    """``UserError`` for a checkpoint that is damaged; it names the newest one before it that is not.
+    """Check that a checkpoint is not damaged.
 
-    Nothing but checkpoints is said to be removed: the folder may hold a cache, and a file of another name a model.
+    The message suggests to remove checkpoints only. The folder may also contain a cache, and a file of another name may
+    be a model.
+
+    Raises:
+        UserError: It is damaged. The message names the newest earlier checkpoint that is not.
     """
     if (problem := _damage(path)) is None:
         return
@@ -178,7 +202,7 @@ def require_whole(path: Path) -> None:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Return what is wrong with a checkpoint, or None."""
     try:
         check_archive(path)
         Checkpoint.peek(path)
@@ -188,13 +212,13 @@ def _damage(path: Path) -> str | None:
 
 
 def prune(run_dir: Path, keep: int) -> None:
-    """After a new epoch checkpoint: drop all but the last ``keep``, and the interrupt one it supersedes."""
+    """Remove all but the last ``keep`` epoch checkpoints, and the interrupt checkpoint, once an epoch is saved."""
     for path in [*epoch_checkpoints(run_dir)[:-keep], run_dir / INTERRUPT]:
         remove(path)
 
 
 def changed_keys(before: str, after: str) -> list[str]:
-    """What differs between two resolved configs, as ``key (was 1, now 2)``, but for what is ``HARMLESS``."""
+    """Return the differences between two resolved configs, as ``key (was 1, now 2)``, without keys that may change."""
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(after))
     keys = [k for k in sorted(old | new) if old.get(k) != new.get(k)]
     harmful = [k for k in HARMFUL if k in old]
@@ -203,9 +227,15 @@ def changed_keys(before: str, after: str) -> list[str]:
 
 
 def open_run(run_dir: Path, resume: Path | None, resolved: str) -> Path | None:
-    """On rank 0, with the folder locked: which checkpoint to start from. Refuses what would lose or mix runs.
+    """Return the checkpoint to start from, or None. Rank 0 calls it with the folder locked.
 
-    ``resume`` None goes on where ``run_dir`` stands, or starts; a path names the run or checkpoint to start from.
+    Args:
+        run_dir: Run folder.
+        resume: Run folder or checkpoint to start from; None for ``run_dir``.
+        resolved: YAML of the run.
+
+    Raises:
+        UserError: ``run_dir`` contains another run, the checkpoint is damaged, or settings have changed.
     """
     sweep(run_dir)
     here = newest(run_dir)
@@ -219,7 +249,7 @@ def open_run(run_dir: Path, resume: Path | None, resolved: str) -> Path | None:
     if source is not None:
         require_whole(source)
         if changed := changed_keys(Checkpoint.peek(source).config, resolved):
-            other_job = [change for change in changed if change.startswith("job (")]  # then hardly a key is the same
+            other_job = [change for change in changed if change.startswith("job (")]  # then almost all keys differ
             some = other_job or changed[:_MOST_CHANGES]
             more = f" and {len(changed) - len(some)} more" if len(changed) > len(some) else ""
             raise UserError(
@@ -230,7 +260,7 @@ def open_run(run_dir: Path, resume: Path | None, resolved: str) -> Path | None:
 
 
 def _named(resume: Path) -> Path | None:
-    """The checkpoint that a run folder or a file stands for; None for a run that has none yet."""
+    """Return the checkpoint at a path to a run folder or file; None for a run without checkpoint."""
     if resume.is_dir():
         found = newest(resume)
         if found is None and not (resume / "config.yaml").exists():
@@ -242,7 +272,9 @@ def _named(resume: Path) -> Path | None:
 
 
 def data_digest(dataset: object) -> str:
-    """SHA-256 over what tells the items of a data set apart, in their order (``dataset.identity``); empty without."""
+    """Return a SHA-256 digest of ``dataset.identity``, the strings that distinguish its items, in order; empty without
+    it.
+    """
     identity: Sequence[str] = getattr(dataset, "identity", ())
     digest = hashlib.sha256()
     for text in identity:
@@ -261,7 +293,7 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def capture_rng(device: torch.device) -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's global generators, in types that ``weights_only`` reads."""
+    """Return the states of the global generators of Python, NumPy and torch, in types that ``weights_only`` loads."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -287,19 +319,20 @@ def _device_rng(device: torch.device) -> Any:
 
 
 def seed_rng(seed: int) -> None:
-    """Start all global generators of this process from one number."""
+    """Seed all global generators of this process."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 class Ema:
-    """An exponential average of the trained weights and floating buffers; other entries follow the student.
+    """Exponential moving average of trained weights and floating-point buffers. Other entries are copied.
 
-    Trained is what requires a gradient when this is made; what is frozen later, for some epochs, averages to itself.
+    Weights are averaged if they require a gradient when this object is made. A weight that is frozen for some epochs is
+    its own average in them.
 
-    The decay at update t (from 0) is ``min(decay, (1 + t) / (10 + t))``, so that a short run's average is not dominated
-    by the random start (as in TensorFlow's ExponentialMovingAverage).
+    The decay at update t (from 0) is ``min(decay, (1 + t) / (10 + t))``, as in TensorFlow's ExponentialMovingAverage,
+    so that the random initialisation does not dominate the average of a short run.
     """
 
     def __init__(self, student: nn.Module, decay: float) -> None:
@@ -314,7 +347,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, student: nn.Module, step: int) -> None:
-        """Take in the weights after step ``step`` (from 0)."""
+        """Update the average with the weights after step ``step`` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in self._tracked(student):
             if value.is_floating_point():
@@ -328,7 +361,7 @@ class Ema:
 
     @contextmanager
     def applied(self, student: nn.Module) -> Iterator[None]:
-        """Inside, the student has the averaged weights."""
+        """Give the student the averaged weights inside the context."""
         raw = {name: value.detach().clone() for name, value in self._tracked(student)}
         self._copy(student, self.shadow)
         try:
@@ -343,7 +376,7 @@ class Ema:
 
 
 def gather(item: T) -> list[T]:
-    """``item`` of every rank, on every rank."""
+    """Return ``item`` of every rank, on every rank."""
     if not dist.is_initialized():
         return [item]
     items: list[Any] = [None] * dist.get_world_size()
@@ -352,7 +385,7 @@ def gather(item: T) -> list[T]:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Run ``work`` on rank 0 and give its result, or raise its ``UserError``, on all ranks."""
+    """Run ``work`` on rank 0 and return its result, or raise its ``UserError``, on all ranks."""
     result: list[Any] = [None, None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:

@@ -1,4 +1,4 @@
-"""The one thing the engine knows about a job."""
+"""Interface between the engine and a job."""
 
 from __future__ import annotations
 
@@ -17,97 +17,117 @@ Batch = TypeVar("Batch")
 
 
 class Task(ABC, Generic[Batch]):
-    """A student, its data, and the objective that ties it to a teacher. ``engine.fit`` does the rest.
+    """Student, data and objective of a training run. ``engine.fit`` trains it.
 
-    How the jobs fit: what teaches is a ``teachers.Signals``, an attribute of the task, running or cached. Its ``read``
-    belongs into ``collate``, which runs in loader workers, its ``answer`` into ``to`` or ``terms``. *encoder* compares
-    feature maps; *detection* asks its teacher in ``terms`` and matches queries there; *prompt* has several weighted
-    teachers and draws prompts in ``dataset``; *video* makes a clip the item. A job in phases (features and outputs,
-    then outputs alone) is one task and one ``fit``: ``TrainConfig.phases`` gives each its schedule and its terms, and a
-    resume lands in the right one.
+    The training signal is a ``teachers.Signals`` object, an attribute of the task. Call its ``read`` in ``collate``,
+    which runs in loader workers, and its ``answer`` in ``to`` or ``terms``. A job in phases is one task and one
+    ``fit``: ``TrainConfig.phases`` gives each phase its schedule and its terms.
 
-    Rules that exact resume and equal losses on any number of ranks rest on:
+    Exact resume, and equal losses on any number of ranks, require the following:
 
-    - ``dataset(epoch).identity``, where there is one, is a list of strings that other data would not have: a run goes
-      on with data that were moved, and refuses others.
-    - ``dataset(epoch)[i]`` depends on ``epoch`` and ``i`` alone (draw from a seed kept with the item, not from a global
-      generator), and every epoch has the same length.
-    - A term's value is a mean over units of the batch: images, questions, frames. ``counts`` says how many each batch
-      has, and the engine weights the parts of a global batch (ranks, micro-batches) by that: the objective is the mean
-      over the units of the global batch, however it is divided.
-    - The names of the terms are the same for every batch of a phase; a term without anything to measure is a zero.
-    - The engine decides what trains (``train.freeze``) and in which mode each module is; a task that changes either
-      while it computes the terms puts it back, module by module.
+    - ``dataset(epoch).identity``, if it exists, is a list of strings that distinguishes the data from others. A run can
+      be resumed with data that were moved, and refuses other data.
+    - ``dataset(epoch)[i]`` depends on ``epoch`` and ``i`` only. Draw random numbers from a seed of the item, not from a
+      global generator. Every epoch has the same length.
+    - The value of a term is a mean over units of the batch, such as images, questions or frames. ``counts`` returns
+      their number. The engine weights the parts of a global batch (ranks, micro-batches) by it, so the objective is the
+      mean over the units of the global batch.
+    - All batches of a phase have terms with the same names. The value of a term without units is zero.
+    - The engine sets ``requires_grad`` (``train.freeze``) and the modes of modules. A task that changes them in
+      ``terms`` restores them for each module.
 
-    ``leaves_unused``: a batch may leave parameters of the student out (a box encoder in a batch without boxes), which
-    ranks have to be told.
+    Attributes:
+        leaves_unused: A batch may leave parameters of the student without gradient, such as a box encoder in a batch
+            without boxes. DDP needs to know this.
     """
 
     leaves_unused: ClassVar[bool] = False
     taught_by: str = ""
-    """Fingerprint of the teacher, running or cached; a run goes on with the same alone. Empty: not compared."""
+    """Fingerprint of the running or cached teacher. A run can be resumed with this teacher only. Empty: not compared.
+    """
 
     @abstractmethod
     def build_student(self) -> nn.Module:
-        """The student on the CPU. What has ``requires_grad`` is trained, unless ``train.freeze`` holds it; the engine
-        seeds torch before the call."""
+        """Build the student on the CPU. The engine seeds torch before.
+
+        Parameters with ``requires_grad`` train, unless ``train.freeze`` freezes them.
+        """
 
     @abstractmethod
     def dataset(self, epoch: int) -> Dataset[Any]:
-        """A map-style data set with ``len``; ``epoch`` counts from 0, may select an augmented view, and begins here."""
+        """Return the map-style data set of an epoch, with ``len``. It is called at the start of the epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0. It may select an augmented view.
+        """
 
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> Batch:
-        """Items of the data set to one batch; runs in loader workers."""
+        """Collate items of the data set into a batch. It runs in loader workers."""
 
     @abstractmethod
     def to(self, batch: Batch, device: torch.device) -> Batch:
-        """The batch on ``device``. A task with a running teacher moves that along at the first call."""
+        """Return the batch on ``device``. A task with a running teacher also moves the teacher."""
 
     @abstractmethod
     def terms(self, student: nn.Module, batch: Batch, epoch: int = 0) -> Terms:
-        """Loss terms of one batch of ``epoch`` (from 0), attached to the graph; its phase is ``train.phase_at(epoch)``.
+        """Return the loss terms of one batch, attached to the graph.
 
-        ``student`` may be wrapped (DDP, mixed precision): reach it by calling it, never through its attributes.
+        Args:
+            student: The student, which may be wrapped (DDP, mixed precision). Call it, do not use its attributes.
+            batch: A batch on the device.
+            epoch: Number of the epoch, from 0. Its phase is ``train.phase_at(epoch)``.
         """
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """Number of units that each term's value is a mean of, by name, known before the forward pass.
+        """Return the number of units that the value of each term is a mean of, by name. It is called before the forward
+        pass.
 
-        ``name`` covers ``name/teacher``. A name left out is a mean over images, of which every part has as many. The
-        names are the same for every batch of a phase.
+        ``name`` also applies to ``name/teacher``. Terms that are left out are means over images, of which all parts
+        have equally many. The names are the same for all batches of a phase.
         """
         return {}
 
     def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
-        """Figures to log after ``epoch`` (from 0). ``student`` is unwrapped, in eval mode, averaged if EMA is on.
+        """Return metrics to log after an epoch.
 
-        Every rank calls it on the same data; the random streams of training are put back afterwards.
+        Every rank calls it with the same data. The random number generators of training are restored afterwards.
+
+        Args:
+            student: The student, not wrapped, in eval mode, with averaged weights if EMA is on.
+            epoch: Number of the epoch, from 0.
         """
         return {}
 
     def export(self, student: nn.Module) -> nn.Module:
-        """What is saved as ``student/`` at the end: the student itself, or the model inside it.
+        """Return the model that is saved as ``student/`` at the end: the student, or a model inside it.
 
-        ``student`` is unwrapped and averaged if EMA is on. Parameters are shared, not copied: ``check`` counts the
-        gradients of those in here alone. Rank 0 alone calls it at the end.
+        Parameters are shared, not copied, because ``check`` counts only gradients of these parameters. At the end, only
+        rank 0 calls it.
+
+        Args:
+            student: The student, not wrapped, with averaged weights if EMA is on.
         """
         return student
 
     def stages(self, train: TrainConfig) -> list[tuple[str, int]]:
-        """Names and first epochs of the parts of a run whose terms or trained parameters differ: ``check`` tests each.
+        """Return names and first epochs of the parts of a run in which terms or trained parameters differ.
 
-        Here, the phases and the epochs at which a rule of ``train.freeze`` ends. A task whose terms change at other
-        epochs adds those through ``stages_at``.
+        ``check`` tests each. By default they begin at phases and where a rule of ``train.freeze`` ends. A task whose
+        terms change at other epochs adds these with ``stages_at``.
         """
         return stages_at(train, (rule.until for rule in train.freeze if rule.until is not None))
 
 
 def stages_at(train: TrainConfig, epochs: Iterable[int]) -> list[tuple[str, int]]:
-    """The starts of the phases and of further ``epochs`` (from 0), in order; those after the end are left out.
+    """Return names and first epochs of stages, in order.
 
-    A phase lends its name to its start, and ``phase, epoch 3`` to an epoch inside it. Without phases the names are
-    ``epoch 3``, and empty where there is one stage alone.
+    A stage that begins with a phase has the name of the phase. One inside a phase has a name like ``phase, epoch 3``.
+    Without phases the names are like ``epoch 3``, or empty if there is one stage only.
+
+    Args:
+        train: Settings of the training, with the phases.
+        epochs: Further epochs (from 0) at which a stage begins. Those after the last epoch are left out.
     """
     phases = {epoch: name for name, epoch in train.phase_starts()}
     wanted = sorted({*phases, *(epoch for epoch in epochs if epoch < train.total_epochs)})

@@ -1,4 +1,4 @@
-"""What a run says while it runs: bars or lines on the console, a log per rank, JSONL, TensorBoard."""
+"""Logging of a run: console, one log file per rank, JSON lines, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Place(TypedDict):
 
 
 class Step(_Place):
-    """What is logged of a step; a figure that is not finite is None."""
+    """Logged values of a step. None for a value that is not finite."""
 
     terms: dict[str, float | None]
     weights: dict[str, float]
@@ -48,7 +48,7 @@ class Step(_Place):
 
 
 class Validation(_Place):
-    """The figures of a validation."""
+    """Logged metrics of a validation."""
 
     validate: dict[str, float | None]
 
@@ -57,16 +57,25 @@ Line = Step | Validation
 
 
 class Tracker:
-    """Writes into the run folder; rank 0 alone writes metrics and speaks on the console.
+    """Logger of a run. Only rank 0 writes metrics and prints to the console.
 
-    ``metrics.jsonl`` holds one object per logged step: ``step`` (completed), ``epoch`` (from 1), ``terms`` (name to
-    value), ``weights``, ``total`` (weighted), ``lr``, ``grad_norm`` (before clipping; null when the fp16 scaler skipped
-    the step), ``images_per_second``, ``seconds`` (of training, earlier parts included); and one per validation:
-    ``step``, ``epoch``, ``validate``. On a terminal the console shows a bar with every term, else the log's lines.
+    ``metrics.jsonl`` has one object per logged step, with ``step`` (completed steps), ``epoch`` (from 1), ``terms``
+    (values by name), ``weights``, ``total`` (weighted), ``lr``, ``grad_norm`` (before clipping; null if the fp16 scaler
+    skipped the step), ``images_per_second`` and ``seconds`` (training time, earlier parts included). It has one object
+    per validation, with ``step``, ``epoch`` and ``validate``. A terminal shows a progress bar with every term;
+    otherwise log lines are printed.
     """
 
     def __init__(self, run_dir: Path, rank: int, total: int, start: int, every: int) -> None:
-        """``start``: steps already done; what an earlier, longer part logged beyond it is dropped."""
+        """Set up the logger. Lines that an earlier part of the run logged after step ``start`` are removed.
+
+        Args:
+            run_dir: Run folder.
+            rank: Rank of this process.
+            total: Steps of the run.
+            start: Completed steps.
+            every: Interval of logged steps.
+        """
         self.rank, self.total, self.start, self.every = rank, total, start, every
         self.run_dir = run_dir
         self.log = logging.getLogger(f"samdistill.run.{rank}")
@@ -86,7 +95,7 @@ class Tracker:
                 self._bar.start()
             else:
                 self._handlers.append(logging.StreamHandler())
-                self._handlers[-1].addFilter(lambda line: line.levelno < logging.ERROR)  # the caller reports those
+                self._handlers[-1].addFilter(lambda line: line.levelno < logging.ERROR)  # the caller reports errors
         for handler in self._handlers:
             self.log.addHandler(handler)
         return self
@@ -105,7 +114,7 @@ class Tracker:
             handler.close()
 
     def _open_metrics(self) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
+        from torch.utils.tensorboard import SummaryWriter  # imported here because it is slow, and only rank 0 needs it
 
         path = self.run_dir / METRICS
         lines = [line for line in read_lines(path) if line["step"] <= self.start]
@@ -115,13 +124,13 @@ class Tracker:
         self._board: SummaryWriter | None = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=self.start + 1)
 
     def info(self, text: str) -> None:
-        """A line in this rank's log, on rank 0 also on the console."""
+        """Write a line to this rank's log, and on rank 0 to the console."""
         self.log.info(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
 
     def step(self, record: dict[str, Any]) -> None:
-        """After every step; what is written depends on ``every``."""
+        """Log a step. It is called after every step and writes those that ``every`` selects, the first and the last."""
         if self.rank != 0:
             return
         step = record["step"]
@@ -141,7 +150,7 @@ class Tracker:
         )
 
     def validation(self, step: int, epoch: int, figures: Mapping[str, float]) -> None:
-        """Figures of ``Task.validate``."""
+        """Log metrics of ``Task.validate``."""
         self.info(f"epoch {epoch} validate  " + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
         if self.rank == 0:
             self._write({"step": step, "epoch": epoch, "validate": dict(figures)})
@@ -149,12 +158,14 @@ class Tracker:
                 self._on_board(lambda board, n=name, v=value: board.add_scalar(f"validate/{n}", v, step))
 
     def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """TensorBoard's thread dies of a full disk with a traceback, and says it again at the next call."""
+        """Suppress the traceback of TensorBoard's thread for a full disk. The next call raises the error again."""
         if not (issubclass(failure.exc_type, OSError) and type(failure.thread).__name__ == "_AsyncWriterThread"):
             self._hook(failure)
 
     def _on_board(self, act: Callable[[SummaryWriter], None]) -> None:
-        """TensorBoard writes from a thread and reports a full disk at a later call: that must not end or mask a run."""
+        """Call TensorBoard, and stop using it after an error. Its thread reports a full disk in a later call, and this
+        must not end the run or hide another error.
+        """
         if self._board is None:
             return
         try:
@@ -168,7 +179,7 @@ class Tracker:
 
 
 class _LogFile(logging.Handler):
-    """A rank's log. A disk that fails ends it quietly: what the run itself cannot write is told where that happens."""
+    """Log file of a rank. It is closed after a disk error. The run reports the error when its own files fail."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -197,16 +208,17 @@ def _progress(console: Console) -> Progress:
 
 
 def _finite(node: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """Replace NaN and infinity with None, because JSON has neither."""
     if isinstance(node, dict):
         return {key: _finite(value) for key, value in node.items()}
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The objects of a ``metrics.jsonl``; a last line torn by a kill is left out. No file: no lines.
+    """Read a ``metrics.jsonl``. An incomplete last line is left out. A missing file has no lines.
 
-    Raises ``UserError`` for a line that is something else.
+    Raises:
+        UserError: A line is invalid.
     """
     if not path.exists():
         return []
