@@ -1,4 +1,4 @@
-"""The jobs by name. Adding one: a package with a ``Job``, a row in ``JOBS``, recipes in ``configs/<name>/``."""
+"""Jobs by name. To add one, write a package with a ``Job``, a row in ``JOBS``, and recipes in ``configs/<name>/``."""
 
 from __future__ import annotations
 
@@ -10,19 +10,31 @@ from ..errors import UserError
 from ..registry import did_you_mean
 
 if TYPE_CHECKING:
-    from .base import Job  # torch is imported when a job is first asked for
+    from .base import Job  # not imported at run time, because it imports torch
 
 
 class Jobs(Mapping[str, "Job[Any]"]):
-    """Job objects by name. A job's package is imported when the job is first asked for: listing names costs nothing."""
+    """Mapping from names to job objects. A job's package is imported on first access, so listing names is cheap."""
 
     def __init__(self, places: Mapping[str, str]) -> None:
-        """places: ``package.module:Class`` by job name."""
+        """Set up the mapping.
+
+        Args:
+            places: ``package.module:Class`` by job name.
+        """
         self._places = dict(places)
         self._jobs: dict[str, Job[Any]] = {}
 
     def register(self, name: str, place: str) -> None:
-        """Add a job. place: ``package.module:Class``. Raises ``ValueError`` for a name that is taken."""
+        """Add a job.
+
+        Args:
+            name: Name in configs.
+            place: ``package.module:Class``.
+
+        Raises:
+            ValueError: The name is taken.
+        """
         if name in self._places:
             raise ValueError(f"job {name!r} is registered twice")
         self._places[name] = place
@@ -53,4 +65,4 @@ JOBS = Jobs(
         "video": f"{__name__}.video.job:VideoJob",
     }
 )
-"""The only place that names the jobs. A config without ``job`` is of the first."""
+"""All jobs. No other module names them. A config without ``job`` is one of the first job."""

@@ -1,4 +1,4 @@
-"""What a job is: everything the pipeline and the verbs know about it."""
+"""Interface of a job to the pipeline and the commands."""
 
 from __future__ import annotations
 
@@ -21,24 +21,34 @@ Config = TypeVar("Config", bound=Run)
 TEACHER, UNTRAINED, DISTILLED = "teacher", "untrained", "distilled"
 """Names of the three models in the tables of a run."""
 CHECK_INPUTS = 4
-"""Most inputs of the batch that ``check`` looks at."""
+"""Largest number of inputs in the batch of ``check``."""
 
 
 def optimiser_bytes(trained: int, train: TrainConfig) -> int:
-    """Weights, gradients and two Adam moments of ``trained`` parameters, and their average where one is kept."""
+    """Return the bytes of weights, gradients and two Adam moments in float32, and of the weight average if there is
+    one.
+
+    Args:
+        trained: Number of trained parameters.
+        train: Settings of the training.
+    """
     return 4 * trained * (5 if train.ema else 4)
 
 
 def teacher_bytes(teacher: TeacherConfig, params: int) -> int:
-    """Weights of a running teacher of ``params`` parameters."""
+    """Return the bytes of the weights of a running teacher with ``params`` parameters."""
     return (4 if teacher.precision == "fp32" else 2) * params
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(ABC):
-    """What a run will need. Sizes are in bytes. batch_norms: layers of batch norm that train.
+    """Requirements of a run. Sizes are in bytes.
 
-    steps: optimiser steps of the whole run. skipped: inputs that the run will leave out.
+    Attributes:
+        batch_norms: Number of batch norm layers that train.
+        steps_per_epoch: Optimiser steps per epoch.
+        steps: Optimiser steps of the run.
+        skipped: Inputs that the run leaves out.
     """
 
     batch_norms: int
@@ -49,25 +59,25 @@ class Plan(ABC):
     @property
     @abstractmethod
     def trained_on(self) -> str:
-        """What an epoch consists of, with its number: ``2000 images``."""
+        """Number and kind of the items of an epoch, such as ``2000 images``."""
 
     @property
     @abstractmethod
     def inputs(self) -> int:
-        """Images or videos to train on."""
+        """Number of training images or videos."""
 
     @property
     @abstractmethod
     def headline(self) -> str:
-        """One line: student, teacher, data and steps."""
+        """One line about student, teacher, data and steps."""
 
     @abstractmethod
     def facts(self) -> dict[str, str]:
-        """Name and text of each line that ``samdistill plan`` prints."""
+        """Return name and text of each line that ``samdistill plan`` prints."""
 
     @property
     def raw_record_bytes(self) -> int | None:
-        """Bytes of one uncompressed fp16 record of the cache; None where no record is described."""
+        """Bytes of one uncompressed fp16 record of the cache; None if the plan describes no record."""
         return None
 
     def to_dict(self) -> dict[str, object]:
@@ -76,7 +86,12 @@ class Plan(ABC):
 
 @dataclass(frozen=True)
 class Ready:
-    """A run that can be trained. words: the tokenizer that is saved beside a student that reads words."""
+    """A run that is ready to train.
+
+    Attributes:
+        task: The task.
+        words: Tokenizer that is saved with the student, or None.
+    """
 
     task: Task[Any]
     words: Words | None = None
@@ -84,7 +99,13 @@ class Ready:
 
 @dataclass(frozen=True)
 class Given:
-    """What a caller of ``distill`` has. teachers: weights by path or hub id. student: None takes the recipe's."""
+    """Arguments of ``distill``.
+
+    Attributes:
+        data: Folder of the data.
+        teachers: Weights by path or hub id of the teacher.
+        student: Name or path of the student; None for that of the recipe.
+    """
 
     data: Path
     teachers: Mapping[str, float]
@@ -92,7 +113,11 @@ class Given:
 
     @property
     def teacher(self) -> str:
-        """The only one. Raises ``UserError`` where there is another number of them."""
+        """The only teacher.
+
+        Raises:
+            UserError: There is none, or more than one.
+        """
         if len(self.teachers) != 1:
             raise UserError(f"this job learns from one teacher, not {len(self.teachers)}: give teacher")
         return next(iter(self.teachers))
@@ -100,7 +125,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was measured on held-out data, and lines about files that were written beside it."""
+    """Result of an evaluation on held-out data, and lines about files that were written with it."""
 
     result: Evaluation[Any]
     notes: tuple[str, ...] = ()
@@ -108,8 +133,15 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class ReportNames:
-    """What a job calls things on its report: the page's title, the rows of the table that are compared, what a cache
-    holds and what one record of it describes."""
+    """Names on the report of a job.
+
+    Attributes:
+        title: Title of the page.
+        student: Row of the trained student in the table of results.
+        start: Row of the student before training.
+        cached: What the cache contains.
+        record: What one record of the cache describes.
+    """
 
     title: str
     student: str = DISTILLED
@@ -119,11 +151,13 @@ class ReportNames:
 
 
 class Job(ABC, Generic[Config]):
-    """One kind of distillation. ``pipeline`` runs any job through this interface.
+    """Base class of jobs. ``pipeline`` runs any job through this interface.
 
-    name: as in ``job:`` of a config. config: class of its configurations. layouts: names that ``cache --layout`` takes.
-    context: inputs that share one item of a batch, of which batch norms see every one. unmeasured: why ``evaluate``
-    gives None.
+    Attributes:
+        name: Value of ``job`` in a config.
+        config: Class of the configuration.
+        layouts: Values of ``cache --layout``.
+        unmeasured: Reason that is printed if ``evaluate`` returns None.
     """
 
     name: ClassVar[str]
@@ -132,59 +166,76 @@ class Job(ABC, Generic[Config]):
     unmeasured: ClassVar[str] = "the merged model cannot be run here"
 
     def resolve(self, config: Config) -> Config:
-        """The config with everything that is found on disk written into it."""
+        """Return the config with all values that are found on disk."""
         return config
 
     def frames(self, config: Config) -> int:
-        """Images that one item of a batch gives a trained batch norm."""
+        """Return the number of images that one item of a batch contributes to a trained batch norm."""
         return 1
 
     @abstractmethod
     def plan(self, config: Config, world: int = 1) -> Plan:
-        """What the run will need; loads no weights and decodes no image, except to learn sizes."""
+        """Return the requirements of a run.
+
+        No weights are loaded and no images are decoded, except to read sizes.
+
+        Args:
+            config: The configuration.
+            world: Number of ranks.
+        """
 
     @abstractmethod
     def prepare(self, config: Config, device: str) -> Ready:
-        """The task on all its data. Rank 0 proves that a cache belongs to the teacher and the data of ``config``."""
+        """Return the task with all its data. Rank 0 checks that a cache fits the teacher and the data of ``config``."""
 
     def probe(self, config: Config, device: str) -> tuple[Task[Any], int]:
-        """The task that ``check`` differentiates, and the size of its batch. Where nothing is cached yet, the teacher
-        of a job that can do without a cache runs."""
+        """Return the task for ``check`` and the size of its batch.
+
+        If nothing is cached yet, jobs that can train without a cache use the running teacher.
+        """
         micro = config.train.batch_size // config.train.accumulate
         return self.prepare(config, device).task, max(1, min(CHECK_INPUTS, micro))
 
     def reads_cache(self, config: Config) -> bool:
-        """Whether training reads what ``cache`` writes."""
+        """Whether training reads the cache."""
         return False
 
     def cache(self, config: Config, call: CacheCall) -> CacheReport:
-        """Write what is missing from the run's cache."""
+        """Write the missing records of the cache.
+
+        Raises:
+            UserError: The job has no cache.
+        """
         raise UserError(f"the {self.name} job has nothing to cache")
 
     def merge(self, config: Config) -> MergeReport | None:
-        """Put the finished student into its teacher; None where the job, or this teacher, has no such step."""
+        """Merge the trained student into its teacher. None if the job or this teacher does not support it."""
         return None
 
     @abstractmethod
     def evaluate(self, config: Config, merged: MergeReport | None) -> Evaluated | None:
-        """The finished run on its held-out data, beside its teacher and its start; None where nothing can be run."""
+        """Evaluate a finished run on held-out data, with its teacher and the untrained student. None if no model can be
+        run.
+        """
 
     @abstractmethod
     def summary(self, evaluated: Evaluated) -> list[str]:
-        """The few lines that a person wants to read at the end."""
+        """Return the last lines of a run, with the main results."""
 
     @abstractmethod
     def report_names(self, config: Config) -> ReportNames:
-        """What the report calls things."""
+        """Return the names on the report."""
 
     @abstractmethod
     def demo(self, folder: Path) -> tuple[str, list[str]]:
-        """Render the demo's data into ``folder``: name of the packaged recipe, and its further settings."""
+        """Render the data of the demo into ``folder``. Return the name of the packaged recipe and ``key=value``
+        settings.
+        """
 
     @abstractmethod
     def begin(self, given: Given) -> tuple[str, list[str]]:
-        """Name of the packaged recipe for what a caller of ``distill`` has, and the settings that say it."""
+        """Return the name of the packaged recipe for the arguments of ``distill``, and ``key=value`` settings."""
 
     @abstractmethod
     def train_items(self, config: Config) -> int:
-        """Images or videos to train on, from whose number a batch for a small data set is chosen."""
+        """Return the number of training items, from which the batch size for a small data set is chosen."""

@@ -1,4 +1,4 @@
-"""What the caches of all jobs share: the order of the work, what is listed, and what is reported."""
+"""Common parts of the caches of all jobs: checks of stores, lists of skipped inputs, and verification."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..store.spec import MANIFEST, Manifest
 from ..types import UserError
 
 Specs = Mapping[str, StoreSpec]
-"""Of the stores that are cached together, by folder below their root; empty for the root itself."""
+"""Specifications of the stores of a cache, by folder below its root. The empty string is the root itself."""
 
 
 def refuse_online(config: CachedRun) -> None:
-    """``UserError`` where there is nothing to write."""
+    """Raise ``UserError`` if the teacher runs during training, so that there is nothing to cache."""
     if config.online:
         raise UserError(
             "cache.mode=online: the teacher runs while the student trains, there is nothing to cache; "
@@ -34,19 +34,33 @@ def refuse_online(config: CachedRun) -> None:
 
 
 def planned(online: bool, size: int, text: str) -> str:
-    """The line of ``plan`` about the cache. text: what its ``size`` bytes are."""
+    """Return the line of ``plan`` about the cache.
+
+    Args:
+        online: The teacher runs during training.
+        size: Bytes of the cache.
+        text: Description of a cache with this size.
+    """
     return f"{human_bytes(size)}: {'the teacher runs while the student trains' if online else text}"
 
 
 def is_cached(root: Path, specs: Specs) -> bool:
-    """Whether there is a cache, complete or not."""
+    """Whether a cache exists, complete or not."""
     return all((root / name / MANIFEST).is_file() for name in specs)
 
 
 def open_stores(root: Path, specs: Specs, what: str = "features") -> dict[str, FeatureStore]:
-    """The run's stores, their taps, shapes, size, transform and codec held against the config: no weights are read.
+    """Open the stores of a run without reading weights of the teacher.
 
-    specs: of any teacher. Raises ``UserError`` where there are none, or they are of something else.
+    Tap, shape, image size, transform and codec are compared with ``specs``, the teacher is not.
+
+    Args:
+        root: Root of the cache.
+        specs: Specifications, with any teacher.
+        what: What is cached, for the error message.
+
+    Raises:
+        UserError: There is no cache, or a store has another specification.
     """
     if not is_cached(root, specs):
         raise UserError(f"{root}: no cached {what} here; run `samdistill cache` with this config first")
@@ -55,13 +69,21 @@ def open_stores(root: Path, specs: Specs, what: str = "features") -> dict[str, F
 
 
 def prove(root: Path, specs: Specs) -> None:
-    """``UserError`` unless the stores are of the teacher of ``specs``: its weights must be those that were cached."""
+    """Raise ``UserError`` unless the stores were made by the teacher of ``specs``. Fingerprints of weights are
+    compared.
+    """
     for name, spec in specs.items():
         Manifest.load(root / name).require(root / name, spec)
 
 
 def refuse_missing(root: Path, missing: Sequence[str], total: int) -> None:
-    """``UserError`` where a cache lacks views that it does not list as skipped. missing: their keys."""
+    """Raise ``UserError`` if views are neither cached nor listed as skipped.
+
+    Args:
+        root: Root of the store.
+        missing: Keys of the missing records.
+        total: Number of records of a complete cache.
+    """
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(
@@ -75,8 +97,13 @@ def skipped_path(store_root: Path, rank: int) -> Path:
 
 
 def left_out_of(store_root: Path, source: Source | VideoSource) -> dict[str, BadInput]:
-    """What the cache listed as unusable, by key, which is named here too; not what listing the data set found, such as
-    a second file of a name. Raises ``UserError`` for a list that is damaged."""
+    """Return the inputs that the cache listed as unusable, by key, and report them.
+
+    Problems that the data set itself reports, such as a second file with the same name, are not included.
+
+    Raises:
+        UserError: A list is damaged.
+    """
     found = [
         bad
         for path in sorted(store_root.glob("rank*-skipped.jsonl"))
@@ -89,15 +116,23 @@ def left_out_of(store_root: Path, source: Source | VideoSource) -> dict[str, Bad
 
 T = TypeVar("T")
 WORST_ERROR = 0.01
-"""Largest relative difference between a record and the teacher's answer to the same image, both after the codec."""
+"""Largest relative difference between a record and the teacher's output for the same image, both after the codec."""
 FIT_IMAGES = 256
-"""Images, or frames of videos, a PCA basis is fitted on, spread evenly over the data set."""
+"""Number of images or video frames that a PCA basis is fitted on. They are spread evenly over the data set."""
 
 
 @dataclass(frozen=True)
 class CacheCall:
-    """How ``cache`` was called. rank, world: this process's share. verify: also hold records against the teacher.
-    layout: one of ``Job.layouts``."""
+    """Arguments of ``cache``.
+
+    Attributes:
+        rank: Rank of this process.
+        world: Number of processes.
+        verify: Compare records with the teacher's output.
+        device: Device of the teacher.
+        progress: Show a progress bar.
+        layout: One of ``Job.layouts``.
+    """
 
     rank: int = 0
     world: int = 1
@@ -109,11 +144,21 @@ class CacheCall:
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What a cache run did. bytes counts the values files of all ranks; skipped lists unreadable inputs.
+    """Result of ``cache``. A record is everything that is stored for one view of an image, or for one video frame.
 
-    A record is all that is kept of one view of one image, or of one frame of a video. recovered: one line for each
-    file whose torn end, left by a kill or a power cut, was cut and written again. renewed: records, among those
-    ``written``, whose image or video had changed.
+    Attributes:
+        store: Root of the cache.
+        codec: Name of the codec.
+        records: Number of records in the cache.
+        written: Records written by this call.
+        bytes: Bytes of the values files of all ranks.
+        bytes_per_record: Bytes of one record.
+        seconds: Duration.
+        skipped: Unusable inputs.
+        recovered: One line for each file with an incomplete end, which was cut and written again.
+        verified: Records compared with the teacher's output.
+        worst_error: Largest relative difference among these.
+        renewed: Written records whose image or video had changed.
     """
 
     store: str
@@ -134,7 +179,7 @@ class CacheReport:
 
 
 def list_skipped(root: Path, rank: int, skipped: Iterable[BadInput]) -> list[BadInput]:
-    """Write this rank's list of inputs that were left out, each once, beside the records, and return it."""
+    """Write this rank's list of skipped inputs, without repeats, to the folder of the store, and return it."""
     found = list(dict.fromkeys(skipped))
     leave_out(found)
     write_lines(skipped_path(root, rank), (bad._asdict() for bad in found))
@@ -150,12 +195,17 @@ def refuse_damage(root: Path, problems: Sequence[Problem]) -> None:
 def settled_codec(
     root: Path, spec: StoreSpec, rank: int, verify: bool, sample: Callable[[], Iterable[Tensor]]
 ) -> Codec:  # fmt: skip
-    """The codec of a store that may be there already. One that learns from data is fitted by rank 0, on the maps that
-    ``sample`` gives; the others wait until it made the store."""
+    """Return the codec of a new or existing store.
+
+    Rank 0 fits a codec that is learned from data on the maps of ``sample``. Other ranks wait for the store.
+
+    Raises:
+        UserError: The store has another specification, or with ``verify`` a record is damaged.
+    """
     stored = stored_codec(root)
     if stored is not None:
-        store = FeatureStore(root, spec)  # refuses another teacher, transform, size or codec before any work is done
-        if verify:  # before the writer cuts and mends the youngest records, as it does after a power cut
+        store = FeatureStore(root, spec)  # raises for another teacher, transform, size or codec, before any work
+        if verify:  # before the writer removes damaged records at the end
             refuse_damage(root, [problem for problem in store.verify() if problem.key is not None])
         return stored
     codec = make_codec(spec.codec, spec.shape)
@@ -168,13 +218,19 @@ def settled_codec(
 
 
 def verify_files(store: FeatureStore, rank: int, world: int) -> None:
-    """Checksums of all records; with several ranks of this one's, since others may still be writing theirs."""
+    """Verify the checksums of all records, or with several ranks only of this one's, since others may still write."""
     refuse_damage(store.root, [p for p in store.verify() if world == 1 or p.file.startswith(f"rank{rank}-")])
 
 
 def verify_record(store: FeatureStore, codec: Codec, name: str, feature: Tensor) -> float:
-    """Relative L2 difference between a record and the same feature computed again, both after the codec, so that its
-    own loss does not count. Raises ``UserError`` where it is above ``WORST_ERROR``."""
+    """Compare a record with its feature computed again, both after the codec, whose loss therefore does not count.
+
+    Returns:
+        Relative L2 difference.
+
+    Raises:
+        UserError: It is above ``WORST_ERROR``.
+    """
     stored, again = store.read(name).features, codec.decode(codec.encode(feature))
     error = float((stored - again).norm() / again.norm().clamp(min=1e-12))
     if not error <= WORST_ERROR:
@@ -183,7 +239,11 @@ def verify_record(store: FeatureStore, codec: Codec, name: str, feature: Tensor)
 
 
 def wait_for(found: Callable[[], T | None], root: Path, what: str, timeout: float = 7200.0) -> T:
-    """What rank 0 makes, once it is there."""
+    """Poll ``found`` until rank 0 has made ``what``.
+
+    Raises:
+        UserError: It does not exist after ``timeout`` seconds.
+    """
     deadline = time.monotonic() + timeout
     while (value := found()) is None:
         if time.monotonic() > deadline:

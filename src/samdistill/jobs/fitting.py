@@ -1,4 +1,4 @@
-"""A recipe for the number of images that there are."""
+"""Adjustment of a recipe to the number of training items."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from ..types import UserError
 
 
 def fitted(config: Run, count: int, overrides: Sequence[str]) -> Run:
-    """The recipe's batch where there are items for it, else four steps an epoch; what the caller set stays.
+    """Reduce the batch size to a quarter of the items if there are few, scale the learning rate, shorten the warm-up.
 
-    The published rate is linear in the batch, which starves a small folder; Adam's noise asks for the square root.
-    count: items to train on. Raises ``UserError`` for fewer than two.
+    Values in ``overrides`` are kept. The published rate is linear in the batch size, which is too low for small data
+    sets. With Adam, the square root of the batch size is used.
+
+    Args:
+        config: The recipe.
+        count: Number of training items.
+        overrides: ``key=value`` settings of the caller.
+
+    Raises:
+        UserError: There are fewer than two items.
     """
     given = {text.partition("=")[0] for text in overrides}
     if count < 2:
@@ -22,7 +30,7 @@ def fitted(config: Run, count: int, overrides: Sequence[str]) -> Run:
     if "train.batch_size" not in given:
         fit = min(config.train.batch_size, max(2, count // 4))
         settings["batch_size"] = fit - fit % config.train.accumulate or config.train.accumulate
-    if config.train.phases is not None:  # they have rates and warm-ups of their own
+    if config.train.phases is not None:  # phases have their own rates and warm-ups
         return config.model_copy(update={"train": config.train.model_copy(update=settings)})
     if config.train.lr_batch is not None and not given & {"train.lr", "train.lr_batch"}:
         share = (settings.get("batch_size", config.train.batch_size) / config.train.lr_batch) ** 0.5

@@ -1,4 +1,4 @@
-"""The images of a run, whatever the job."""
+"""Images of a run, for any job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ AnyConfig = TypeVar("AnyConfig", bound=Run)
 
 @dataclass(frozen=True)
 class Images(Generic[AnyConfig]):
-    """The images of one run, on the teacher's canvas, whatever the job; built when they are first asked for."""
+    """Images of a run on the teacher's canvas. Each part is built on first access.
+
+    Subclasses define ``image_size``, the side of the canvas in pixels.
+
+    Attributes:
+        config: Configuration of the run.
+    """
 
     config: AnyConfig
 

@@ -1,4 +1,4 @@
-"""Reading a run's configuration: the YAML names its job, the job's class checks it."""
+"""Loading of configurations. The YAML names the job, and the job's class validates it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from . import JOBS
 
 
 def validate(raw: dict[str, Any], origin: str) -> Run:
-    """A checked config, or a ``UserError`` with origin, key, problem and suggestion, one line per problem."""
+    """Validate a configuration with the class of its job.
+
+    Args:
+        raw: The parsed YAML.
+        origin: Name of the file, for error messages.
+
+    Raises:
+        UserError: A key or a value is wrong. One line per problem, with a suggestion.
+    """
     name = raw.get("job", next(iter(JOBS)))
     if not isinstance(name, str) or name not in JOBS:
         raise UserError(f"{origin}: no job is called {shown(name)}{did_you_mean(str(name), list(JOBS))}")

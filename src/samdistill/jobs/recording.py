@@ -1,4 +1,4 @@
-"""Writing a cache, whatever is cached: a job says what its records are, the rest is the same for all of them."""
+"""Writing of any cache. A job provides a ``RecordSource``; the rest is common to all jobs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ from .caching import CacheCall, CacheReport, list_skipped, settled_codec, verify
 
 
 class Record(NamedTuple):
-    """All that is kept of one view of an image, or of one frame of a video. tensors: by store; those of
-    no store of the run are left. note: for the journal, where there is one."""
+    """Everything that is stored for one view of an image, or for one video frame.
+
+    Attributes:
+        name: Name of the record.
+        seed: Augmentation seed of the view.
+        tensors: Tensors by store. Those of other stores are ignored.
+        note: Entry in the journal, if there is one.
+    """
 
     name: str
     seed: int
@@ -30,15 +36,19 @@ class Record(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Inputs that are computed together. names: the records that they give where nothing is wrong with them. about:
-    what the source needs to compute them."""
+    """Inputs that are computed as one batch.
+
+    Attributes:
+        names: Names of the records, if all inputs are usable.
+        about: What the source needs to compute them.
+    """
 
     names: Sequence[str]
     about: Any
 
 
 def view_blocks(keys: Sequence[str], views: int, size: int) -> list[Block]:
-    """Blocks of ``size`` keys of each view; ``about`` is the view and its keys."""
+    """Return blocks of ``size`` keys of each view. ``about`` is the view and its keys."""
     return [
         Block([record_key(key, view) for key in keys[start : start + size]], (view, keys[start : start + size]))
         for view in range(views)
@@ -47,14 +57,14 @@ def view_blocks(keys: Sequence[str], views: int, size: int) -> list[Block]:
 
 
 class Computed(NamedTuple):
-    """What came of a block."""
+    """Records of a block, and its unusable inputs."""
 
     records: Sequence[Record]
     bad: Sequence[BadInput] = ()
 
 
 class Journal(Protocol):
-    """A list that is kept beside the records; an entry is written before the record that it belongs to."""
+    """A list in the folder of the cache. An entry is written before its record."""
 
     def has(self, name: str) -> bool: ...
 
@@ -62,10 +72,12 @@ class Journal(Protocol):
 
 
 class RecordSource(ABC):
-    """What one job caches, for one process of a cache run.
+    """Base class of what a job caches, for one process.
 
-    root: folder of the stores. specs: of each store, by its folder below ``root`` (empty for ``root`` itself). unit:
-    what a progress bar counts.
+    Attributes:
+        unit: What the progress bar counts.
+        root: Root of the cache.
+        specs: Specifications of the stores, by folder below ``root``. The empty string is ``root`` itself.
     """
 
     unit: ClassVar[str] = "images"
@@ -75,43 +87,51 @@ class RecordSource(ABC):
     @property
     @abstractmethod
     def problems(self) -> Sequence[BadInput]:
-        """Inputs that this process leaves out before anything is computed."""
+        """Inputs that are skipped before anything is computed."""
 
     @abstractmethod
     def blocks(self) -> Sequence[Block]:
-        """This process's share, always cut in the same places: a resumed run then puts the same inputs into the same
-        batch as an uninterrupted one, so its records are the same to the bit."""
+        """Return the blocks of this process.
+
+        Their boundaries do not depend on what is cached. A resumed run then computes the same batches as an
+        uninterrupted one, and its records are equal bit for bit.
+        """
 
     @abstractmethod
     def compute(self, blocks: Sequence[Block]) -> Iterator[Computed]:
-        """The records of each block, in order, on the CPU."""
+        """Yield the records of each block, in order, on the CPU."""
 
     @abstractmethod
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the file that each record of this process's share describes."""
+        """Return the fingerprint of the source file of each record of this process."""
 
     @abstractmethod
     def sample(self, store: str) -> Iterable[Tensor]:
-        """Tensors of a store that a codec is fitted on, spread over the data set."""
+        """Return tensors of a store to fit a codec on, spread over the data set."""
 
     @abstractmethod
     def probe(self, done: Collection[str]) -> Iterator[Record]:
-        """A sample of the records among ``done``, computed again."""
+        """Compute a sample of the records in ``done`` again."""
 
     def usable(self, records: int) -> bool:
-        """Whether a run of one process left anything to train on."""
+        """Whether a run of one process has cached anything to train on."""
         return records > 0
 
     def journal(self, stale: Collection[str]) -> AbstractContextManager[Journal | None]:
-        """The list beside the records. stale: records that are written again."""
+        """Return a context manager that opens the journal, or None.
+
+        Args:
+            stale: Names of records that are written again.
+        """
         return nullcontext()
 
 
 def write_records(source: RecordSource, call: CacheCall) -> CacheReport:
-    """Write the records that are missing, renew those whose source changed, and verify where that is asked for.
+    """Write missing records, renew those whose source has changed, and verify them with ``call.verify``.
 
-    Raises ``UserError`` where the stores are of something else, where a record is damaged or differs from what is
-    computed again, and where a run of one process leaves nothing to train on.
+    Raises:
+        UserError: A store has another specification, a record is damaged or differs from the teacher's output, or a run
+            of one process has nothing to train on.
     """
     start, root, rank, world = time.monotonic(), source.root, call.rank, call.world
     codecs = {
@@ -133,7 +153,7 @@ def write_records(source: RecordSource, call: CacheCall) -> CacheReport:
     skipped = list_skipped(root, rank, [*source.problems, *bad])
     stores = {name: FeatureStore(root / name, spec) for name, spec in source.specs.items()}
     records = min(map(len, stores.values()))
-    if world == 1 and not source.usable(records):  # the other processes may do better than this one
+    if world == 1 and not source.usable(records):  # other processes may have usable inputs
         first = f"; the first: {skipped[0].key}: {skipped[0].reason}" if skipped else ""
         raise UserError(f"{root}: not one input could be cached{first}")
     checked, worst = _verify(source, stores, rank, world) if call.verify else (0, 0.0)
@@ -147,14 +167,14 @@ def write_records(source: RecordSource, call: CacheCall) -> CacheReport:
 
 
 def _in_all(writers: Iterable[FeatureStoreWriter]) -> set[str]:
-    """Records that every store has."""
+    """Return the names of the records that every store has."""
     return set.intersection(*(set(writer.done) for writer in writers))
 
 
 def _fill(
     source: RecordSource, writers: Mapping[str, FeatureStoreWriter], journal: Journal | None, progress: bool
 ) -> tuple[list[BadInput], int]:
-    """Write what is missing: inputs that turned out to be unusable, and the number of records written."""
+    """Write missing records. Return the unusable inputs and the number of records written."""
     bad, written = list[BadInput](), 0
 
     def done(name: str) -> bool:
@@ -178,9 +198,12 @@ def _fill(
 
 
 def _verify(source: RecordSource, stores: Mapping[str, FeatureStore], rank: int, world: int) -> tuple[int, float]:
-    """Checksums of all records, then a sample computed again: how many, and the worst relative difference.
+    """Verify all checksums, and compare a sample of records with the teacher's output.
 
-    With several processes each one verifies its own files and inputs.
+    With several processes, each verifies its own files and inputs.
+
+    Returns:
+        Number of compared records and the largest relative difference.
     """
     for store in stores.values():
         verify_files(store, rank, world)

@@ -1,4 +1,4 @@
-"""Maps of views of images, whatever the job: written by ``cache``, read by training, or computed while it trains."""
+"""Feature maps of image views, for any job: written by ``cache``, read in training, or computed in training."""
 
 from __future__ import annotations
 
@@ -35,48 +35,59 @@ AnyConfig = TypeVar("AnyConfig", bound=CachedRun)
 
 
 class ViewParts(Images[AnyConfig]):
-    """Parts of a job that learns from a teacher's maps of images. what: those maps are called, in errors."""
+    """Parts of a job that trains on a teacher's feature maps of images.
+
+    Subclasses set ``what``, the name of the maps in error messages.
+    """
 
     what = "features"
 
     @property
     @abstractmethod
     def keys(self) -> Sequence[str]:
-        """Of the images to train on, the same in every process."""
+        """Keys of the training images, the same in every process."""
 
     @abstractmethod
     def specs(self, fingerprint: str) -> Specs:
-        """Of the stores, one per map, of the teacher with that fingerprint; no weights are read."""
+        """Return the specifications of the stores, one per map, without reading weights.
+
+        Args:
+            fingerprint: Fingerprint of the teacher.
+        """
 
     @abstractmethod
     def running(self) -> RunningMaps:
-        """The teacher, on the CPU."""
+        """Load the teacher on the CPU."""
 
     def view(self, index: int, keys: Sequence[str] | None = None) -> ImageDataset:
-        """View ``index`` of the training images (all of them, or ``keys``)."""
+        """Return view ``index`` of all training images, or of ``keys``."""
         wanted = list(self.keys if keys is None else keys)
         return ImageDataset(self.train_source, self.transform, wanted, self.config.data.seed, index)
 
     @cached_property
     def trained_keys(self) -> list[str]:
-        """The images of this run: those that its cache, where it has one, did not leave out."""
+        """Keys of the training images without those that the cache skipped."""
         skipped = left_out_of(self.config.store_root, self.train_source) if not self.config.online else {}
         return [key for key in self.keys if key not in skipped]
 
     def source_fingerprints(self, keys: Sequence[str]) -> dict[str, str]:
-        """Of the image that each record about ``keys`` is of."""
+        """Return the fingerprint of the image of each record of ``keys``."""
         found = fingerprints(self.train_source.fingerprint, keys)
         return {record_key(key, view): found[key] for view in range(self.config.data.views) for key in keys}
 
     def checkable(self) -> Self:
-        """These parts, or those of a run whose teacher runs where nothing is cached yet."""
+        """Return these parts if there is a cache, else those of the same run with a running teacher."""
         cached = is_cached(self.config.store_root, self.specs(""))
         return self if cached else type(self)(self.config.run_online())
 
     def signals(self, proven: bool = True) -> MapSignals:
-        """The running teacher, or its cache, in which every view is, or listed as skipped, or it is an error.
+        """Return the running teacher or its cache.
 
-        proven: rank 0 opens the teacher; its weights must be those that were cached, and so must the images.
+        Args:
+            proven: On rank 0, open the teacher and check that it and the images are those that were cached.
+
+        Raises:
+            UserError: A view is neither cached nor listed as skipped, or the cache does not fit.
         """
         if self.config.online:
             return self.running()
@@ -92,7 +103,7 @@ class ViewParts(Images[AnyConfig]):
 
 
 class ViewMaps(RecordSource):
-    """One record per view of an image and per store: a map (c, h, w), and the seed that replays the view."""
+    """Record source with one record per view of an image and store: a map (c, h, w), and the seed of the view."""
 
     def __init__(self, parts: ViewParts[AnyConfig], call: CacheCall) -> None:
         refuse_online(parts.config)

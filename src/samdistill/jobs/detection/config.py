@@ -25,36 +25,37 @@ from .losses import FEATURE_TERMS, OUTPUT_TERMS
 
 
 class TextConfig(Strict):
-    """The student's text encoder: MobileCLIP's, of MobileCLIP-S1's size by default."""
+    """The student's text encoder. It is MobileCLIP's; the default size is that of MobileCLIP-S1."""
 
     hidden: Positive = 512
     layers: Positive = 12
     heads: Positive = 8
     ffn: Positive = 2048
     context: Positive = 32
-    """Tokens a phrase may have, begin and end marks included."""
+    """Largest number of tokens of a phrase, with start and end tokens."""
 
 
 class DetectorConfig(Strict):
-    """EfficientSam3. Its width is the teacher's: the features of both are compared channel by channel."""
+    """EfficientSam3. Its width is that of the teacher, because features are compared channel by channel."""
 
     backbone: str = "es_rv_l"
-    """A student's name (es_rv_m) or any timm model with maps at strides 4, 8, 16 and 32."""
+    """Name of a student (``es_rv_m``), or of a timm model with feature maps of strides 4, 8, 16 and 32."""
     pretrained: bool | Path = False
-    """True downloads timm's ImageNet weights; a path reads them from a file."""
+    """True downloads timm's ImageNet weights. A path reads weights from a file."""
     trunk: Path | None = None
-    """A finished run of the encoder job (or its ``student/``), whose backbone's weights are the start."""
+    """Finished run of the encoder job, or its ``student/``. The backbone starts from its weights."""
     start: Path | None = None
-    """A finished run of this job (or its ``student/``) with the same student, whose weights are all taken."""
+    """Finished run of this job with the same student, or its ``student/``. All weights start from it."""
     inherit: bool = False
-    """Heads start from the teacher's wherever name and shape fit; layers and queries are taken evenly."""
+    """Initialise heads from the teacher where name and shape match. Layers and queries are selected at even intervals.
+    """
     queries: Positive = 100
     encoder_layers: Positive = 3
     decoder_layers: Positive = 3
     heads: Positive = 8
     ffn: Positive = 1024
     checkpointing: bool = False
-    """Compute the backbone's stages again in the backward pass instead of keeping what they computed."""
+    """Recompute the stages of the backbone in the backward pass instead of storing their activations."""
     text: TextConfig = TextConfig()
 
     @model_validator(mode="after")
@@ -67,16 +68,16 @@ class DetectorConfig(Strict):
 
 
 class MatchConfig(Strict):
-    """Which student query learns from which teacher query."""
+    """Matching of student queries with teacher queries."""
 
     method: Annotated[str, AfterValidator(registered(MATCHERS))] = "hungarian"
     mask: Weight = 2.0
     box: Weight = 5.0
     logit: Weight = 2.0
     resolution: Positive = 72
-    """Side in pixels at which masks are compared."""
+    """Side in pixels of the masks in the matching cost."""
     floor: Fraction = 0.0
-    """Teacher queries that score less are no target; the student queries left over learn "no object"."""
+    """Teacher queries with a lower score are not matched. Student queries without a match learn "no object"."""
 
 
 DetectionLossConfig = loss_block(
@@ -88,26 +89,28 @@ DetectionLossConfig = loss_block(
 
 
 FEATURES = frozenset({"fpn"})
-"""The terms that need the teacher's pyramid alone, which can be cached; its answers are larger and cannot."""
+"""Terms that need only the teacher's feature pyramid, which can be cached. Its answers are larger and cannot be."""
 
 
 class PyramidCacheConfig(CacheConfig):
-    """The teacher's pyramid for the phases of ``fpn`` alone."""
+    """Cache of the teacher's feature pyramid, for phases with the term ``fpn`` only."""
 
     mode: Literal["stored", "online"] = "online"
 
 
 class ConceptEvaluateConfig(Strict):
+    """Evaluation on held-out questions."""
+
     concepts: Path | None = None
-    """Held-out questions with their masks, in the SA-Co layout; None looks for one in ``data.root``."""
+    """Held-out questions with masks, a file in the SA-Co format. None looks for one in ``data.root``."""
     threshold: Fraction = 0.5
     images: Positive | None = None
-    """At most this many held-out images; None takes all."""
+    """Largest number of held-out images. None for all."""
     batch_size: Positive = 4
 
 
 class DetectionRunConfig(CachedRun):
-    """One run of detection distillation: everything needed to repeat it. Written resolved into the run folder."""
+    """Configuration of a detection run. The resolved configuration is saved in the run folder."""
 
     job: Literal["detection"] = "detection"
     output: Path = Path("runs/detection")
@@ -130,10 +133,10 @@ class DetectionRunConfig(CachedRun):
         return self
 
     def wanted(self, epoch: int) -> frozenset[str]:
-        """Names of the terms of the epoch's phase."""
+        """Return the names of the terms in the phase of ``epoch``."""
         phase = self.train.phase_at(epoch)
         return frozenset(self.loss.named if phase is None or phase.terms is None else phase.terms)
 
     def of_features(self, epoch: int) -> bool:
-        """Whether the epoch learns from the teacher's pyramid alone."""
+        """Whether ``epoch`` trains on the teacher's feature pyramid only."""
         return self.wanted(epoch) == FEATURES

@@ -1,4 +1,4 @@
-"""Teacher, untrained and distilled detector on held-out questions."""
+"""Evaluation of teacher, untrained and distilled detector on held-out questions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .parts import DetectionParts
 
 
 def evaluate(config: DetectionRunConfig) -> ConceptResult | None:
-    """Teacher, untrained and distilled student on the held-out questions of a finished run.
+    """Evaluate teacher, untrained and distilled student on the held-out questions of a finished run.
 
-    Without a file of questions these are made from the held-out images' own masks and names; None without such.
+    Without a file of questions, they are made from masks and names of the held-out images. None if there are none.
     """
     settings = config.evaluate
     listing = settings.concepts or find_concepts(config.data.root)
@@ -30,7 +30,7 @@ def evaluate(config: DetectionRunConfig) -> ConceptResult | None:
     if concepts is None:
         return None
     torch.manual_seed(config.train.seed)
-    untrained = parts.task().build_student().to(device).eval()  # as the training found it: same seed, no step
+    untrained = parts.task().build_student().to(device).eval()  # same seed as in training, without any step
     models = {
         TEACHER: load_concept_model(config.teacher.path, config.teacher.image_size, device),
         UNTRAINED: StudentDetector(untrained, parts.words),

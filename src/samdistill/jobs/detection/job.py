@@ -1,4 +1,4 @@
-"""The detection job, as the pipeline sees it."""
+"""The detection job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .plan import plan_detection
 
 
 class DetectionJob(Job[DetectionRunConfig]):
-    """EfficientSam3 learns a SAM 3's answers to questions, and the features behind them."""
+    """EfficientSam3 learns the answers of a SAM 3 to questions, and its features."""
 
     name = "detection"
     config = DetectionRunConfig
@@ -80,7 +80,7 @@ class DetectionJob(Job[DetectionRunConfig]):
             f"data.root={json.dumps(str(given.data))}", "data.held_out=val", "data.held_out_last=null",
             "data.workers=2",
         ]  # fmt: skip
-        if kind == "coco":  # its categories are words
+        if kind == "coco":  # its categories have names
             settings.append("questions.source=names")
         if given.student is not None:
             start = Path(given.student).expanduser().exists()

@@ -1,8 +1,8 @@
-"""The terms that pull a student's concept detections towards a teacher's: six of the outputs, two of the features.
+"""Loss terms between the concept detections of a student and a teacher: six of outputs, two of features.
 
-Every term is computed in float32 and attached to the student alone. A term is a mean over the questions of the batch
-(``fpn``: over its images) of each question's own mean, so it averages over micro-batches and ranks. A question without
-a pair contributes 0 to the terms of pairs; a batch without questions gives 0 everywhere, with a gradient of zeros.
+Every term is computed in float32, and only the student gets a gradient. A term is first averaged within each question,
+then over the questions of the batch (``fpn``: over its images). A question without matched pairs counts as 0 in the
+terms of pairs. A batch without questions gives 0 for every term, with a zero gradient.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ FEATURE_TERMS = TermTable("term of detector features")
 
 @dataclass(frozen=True)
 class Compared:
-    """Two detectors' answers to the same questions, and which queries are pairs.
+    """Answers of two detectors to the same questions, and the matched queries.
 
-    unmatched: the student's queries without a partner take part in ``logit``.
+    Attributes:
+        student: The student's outputs.
+        teacher: The teacher's outputs.
+        matches: Matched queries.
+        unmatched: Include the student's unmatched queries in the term ``logit``.
     """
 
     student: DetectorOutput
@@ -44,25 +48,33 @@ class Compared:
 
     @cached_property
     def boxes(self) -> tuple[Float[Tensor, "m 4"], Float[Tensor, "m 4"]]:
-        """Of each pair: the student's and the teacher's."""
+        """Boxes of each pair, of the student and of the teacher."""
         question, ours, theirs = self.matches.pairs
         return pick(self.student.pred_boxes, question, ours), pick(self.teacher.pred_boxes.detach(), question, theirs)
 
     @cached_property
     def masks(self) -> tuple[Float[Tensor, "m h w"], Float[Tensor, "m th tw"]]:
-        """Of each pair: the student's logits and the teacher's probabilities."""
+        """Masks of each pair: logits of the student and probabilities of the teacher."""
         question, ours, theirs = self.matches.pairs
         masks = pick(self.student.pred_masks, question, ours).float()
-        return masks, pick(self.teacher.pred_masks.detach(), question, theirs).float().sigmoid_()  # of a copy: in place
+        return masks, pick(self.teacher.pred_masks.detach(), question, theirs).float().sigmoid_()  # in place, on a copy
 
 
 def output_terms(
     student: DetectorOutput, teacher: DetectorOutput, matches: Matches, unmatched: bool = True,
     names: Sequence[str] = (),
 ) -> dict[str, Float[Tensor, ""]]:  # fmt: skip
-    """The terms of ``OUTPUT_TERMS`` that are called ``names``; ``()`` takes those that every run has.
+    """Return terms of ``OUTPUT_TERMS`` by name.
 
-    ``ValueError`` where the three are about different numbers of questions.
+    Args:
+        student: The student's outputs.
+        teacher: The teacher's outputs.
+        matches: Matched queries.
+        unmatched: Include the student's unmatched queries in ``logit``.
+        names: Names of the terms; ``()`` for those with a default weight.
+
+    Raises:
+        ValueError: The numbers of questions differ.
     """
     if not len(student.pred_logits) == len(teacher.pred_logits) == len(matches.valid):
         counts = len(student.pred_logits), len(teacher.pred_logits), len(matches.valid)
@@ -74,9 +86,15 @@ def output_terms(
 def feature_terms(
     student: DetectorOutput, teacher: DetectorOutput, names: Sequence[str] = ()
 ) -> dict[str, Float[Tensor, ""]]:
-    """The terms of ``FEATURE_TERMS`` that are called ``names``; ``()`` takes those that every run has.
+    """Return terms of ``FEATURE_TERMS`` by name.
 
-    ``ValueError`` for another number of levels, channels, images or questions.
+    Args:
+        student: The student's features.
+        teacher: The teacher's features.
+        names: Names of the terms; ``()`` for those with a default weight.
+
+    Raises:
+        ValueError: The numbers of levels, channels, images or questions differ.
     """
     return {name: FEATURE_TERMS.get(name)(student, teacher) for name in names or FEATURE_TERMS.weights}
 
@@ -90,7 +108,7 @@ def _mask(compared: Compared) -> Float[Tensor, ""]:
 
 @OUTPUT_TERMS.term("box_l1", 5.0)
 def _box_l1(compared: Compared) -> Float[Tensor, ""]:
-    """Boxes of a pair, normalised corners: sum of the four absolute differences."""
+    """Boxes of a pair, normalised xyxy: sum of the four absolute differences."""
     return over_pairs(box_l1(*compared.boxes), compared.matches)
 
 
@@ -116,13 +134,13 @@ def _presence(compared: Compared) -> Float[Tensor, ""]:
 
 @OUTPUT_TERMS.term("semantic", 2.0)
 def _semantic_map(compared: Compared) -> Float[Tensor, ""]:
-    """Mask of all instances together: as ``mask``."""
+    """Mask of all instances together: same as ``mask``."""
     return _semantic(compared.student.semantic_seg.float(), compared.teacher.semantic_seg.detach().float().sigmoid())
 
 
 @FEATURE_TERMS.term("fpn", 1.0)
 def _fpn(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
-    """Levels of image features, at the teacher's size: squared error per element, mean over levels."""
+    """FPN levels, at the teacher's size: squared error per element, mean over levels."""
     return fpn_term(student.fpn, teacher.fpn)
 
 
@@ -139,7 +157,7 @@ def _logit(
     target = torch.zeros_like(student, dtype=torch.float32)
     target[question, ours] = teacher[question, theirs].float().sigmoid()
     part = torch.ones_like(target, dtype=torch.bool) if unmatched else matches.matched(student.shape[1])
-    logits = torch.where(part, student.float(), 0.0)  # before the loss: what takes no part must not spoil the gradient
+    logits = torch.where(part, student.float(), 0.0)  # before the loss, because 0 * inf is NaN
     error = F.binary_cross_entropy_with_logits(logits, target, weight=part.float(), reduction="none")
     return mean(error.sum(1) / part.sum(1).clamp(min=1))
 

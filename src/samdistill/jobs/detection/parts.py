@@ -1,4 +1,4 @@
-"""The detection job's parts: one teacher, two tokenizers, and the questions of every epoch."""
+"""Parts of a detection run: teacher, tokenizers, and questions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .task import DetectionTask
 
 
 class DetectionParts(ViewParts[DetectionRunConfig]):
-    """Lazily built parts of one detection run; cheap until a part that reads data or weights is asked for."""
+    """Parts of a detection run. Each is built on first access."""
 
     @cached_property
     def teacher_info(self) -> DetectorInfo:
@@ -37,7 +37,7 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
 
     @cached_property
     def keys(self) -> Sequence[str]:
-        """Images about which something can be asked."""
+        """Keys of the images with at least one question."""
         return self.asked.keys
 
     def running(self) -> RunningMaps:
@@ -55,23 +55,26 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
 
     @cached_property
     def words(self) -> Words:
-        """The student's: the teacher's tokenizer in the student's own context."""
+        """The student's tokenizer: the teacher's with the student's context length."""
         words = self.teacher.words
         return Words(words.tokenizer, min(words.context, self.config.student.text.context))
 
     @cached_property
     def asked(self) -> PhraseBook:
-        """What both models can be asked about the images to train on."""
+        """Phrases of the training images that both models can read."""
         return self._book(self.train_source)
 
     def _book(self, source: Source) -> PhraseBook:
-        """Phrases longer than either context are left out."""
+        """Return the phrases of a source, without those that are longer than a model's context."""
         readers = self.teacher.words, self.words
         return PhraseBook(self.config.questions, source, lambda text: all(words.fits(text) for words in readers))
 
     def task(self, proven: bool = True) -> DetectionTask:
-        """The job on all its images; the terms are also measured on questions about the held-out ones. proven: as in
-        ``signals``."""
+        """Return the task on all training images, with validation on questions about held-out images.
+
+        Args:
+            proven: As in ``signals``.
+        """
         book = self.asked
         leave_out([*book.dropped, *book.unasked], seen_by_all=True)
         pyramid, held_out = self.signals(proven), self._held_out()
@@ -79,13 +82,16 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
         return DetectionTask(self.config, self.teacher, pyramid, self.words, questions, held_out)
 
     def _questions(self, book: PhraseBook, epoch: int) -> QuestionDataset:
-        """Every epoch sees another view, but for those that read a cache: they see its views in turn."""
+        """Return the questions of an epoch.
+
+        Every epoch has another view. Epochs that read a cache use its views in turn.
+        """
         cached = not self.config.online and self.config.of_features(epoch)
         views = self.config.data.views if cached else self.config.train.total_epochs
         return QuestionDataset(book, self.transform, self.config.data.seed, epoch, views, self.trained_keys)
 
     def _held_out(self) -> QuestionDataset | None:
-        """Questions about held-out images; None where a file of phrases speaks of the training images alone."""
+        """Return questions about held-out images. None if a file of phrases describes training images only."""
         try:
             return QuestionDataset(self._book(self.held_out_source()), self.transform, self.config.data.seed)
         except UserError:

@@ -1,4 +1,4 @@
-"""What a detection run will need."""
+"""Plan of a detection run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ from .task import detector_config
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionPlan(Plan):
-    """Sizes in bytes. parts: parameters of the student by module. levels: sides of the maps the heads read.
-    batch_norms: layers of batch norm. online: without a cache; bytes_per_view: of the pyramid of one view in it, and as
-    uncompressed fp16."""
+    """Plan of a detection run. Sizes are in bytes.
+
+    Attributes:
+        teacher_levels: Sides of the FPN maps that the teacher's heads read.
+        parts: Parameters of the student by module.
+        online: The teacher runs during training, without a cache.
+        bytes_per_view: Bytes of the cached pyramid of one view.
+        raw_bytes_per_view: The same in uncompressed fp16.
+    """
 
     teacher: str
     teacher_params: int
@@ -85,9 +91,9 @@ class DetectionPlan(Plan):
 
 
 def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
-    """What a run will need; reads configs and lists files, loads no weights and decodes no image.
+    """Return the plan of a detection run. It reads configs and lists files, without loading weights or decoding images.
 
-    images: those that something can be asked about; phrases too long for a text encoder are not known yet.
+    Images without questions are not counted. Phrases that are too long for a text encoder are counted.
     """
     parts = DetectionParts(config)
     info, train = parts.teacher_info, config.train

@@ -1,7 +1,7 @@
-"""Detection distillation: SAM 3's answers to questions, and the features behind them, into EfficientSam3.
+"""Detection distillation: EfficientSam3 learns SAM 3's answers to questions, and its features.
 
-The teacher runs: what it says depends on the image and the question, and is many times larger than both. Its pyramid,
-which depends on the image alone, can come from a cache.
+The teacher runs during training, because its answers depend on image and question and are much larger than both. Its
+feature pyramid depends on the image only and can be cached.
 """
 
 from __future__ import annotations
@@ -32,8 +32,14 @@ from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output
 
 @dataclass(frozen=True)
 class DetectionBatch:
-    """Images as they travel, and what both models are asked about them. told: what a worker read of the teacher's
-    pyramid. bad: images that others stand in for."""
+    """Images and questions.
+
+    Attributes:
+        images: The images, uint8.
+        prompts: The questions.
+        told: What a loader worker read of the teacher's feature pyramid.
+        bad: Inputs that were unusable.
+    """
 
     images: ImageBatch
     prompts: ConceptPrompts
@@ -42,7 +48,7 @@ class DetectionBatch:
 
 
 def detector_config(config: DetectionRunConfig, teacher: DetectorInfo) -> EfficientSam3Config:
-    """The student that can be held against the teacher: of its width, its input size and its vocabulary."""
+    """Return the configuration of a student with the width, input size and vocabulary of the teacher."""
     student, text = config.student, config.student.text
     found = efficient_sam3_config(
         backbone=student.backbone, image_size=teacher.image_size, hidden_size=teacher.hidden_size, heads=student.heads,
@@ -58,20 +64,26 @@ def detector_config(config: DetectionRunConfig, teacher: DetectorInfo) -> Effici
 
 
 class DetectionTask(Task[DetectionBatch]):
-    """Eight terms between two detectors that were asked the same questions about the same uint8 images.
+    """Terms between the answers of two detectors to the same questions."""
 
-    pyramid: of the teacher, computed or read, for phases of ``fpn`` alone. words: the student's tokenizer. questions:
-    the training items of an epoch. held_out: items whose terms are logged after every epoch, or None.
-    """
-
-    leaves_unused = True  # the box encoder in a batch without boxes
+    leaves_unused = True  # a batch without boxes does not use the box encoder
 
     def __init__(
         self, config: DetectionRunConfig, teacher: Sam3Detector, pyramid: MapSignals, words: Words,
         questions: Callable[[int], Dataset[QuestionItem]], held_out: Dataset[QuestionItem] | None = None,
     ) -> None:  # fmt: skip
+        """Set up the task.
+
+        Args:
+            config: Configuration of the run.
+            teacher: The teacher.
+            pyramid: The teacher's feature pyramid, running or cached, for phases with ``fpn`` only.
+            words: The student's tokenizer.
+            questions: Function from an epoch to its questions.
+            held_out: Questions whose terms are logged after every epoch, or None.
+        """
         self.config, self.teacher, self.pyramid, self.words = config, teacher, pyramid, words
-        self.taught_by, self.reads = teacher.fingerprint, False  # the pyramid: set by the epoch of the data
+        self.taught_by, self.reads = teacher.fingerprint, False  # ``reads``: whether the epoch reads the pyramid
         self.questions, self.held_out = questions, held_out
         self.student = detector_config(config, teacher.info)
 
@@ -103,13 +115,13 @@ class DetectionTask(Task[DetectionBatch]):
         return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.told, batch.bad)
 
     def counts(self, batch: DetectionBatch) -> dict[str, int]:
-        """Questions; of ``fpn`` images."""
+        """Return the number of questions, and for ``fpn`` of images."""
         return dict.fromkeys(self.config.loss.named, len(batch.prompts)) | {"fpn": len(batch.images)}
 
     def terms(self, student: nn.Module, batch: DetectionBatch, epoch: int = 0) -> Terms:
-        """The terms of the epoch's phase, and at most those that come with them for nothing.
+        """Return the terms of the epoch's phase, and others that need no additional work.
 
-        In a phase of ``fpn`` alone only the two vision encoders run.
+        In a phase with ``fpn`` only, just the two vision encoders run.
         """
         vision, device = self.student.vision_config, batch.images.images.device
         pixels = normalise(batch.images.images, tuple(vision.image_mean), tuple(vision.image_std))
@@ -137,9 +149,9 @@ class DetectionTask(Task[DetectionBatch]):
 
     @torch.no_grad()
     def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
-        """The trained terms and their weighted total on the held-out questions, a few batches of them.
+        """Return the trained terms and their weighted total on a few batches of held-out questions.
 
-        The teacher runs: held-out images are in no cache.
+        The teacher runs, because held-out images are not cached.
         """
         if self.held_out is None:
             return {}

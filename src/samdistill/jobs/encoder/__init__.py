@@ -1,1 +1,1 @@
-"""Encoder distillation: a small trunk learns the image embedding of SAM 3."""
+"""Encoder distillation: a small trunk learns the image embedding of a SAM."""

@@ -20,7 +20,7 @@ EncoderLossConfig = loss_block("EncoderLossConfig", "Weights of the terms of enc
 
 
 class EncoderRunConfig(CachedRun):
-    """One run of encoder distillation: everything needed to repeat it. Written resolved into the run folder."""
+    """Configuration of an encoder run. The resolved configuration is saved in the run folder."""
 
     FOLDER: ClassVar[str] = "embeddings"
     job: Literal["encoder"] = "encoder"

@@ -1,4 +1,4 @@
-"""Merging of a finished trunk, and the merged model on held-out images."""
+"""Merging of a trained trunk, and evaluation of the merged model on held-out images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def merge_student(config: EncoderRunConfig) -> MergeReport | None:
-    """Put the finished trunk into its teacher; None where the teacher is no SAM 3."""
+    """Merge the trained trunk into its teacher. None if the teacher is not a SAM 3."""
     if config.teacher.kind != "sam3":
         console.print(f"[bold]merge[/]   left out: a {config.teacher.kind} teacher has no place for a SAM 3 trunk")
         return None
@@ -40,7 +40,7 @@ def merge_student(config: EncoderRunConfig) -> MergeReport | None:
 
 
 def evaluate(config: EncoderRunConfig, merged: MergeReport | None) -> EvaluationResult | None:
-    """Teacher, untrained and distilled student on the held-out images; None where no host model can be built."""
+    """Evaluate teacher, untrained and distilled student on held-out images. None if no host model can be built."""
     if merged is None or merged.layout != "transformers":
         console.print("[bold]evaluate[/] left out: only a transformers folder can be run")
         return None
@@ -61,7 +61,7 @@ def evaluate(config: EncoderRunConfig, merged: MergeReport | None) -> Evaluation
 
 
 def _untrained(parts: EncoderParts) -> Sam3TrackerModel:
-    """The teacher's heads on the student as the training found it: same seed, no step."""
+    """Return the teacher's heads on the untrained student, built with the seed of the run."""
     host = load_model(parts.config.teacher.path, parts.teacher_info.image_size)
     torch.manual_seed(parts.config.train.seed)
     trunk = build_trunk(trunk_config(parts.config.student, parts.teacher_info), parts.config.student.pretrained)

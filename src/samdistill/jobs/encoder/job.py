@@ -1,4 +1,4 @@
-"""The encoder job, as the pipeline sees it."""
+"""The encoder job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .plan import plan_encoder
 
 
 class EncoderJob(Job[EncoderRunConfig]):
-    """A small trunk learns a SAM 3's image embeddings, cached or online, and takes the place of its image encoder."""
+    """A small trunk learns a SAM's cached or online image embeddings and replaces its image encoder."""
 
     name = "encoder"
     config = EncoderRunConfig
@@ -37,7 +37,7 @@ class EncoderJob(Job[EncoderRunConfig]):
         return Ready(parts.task(parts.signals()))
 
     def probe(self, config: EncoderRunConfig, device: str) -> tuple[Task[Any], int]:
-        """On the first few images: a check needs a batch, not an epoch."""
+        """Use the first few images only, because ``check`` needs one batch."""
         parts = EncoderParts(config).checkable()
         signals = parts.signals()
         keys = parts.trained_keys[: min(CHECK_INPUTS, config.train.batch_size)]

@@ -1,7 +1,7 @@
-"""Terms between two feature grids, over the cells that lie on the image and not on padding.
+"""Loss terms between two feature grids, over the cells that are not padding.
 
-Both follow EfficientSAM3's encoder distillation. Everything is computed in float32, so half-precision features give
-the loss and the gradient of the same numbers. An image without a valid cell contributes 0 to the mean over the batch.
+Both terms are those of EfficientSAM3's encoder distillation. They are computed in float32. An image without valid cells
+counts as 0 in the mean over the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ...losses.maps import directions
 from ...registry import TermTable
 
 FEATURE_LOSSES = TermTable("feature loss")
-"""Terms of encoder distillation: functions of (predicted, target, valid)."""
+"""Terms of encoder distillation, functions of (predicted, target, valid)."""
 
 
 @FEATURE_LOSSES.term("mse", 1.0)
@@ -23,7 +23,7 @@ def masked_mse(
 ) -> Float[Tensor, ""]:
     """Features of a valid cell: squared error summed over channels; mean over the cells of an image, then over images.
 
-    The published normalisation: c times a per-element MSE.
+    This is the published normalisation, c times the MSE per element.
     """
     _same_shape(predicted, target, valid)
     with torch.autocast(predicted.device.type, enabled=False):
@@ -37,8 +37,9 @@ def masked_cosine(
 ) -> Float[Tensor, ""]:
     """Features of a valid cell: 1 - cosine over channels; mean over the cells of an image, then over images.
 
-    In 0..2. Averaged per image before the batch, as ``masked_mse`` is: padding does not change an image's weight. A
-    vector shorter than 1e-6 has no direction: it counts as cosine 0, without a gradient (one over its length).
+    The value is in 0..2. As in ``masked_mse``, the mean over cells comes first, so padding does not change the weight
+    of an image. The cosine with a vector shorter than 1e-6 is 0 without gradient, because the gradient is one over the
+    length.
     """
     _same_shape(predicted, target, valid)
     with torch.autocast(predicted.device.type, enabled=False):
@@ -49,12 +50,12 @@ def masked_cosine(
 
 
 def _per_image(cells: Float[Tensor, "b h w"], valid: Bool[Tensor, "b h w"]) -> Float[Tensor, ""]:
-    """Mean of each image's valid cells (the others hold 0), then over the batch."""
+    """Average over each image's valid cells (others are 0), then over the batch."""
     return (cells.sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)).mean()
 
 
 def _same_shape(predicted: Tensor, target: Tensor, valid: Tensor) -> None:
-    """Broadcasting would hide a wrong grid."""
+    """Raise ``ValueError`` if shapes differ, because broadcasting would hide a wrong grid."""
     if predicted.shape != target.shape or valid.shape != (predicted.shape[0], *predicted.shape[2:]):
         raise ValueError(
             f"features {tuple(predicted.shape)} and {tuple(target.shape)} with valid {tuple(valid.shape)} do not match"

@@ -1,4 +1,4 @@
-"""From a config to the parts every verb works on: images, views, teacher facts, store."""
+"""Parts of an encoder run: images, views, teacher, and store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .task import EncoderTask
 
 
 class EncoderParts(ViewParts[EncoderRunConfig]):
-    """Lazily built parts of one encoder run; cheap until a part that reads data or weights is asked for."""
+    """Parts of an encoder run. Each is built on first access."""
 
     what = "embeddings"
 
@@ -45,8 +45,10 @@ class EncoderParts(ViewParts[EncoderRunConfig]):
         return {"": spec}
 
     def task(self, signals: MapSignals, keys: Sequence[str] | None = None) -> EncoderTask:
-        """The job on its images, or on ``keys``. A cached run sees its views in turn, an online one another view in
-        every epoch."""
+        """Return the task on all training images, or on ``keys``.
+
+        With a cache, epochs use its views in turn. With a running teacher, every epoch has another view.
+        """
         wanted = self.trained_keys if keys is None else keys
         return EncoderTask(self.config, self.teacher_info, signals, partial(self._images, wanted))
 

@@ -1,4 +1,4 @@
-"""``samdistill plan``: shapes, parameters, disk, memory and steps of a config, before anything is spent."""
+"""Plan of an encoder run: shapes, parameters, disk space, memory and steps."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ logger = logging.getLogger("samdistill")
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderPlan(Plan):
-    """Sizes in bytes, shapes as (channels, height, width); activations are those autograd keeps for one micro-batch.
+    """Plan of an encoder run. Sizes are in bytes, shapes are (channels, height, width).
 
-    batch_norms: layers of batch norm that train. online: without a cache; teacher_bytes: of one that runs.
+    Attributes:
+        online: The teacher runs during training, without a cache.
+        teacher_bytes: Weights of a running teacher, or 0.
+        activation_bytes: Activations that autograd keeps for one micro-batch.
     """
 
     teacher: str
@@ -87,7 +90,7 @@ class EncoderPlan(Plan):
 
 
 def saved_activation_bytes(student: nn.Module, batch: int, image_size: int) -> int:
-    """Bytes autograd keeps for the backward pass of ``batch`` images, counted on the meta device."""
+    """Return the bytes that autograd keeps for the backward pass of ``batch`` images, counted on the meta device."""
     seen: dict[int, int] = {}
     keep: list[torch.Tensor] = []
     weights = {p.data_ptr() if p.device.type != "meta" else id(p) for p in student.parameters()}
@@ -96,7 +99,7 @@ def saved_activation_bytes(student: nn.Module, batch: int, image_size: int) -> i
         base = tensor if tensor._base is None else tensor._base
         if id(base) not in weights and not isinstance(base, nn.Parameter) and id(base) not in seen:
             seen[id(base)] = base.numel() * base.element_size()
-            keep.append(base)  # ids are only unique among the living
+            keep.append(base)  # keep it alive, because ids are unique among living objects only
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
@@ -110,7 +113,7 @@ def _meta_student(parts: EncoderParts) -> StudentTrunk:
 
 
 def plan_encoder(config: EncoderRunConfig, world: int = 1) -> EncoderPlan:
-    """``plan`` of the encoder job."""
+    """Return the plan of an encoder run on ``world`` ranks."""
     parts = EncoderParts(config)
     info, train = parts.teacher_info, config.train
     student = _meta_student(parts)

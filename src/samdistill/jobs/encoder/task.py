@@ -1,6 +1,6 @@
-"""Encoder distillation: a small trunk regresses the teacher's image embedding.
+"""Encoder distillation: a small trunk learns the teacher's image embedding.
 
-Published as stage 1 of EfficientSAM3; the recipe's facts are in ``configs/encoder/_base.yaml``.
+It is published as stage 1 of EfficientSAM3. ``configs/encoder/_base.yaml`` has the settings of the recipe.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from .config import EncoderRunConfig
 from .losses import FEATURE_LOSSES
 
 ViewItem = tuple[ImageItem, tuple[BadInput, ...]]
-"""An image, and what was unreadable on the way to it."""
+"""An image, and the inputs that were unusable when it was read."""
 
 
 @dataclass(frozen=True)
 class EncoderBatch:
-    """Views and what the teacher saw in them.
+    """Views of images, and the teacher's features of them.
 
-    told: before ``to`` what a worker read of it, then its answer. bad: images that others stand in for.
+    Attributes:
+        images: The views.
+        told: Before ``to``, what a loader worker read from the signals; afterwards the teacher's features.
+        bad: Inputs that were unusable.
     """
 
     images: ImageBatch
@@ -40,11 +43,12 @@ class EncoderBatch:
 
     @property
     def target(self) -> Float[Tensor, "b c gh gw"]:
+        """The teacher's image embedding."""
         return self.told[0]
 
 
 def trunk_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "square") -> StudentTrunkConfig:
-    """The trunk that fits into the teacher's place: its channels, grid, input size and normalisation."""
+    """Return the configuration of a trunk with the teacher's channels, grid, input size and normalisation."""
     channels, grid, _ = teacher.embedding_shape
     return StudentTrunkConfig(
         backbone=student.backbone, head=student.head, hidden_size=channels, image_size=teacher.image_size,
@@ -53,16 +57,20 @@ def trunk_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "
 
 
 class EncoderTask(Task[EncoderBatch]):
-    """Masked MSE + cosine between the student's trunk output and the teacher's.
-
-    teacher: geometry and statistics of the host the student will be merged into. signals: its embeddings, computed or
-    read. images: the training views of an epoch.
-    """
+    """Masked MSE and cosine between the outputs of the student's trunk and the teacher's encoder."""
 
     def __init__(
         self, config: EncoderRunConfig, teacher: TeacherInfo, signals: MapSignals,
         images: Callable[[int], Dataset[ViewItem]],
     ) -> None:  # fmt: skip
+        """Set up the task.
+
+        Args:
+            config: Configuration of the run.
+            teacher: Geometry and statistics of the model that the student will be merged into.
+            signals: The teacher's embeddings, running or cached.
+            images: Function from an epoch to its training views.
+        """
         self.config, self.teacher, self.signals, self.images = config, teacher, signals, images
         self.taught_by = signals.fingerprint
 
@@ -70,7 +78,7 @@ class EncoderTask(Task[EncoderBatch]):
         trunk = build_trunk(
             trunk_config(self.config.student, self.teacher, self.config.data.geometry), self.config.student.pretrained
         )
-        return trunk.to(memory_format=torch.channels_last)  # the same numbers; convolutions a third faster, CPU or GPU
+        return trunk.to(memory_format=torch.channels_last)  # same values; convolutions are a third faster
 
     def dataset(self, epoch: int) -> Dataset[ViewItem]:
         return self.images(epoch)
