@@ -1,1 +1,1 @@
-"""Prompt distillation: a MobileSAM is fine-tuned on masks while several teachers answer the same prompts."""
+"""Prompt distillation: a MobileSAM is fine-tuned on masks and on the signals of several teachers."""

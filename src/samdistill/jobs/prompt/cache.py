@@ -1,4 +1,4 @@
-"""What several teachers say to the prompts of every view, as records, and the prompts beside them."""
+"""Cache of the prompt job: the signals of several teachers as records, and the prompts."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ from .lines import PromptLines, described
 from .parts import FEATURES, PromptParts
 
 VERIFY_RECORDS = 8
-"""Views that ``--verify`` asks the teachers about again."""
+"""Number of views that ``--verify`` compares with the teachers' output."""
 
 
 def cache_signals(config: PromptRunConfig, call: CacheCall) -> CacheReport:
-    """``write_records`` of the teachers' answers. With the layout ``npy`` a file per view and feature is written from
-    the stores afterwards."""
+    """Write the records of the teachers' signals. With the layout ``npy``, also write one file per view and feature."""
     source = Answers(config, call)
     report = write_records(source, call)
     if call.layout == "npy":
@@ -46,12 +45,15 @@ def cache_signals(config: PromptRunConfig, call: CacheCall) -> CacheReport:
 
 
 class Answers(RecordSource):
-    """One record per view of an image and per store ``TEACHER/FEATURE``; its line in ``prompts.jsonl`` is the note."""
+    """Record source with one record per view of an image and store ``TEACHER/FEATURE``.
+
+    The note of a record is its line in ``prompts.jsonl``.
+    """
 
     def __init__(self, config: PromptRunConfig, call: CacheCall) -> None:
         if not config.teachers:
             raise UserError("there is nothing to cache: list teachers")
-        # the projections of a cache lie in the cache
+        # the projections of a cache are saved in its folder
         distillation = config.distillation.model_copy(update={"use_precomputed_features": True})
         self.parts = PromptParts(config.model_copy(update={"distillation": distillation}))
         self.rank, self.root = call.rank, self.parts.split_root
@@ -72,7 +74,9 @@ class Answers(RecordSource):
         return view_blocks(self.keys, config.data.views, config.cache.batch_size)
 
     def compute(self, blocks: Sequence[Block]) -> Iterator[Computed]:
-        """In the place of an image that is unusable comes the next one, whose record is left out here."""
+        """Yield the records of each block. An unusable image is replaced by the next one in the batch, which is not
+        recorded here.
+        """
         for view, group in groupby(blocks, key=lambda block: block.about[0]):
             wanted = [block.about[1] for block in group]
             for asked, batch in zip(wanted, self._batches([key for keys in wanted for key in keys], view), strict=True):
@@ -105,7 +109,7 @@ class Answers(RecordSource):
         return PromptLines(self.root, self.rank, stale)
 
     def _batches(self, keys: Sequence[str], view: int) -> Iterator[ObjectBatch]:
-        """The views of ``keys`` in order; for one that is unusable comes the next, and ``bad`` names it."""
+        """Yield the views of ``keys`` in order. An unusable one is replaced by the next and named in ``bad``."""
         parts = self.parts
         objects, at = parts.objects(view), {key: index for index, key in enumerate(parts.train_source.keys)}
         yield from DataLoader(
@@ -115,7 +119,7 @@ class Answers(RecordSource):
         )  # fmt: skip
 
     def _answers(self, batch: ObjectBatch) -> dict[str, Tensor]:
-        """Records on the CPU by store."""
+        """Return the features on the CPU, by store."""
         return {
             f"{teacher}/{feature}": values.cpu()
             for teacher, signals in self.ensemble.answer(Prompted(batch, batch.groups), {}).items()
@@ -124,7 +128,7 @@ class Answers(RecordSource):
 
 
 def _ensemble(parts: PromptParts, device: str, rank: int) -> Ensemble:
-    """The teachers. What is cached already is held against the config before any work."""
+    """Load the teachers. An existing cache is compared with the config first."""
     roots = {name: [parts.split_root / name / feature for feature in FEATURES] for name in parts.weights}
     there = {name: [root for root in own if (root / MANIFEST).is_file()] for name, own in roots.items()}
     for root in (root for own in there.values() for root in own):
@@ -138,7 +142,9 @@ def _ensemble(parts: PromptParts, device: str, rank: int) -> Ensemble:
 
 
 def _export(source: Answers) -> None:
-    """``npy/SPLIT/TEACHER/FEATURE/KEY.npy`` of this rank's views, ``KEY.view1.npy`` of a second view, and so on."""
+    """Write ``npy/SPLIT/TEACHER/FEATURE/KEY.npy`` of this rank's first views, ``KEY.view1.npy`` of second views, and so
+    on.
+    """
     config = source.parts.config
     root = config.feature_root / "npy" / config.data.split
     kind = np.float16 if config.cache.codec == "fp16" else np.float32
@@ -151,13 +157,13 @@ def _export(source: Answers) -> None:
 
 
 def npy_name(key: str, view: int) -> str:
-    """The file of a view of an image, below the feature's folder. A key that itself ends like a view's is encoded."""
+    """Return the file name of a view. In a key that ends like a view (``.view1``) this dot is percent-encoded."""
     name = re.sub(r"\.(view\d+)$", r"%2E\1", file_name(key))
     return f"{name}.npy" if view == 0 else f"{name}.view{view}.npy"
 
 
 def _save(path: Path, values: Tensor, kind: type[np.floating[Any]]) -> None:
-    """Whole or not at all: a script that reads along meets no half of a file."""
+    """Write the file atomically, so that other programs never read an incomplete file."""
     make_folder(path.parent)
     content = BytesIO()
     np.save(content, values.numpy().astype(kind))

@@ -14,11 +14,11 @@ from .losses import DISTILLED_TERMS, TASK_TERMS
 
 Epoch = Count
 Scheduled = Weight | Annotated[dict[Epoch, Weight], Field(min_length=1)]
-"""A number, or epochs and the values there: linear between them, constant before the first and after the last."""
+"""A number, or values by epoch: linear between them, constant before the first and after the last."""
 
 
 def at_epoch(value: Scheduled, epoch: int) -> float:
-    """What a scheduled value is in ``epoch`` (from 0)."""
+    """Return the value in ``epoch`` (from 0)."""
     if not isinstance(value, dict):
         return float(value)
     points = sorted(value.items())
@@ -29,6 +29,8 @@ def at_epoch(value: Scheduled, epoch: int) -> float:
 
 
 class PatchTermConfig(Strict):
+    """Term ``encoder_patch``."""
+
     enable: bool = True
     weight: Scheduled = 1.0
     w_l2: Weight = 1.0
@@ -36,6 +38,8 @@ class PatchTermConfig(Strict):
 
 
 class EmbedTermConfig(Strict):
+    """Term ``prompt_embed``."""
+
     enable: bool = True
     weight: Scheduled = 1.0
     w_mse: Weight = 0.7
@@ -43,6 +47,8 @@ class EmbedTermConfig(Strict):
 
 
 class TokenTermConfig(Strict):
+    """Term ``decoder_mask_token``."""
+
     enable: bool = True
     weight: Scheduled = 1.0
     w_kl: Weight = 1.0
@@ -50,6 +56,8 @@ class TokenTermConfig(Strict):
 
 
 class DenseTermConfig(Strict):
+    """Term ``dense_mask_logits``."""
+
     enable: bool = True
     weight: Scheduled = 1.0
     w_kl: Weight = 0.6
@@ -58,33 +66,34 @@ class DenseTermConfig(Strict):
 
 
 class DistillationConfig(Strict):
-    """The published block, with the published values as defaults; ``weight`` and the last three keys are ours."""
+    """Distillation terms. Names and defaults are published, except for ``weight`` and the last three keys."""
 
     enable: bool = True
     use_precomputed_features: bool = False
-    """Read the teachers' features from the cache: no teacher is in memory."""
+    """Read the teachers' features from the cache. No teacher is in memory."""
     precomputed_root: Path | None = None
-    """Of the cache; None puts it into the run folder under ``features/``."""
+    """Root of the cache. None for ``features/`` in the run folder."""
     lambda_coef: Scheduled = 1.0
     encoder_patch: PatchTermConfig = PatchTermConfig()
     prompt_embed: EmbedTermConfig = EmbedTermConfig()
     decoder_mask_token: TokenTermConfig = TokenTermConfig()
     dense_mask_logits: DenseTermConfig = DenseTermConfig()
     standardise: bool | None = None
-    """Divide each teacher's patch features by their standard deviation; None does with several teachers."""
+    """Divide each teacher's patch features by their standard deviation. None for True with several teachers."""
     sample: Positive = 64
-    """Training images that the projection of a teacher's patch features is fitted on."""
+    """Number of training images to fit the projection of a teacher's patch features on."""
     rounds: Literal["first", "all"] = "all"
-    """Prompts that the teachers are asked where there are ``prompts.rounds``: the first, or the student's corrective
-    ones too, of which no cache can know."""
+    """Prompts for the teachers if ``prompts.rounds`` is set: the first ones, or all with the student's corrective
+    clicks. The latter cannot be cached.
+    """
 
 
 class PromptCacheConfig(Strict):
-    """What ``samdistill cache`` writes for this job."""
+    """Cache of the prompt job."""
 
     codec: Annotated[str, Field(pattern=r"^(fp16|fp32)$")] = "fp16"
     dense: bool = True
-    """Keep the teachers' mask logits too; without them ``dense_mask_logits`` cannot be had from the cache."""
+    """Store the teachers' mask logits too. The term ``dense_mask_logits`` needs them."""
     batch_size: Positive = 4
 
     @model_validator(mode="before")
@@ -109,7 +118,7 @@ PromptLossConfig = loss_block(
 
 
 class PromptRunConfig(Run):
-    """One run of prompt distillation: everything needed to repeat it. Written resolved into the run folder."""
+    """Configuration of a prompt run. The resolved configuration is saved in the run folder."""
 
     job: Literal["prompt"] = "prompt"
     output: Path = Path("runs/prompt")
@@ -153,16 +162,17 @@ class PromptRunConfig(Run):
 
     @property
     def distilled(self) -> tuple[str, ...]:
-        """Distillation terms that are on."""
+        """Names of the enabled distillation terms."""
         on = self.distillation.enable
         return tuple(name for name in DISTILLED_TERMS.weights if on and getattr(self.distillation, name).enable)
 
     @property
     def cached(self) -> bool:
-        """Whether teachers are read from the cache."""
+        """Whether the teachers' features are read from the cache."""
         return bool(self.distilled) and self.distillation.use_precomputed_features
 
     @property
     def feature_root(self) -> Path:
+        """Root of the cache."""
         root = self.distillation.precomputed_root
         return root if root is not None else self.output / "features"

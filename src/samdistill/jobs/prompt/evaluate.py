@@ -1,4 +1,4 @@
-"""The student before and after training, and its main teacher, on held-out images."""
+"""Evaluation of the student before and after training, and of its main teacher, on held-out images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .task import PromptTask
 
 console = Console(soft_wrap=True, highlight=False)
 UNTUNED = "untuned"
-"""The row of the student that training started from."""
+"""Row of the student before training."""
 
 
 def evaluate(config: PromptRunConfig) -> EvaluationResult:
-    """The weightiest teacher, the student before and after, on the held-out images of a finished run.
+    """Evaluate the teacher with the largest weight and the student before and after training on held-out images.
 
-    A teacher that reads images of another size cannot be shown the same canvas and is left out.
+    A teacher with another image size is left out, because it cannot use the same canvas.
     """
     parts, settings = PromptParts(config), config.evaluate
-    torch.manual_seed(config.train.seed)  # as the training found it: same seed, no step
+    torch.manual_seed(config.train.seed)  # same seed as in training, without any step
     task = PromptTask(config, None, parts.objects)
     models: dict[str, Promptable] = {
         UNTUNED: task.export(task.build_student()), DISTILLED: load_promptable(config.output),

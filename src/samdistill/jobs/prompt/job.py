@@ -1,4 +1,4 @@
-"""The prompt job, as the pipeline sees it."""
+"""The prompt job."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .parts import PromptParts
 from .plan import plan_prompt
 
 WORLD = SceneStyle(max_objects=8, min_objects=3, min_radius=0.06, max_radius=0.16)
-"""More and smaller objects than the sandbox's models have seen, as a person's photographs are other than SAM's."""
+"""More and smaller objects than in the training of the sandbox models, so that the student has something to learn."""
 SCENES, SIZE, SEED = {"train": 384, "val": 64}, 168, 30
 
 
 class PromptJob(Job[PromptRunConfig]):
-    """A MobileSAM is fine-tuned on masks while one or several SAMs answer the same prompts, online or cached."""
+    """A MobileSAM is fine-tuned on masks and on cached or online signals of one or several SAMs."""
 
     name = "prompt"
     config = PromptRunConfig

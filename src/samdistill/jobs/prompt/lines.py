@@ -1,4 +1,4 @@
-"""The prompts that a cache of the prompt job belongs to, one JSON object a line."""
+"""List of the prompts of a cache, as JSON lines."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from ..recording import Record
 
 
 class PromptLines:
-    """The prompts that a cache belongs to, one JSON object a line; a context manager.
+    """List of the prompts of a cache, as JSON lines. It is a context manager.
 
-    ``prompts.jsonl``, and ``prompts-rank{r}.jsonl`` of further processes: key and view of an image, the kind of prompt
-    (point, box, box+point), and for each object points (x, y), labels and box (left, top, right, bottom) in pixels of
-    the student's canvas, null where there are none. A line is written before the records it belongs to, and comes once:
-    what a killed run left torn is cut.
+    The files are ``prompts.jsonl``, and ``prompts-rank{r}.jsonl`` of other processes. A line has key and view of an
+    image, the kind of prompt (point, box, box+point) and for each object points (x, y), labels and box (xyxy) in pixels
+    of the student's canvas, or null. A line is written once, before its record. Incomplete lines of a killed run are
+    removed.
 
-    done: names of the records of all whole lines, of every process.
+    Attributes:
+        done: Names of the records that have a complete line, of every process.
     """
 
     def __init__(self, root: Path, rank: int, stale: Collection[str] = ()) -> None:
-        """stale: records that are renewed; their lines are dropped, and written again."""
+        """Read the existing lines.
+
+        Args:
+            root: Folder of the cache.
+            rank: Rank of this process.
+            stale: Names of records that are renewed. Their lines are removed.
+        """
         make_folder(root)
         self.root, self.path = root, root / ("prompts.jsonl" if rank == 0 else f"prompts-rank{rank}.jsonl")
         self.done = set[str]()
@@ -38,11 +45,11 @@ class PromptLines:
                 write_bytes(path, content, sync=True)
 
     def has(self, name: str) -> bool:
-        """Whether the record called ``name`` has its line."""
+        """Whether the record ``name`` has a line."""
         return name in self.done
 
     def write(self, record: Record) -> None:
-        """The line of a record, which is its note; nothing where it is there."""
+        """Write the line of a record, which is its note, unless it exists."""
         if record.name not in self.done:
             self.file.write(json.dumps(record.note).encode() + b"\n")
             self.done.add(record.name)
@@ -59,7 +66,7 @@ class PromptLines:
 
 
 def _whole_lines(path: Path, done: set[str], stale: Collection[str]) -> list[bytes]:
-    """Lines that can be read, whose record is neither ``stale`` nor among ``done``, to which it is added."""
+    """Return the valid lines whose record is not in ``stale`` or ``done``, and add their records to ``done``."""
     found = []
     for line in path.read_bytes().splitlines(keepends=True):
         try:
@@ -74,7 +81,7 @@ def _whole_lines(path: Path, done: set[str], stale: Collection[str]) -> list[byt
 
 
 def described(batch: ObjectBatch, row: int, view: int) -> dict[str, Any]:
-    """The line of one image of ``batch``."""
+    """Return the line of the image ``row`` of ``batch``."""
     group = next(group for group in batch.groups if row in group.rows.tolist())
     at, prompts = group.rows.tolist().index(row), group.prompts
     kinds = [name for name, value in (("box", prompts.boxes), ("point", prompts.points)) if value is not None]

@@ -1,13 +1,12 @@
-"""The terms of prompt distillation: four between a student's signals and a teacher's, four against masks of the data.
+"""Terms of prompt distillation: four between signals of student and teacher, four against ground-truth masks.
 
-The four distillation terms and their defaults are those of the published point, box and mixed fine-tuning of MobileSAM,
-each a mean over channels, cells or pixels, so that no term grows with the image. Values are given per image or per
-object; the caller takes the mean over those that count. Everything is computed in float32. Gradients reach whatever
-the student's tensors hang on; a teacher's are constants. What the teacher has at another resolution is resized to the
-student's, bilinearly. ``ValueError`` where shapes do not match otherwise.
+The distillation terms and their defaults are those of the published point, box and mixed fine-tuning of MobileSAM. Each
+is a mean over channels, cells or pixels and does not depend on the image size. Values are per image or per object; the
+caller averages them. Terms are computed in float32. The teacher's tensors get no gradient. If the resolutions differ,
+the teacher's tensors are resized to the student's, bilinearly. Other differences of shapes raise ``ValueError``.
 
-inside, where it is asked for: the cells or pixels that lie on the image. Padding changes no value and gets no gradient,
-and an image without such a cell gives 0.
+``inside`` marks the cells or pixels on the image. Padding affects neither value nor gradient. An image without such a
+cell gives 0.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from ...registry import TermTable
 
 DISTILLED_TERMS = TermTable("distillation term")
 TASK_TERMS = TermTable("task term")
-"""Functions of a ``Segmented``; a value per object and mask."""
+"""Functions of a ``Segmented`` with a value per object and mask."""
 OF_ALL_MASKS = ("iou",)
-"""Task terms that every mask learns; the others only the best one of a prompt."""
+"""Task terms of all masks of a prompt. The others train only the best mask."""
 FOCAL_TO_DICE = 20.0
-"""What decides which of three masks is the best: SAM's own loss, focal and Dice at 20 to 1 (Kirillov et al., 2023)."""
+"""Ratio of focal to Dice loss in the selection of the best mask, as in SAM's loss (Kirillov et al., 2023)."""
 
 
 @DISTILLED_TERMS.term("encoder_patch", 1.0)
@@ -40,8 +39,8 @@ def encoder_patch(
 ) -> Float[Tensor, " b"]:  # fmt: skip
     """Features of the image encoders before their necks: ``w_l2`` MSE + ``w_cos`` (1 - cosine).
 
-    Squared error per channel and cell, cosine over the channels of a cell. A vector shorter than 1e-6 has no direction:
-    it counts as cosine 0, without a gradient.
+    The squared error is averaged over channels, the cosine is over the channels of a cell. The cosine with a vector
+    shorter than 1e-6 is 0 without gradient.
     """
     f_s, f_t = _prepared(f_s, f_t, inside)
     error = (f_s - f_t).square().mean(1)
@@ -52,11 +51,11 @@ def encoder_patch(
 def prompt_embed(
     f_s: Float[Tensor, "g k c h w"], f_t: Float[Tensor, "g k c th tw"], w_mse: float, w_cos: float
 ) -> Float[Tensor, "g k"]:
-    """Image embedding with the dense prompt embedding, at the input of the first two-way block and at unit length over
-    the channels: ``w_mse`` MSE + ``w_cos`` (1 - cosine).
+    """Image embedding plus dense prompt embedding, the input of the first two-way block, normalised over channels:
+    ``w_mse`` MSE + ``w_cos`` (1 - cosine).
 
-    The squared error of unit vectors is 2 (1 - cosine) / c, so the first part is the second one again on a smaller
-    scale: with 256 channels and equal weights it adds less than a hundredth. Both are in the published formula.
+    The squared error of unit vectors is 2 (1 - cosine) / c, so the first part is the second one on a smaller scale.
+    With 256 channels and equal weights it adds less than 1%. The published formula has both.
     """
     _same_but_grid(f_s, f_t)
     g, k = f_s.shape[:2]
@@ -72,9 +71,9 @@ def mask_token(
     """The four mask tokens after the two-way transformer: ``w_kl`` KL of softmax(z / T) over channels, mean over the
     tokens.
 
-    KL of the teacher's to the student's, without the factor T^2 that keeps gradients alike between temperatures (Hinton
-    et al., 2015, section 2): near equality they are 1 / T^2 of those at T = 1, four times as large at the default of
-    one half. ``w_kl`` evens it out.
+    The divergence is from the teacher to the student. It lacks the factor T^2 that makes gradients comparable between
+    temperatures (Hinton et al., 2015, section 2). Near equality they are 1 / T^2 of those at T = 1, which is four times
+    as large for T = 0.5. ``w_kl`` can compensate for this.
     """
     if z_s.shape != z_t.shape:
         raise ValueError(f"mask tokens {tuple(z_s.shape)} of the student and {tuple(z_t.shape)} of the teacher")
@@ -90,9 +89,8 @@ def dense_masks(
     """Logits of the masks (``low_res_masks``): ``w_kl`` Bernoulli KL + ``w_focal`` focal, mean over the pixels of a
     mask, then over the masks.
 
-    p is the sigmoid of a logit. KL(p_t || p_s) is the divergence of two Bernoulli distributions, with the parts of p
-    and of 1 - p. The focal loss is ``soft_focal`` without class balance. Both are 0 where the student says what the
-    teacher says.
+    p is the sigmoid of a logit. KL(p_t || p_s) is the divergence of two Bernoulli distributions. The focal loss is
+    ``soft_focal`` without class balance. Both are 0 if the student equals the teacher.
     """
     _same_but_grid(logits_s, logits_t)
     shape = logits_s.shape
@@ -104,7 +102,7 @@ def dense_masks(
 
 
 def _bernoulli_kl(first: Float[Tensor, "*n"], second: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """KL of two Bernoulli distributions from their logits; exact 0 for equal ones, finite for any finite logits."""
+    """Return the KL divergence of Bernoulli distributions given by logits. It is finite, and 0 for equal logits."""
     yes = first.sigmoid() * (F.logsigmoid(first) - F.logsigmoid(second))
     no = (-first).sigmoid() * (F.logsigmoid(-first) - F.logsigmoid(-second))
     return yes + no
@@ -114,15 +112,22 @@ def task_terms(
     logits: Float[Tensor, "g n m h w"], iou: Float[Tensor, "g n m"], target: Float[Tensor, "g n h w"], gamma: float,
     alpha: float, inside: Bool[Tensor, "g h w"] | None = None, names: Sequence[str] = (),
 ) -> dict[str, Float[Tensor, "g n"]]:  # fmt: skip
-    """The terms of ``TASK_TERMS`` that are called ``names``, of each object; ``()`` takes those that every run has.
+    """Return terms of ``TASK_TERMS`` for each object, by name.
 
-    target: the share of each pixel that the object covers, 0..1.
+    The terms ``bce`` and ``focal`` are means over pixels. If a prompt has several masks, these and ``dice`` train only
+    the mask with the smallest 20 focal + dice, so that the others can represent other objects (SAM, "resolving
+    ambiguity"). ``iou`` is the squared error of the predicted IoU of every mask. The true IoU compares masks at a
+    threshold of one half. It trains all masks, because the prediction selects among them and must be low for wrong
+    ones.
 
-    bce, focal: means over pixels; focal is ``soft_focal`` with gamma and alpha. dice: ``soft_dice``. Of several masks
-    of one prompt the one with the least 20 focal + dice gets these three, and the others nothing, so that they stay
-    free to mean something else (SAM, "resolving ambiguity"). iou: squared error of every mask's predicted IoU against
-    the one it has with the target, both cut at one half. All masks learn it, the losers too: the prediction is there
-    to choose among them, and one that was never trained on its failures cannot.
+    Args:
+        logits: Mask logits of the student.
+        iou: Predicted IoUs of the student.
+        target: Fraction of each pixel that the object covers, 0..1.
+        gamma: Exponent of the focal loss.
+        alpha: Class balance of the focal loss.
+        inside: Pixels on the image; None for all.
+        names: Names of the terms; ``()`` for those with a default weight.
     """
     (g, n, m), size = logits.shape[:3], logits.shape[3:]
     if iou.shape != (g, n, m) or target.shape != (g, n, *size) or (inside is not None and inside.shape != (g, *size)):
@@ -144,10 +149,16 @@ def task_terms(
 
 @dataclass(frozen=True)
 class Segmented:
-    """Masks of prompted objects and what they should be; zeros outside of ``pixels``.
+    """Predicted masks of prompted objects, and their targets. Values outside of ``pixels`` are 0.
 
-    target: share of each pixel that the object covers. iou: predicted. pixels: on the image, None for all. gamma and
-    alpha: of the focal term.
+    Attributes:
+        logits: Mask logits.
+        probability: Their sigmoid.
+        iou: Predicted IoUs.
+        target: Fraction of each pixel that the object covers.
+        pixels: Pixels on the image; None for all.
+        gamma: Exponent of the focal loss.
+        alpha: Class balance of the focal loss.
     """
 
     logits: Float[Tensor, "g n m h w"]
@@ -180,18 +191,21 @@ def _dice(answer: Segmented) -> Float[Tensor, "g n m"]:
 
 @TASK_TERMS.term("iou", 1.0)
 def _iou(answer: Segmented) -> Float[Tensor, "g n m"]:
-    """Predicted IoU of every mask, with the one it has: squared error."""
+    """Predicted IoU of every mask, against its true IoU: squared error."""
     return (answer.iou - _true_iou(answer.logits, answer.target)).square()
 
 
 def _true_iou(logits: Float[Tensor, "g n m h w"], target: Float[Tensor, "g n m h w"]) -> Float[Tensor, "g n m"]:
-    """0 where both are empty: an object too small for the grid is missed, not found. A logit of 0 is outside."""
+    """Return the IoU of ``logits > 0`` and ``target > 0.5``.
+
+    It is 0 if both are empty: an object that is too small for the grid counts as missed.
+    """
     said, wanted = (logits > 0).flatten(-2), (target > 0.5).flatten(-2)
     return (said & wanted).sum(-1) / (said | wanted).sum(-1).clamp(min=1)
 
 
 def _same_but_grid(ours: Tensor, theirs: Tensor) -> None:
-    """Broadcasting would hide a wrong layout."""
+    """Raise ``ValueError`` if shapes differ in more than the grid, because broadcasting would hide a wrong layout."""
     if ours.shape[:-2] != theirs.shape[:-2]:
         raise ValueError(f"the student's {tuple(ours.shape)} and the teacher's {tuple(theirs.shape)} do not match")
 
@@ -199,7 +213,7 @@ def _same_but_grid(ours: Tensor, theirs: Tensor) -> None:
 def _prepared(
     ours: Float[Tensor, "b c h w"], theirs: Float[Tensor, "b c th tw"], inside: Bool[Tensor, "b h w"] | None = None
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-    """Both in float32 at the student's resolution, the teacher's as a constant, zeros outside."""
+    """Return both in float32 at the student's resolution, the teacher's detached, with zeros outside."""
     _same_but_grid(ours, theirs)
     ours, theirs, size = ours.float(), theirs.detach().float(), ours.shape[-2:]
     if theirs.shape[-2:] != size:

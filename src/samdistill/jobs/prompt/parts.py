@@ -1,4 +1,4 @@
-"""The prompt job's parts: student, several teachers or their cache, and the prompted objects of every epoch."""
+"""Parts of a prompt run: student, teachers or their cache, and prompted objects."""
 
 from __future__ import annotations
 
@@ -31,14 +31,21 @@ from .config import PromptRunConfig
 from .task import PromptTask, PromptTeachers
 
 PATCH_CHANNELS = 256
-"""Channels that a teacher's patch features are brought to, as published; fewer where the teacher has fewer."""
+"""Channels of projected patch features, as published. A teacher with fewer channels keeps its number."""
 FEATURES = ("encoder_patch", "prompt_embed", "mask_token", DENSE)
 
 
 @dataclass(frozen=True)
 class PromptStudentInfo:
-    """name: where it starts, or its backbone. parts: parameters by module. grid: of its image embedding. batch_norms:
-    layers of batch norm."""
+    """Description of the student.
+
+    Attributes:
+        name: Checkpoint that it starts from, or its backbone.
+        parts: Parameters by module.
+        image_size: Side of the input in pixels.
+        grid: Rows and columns of the image embedding.
+        batch_norms: Number of batch norm layers.
+    """
 
     name: str
     parts: dict[str, int]
@@ -52,11 +59,11 @@ class PromptStudentInfo:
 
 
 class PromptParts(Images[PromptRunConfig]):
-    """Lazily built parts of one prompt run; cheap until a part that reads data or weights is asked for."""
+    """Parts of a prompt run. Each is built on first access."""
 
     @cached_property
     def student(self) -> PromptStudentInfo:
-        """Sizes of the student. Without a start no weights are read; with one, they are let go of."""
+        """Description of the student. Weights are read only if it starts from a checkpoint, and are not kept."""
         settings = self.config.student
         if settings.start is not None:
             return PromptStudentInfo.of(str(settings.start), load_promptable(settings.start))
@@ -66,37 +73,42 @@ class PromptParts(Images[PromptRunConfig]):
 
     @property
     def image_size(self) -> int:
-        """Of the student: its canvas is the one that prompts are counted on."""
+        """Side of the student's canvas, on which prompts are given."""
         return self.student.image_size
 
     def objects(self, view: int, keys: Sequence[str] | None = None) -> ObjectDataset:
-        """View ``view`` of the training images (all of them, or ``keys``) and what is asked about them."""
+        """Return view ``view`` of all training images, or of ``keys``, with prompted objects."""
         data, source = self.config.data, self.train_source
         wanted = source.keys if keys is None else keys
         return ObjectDataset(source, self.transform, self.config.prompts, wanted, data.seed, view)
 
     @cached_property
     def cached_keys(self) -> list[str]:
-        """The training images of a run that reads the cache: those that the cache did not leave out."""
+        """Keys of the training images without those that the cache skipped."""
         skipped = left_out_of(self.split_root, self.train_source)
         return [key for key in self.train_source.keys if key not in skipped]
 
     def held_out(self) -> ObjectDataset | None:
-        """One draw of prompts about the held-out images; None without annotations."""
+        """Return held-out images with one draw of prompts. None without annotations."""
         source, prompts = self.held_out_source(), self.config.prompts.model_copy(update={"candidates": 1})
         if not source.labelled:
             return None
         return ObjectDataset(source, self.transform, prompts, source.keys, self.config.data.seed)
 
     def source_fingerprints(self, keys: Sequence[str]) -> dict[str, str]:
-        """Of the image and its annotation, which prompts are drawn from, that each record about ``keys`` is of."""
+        """Return the fingerprint of image and annotation of each record of ``keys``. Prompts are drawn from
+        annotations.
+        """
         found = fingerprints(partial(self.train_source.fingerprint, labels=True), keys)
         return {record_key(key, view): found[key] for view in range(self.config.data.views) for key in keys}
 
     def task(self, device: torch.device | str | None = None) -> PromptTask:
-        """The job on all its images. device: where a projection is fitted if there is none yet.
+        """Return the task on all training images.
 
-        An online run sees another view in every epoch, a cached one those of the cache in turn.
+        With running teachers, every epoch has another view. With a cache, epochs use its views in turn.
+
+        Args:
+            device: Device on which a missing projection is fitted; None for the default device.
         """
         signals = self.signals(device if device is not None else default_device())
         cached = self.config.cached
@@ -105,8 +117,10 @@ class PromptParts(Images[PromptRunConfig]):
         return PromptTask(self.config, signals, lambda epoch: self.objects(epoch % views, keys), self.held_out())
 
     def signals(self, device: torch.device | str) -> PromptTeachers | None:
-        """Running teachers or the cache, whose teachers rank 0 opens once to prove that they are those of the config;
-        None where nothing is distilled."""
+        """Return the running teachers or their cache, or None without distillation.
+
+        With a cache, rank 0 loads the teachers once to check that they are those of the config.
+        """
         if not self.config.distilled:
             return None
         if not self.config.cached:
@@ -123,23 +137,23 @@ class PromptParts(Images[PromptRunConfig]):
 
     @cached_property
     def weights(self) -> dict[str, float]:
-        """Of each teacher that counts, summing to one."""
+        """Weights of the teachers that have one, which sum to 1."""
         return shares(self.config.teachers)
 
     def load_teachers(self, device: torch.device | str) -> Ensemble:
-        """The teachers that count, running, without projections."""
-        _ = self.weights  # are checked before anything is loaded
+        """Load the teachers that have a weight, without projections."""
+        _ = self.weights  # checks the weights before anything is loaded
         return Ensemble.load(self.config.teachers, device)
 
     def ensemble(self, device: torch.device | str) -> Ensemble:
-        """The teachers that count, running, their projections set."""
+        """Load the teachers that have a weight, with projections."""
         ensemble = self.load_teachers(device)
         for teacher in ensemble.teachers.values():
             self.set_projection(teacher, process_rank())
         return ensemble
 
     def set_projection(self, teacher: PromptTeacher, rank: int) -> None:
-        """The projection of a teacher's patch features: read, or fitted once by rank 0 and kept."""
+        """Set the projection of a teacher's patch features. Rank 0 fits and saves it if there is none."""
         path, fingerprint = self.projection_path(teacher.name), self._projection_fingerprint(teacher)
         if rank == 0 and not path.is_file():
             projection = fit_projection(teacher, self._sample(), PATCH_CHANNELS, self._standardise)
@@ -148,7 +162,7 @@ class PromptParts(Images[PromptRunConfig]):
         teacher.projection = Projection.load(path, fingerprint).to(teacher.device)
 
     def projection_path(self, teacher: str) -> Path:
-        """In the cache, or of an online run in its own folder."""
+        """Return the path of a teacher's projection, in the cache or in the run folder."""
         cached = self.config.distillation.use_precomputed_features
         root = self.config.feature_root if cached else self.config.output
         return root / "projections" / f"{teacher}.safetensors"
@@ -159,12 +173,12 @@ class PromptParts(Images[PromptRunConfig]):
         return len(self.weights) > 1 if wanted is None else wanted
 
     def _projection_fingerprint(self, teacher: PromptTeacher) -> str:
-        """Of what has to be the same for a projection to fit; the images it was fitted on may be others."""
+        """Return a digest of the teacher and the settings of the projection. It does not depend on the images."""
         about = f"{teacher.fingerprint} {PATCH_CHANNELS} {self._standardise}"
         return hashlib.sha256(about.encode()).hexdigest()
 
     def _sample(self) -> Iterator[ImageBatch]:
-        """Training images spread evenly over the data set."""
+        """Return training images, spread evenly over the data set."""
         data, source = self.config.data, self.train_source
         keys = evenly(source.keys, self.config.distillation.sample)
         images = ImageDataset(source, self.transform, keys, data.seed)
@@ -172,15 +186,18 @@ class PromptParts(Images[PromptRunConfig]):
 
     @property
     def split_root(self) -> Path:
-        """Folder of the cache of one split: ``TEACHER/FEATURE`` below it are feature stores."""
+        """Folder of the cache of one split. Its subfolders ``TEACHER/FEATURE`` are feature stores."""
         return self.config.feature_root / self.config.data.split
 
     def record_shapes(self, teacher: PromptTeacher) -> dict[str, Shape]:
+        """Return the shape of one image's record of each feature."""
         objects, dense = self.config.prompts.objects, self.config.cache.dense
         return record_shapes(teacher.projected.channels, teacher.width, teacher.grid, objects, dense)
 
     def store_spec(self, teacher: PromptTeacher, feature: str, shape: Shape) -> StoreSpec:
-        """A cache is of one teacher and its projection, and of one way to draw views and prompts."""
+        """Return the specification of a store. It identifies the teacher, its projection, and the draws of views and
+        prompts.
+        """
         return StoreSpec(
             tap=feature, shape=shape, image_size=self.image_size,
             teacher=f"{teacher.fingerprint[:32]}-{projection_digest(teacher.projected)}",
@@ -189,12 +206,14 @@ class PromptParts(Images[PromptRunConfig]):
 
     @property
     def _asked(self) -> str:
+        """Fingerprint of views and prompts."""
         return f"{self.transform.fingerprint}-{prompts_fingerprint(self.config.prompts, self.config.data.seed)}"
 
     def open_stores(self, teacher: str) -> dict[str, FeatureStore]:
-        """A teacher's stores by feature, held against the config: no weights are read.
+        """Open a teacher's stores, by feature, without reading weights.
 
-        Raises ``UserError`` where there are none, or they are of other prompts, views, sizes or another codec.
+        Raises:
+            UserError: There are none, or they have other prompts, views, image sizes or another codec.
         """
         root, found = self.split_root / teacher, dict[str, FeatureStore]()
         for feature in FEATURES:
@@ -208,7 +227,7 @@ class PromptParts(Images[PromptRunConfig]):
         return found
 
     def refuse_other_prompts(self, root: Path) -> None:
-        """``UserError`` where the store at ``root`` shows other views or asks otherwise than this config."""
+        """Raise ``UserError`` if the store at ``root`` has other views or prompts than this config."""
         views, prompts = Manifest.load(root).spec.transform.partition("-")[::2]
         wanted_views, wanted_prompts = self._asked.partition("-")[::2]
         if views != wanted_views:
@@ -220,7 +239,7 @@ class PromptParts(Images[PromptRunConfig]):
         raise UserError(f"{root}: this cache was made with other {what}: set {keys} as they were, {ELSEWHERE}")
 
     def refuse_other_teacher(self, teacher: PromptTeacher, root: Path) -> None:
-        """``UserError`` where the store at ``root`` is of another model than ``teacher``."""
+        """Raise ``UserError`` if the store at ``root`` was made by another model than ``teacher``."""
         stored = Manifest.load(root).spec.teacher.partition("-")[0]
         if stored != teacher.fingerprint[:32]:
             raise UserError(
@@ -229,7 +248,7 @@ class PromptParts(Images[PromptRunConfig]):
             )
 
     def prove(self, teacher: PromptTeacher, stores: dict[str, FeatureStore]) -> None:
-        """``UserError`` unless the stores are of this very teacher and of the projection beside them."""
+        """Raise ``UserError`` unless the stores were made by this teacher with the saved projection."""
         for store in stores.values():
             self.refuse_other_teacher(teacher, store.root)
         teacher.projection = Projection.load(self.projection_path(teacher.name), self._projection_fingerprint(teacher))
@@ -240,7 +259,9 @@ class PromptParts(Images[PromptRunConfig]):
                 Manifest.load(store.root).require(store.root, spec)
 
     def _refuse_incomplete(self, stores: dict[str, dict[str, FeatureStore]]) -> None:
-        """Every view is cached or listed as skipped, for every teacher and feature that is read."""
+        """Raise ``UserError`` if a view is neither cached nor listed as skipped, for a teacher and feature that is
+        read.
+        """
         names = [record_key(key, view) for view in range(self.config.data.views) for key in self.cached_keys]
         wanted = {FEATURE_OF[term] for term in self.config.distilled}
         for store in (store for features in stores.values() for name, store in features.items() if name in wanted):
@@ -251,7 +272,7 @@ ELSEWHERE = "give distillation.precomputed_root another folder, or delete this o
 
 
 def projection_digest(projection: Projection) -> str:
-    """16 hex digits over every number of a projection."""
+    """Return 16 hex digits of a digest of all numbers of a projection."""
     digest = hashlib.sha256(repr(projection.scale).encode())
     for tensor in (projection.mean, projection.basis):
         digest.update(f"{tuple(tensor.shape)}".encode())
@@ -260,9 +281,9 @@ def projection_digest(projection: Projection) -> str:
 
 
 def _parts(model: torch.nn.Module) -> dict[str, int]:
-    """Parameters by module; what two of them share counts in the first."""
+    """Return the number of parameters by module. Shared parameters count in the first one."""
     found: dict[str, int] = {}
-    for name, parameter in model.named_parameters():  # gives a shared one once
+    for name, parameter in model.named_parameters():  # yields shared parameters once
         part = name.partition(".")[0]
         found[part] = found.get(part, 0) + parameter.numel()
     return found

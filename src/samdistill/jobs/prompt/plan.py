@@ -1,4 +1,4 @@
-"""What a prompt run will need."""
+"""Plan of a prompt run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ from .parts import PATCH_CHANNELS, PromptParts, _parts
 
 @dataclass(frozen=True)
 class PlannedTeacher:
-    """share: of the weight of all. grid: of its image embedding. bytes_per_image: of its features in the cache."""
+    """Description of a teacher.
+
+    Attributes:
+        name: Name of the entry.
+        checkpoint: Path or hub id.
+        share: Weight divided by the sum of weights.
+        params: Number of parameters.
+        image_size: Side of the input in pixels.
+        grid: Rows and columns of the image embedding.
+        bytes_per_image: Bytes of its cached features of one view.
+    """
 
     name: str
     checkpoint: str
@@ -31,9 +41,14 @@ class PlannedTeacher:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptPlan(Plan):
-    """Sizes in bytes. parts: parameters of the student by module. bytes_per_image: of a view in the cache.
+    """Plan of a prompt run. Sizes are in bytes.
 
-    views: of each image, in the cache or, online, one an epoch. cached: whether the run reads the cache.
+    Attributes:
+        parts: Parameters of the student by module.
+        cached: The run reads the cache.
+        views: Number of cached views per image.
+        bytes_per_image: Bytes of one view in the cache.
+        cache_bytes: Bytes of the cache. It is computed also if the run does not read it.
     """
 
     student: str
@@ -100,7 +115,7 @@ class PromptPlan(Plan):
 
 
 def plan_prompt(config: PromptRunConfig) -> PromptPlan:
-    """What a run will need; decodes no image."""
+    """Return the plan of a prompt run. No image is decoded."""
     parts, train = PromptParts(config), config.train
     student, teachers = parts.student, tuple(_planned(parts))
     params, images = sum(student.parts.values()), len(survey(parts.train_source).keys)

@@ -1,4 +1,4 @@
-"""The student of prompt distillation as the engine trains it: one call encodes the images and asks every round."""
+"""Student of prompt distillation. One call encodes the images and answers all rounds of prompts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from ...types import GroupSignals, PromptGroup, Prompts
 
 @dataclass(frozen=True)
 class StudentAnswers:
-    """patches: the student's patch features for each teacher, in the teachers' order, in that teacher's channels.
+    """Outputs of the student.
 
-    asked, rounds: the groups of every round and what the student said to them.
+    Attributes:
+        patches: Patch features for each teacher, in the order of teachers, with the channels of the teacher.
+        asked: Prompts of every round.
+        rounds: Signals of every round.
     """
 
     patches: tuple[Float[Tensor, "b _ gh gw"], ...]
@@ -30,23 +33,30 @@ class StudentAnswers:
 
 
 class PromptStudent(nn.Module):
-    """A promptable model, and what only training needs: a 1x1 convolution from its patch features to each teacher's.
+    """A promptable model, and a 1x1 convolution from its patch features to those of each teacher, for training only.
 
-    A teacher's patch features arrive in a basis of its own (principal components), so that every teacher has its own
-    convolution, whatever the widths. ``model`` is what is kept in the end.
+    Patch features of each teacher have their own basis (principal components), so each teacher needs a convolution,
+    also if channels are equal.
+
+    Attributes:
+        model: The promptable model that is exported.
+        adapters: The convolutions.
     """
 
     def __init__(self, model: Promptable, patch_channels: int, teacher_channels: Sequence[int]) -> None:
         super().__init__()
         self.model = model
-        # a table that image and prompts share and that SAM never trains; transformers makes it a parameter
+        # images and prompts share this table, which SAM does not train; in transformers it is a parameter
         model.shared_image_embedding.positional_embedding.requires_grad_(False)
         self.adapters = nn.ModuleList(nn.Conv2d(patch_channels, channels, 1) for channels in teacher_channels)
 
     def forward(self, batch: ObjectBatch, prompts: PromptsConfig, epoch: int = 0) -> StudentAnswers:
-        """All of a step in one call, as data-parallel training wants it; clicks and mask prompts carry no gradient.
+        """Run a whole step in one call, as data-parallel training requires. Clicks and mask prompts have no gradient.
 
-        epoch: decides random clicks, see ``click_draws``.
+        Args:
+            batch: Images and objects.
+            prompts: Settings of the prompts.
+            epoch: Number of the epoch, from which random clicks are drawn, see ``click_draws``.
         """
         embeddings = embed(self.model, batch.images)
         groups = batch.groups if len(batch.draws) == 1 else self.hardest(embeddings, batch)
@@ -61,8 +71,10 @@ class PromptStudent(nn.Module):
 
     @torch.no_grad()
     def hardest(self, embeddings: Embeddings, batch: ObjectBatch) -> tuple[PromptGroup, ...]:
-        """Of each image the draw that the student answers worst by mean IoU (TinySAM's hard prompts, Shu et al., 2023,
-        choose in the error region of one answer instead)."""
+        """Return for each image the draw of prompts with the lowest mean IoU of the student.
+
+        TinySAM's hard prompts (Shu et al., 2023) are instead chosen in the error region of one answer.
+        """
         scores = torch.stack([self._mean_iou(embeddings, groups, batch) for groups in batch.draws])
         chosen = scores.argmin(0)
         return tuple(
@@ -85,17 +97,17 @@ class PromptStudent(nn.Module):
 
 
 def best_mask(said: GroupSignals) -> Float[Tensor, "g n h w"]:
-    """Logits of the mask with the highest predicted IoU; detached."""
+    """Return the logits of the mask with the highest predicted IoU, detached."""
     assert said.low_res_masks is not None and said.iou_scores is not None
     index = said.iou_scores.detach().argmax(-1)[..., None, None, None]
     return said.low_res_masks.detach().take_along_dim(index, 2)[:, :, 0].float()
 
 
 def click_draws(batch: ObjectBatch, epoch: int, number: int) -> Float[Tensor, "b n"]:
-    """A uniform number in [0, 1) for each object's random click in round ``number``.
+    """Return a uniform number in [0, 1) for each object's random click in round ``number``.
 
-    It follows from the view's seed, the epoch, the round and the slot alone: a resumed run clicks where an
-    uninterrupted one does, and so does any division of a batch over ranks and micro-batches, on any device.
+    It depends on the seed of the view, the epoch, the round and the slot only. Clicks are therefore the same after a
+    resume, for any number of ranks and micro-batches, and on any device.
     """
     slots = range(batch.masks.shape[1])
     draws = [[random.Random(f"click/{seed}/{epoch}/{number}/{slot}").random() for slot in slots]
@@ -107,14 +119,20 @@ def click_draws(batch: ObjectBatch, epoch: int, number: int) -> Float[Tensor, "b
 def clicked(
     group: PromptGroup, said: GroupSignals, batch: ObjectBatch, draws: Float[Tensor, "b n"] | None
 ) -> PromptGroup:
-    """The group with one corrective click more, drawn from the error of the last answer, which becomes a mask prompt.
+    """Return the group with one additional corrective click in the error region of the last answer.
 
-    draws: of ``click_draws`` for any pixel of the error region; None for its centre.
+    The last answer becomes the mask prompt.
+
+    Args:
+        group: Prompts of the last round.
+        said: The student's answer to them.
+        batch: Images and objects.
+        draws: Numbers of ``click_draws``, which select any pixel of the error region; None for its centre.
     """
     masks, logits, prompts = batch.masks[group.rows], best_mask(said), group.prompts
     own = None if draws is None else draws[group.rows].flatten()
     inside = batch.images.valid(_size(batch))[group.rows, None]
-    predicted = to_canvas(logits, _size(batch)) & inside  # a user never sees what is painted on padding
+    predicted = to_canvas(logits, _size(batch)) & inside  # padding is not visible to a user
     points, labels = error_points(predicted.flatten(0, 1), masks.flatten(0, 1), own)
     shape = (*masks.shape[:2], 1)
     click, label = points.view(*shape, 2).float(), labels.view(shape)
@@ -128,7 +146,7 @@ def _size(batch: ObjectBatch) -> tuple[int, int]:
 
 
 def _keep(group: PromptGroup, kept: Bool[Tensor, " g"]) -> PromptGroup | None:
-    """The group's images where ``kept``; None where that is none."""
+    """Return the images of the group that ``kept`` marks; None without any."""
     index: Int[Tensor, " k"] = kept.nonzero()[:, 0]
     if not len(index):
         return None

@@ -1,7 +1,7 @@
 """Prompt distillation: a promptable student learns masks from data, and four signals from larger SAMs.
 
-The terms and their defaults are the published ones of point, box and mixed fine-tuning of MobileSAM; what they are
-computed from is in ``losses/prompt.py``.
+The terms and their defaults are those of the published point, box and mixed fine-tuning of MobileSAM, see
+``jobs/prompt/losses.py``.
 """
 
 from __future__ import annotations
@@ -34,43 +34,50 @@ from .config import PromptRunConfig, at_epoch
 from .student import PromptStudent, StudentAnswers, best_mask
 
 PerObject = Sequence[Float[Tensor, "g n"]]
+"""Values per object, one tensor per group."""
 
 
 class PromptTeachers(Signals[Prompted, Mapping[str, Records], dict[str, PromptSignals]], Protocol):
-    """What several teachers say, by name, computed or read.
+    """Signals of several teachers, by name, running or cached.
 
-    weights: of each teacher, summing to one. patch_channels: of each one's ``encoder_patch``.
+    Attributes:
+        weights: Weights by teacher, which sum to 1.
+        patch_channels: Channels of ``encoder_patch`` by teacher.
     """
 
     weights: Mapping[str, float]
     patch_channels: Mapping[str, int]
 
     def meets(self, grid: tuple[int, int], width: int, terms: Sequence[str]) -> None:
-        """``UserError`` where a student of this embedding grid and decoder width cannot be compared in ``terms``."""
+        """Raise ``UserError`` if a student with this grid and decoder width cannot be compared in ``terms``."""
 
 
 class PromptTask(Task[ObjectBatch]):
-    """Task terms against the data's masks in every round, distillation terms on the first answer or on all.
+    """Task terms in every round of prompts, and distillation terms in the first or in all rounds."""
 
-    signals: the teachers, None where nothing is distilled. objects: the training items of an epoch. held_out: items
-    whose task terms and mIoU are logged after every epoch, or None.
-    """
-
-    leaves_unused = True  # the mask encoder without a corrective round, the points' embeddings with boxes alone
+    leaves_unused = True  # the mask encoder without corrective rounds, point embeddings with boxes only
 
     def __init__(
         self, config: PromptRunConfig, signals: PromptTeachers | None, objects: Callable[[int], Dataset[ObjectItem]],
         held_out: Dataset[ObjectItem] | None = None,
     ) -> None:  # fmt: skip
+        """Set up the task.
+
+        Args:
+            config: Configuration of the run.
+            signals: The teachers; None without distillation.
+            objects: Function from an epoch to its training items.
+            held_out: Items whose task terms and mIoU are logged after every epoch, or None.
+        """
         self.config, self.signals = config, signals
         self.taught_by = "" if signals is None else signals.fingerprint
-        self.reads = True  # of the epoch's data: what the teachers say, where a term wants it
+        self.reads = True  # whether a term of the epoch needs the teachers' signals
         self.objects, self.held_out = objects, held_out
 
     def build_student(self) -> PromptStudent:
         settings = self.config.student
         model = build_promptable(settings) if settings.start is None else load_promptable(settings.start)
-        model.config.geometry = self.config.data.geometry  # evaluate and predict read it there
+        model.config.geometry = self.config.data.geometry  # evaluate and predict read it from there
         channels: list[int] = []
         if self.signals is not None:
             self.signals.meets(embedding_grid(model), decoder_width(model), self.config.distilled)
@@ -83,7 +90,7 @@ class PromptTask(Task[ObjectBatch]):
         return student.model
 
     def stages(self, train: TrainConfig) -> list[tuple[str, int]]:
-        """Also the epochs at which a term's weight leaves or reaches zero."""
+        """Add the epochs at which the weight of a term becomes zero or nonzero."""
         counting = [set(term_weights(self.config, epoch)) for epoch in range(train.total_epochs)]
         changes = [epoch for epoch, (before, now) in enumerate(pairwise(counting), 1) if before != now]
         return stages_at(train, [*changes, *(epoch for _, epoch in super().stages(train))])
@@ -105,7 +112,7 @@ class PromptTask(Task[ObjectBatch]):
         return batch.to(device)
 
     def counts(self, batch: ObjectBatch) -> dict[str, int]:
-        """Images; of terms of objects those that have any to count. Every round asks about the same."""
+        """Return the number of images, for terms of objects of those with objects. It is the same in every round."""
         labelled = int((batch.labelled & batch.valid).any(1).sum())
         return {
             **dict.fromkeys(self.config.loss.named, labelled),
@@ -128,7 +135,7 @@ class PromptTask(Task[ObjectBatch]):
         return Terms(found)
 
     def _task_values(self, answers: StudentAnswers, batch: ObjectBatch) -> dict[str, Float[Tensor, ""]]:
-        """Each task term, the mean over the rounds."""
+        """Return each task term, averaged over rounds."""
         loss, sums = self.config.loss, dict[str, Tensor]()
         counted = batch.labelled & batch.valid
         for asked, said in zip(answers.asked, answers.rounds, strict=True):
@@ -145,9 +152,9 @@ class PromptTask(Task[ObjectBatch]):
         return {name: value / len(answers.rounds) for name, value in sums.items()}
 
     def _distilled(self, answers: StudentAnswers, batch: ObjectBatch, weights: Mapping[str, float]) -> dict[str, Term]:
-        """The terms named in ``weights`` of every teacher; ``name/teacher`` where there are several.
+        """Return the terms in ``weights`` for every teacher, named ``name/teacher`` if there are several.
 
-        Every round asks about the same objects, so the mean over all their groups is the mean over the rounds.
+        Every round has the same objects, so the mean over all groups is the mean over rounds.
         """
         assert self.signals is not None
         last, found = (None if self.config.distillation.rounds == "all" else 1), dict[str, Term]()
@@ -166,7 +173,7 @@ class PromptTask(Task[ObjectBatch]):
         self, name: str, patch: Tensor | None, said: Sequence[GroupSignals], told: PromptSignals,
         groups: Sequence[PromptGroup], batch: ObjectBatch,
     ) -> Float[Tensor, ""]:  # fmt: skip
-        """One term against one teacher, the mean over the images."""
+        """Return one term for one teacher, averaged over images."""
         block, pairs = self.config.distillation, list(zip(said, told.groups, strict=True))
         if name == "encoder_patch":
             assert patch is not None
@@ -193,7 +200,7 @@ class PromptTask(Task[ObjectBatch]):
 
     @torch.no_grad()
     def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
-        """Task terms and mIoU of the last round on held-out objects, a few batches of them; no teacher is asked."""
+        """Return task terms and mIoU of the last round on a few batches of held-out objects, without teachers."""
         if self.held_out is None:
             return {}
         task = copy(self)
@@ -208,9 +215,9 @@ class PromptTask(Task[ObjectBatch]):
 
 
 def term_weights(config: PromptRunConfig, epoch: int) -> dict[str, float]:
-    """Weight of every term that counts in ``epoch``; terms that are off or weigh nothing are absent.
+    """Return the weight of every term in ``epoch``, without terms that are off or have weight 0.
 
-    A distillation term has its own weight times ``lambda_coef``.
+    The weight of a distillation term is multiplied by ``lambda_coef``.
     """
     found = {name: at_epoch(config.loss.weight(name), epoch) for name in config.loss.named}
     coefficient = at_epoch(config.distillation.lambda_coef, epoch)
@@ -222,7 +229,9 @@ def term_weights(config: PromptRunConfig, epoch: int) -> dict[str, float]:
 def mean_over_images(
     values: PerObject, groups: Sequence[PromptGroup], counted: Bool[Tensor, "b n"]
 ) -> Float[Tensor, ""]:
-    """Mean over the counted objects of each image, then over the images that have any; 0 with a graph if none has."""
+    """Average over the counted objects of each image, then over images that have any. Without any, 0 attached to the
+    graph.
+    """
     parts = [(value, counted[group.rows]) for value, group in zip(values, groups, strict=True)]
     sums = torch.cat([torch.where(kept, value, 0.0).sum(1) for value, kept in parts])
     counts = torch.cat([kept.sum(1) for _, kept in parts])
@@ -230,13 +239,15 @@ def mean_over_images(
 
 
 def low_res_targets(said: GroupSignals, group: PromptGroup, batch: ObjectBatch) -> Float[Tensor, "g n h w"]:
-    """The objects' masks at the size of the student's: the share of each cell that the object covers."""
+    """Return ground-truth masks at the resolution of the student's masks: the fraction of each cell that the object
+    covers.
+    """
     assert said.low_res_masks is not None
     return F.interpolate(batch.masks[group.rows].float(), said.low_res_masks.shape[-2:], mode="area")
 
 
 def _inside(said: GroupSignals, group: PromptGroup, batch: ObjectBatch) -> Bool[Tensor, "g h w"]:
-    """Where the mask grid lies on the image and not on padding."""
+    """Return the cells of the mask grid that are on the image."""
     assert said.low_res_masks is not None
     height, width = said.low_res_masks.shape[-2:]
     return batch.images.valid((height, width))[group.rows]

@@ -1,1 +1,1 @@
-"""Video distillation: a detector learns to remember and to follow objects."""
+"""Video distillation: a detector gets a memory and learns to follow objects."""

@@ -1,6 +1,6 @@
-"""``samdistill cache`` of the video job: one pyramid level of every annotated frame, and what training needs of it.
+"""Cache of the video job: one FPN level of every annotated frame.
 
-A record is of one frame: a clip reads a few frames of a video, and the records of a store are all of one size.
+A record is one frame, because a clip reads few frames of a video and records of a store have one size.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from .config import VideoRunConfig
 from .parts import VideoParts, refuse_other_shape
 
 TOGETHER = 16
-"""Frames decoded in one go, where blocks are smaller: a video with few key frames is decoded anew from its last one for
-each group. Kept low because they are held at the size of the file."""
+"""Number of frames decoded together if blocks are smaller. For each group, decoding starts at the last key frame, which
+may be far away. The number is low, because frames are in memory at their original size.
+"""
 T = TypeVar("T")
 Videos = dict[str, tuple[int, ...]]
-"""Numbers of the annotated frames of each video."""
+"""Numbers of the annotated frames, by video."""
 
 
 class _Group(NamedTuple):
-    """Some frames of a video. problems: parts of its annotation that are left out."""
+    """Frames of a video, and the parts of its annotation that are left out."""
 
     key: str
     frames: tuple[int, ...]
@@ -66,7 +67,7 @@ class _Records(Dataset[_Group | BadInput]):
 
 
 class _Canvases(Dataset[UInt8[Tensor, "t 3 s s"] | BadInput]):
-    """The frames of each group on the teacher's canvas, or why they cannot be decoded."""
+    """Frames of each group on the teacher's canvas, or why they cannot be decoded."""
 
     def __init__(self, source: VideoSource, view: ViewTransform, groups: Sequence[_Group]) -> None:
         self.source, self.view, self.groups = source, view, list(groups)
@@ -88,7 +89,7 @@ def _as_it_is(item: T) -> T:
 
 
 def _loaded(dataset: Dataset[T], workers: int) -> DataLoader[T]:
-    """The items one by one, in order, made beside the teacher's work."""
+    """Return the items one by one, in order, made in loader workers."""
     processes = worker_count(workers)
     return DataLoader(
         dataset, batch_size=None, num_workers=processes, collate_fn=_as_it_is, worker_init_fn=outlive_signals
@@ -96,7 +97,7 @@ def _loaded(dataset: Dataset[T], workers: int) -> DataLoader[T]:
 
 
 def annotated(parts: VideoParts, keys: Sequence[str], progress: bool = False) -> tuple[Videos, list[BadInput]]:
-    """The annotated frames of those of ``keys`` that can be used, and the others. No frame is decoded."""
+    """Return the annotated frames of usable videos, and the unusable inputs. No frame is decoded."""
     videos, bad = Videos(), list[BadInput]()
     if keys:
         with Progress("reading", len(keys), "videos", progress) as bar:
@@ -111,7 +112,7 @@ def annotated(parts: VideoParts, keys: Sequence[str], progress: bool = False) ->
 
 
 class Levels(RecordSource):
-    """One record per annotated frame: the remembered level (c, h, w). A process takes whole videos."""
+    """Record source with one record (c, h, w) per annotated frame. Each process caches whole videos."""
 
     unit = "frames"
 
@@ -131,7 +132,7 @@ class Levels(RecordSource):
 
     @property
     def whole(self) -> Videos:
-        """This process's videos that are not broken, as far as is known."""
+        """Videos of this process that have not failed to decode so far."""
         return {key: frames for key, frames in self._annotated[0].items() if key not in self.broken}
 
     @property
@@ -144,7 +145,9 @@ class Levels(RecordSource):
         return [Block([frame_key(group.key, number) for number in group.frames], group) for group in groups]
 
     def compute(self, blocks: Sequence[Block]) -> Iterator[Computed]:
-        """Of a video that cannot be decoded nothing more is given; what is cached of it stays, and is not read."""
+        """Yield the records of each block. After a decoding error, no more records of the video are made. Those already
+        in the cache are kept and not read.
+        """
         for (key, numbers, _), levels in _extract(self.parts, self.teacher, [block.about for block in blocks]):
             if isinstance(levels, BadInput):
                 first = key not in self.broken
@@ -152,7 +155,7 @@ class Levels(RecordSource):
                 yield Computed((), (levels,) if first else ())
             elif key in self.broken:
                 yield Computed(())
-            else:  # the seed is 0: no view of a video is augmented
+            else:  # the seed is 0, because videos are not augmented
                 found = zip(numbers, levels, strict=True)
                 yield Computed([Record(frame_key(key, number), 0, {"": level}) for number, level in found])
 
@@ -176,13 +179,13 @@ class Levels(RecordSource):
 
 
 def source_fingerprints(source: VideoSource, videos: Videos) -> dict[str, str]:
-    """Of the video that the record of each frame is of."""
+    """Return the fingerprint of the video of each record."""
     found = fingerprints(source.fingerprint, videos)
     return {frame_key(key, number): found[key] for key, frames in videos.items() for number in frames}
 
 
 def _groups(videos: Mapping[str, Sequence[int]], block: int) -> Iterator[_Group]:
-    """Groups of whole blocks of ``block`` frames, video by video. They are cut from all frames, whatever is done."""
+    """Yield groups of whole blocks of ``block`` frames, for each video. They do not depend on what is cached."""
     size = block * max(1, TOGETHER // block)
     for key, frames in videos.items():
         for start in range(0, len(frames), size):
@@ -192,10 +195,10 @@ def _groups(videos: Mapping[str, Sequence[int]], block: int) -> Iterator[_Group]
 def _extract(
     parts: VideoParts, teacher: Sam3Detector, groups: Sequence[_Group]
 ) -> Iterator[tuple[_Group, Float[Tensor, "t c h w"] | BadInput]]:
-    """Each group and its maps on the CPU, or why its frames cannot be decoded, in order.
+    """Yield each group in order, with its maps on the CPU or with the reason why its frames cannot be decoded.
 
-    The teacher is asked block by block, always cut in the same place: its last bits may depend on the others of a
-    block, and a resumed run writes what an uninterrupted one does.
+    The teacher runs on blocks with fixed boundaries. Its last bits may depend on the other images of a block, so a
+    resumed run writes the same records as an uninterrupted one.
     """
     if not groups:
         return
@@ -211,20 +214,24 @@ def _extract(
 
 
 def _spread(videos: Videos, count: int) -> list[_Group]:
-    """``count`` frames spread evenly over all, each a group of its own."""
+    """Return ``count`` frames spread evenly over all videos, each as its own group."""
     keys, ends = list(videos), list(accumulate(map(len, videos.values())))
     found = []
     for place in evenly(range(ends[-1] if ends else 0), count):
         key = keys[at := bisect_right(ends, place)]
-        found.append(_Group(key, (videos[key][place - ends[at]],)))  # counted from the end of the video
+        found.append(_Group(key, (videos[key][place - ends[at]],)))  # a negative index, from the end of the video
     return found
 
 
 def complete_videos(parts: VideoParts, store: FeatureStore) -> tuple[list[str], list[BadInput]]:
-    """Keys of the training videos of which every annotated frame is cached, and the videos that cannot be used: those
-    that the cache left out, and what has broken since.
+    """Return the keys of training videos with all annotated frames in the cache, and the unusable inputs.
 
-    Raises ``UserError`` for a video that is neither, and where none is complete.
+    Args:
+        parts: Parts of the run.
+        store: The cache.
+
+    Raises:
+        UserError: A video is neither complete nor listed as skipped, or no video is complete.
     """
     root, keys = store.root, parts.train_source.keys
     videos, bad = annotated(parts, keys)

@@ -22,18 +22,22 @@ from .losses import ALIGN_TERMS, MEMORY_TERMS
 
 
 class MemoryConfig(Strict):
-    """What the student remembers with, between its DETR encoder and its decoders."""
+    """The student's memory, between its DETR encoder and its decoders."""
 
     latents: Positive = 64
-    """Tokens that the past is kept in, however many frames it has."""
+    """Number of tokens that represent the past, for any number of frames."""
     layers: Positive = 2
     windows: Count = 0
-    """Side of a grid of latents that look at one window each, beside the global ones; 0 makes all of them global."""
+    """Side of a grid of latents that attend to one window each. The other latents are global. 0 for global latents
+    only.
+    """
     level: Literal[2, 3] = 3
-    """The pyramid level that is remembered: 3 of stride 28 in the teacher and 32 in the student, 2 of half of that."""
+    """FPN level in the memory: 3 with stride 28 in the teacher and 32 in the student, or 2 with half of these strides.
+    """
     marks: bool = True
-    """Remember where the object that is asked about was, and ask about one object at a time. False: remember the
-    features alone, and ask about all objects of a phrase together, as described."""
+    """Store the position of the object in the memory, and ask about one object at a time. False: store features only,
+    and ask about all objects of a phrase together, as in the description.
+    """
 
     @model_validator(mode="after")
     def _some_look_everywhere(self) -> MemoryConfig:
@@ -44,31 +48,37 @@ class MemoryConfig(Strict):
 
 
 class VideoStudentConfig(Strict):
+    """The image student that gets a memory."""
+
     start: Path | None = None
-    """A finished run of the detection job, or its ``student/``, or ``sandbox-student``; None takes the newest one below
-    ``runs``."""
+    """Finished run of the detection job, its ``student/``, or ``sandbox-student``. None for the newest one below
+    ``runs``.
+    """
     runs: Path = Path("runs")
     memory: MemoryConfig = MemoryConfig()
 
 
 class ClipsConfig(Strict):
-    """How clips are cut from videos, and what is asked of them."""
+    """Clips of videos, and the questions about them."""
 
     context: Positive = 8
-    """Annotated frames before the query at most."""
+    """Largest number of annotated frames before the query frame."""
     shortest: Positive | None = 1
-    """The fewest a clip of a long enough video may have, as at the beginning of a stream; None: ``context``."""
+    """Smallest number of context frames if the video is long enough, as at the beginning of a stream. None for
+    ``context``.
+    """
     objects: Positive = 20
-    """The most in a clip."""
+    """Largest number of objects in a clip."""
     per_video: Positive = 1
-    """Clips of each video in an epoch."""
+    """Clips per video and epoch."""
     own: tuple[Fraction, Fraction] = (0.0, 1.0)
-    """Share of the context frames that are remembered by the student's own features instead of the teacher's, in the
-    first and in the last epoch that trains the memory; linear between."""
+    """Fraction of context frames that enter the memory with the student's features instead of the teacher's, in the
+    first and in the last epoch that trains the memory; linear between them.
+    """
     lost: Fraction = 0.0
-    """Share of the context frames in which an object's mark is left out, as where the student did not find it."""
+    """Fraction of context frames in which the mark of an object is removed, as if the student had not found it."""
     phrase: str = "object"
-    """What an object without a name is called."""
+    """Phrase for objects without a name."""
 
     @model_validator(mode="after")
     def _shortest_fits(self) -> ClipsConfig:
@@ -85,14 +95,16 @@ VideoLossConfig = loss_block(
 
 
 class VideoEvaluateConfig(Strict):
+    """Evaluation on held-out videos."""
+
     convention: Literal["davis2017", "sav"] = "sav"
-    """Which frames count."""
+    """Frames that count."""
     videos: Positive | None = None
-    """At most this many held-out videos are followed from end to end; None takes all."""
+    """Largest number of held-out videos that are followed from beginning to end. None for all."""
 
 
 class VideoRunConfig(CachedRun):
-    """One run of video distillation: everything needed to repeat it. Written resolved into the run folder."""
+    """Configuration of a video run. The resolved configuration is saved in the run folder."""
 
     job: Literal["video"] = "video"
     output: Path = Path("runs/video")

@@ -1,4 +1,4 @@
-"""The student with its own memory, without one and with its teacher's maps, on held-out videos."""
+"""Evaluation of the student with its own memory, without memory, and with the teacher's maps, on held-out videos."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .parts import VideoParts
 console = Console(soft_wrap=True, highlight=False)
 FILM = "prediction.mp4"
 MEMORIES: dict[str, Kind] = {WITHOUT: "none", STUDENT: "own", TEACHER: "teacher"}
-"""What is remembered in each row of the table."""
+"""Memory of each row of the table."""
 
 
 def evaluate(config: VideoRunConfig) -> tuple[VideoResult, VideoPrediction]:
-    """The student of a finished run with each memory: videos followed, single frames asked about, and one film."""
+    """Evaluate a trained student with each memory on whole videos and on single frames, and render one video."""
     parts, device = VideoParts(config), default_device()
     source, settings = parts.held_out_source, config.evaluate
     student, teacher = load_concept_model(config.output, device=device), parts.teacher(device)
@@ -56,7 +56,7 @@ def evaluate(config: VideoRunConfig) -> tuple[VideoResult, VideoPrediction]:
 def _single_frames(
     parts: VideoParts, student: StudentDetector, teacher: Sam3Detector
 ) -> tuple[dict[str, ClipScores], dict[str, Answers]]:
-    """Answers about frames of all held-out videos, and their masks, by row of the table."""
+    """Return the answers about frames of all held-out videos, and their masks, by row of the table."""
     source, settings = parts.held_out_source, parts.config
     place, size = parts.cached_view.geometry, settings.cache.batch_size
     theirs = RunningFrames(teacher, source, place, parts.level, size)

@@ -1,4 +1,4 @@
-"""The video job, as the pipeline sees it."""
+"""The video job."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ from .plan import plan_video
 from .task import VideoTask
 
 SIZE = 126
-"""Side of the demo's videos in pixels, which is that of the bundled student's canvas."""
+"""Side of the demo's videos in pixels, equal to that of the bundled student's canvas."""
 
 
 def video_task(parts: VideoParts, device: torch.device | str = "cpu", prove_teacher: bool = True) -> VideoTask:
-    """The job on all its videos: those that are wholly cached, where the teacher's maps are read.
+    """Return the task on all training videos; with a cache, on those that are completely cached.
 
-    device: where a running teacher is. prove_teacher: rank 0 opens the teacher and holds it against the cache.
+    Args:
+        parts: Parts of the run.
+        device: Device of a running teacher.
+        prove_teacher: On rank 0, load the teacher and compare it with the cache.
     """
-    _ = parts.image_student_config  # a student of another width is refused before the cache is looked for
+    _ = parts.image_student_config  # raises for a student of another width before the cache is opened
     config, source = parts.config, parts.train_source
     levels: FrameSignals | None = None
     keys = source.keys
@@ -55,7 +58,7 @@ def video_task(parts: VideoParts, device: torch.device | str = "cpu", prove_teac
 
 
 class VideoJob(Job[VideoRunConfig]):
-    """A frozen detector gets a memory, from its teacher's maps and the masks of videos."""
+    """A frozen detector gets a memory, trained with its teacher's maps and the masks of videos."""
 
     name = "video"
     config = VideoRunConfig
@@ -108,7 +111,7 @@ class VideoJob(Job[VideoRunConfig]):
 
     def report_names(self, config: VideoRunConfig) -> ReportNames:
         start = config.student.start
-        assert start is not None  # in a resolved config
+        assert start is not None  # the config is resolved
         name = start.parent.name if start.name == STUDENT_FOLDER else start.name
         title = f"A memory for {name} from {Path(config.teacher.path).name}"
         return ReportNames(title, STUDENT, WITHOUT, "maps of the teacher", "frame")

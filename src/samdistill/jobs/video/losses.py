@@ -1,7 +1,7 @@
-"""The terms that train a video student's memory: its answers about the current frame against what is annotated there.
+"""Loss terms of a video student's memory, between its answers about the query frame and the ground truth.
 
-Every term is computed in float32 and is a mean over the questions of the batch. A question without an object
-contributes 0 to the terms of pairs, and still teaches ``iou`` and ``presence``.
+Every term is computed in float32 and averaged over the questions of the batch. A question without an object counts as 0
+in the terms of pairs, and still trains ``iou`` and ``presence``.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ...registry import TermTable
 from ...types import DetectorOutput, ObjectTruth
 
 ALIGN_TERMS = TermTable("term of remembered maps")
-"""Functions of (own, teacher): maps (n, c, h, w) of one size."""
+"""Functions of (own, teacher): maps (n, c, h, w) of the same size."""
 MEMORY_TERMS = TermTable("term of video answers")
 """Functions of an ``Annotated``."""
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """A student's answers, what is annotated, and which queries are paired with which objects."""
+    """Answers of a student, the ground truth, and the matched queries."""
 
     student: DetectorOutput
     truth: ObjectTruth
@@ -39,13 +39,13 @@ class Annotated:
 
     @cached_property
     def boxes(self) -> tuple[Float[Tensor, "m 4"], Float[Tensor, "m 4"]]:
-        """Of each pair: the student's and the annotated one."""
+        """Boxes of each pair, of the student and of the ground truth."""
         question, ours, theirs = self.matches.pairs
         return pick(self.student.pred_boxes, question, ours), pick(self.truth.boxes, question, theirs)
 
     @cached_property
     def masks(self) -> tuple[Float[Tensor, "m h w"], Float[Tensor, "m h w"]]:
-        """Of each pair: the student's logits, and the share of each cell that the object covers."""
+        """Masks of each pair: logits of the student, and the fraction of each cell that the object covers."""
         question, ours, theirs = self.matches.pairs
         masks = pick(self.student.pred_masks, question, ours).float()
         return masks, _resized(pick(self.truth.masks, question, theirs).float(), masks)
@@ -54,10 +54,16 @@ class Annotated:
 def video_terms(
     student: DetectorOutput, truth: ObjectTruth, matches: Matches, names: Sequence[str] = ()
 ) -> dict[str, Float[Tensor, ""]]:
-    """The terms of ``MEMORY_TERMS`` that are called ``names``; ``()`` takes those that every run has.
+    """Return terms of ``MEMORY_TERMS`` by name.
 
-    matches: of the student's queries with the objects. Raises ``ValueError`` where the three answer different numbers
-    of questions.
+    Args:
+        student: The student's outputs.
+        truth: The ground truth.
+        matches: Matches of the student's queries with the objects.
+        names: Names of the terms; ``()`` for those with a default weight.
+
+    Raises:
+        ValueError: The numbers of questions differ.
     """
     if not len(student.pred_logits) == len(truth.valid) == len(matches.valid):
         counts = len(student.pred_logits), len(truth.valid), len(matches.valid)
@@ -68,9 +74,9 @@ def video_terms(
 
 @ALIGN_TERMS.term("align", 1.0)
 def align(own: Float[Tensor, "n c h w"], teacher: Float[Tensor, "n c h w"]) -> Float[Tensor, ""]:
-    """The remembered level of student and teacher, in a phase of its own: squared error per element.
+    """Memory level of student and teacher, in a separate phase: squared error per element.
 
-    The description lacks this phase, which comes before the memory is trained.
+    The description does not have this phase, which precedes the training of the memory.
     """
     return fpn_term((own.float(),), (teacher,))
 
@@ -83,7 +89,7 @@ def _mask(compared: Annotated) -> Float[Tensor, ""]:
 
 @MEMORY_TERMS.term("box_l1", 5.0)
 def _box_l1(compared: Annotated) -> Float[Tensor, ""]:
-    """Boxes of a pair, normalised corners: sum of the four absolute differences."""
+    """Boxes of a pair, normalised xyxy: sum of the four absolute differences."""
     return over_pairs(box_l1(*compared.boxes), compared.matches)
 
 
@@ -95,9 +101,10 @@ def _box_giou(compared: Annotated) -> Float[Tensor, ""]:
 
 @MEMORY_TERMS.term("iou", 2.0)
 def _query_iou(compared: Annotated) -> Float[Tensor, ""]:
-    """Probability of every query, with the IoU of its mask and its partner's, or 0 without a partner: squared error.
+    """Probability of every query, against the IoU of its mask with that of its matched object, or 0 without a match:
+    squared error.
 
-    Both masks are cut at one half.
+    Both masks are thresholded at one half.
     """
     (masks, target), logits = compared.masks, compared.student.pred_logits
     question, ours, _ = compared.matches.pairs
@@ -108,7 +115,7 @@ def _query_iou(compared: Annotated) -> Float[Tensor, ""]:
 
 @MEMORY_TERMS.term("presence", 1.0)
 def _presence(compared: Annotated) -> Float[Tensor, ""]:
-    """Whether any object of the question is in the frame: BCE."""
+    """Presence of an object of the question in the frame: BCE."""
     there = compared.truth.valid.any(1, keepdim=True).float()
     logits = compared.student.presence_logits.float()
     return mean(F.binary_cross_entropy_with_logits(logits, there, reduction="none")[:, 0])
@@ -118,27 +125,29 @@ def _presence(compared: Annotated) -> Float[Tensor, ""]:
 def _selection(compared: Annotated) -> Float[Tensor, ""]:
     """Each matched query against the unmatched ones: cross-entropy.
 
-    The description lacks it; its ``iou`` is a mean over a hundred queries of which one has an object, and hardly says
-    which one to prefer.
+    The description does not have this term. Its ``iou`` is a mean over about a hundred queries, of which one has an
+    object, and hardly trains which query to prefer.
     """
     return over_pairs(_select(compared.student.pred_logits.float(), compared.matches), compared.matches)
 
 
 def _select(logits: Float[Tensor, "p q"], matches: Matches) -> Float[Tensor, " m"]:
-    """How surely each pair's query beats the queries without a pair; those with one do not compete."""
+    """Return the cross-entropy of each pair's query among the unmatched queries and itself."""
     question, ours, _ = matches.pairs
     rivals = logits.masked_fill(matches.matched(logits.shape[1]), torch.finfo(logits.dtype).min)
     return F.softplus(rivals.logsumexp(1)[question] - logits[question, ours])
 
 
 def _resized(target: Float[Tensor, "m th tw"], like: Float[Tensor, "m h w"]) -> Float[Tensor, "m h w"]:
-    """Shares of cells stay shares: means over areas."""
+    """Resize by averaging over areas, so that values remain fractions of cells."""
     if target.shape[-2:] == like.shape[-2:]:
         return target
     return F.interpolate(target[:, None], like.shape[-2:], mode="area")[:, 0]
 
 
 def _iou(said: Tensor, wanted: Tensor) -> Float[Tensor, " m"]:
-    """Of boolean masks (m, h, w); 0 where both are empty: a thing too small for the grid is missed."""
+    """Return the IoU of boolean masks (m, h, w). It is 0 if both are empty: an object too small for the grid counts as
+    missed.
+    """
     overlap, union = (said & wanted).flatten(1).sum(1), (said | wanted).flatten(1).sum(1)
     return overlap / union.clamp(min=1)

@@ -1,4 +1,4 @@
-"""The video job's parts: videos, the teacher whose maps are cached, and the student that remembers."""
+"""Parts of a video run: videos, teacher, and image student."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ logger = logging.getLogger("samdistill")
 
 @dataclass(frozen=True)
 class VideoParts:
-    """Lazily built parts of one video run; cheap until a part that reads data or weights is asked for."""
+    """Parts of a video run. Each is built on first access.
+
+    Attributes:
+        config: Configuration of the run.
+    """
 
     config: VideoRunConfig
 
@@ -44,7 +48,7 @@ class VideoParts:
 
     @cached_property
     def cached_view(self) -> ViewTransform:
-        """How frames are laid on the teacher's canvas; never augmented."""
+        """Transform of frames to the teacher's canvas, without augmentation."""
         return ViewTransform(Geometry(self.teacher_info.image_size, self.config.data.geometry), AugmentConfig())
 
     @cached_property
@@ -56,9 +60,10 @@ class VideoParts:
         return self._open("held_out")
 
     def _open(self, part: Literal["train", "held_out"]) -> VideoSource:
-        """A root with the folders ``data.split`` and ``data.held_out`` is divided so; another one by hash of the key.
+        """Open the training or held-out videos.
 
-        ``ids`` choose among the training videos of a divided root.
+        A root with the folders ``data.split`` and ``data.held_out`` is divided by them, and ``data.ids`` select among
+        its training videos. Otherwise videos are divided by a hash of the key.
         """
         data = self.config.data
         folders = [None if name is None else data.root / name for name in (data.split, data.held_out)]
@@ -72,24 +77,29 @@ class VideoParts:
 
     @property
     def level(self) -> int:
+        """FPN level in the memory."""
         return self.config.student.memory.level
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one record: channels, height and width of the remembered level of one frame."""
+        """Shape of one record: channels, height and width of the FPN level of one frame."""
         info = self.teacher_info
         side = info.levels[2] // (2 if self.level == 3 else 1)
         return info.hidden_size, side, side
 
     def running(self, device: torch.device | str = "cpu") -> RunningFrames:
-        """The teacher's level of any frame, computed. Raises ``UserError`` for a teacher of another shape."""
+        """Load the teacher, which computes the FPN level of any frame.
+
+        Raises:
+            UserError: Its maps have another shape than its configuration implies.
+        """
         teacher = self.teacher(device)
         refuse_other_shape(self, teacher)
         place, size = self.cached_view.geometry, self.config.cache.batch_size
         return RunningFrames(teacher, self.train_source, place, self.level, size)
 
     def specs(self, fingerprint: str) -> Specs:
-        """Of the store. fingerprint: the teacher's."""
+        """Return the specification of the store, for the teacher with this fingerprint."""
         spec = StoreSpec(
             tap=f"fpn_level_{self.level}", shape=self.shape, image_size=self.teacher_info.image_size,
             teacher=fingerprint, transform=self.cached_view.fingerprint, codec=self.config.cache.codec,
@@ -98,7 +108,7 @@ class VideoParts:
 
     @cached_property
     def start(self) -> Path:
-        """The folder of the image student; without one in the config, the newest below ``student.runs``."""
+        """Folder of the image student. Without one in the config, the newest below ``student.runs``."""
         wanted, runs = self.config.student.start, self.config.student.runs
         if wanted is not None:
             return _image_student(wanted)
@@ -114,14 +124,18 @@ class VideoParts:
 
     @cached_property
     def resolved(self) -> VideoRunConfig:
-        """The config with the student that was found, as it is written into the run."""
+        """The config with the image student that was found. It is saved in the run folder."""
         if self.config.student.start is not None:
             return self.config
         return self.config.model_copy(update={"student": self.config.student.model_copy(update={"start": self.start})})
 
     @cached_property
     def image_student_config(self) -> EfficientSam3Config:
-        """Of the image student. Raises ``UserError`` for one that cannot read the teacher's maps."""
+        """Configuration of the image student.
+
+        Raises:
+            UserError: The student does not fit the teacher's maps or the settings of the memory.
+        """
         found = open_config(self.start, EfficientSam3Config)
         width, theirs = found.vision_config.fpn_hidden_size, self.teacher_info.hidden_size
         if width != theirs:
@@ -150,23 +164,23 @@ class VideoParts:
 
     @cached_property
     def view(self) -> ViewTransform:
-        """How frames are laid on the student's canvas."""
+        """Transform of frames to the student's canvas."""
         size = self.image_student_config.vision_config.image_size
         return ViewTransform(Geometry(size, self.config.data.geometry), self.config.data.augment)
 
     @property
     def reads_teacher(self) -> bool:
-        """Whether any phase learns from the teacher's maps; a run on the student's own memory alone needs none."""
+        """Whether a phase uses the teacher's maps."""
         return self.aligns or min(self.config.clips.own) < 1
 
     @property
     def aligns(self) -> bool:
-        """Whether a phase brings the student's level to the teacher's."""
+        """Whether a phase aligns the student's FPN level with the teacher's."""
         return any(phase.terms is not None and ALIGN in phase.terms for phase in self.config.train.phases or ())
 
 
 def refuse_other_shape(parts: VideoParts, teacher: Sam3Detector) -> None:
-    """Maps have the shape that the teacher's configuration promises; whether it keeps that, a grey image tells."""
+    """Raise ``UserError`` if the teacher's maps of a grey image have another shape than its configuration implies."""
     side = teacher.image_size
     levels = teacher.pyramid(ImageBatch.full(torch.full((1, 3, side, side), 128, dtype=torch.uint8)))
     found = [tuple(level.shape[1:]) for level in levels]
@@ -182,7 +196,7 @@ _MODEL = EfficientSam3Config.model_type
 
 
 def _remembers(folder: Path) -> bool | None:
-    """Whether the student in a folder has a memory; None for what is no readable student of the detection job."""
+    """Whether the student in a folder has a memory. None if there is no readable student of the detection job."""
     try:
         settings = read_settings(folder)
     except UserError:
@@ -191,7 +205,11 @@ def _remembers(folder: Path) -> bool | None:
 
 
 def _image_student(place: Path) -> Path:
-    """The folder of the image student in ``place``, or ``UserError``."""
+    """Return the folder of the image student in ``place``.
+
+    Raises:
+        UserError: There is none, or it is of another kind or has a memory.
+    """
     place = locate(place)
     folders = [folder for folder in (place, place / STUDENT_FOLDER) if (folder / "config.json").is_file()]
     if not folders:

@@ -1,4 +1,4 @@
-"""From a video run's parts to its task and its plan."""
+"""Plan of a video run."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ from .parts import VideoParts
 from .student import COARSEST
 
 COUNTED = 16
-"""Videos whose annotation is read to say how many frames one has."""
+"""Number of videos whose annotation is read to estimate the number of frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPlan(Plan):
-    """Sizes in bytes. parts: parameters of what trains, by module; batch_norms: layers among it; student_params: of
-    the whole student.
+    """Plan of a video run. Sizes are in bytes.
 
-    frames: annotated frames of all training videos, counted in ``counted`` of them and extrapolated. online: without a
-    cache; teacher_bytes: of one that runs.
+    Attributes:
+        student_params: Parameters of the whole student.
+        parts: Trained parameters by module.
+        frames: Annotated frames of all training videos, extrapolated from ``counted`` videos.
+        counted: Number of videos whose frames were counted.
+        online: The teacher runs during training, without a cache.
+        frozen_bytes: Frozen weights of the student.
+        teacher_bytes: Weights of a running teacher, or 0.
     """
 
     teacher: str
@@ -97,7 +102,9 @@ class VideoPlan(Plan):
 
 
 def plan_video(parts: VideoParts) -> VideoPlan:
-    """What a run will need; reads configs and some annotations, loads no weights and decodes no frame but the first."""
+    """Return the plan of a video run. It reads configs and some annotations, without loading weights. At most the first
+    frame of a video is decoded.
+    """
     config, info, train = parts.config, parts.teacher_info, parts.config.train
     memory, outline = config.student.memory, parts.image_student_config
     outline.memory_latents, outline.memory_layers, outline.memory_windows = (
@@ -132,7 +139,11 @@ def plan_video(parts: VideoParts) -> VideoPlan:
 
 
 def _annotated(source: VideoSource, keys: Sequence[str]) -> list[int]:
-    """Annotated frames of each video that can be read. Raises ``UserError`` where none can."""
+    """Return the number of annotated frames of each readable video.
+
+    Raises:
+        UserError: No video is readable.
+    """
     counts, bad = list[int](), list[BadInput]()
     for key in keys:
         try:

@@ -1,4 +1,4 @@
-"""The student of video distillation as the engine trains it: the memory alone, around a model that stays as it is."""
+"""Student of video distillation: a trained memory in a frozen model."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ from ...teachers.loading import settings
 from ...types import DetectorOutput, UserError
 
 COARSEST = 3
-"""The pyramid level that nothing but the memory reads, so that it can be aligned without changing an answer."""
+"""FPN level that only the memory reads, so that aligning it does not change the answers about images."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """What b clips remember of t context frames, for p questions.
+    """Memory of b clips with t context frames, for p questions.
 
-    ages: annotated frames ago. valid: False for slots that only fill the batch. own: whether a frame is remembered by
-    the student's own features. context: canvases, where a frame is. teacher: maps of the teacher, where a frame is not.
-    marks: shares of cells that the object of each question covers, or None.
+    Attributes:
+        ages: Age of each frame, in annotated frames.
+        valid: False for padded slots.
+        own: Whether a frame enters the memory with the student's features.
+        context: Canvases of the context frames, or None if ``own`` is False for all.
+        teacher: The teacher's maps, of frames that are not ``own``, or None.
+        marks: Fraction of each grid cell that the object of a question covers, or None.
     """
 
     ages: Float[Tensor, "b t"]
@@ -40,10 +44,11 @@ class Past:
 
 
 def image_fingerprint(model: EfficientSam3Model) -> str:
-    """Hex digest of the image model inside a student of videos: its configuration, and every tensor but the memory's.
+    """Return a hex digest of the image model in a video student: its configuration and all tensors outside of the
+    memory.
 
-    Also without the convolution of the coarsest level, which belongs to the memory once that is aligned, and without
-    ``geometry``: it says how images are laid, not what the model computes, and earlier versions did not write it.
+    The convolution of the coarsest level is left out, because alignment trains it. ``geometry`` is left out, because it
+    does not affect the model, and earlier versions did not save it.
     """
     kept = settings(model.config.to_dict())
     about = {name: kept[name] for name in kept if not name.startswith("memory_") and name != "geometry"}
@@ -57,20 +62,25 @@ def image_fingerprint(model: EfficientSam3Model) -> str:
 
 
 class VideoStudent(nn.Module):
-    """What trains of a student of videos, by name and in its checkpoints; ``model`` is all of it.
+    """The trained modules of a video student, as parameters and in checkpoints.
 
-    ``memory_resampler`` and ``memory_attention`` are the model's own; where the remembered level is the coarsest, so is
-    ``memory_level``, its last convolution, which only an alignment phase trains. Everything else of the model is frozen
-    and in eval mode, is moved along and is not part of the state. A state carries the image model's fingerprint, and
-    one of another image model is refused with ``UserError``.
+    The modules are ``memory_resampler``, ``memory_attention`` and, if the memory uses the coarsest level,
+    ``memory_level``, the last convolution of this level, which only an alignment phase trains. The rest of the model is
+    frozen and in eval mode. It moves to the device with this module and is not part of the state. The state contains
+    the fingerprint of the image model. Loading a state with another fingerprint raises ``UserError``.
     """
 
     def __init__(self, model: EfficientSam3Model, origin: str) -> None:
-        """origin: where the image model comes from, for errors."""
+        """Set up the student.
+
+        Args:
+            model: The model with a memory.
+            origin: Path of the image student, for error messages.
+        """
         super().__init__()
         assert model.memory_resampler is not None and model.memory_attention is not None
         model.requires_grad_(False).eval()
-        self._whole = (model,)  # a tuple hides it from ``parameters`` and ``state_dict``
+        self._whole = (model,)  # in a tuple, so that it is not in ``parameters`` and ``state_dict``
         self.memory_resampler, self.memory_attention = model.memory_resampler, model.memory_attention
         self.memory_level = None
         if model.config.memory_level == COARSEST:
@@ -80,10 +90,11 @@ class VideoStudent(nn.Module):
 
     @property
     def model(self) -> EfficientSam3Model:
+        """The whole model."""
         return self._whole[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VideoStudent:
-        """Moves all of the model; what trains is among it."""
+        """Apply ``fn`` to the whole model, which includes the trained modules."""
         self.model._apply(fn, recurse)
         return self
 
@@ -91,7 +102,11 @@ class VideoStudent(nn.Module):
         return torch.tensor(list(bytes.fromhex(self.fingerprint)), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Raises ``UserError`` for the state of a memory that was trained around another image model."""
+        """Compare the fingerprint of a state with that of the image model.
+
+        Raises:
+            UserError: The memory was trained with another image model.
+        """
         found = bytes(state.tolist()).hex()
         if found != self.fingerprint:
             raise UserError(
@@ -103,9 +118,14 @@ class VideoStudent(nn.Module):
         self, images: UInt8[Tensor, "b 3 s s"] | None, past: Past, asked: dict[str, Tensor],
         prompt_images: Int[Tensor, " p"],
     ) -> tuple[DetectorOutput | None, Float[Tensor, "n c h w"] | None]:  # fmt: skip
-        """Answers about ``images``; without them, the student's own maps of the valid context frames, to align.
+        """Return the answers about ``images``, or without images the student's maps of valid context frames, for
+        alignment.
 
-        asked: tokens as ``Words.inputs`` gives them.
+        Args:
+            images: Query frames on the student's canvas, or None.
+            past: The memory.
+            asked: Tokens of the questions, see ``Words.inputs``.
+            prompt_images: Index of the image of each question.
         """
         if images is None:
             return None, self.own_level(past)
@@ -122,15 +142,18 @@ class VideoStudent(nn.Module):
         return found.answer(), None
 
     def own_level(self, past: Past) -> Float[Tensor, "n c h w"]:
-        """The student's remembered level of the valid context frames, in their order; only its last convolution has a
-        gradient, and its batch norm is in the mode that the engine wants."""
+        """Return the student's FPN level of valid context frames, in order.
+
+        Only the last convolution gets a gradient. The engine sets the mode of its batch norm.
+        """
         assert past.context is not None
         return self._level(past.context[past.valid])
 
     def remembered(self, past: Past) -> Float[Tensor, "b t c h w"]:
-        """One map per context frame, the student's or the teacher's, on the student's grid; zeros where none is.
+        """Return one map per context frame, the student's or the teacher's, on the student's grid; zeros in padded
+        slots.
 
-        Without gradient, and as inference computes it, whatever mode this is in.
+        It has no gradient, and modules are in eval mode as in inference.
         """
         with torch.no_grad(), self._as_in_use():
             return self._remembered(past)
@@ -150,7 +173,7 @@ class VideoStudent(nn.Module):
 
     @contextmanager
     def _as_in_use(self) -> Iterator[None]:
-        """The aligned convolution with the statistics that it has; the mode that the engine set is put back."""
+        """Set the aligned convolution to eval mode inside the context."""
         level = self.memory_level
         training = [module for module in level.modules() if module.training] if level is not None else []
         for module in training:

@@ -1,6 +1,6 @@
-"""Video distillation: a memory for the frozen student of images, against the masks of annotated videos.
+"""Video distillation: a frozen image student gets a memory, trained with the masks of annotated videos.
 
-A teacher gives its maps of past frames, which are replaced step by step by the student's own.
+The memory contains the teacher's maps of past frames, which are gradually replaced by the student's own.
 """
 
 from __future__ import annotations
@@ -35,15 +35,24 @@ from .student import Past, VideoStudent
 
 ALIGN = "align"
 MARK_PIXELS = 7
-"""Side of a cell of a mark in pixels of the canvas: half of a patch, so that canvases, multiples of 14, divide."""
+"""Side of a cell of the mark grid in pixels of the canvas. It is half of a patch, so it divides canvases, which are
+multiples of 14.
+"""
 
 
 @dataclass(frozen=True)
 class VideoBatch:
-    """Query frames, what is asked about them and what is true, and the past.
+    """Query frames, questions with their ground truth, and past frames.
 
-    frames: of the past, of which the teacher's maps are remembered; theirs: where they are in it. told: on the CPU what
-    a worker read of the teacher; on the device ``past.teacher`` is its answer. bad: what other clips stand in for.
+    Attributes:
+        images: The query frames.
+        prompts: The questions.
+        truth: Ground truth of each question.
+        past: The memory. On the device, ``past.teacher`` has the teacher's maps.
+        frames: Frames of which the teacher's maps are used, before ``to``.
+        theirs: Slots of these frames in ``past``.
+        told: What a loader worker read from the signals, before ``to``.
+        bad: Inputs that were unusable.
     """
 
     images: ImageBatch
@@ -57,23 +66,30 @@ class VideoBatch:
 
 
 class VideoTask(Task[VideoBatch]):
-    """Terms between a student's answers about a frame, its past remembered, and what is annotated there.
+    """Terms between the answers of a student with memory and the ground truth of a frame."""
 
-    words: the student's tokenizer. transform: frames to the student's canvas. keys: of the training videos. levels: the
-    teacher's maps, None where nothing is learnt from it. held_out: videos whose terms are logged after every epoch,
-    with the student's own memory, as in use.
-    """
-
-    leaves_unused = True  # each phase leaves out what the other trains
+    leaves_unused = True  # alignment and memory phases train different modules
 
     def __init__(
         self, config: VideoRunConfig, start: Path, words: Words, transform: ViewTransform, source: VideoSource,
         keys: Sequence[str], levels: FrameSignals | None, held_out: VideoSource | None = None,
     ) -> None:  # fmt: skip
+        """Set up the task.
+
+        Args:
+            config: Configuration of the run.
+            start: Folder of the image student.
+            words: The student's tokenizer.
+            transform: Transform of frames to the student's canvas.
+            source: The training videos.
+            keys: Keys of the training videos that are used.
+            levels: The teacher's maps, running or cached; None if no phase uses them.
+            held_out: Videos whose terms are logged after every epoch, with the student's own memory; or None.
+        """
         self.config, self.start, self.words, self.transform = config, start, words, transform
         self.source, self.keys, self.levels, self.held_out = source, list(keys), levels, held_out
         self.taught_by = "" if levels is None else levels.fingerprint
-        self.reads_all = False  # of the epoch's data: the teacher's map of every frame, not of those alone that are its
+        self.reads_all = False  # whether the epoch uses the teacher's maps of all context frames
 
     def build_student(self) -> VideoStudent:
         memory, clips = self.config.student.memory, self.config.clips
@@ -85,7 +101,7 @@ class VideoTask(Task[VideoBatch]):
         return VideoStudent(model, str(self.start))
 
     def _stride(self) -> int:
-        """Frames of a video from one annotated frame to the next, of the first video that can be used."""
+        """Return the distance between annotated frames of the first usable video."""
         for key in self.keys:
             try:
                 first, second, *_ = self.source.record(key).annotated
@@ -95,7 +111,7 @@ class VideoTask(Task[VideoBatch]):
         raise UserError(f"none of {len(self.keys)} videos has two annotated frames that can be read")
 
     def export(self, student: nn.Module) -> nn.Module:
-        """The whole model: an image student with its memory, to be used without anything else."""
+        """Return the whole model, the image student with its memory."""
         assert isinstance(student, VideoStudent)
         return student.model
 
@@ -107,11 +123,17 @@ class VideoTask(Task[VideoBatch]):
         return ClipDataset(self.source, self.transform, self.keys, rules, self.config.data.seed, epoch, read)
 
     def wanted(self, epoch: int) -> frozenset[str]:
-        """Names of the terms of the epoch's phase."""
+        """Return the names of the terms in the phase of ``epoch``."""
         phase = self.config.train.phase_at(epoch)
         return frozenset(self._memory_terms if phase is None or phase.terms is None else phase.terms)
 
     def rules(self, own: float, cached: bool) -> ClipRules:
+        """Return the rules of clips.
+
+        Args:
+            own: Probability that a context frame enters the memory with the student's features.
+            cached: The memory gets features of a teacher.
+        """
         clips = self.config.clips
         side = self.transform.geometry.image_size // MARK_PIXELS if self.config.student.memory.marks else 0
         return ClipRules(
@@ -121,24 +143,27 @@ class VideoTask(Task[VideoBatch]):
 
     @property
     def _memory_terms(self) -> list[str]:
-        """Those of the run that train the memory."""
+        """Names of the run's terms that train the memory."""
         return [name for name in self.config.loss.named if name in MEMORY_TERMS]
 
     def memory_epochs(self) -> list[int]:
-        """The epochs that train the memory."""
+        """Return the epochs that train the memory."""
         train = self.config.train
         phases = [(epoch, train.phase_at(epoch)) for epoch in range(train.total_epochs)]
         return [epoch for epoch, phase in phases if phase is None or phase.terms is None or ALIGN not in phase.terms]
 
     def own_share(self, epoch: int) -> float:
-        """Of the context frames in ``epoch``; linear over the epochs that train the memory, the end in the last."""
+        """Return the probability that a context frame enters the memory with the student's features.
+
+        It is linear over the epochs that train the memory, and reaches its end in the last one.
+        """
         (first, last), epochs = self.config.clips.own, self.memory_epochs()
         if len(epochs) < 2:
             return last
         return first + (last - first) * epochs.index(epoch) / (len(epochs) - 1)
 
     def stages(self, train) -> list[tuple[str, int]]:
-        """Also the last epoch, in which the memory is the student's own."""
+        """Add the last epoch, in which the memory has the student's own features."""
         found, last = super().stages(train), train.total_epochs - 1
         return found if last in [epoch for _, epoch in found] else stages_at(train, [*(e for _, e in found), last])
 
@@ -163,7 +188,9 @@ class VideoTask(Task[VideoBatch]):
         return VideoBatch(clips.images, prompts, _truth(clips, which), past, frames, theirs, told, clips.bad)
 
     def _frames(self, item: ClipItem) -> list[Frame]:
-        """The context frames that the teacher is asked about: in alignment all, else those that are its own."""
+        """Return the context frames of which the teacher's maps are used: all in alignment, else those that are not
+        ``own``.
+        """
         numbers = item.context_frames if self.reads_all else item.context_frames[~item.own]
         return [(item.key, number) for number in numbers.tolist()]
 
@@ -187,7 +214,7 @@ class VideoTask(Task[VideoBatch]):
         )  # fmt: skip
 
     def counts(self, batch: VideoBatch) -> dict[str, int]:
-        """Questions, of which clips have one per object; of ``align`` context frames."""
+        """Return the number of questions, and for ``align`` of context frames."""
         remembered = dict.fromkeys(ALIGN_TERMS.names(), int(batch.past.valid.sum()))
         return dict.fromkeys(self._memory_terms, len(batch.prompts)) | remembered
 
@@ -209,7 +236,7 @@ class VideoTask(Task[VideoBatch]):
 
     @torch.no_grad()
     def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
-        """The trained terms and their weighted total on held-out clips, a few batches of them."""
+        """Return the trained terms and their weighted total on a few batches of held-out clips."""
         if self.held_out is None or ALIGN in self.wanted(epoch):
             return {}
         rules = replace(self.rules(1.0, cached=False), lost=0.0)
@@ -218,10 +245,11 @@ class VideoTask(Task[VideoBatch]):
 
 
 def _questions(item: ClipItem, marked: bool, phrase: str) -> list[tuple[str, list[int]]]:
-    """What is asked about a clip: a phrase, and the slots of the objects that answer to it.
+    """Return the questions about a clip: a phrase, and the slots of its objects.
 
-    Marked objects are asked about one by one, by one of their names. Else one phrase of each object is asked, once, and
-    all objects of that name answer. A clip without an object is asked for ``phrase``, of which it shows none.
+    With marks, each object has its own question with one of its names. Without marks, one phrase is drawn per object,
+    each phrase is asked once, and all objects with this name belong to it. A clip without objects is asked for
+    ``phrase``.
     """
     rng, count = random.Random(item.seed), len(item.objects)
     names = item.concepts or ((phrase,),) * count
@@ -234,7 +262,7 @@ def _questions(item: ClipItem, marked: bool, phrase: str) -> list[tuple[str, lis
 
 
 def _truth(clips: ClipBatch, which: Sequence[tuple[int, list[int]]]) -> ObjectTruth:
-    """Masks and boxes of each question's objects; one that the frame does not show is no object of it."""
+    """Return masks and boxes of each question's objects that are visible in the query frame."""
     side = clips.masks.shape[-1]
     shown: Bool[Tensor, "b n"] = clips.valid & clips.masks.flatten(2).any(-1)
     slots = [[slot for slot in own if shown[row, slot]] for row, own in which]
