@@ -25,8 +25,7 @@ CHECK_INPUTS = 4
 
 
 def optimiser_bytes(trained: int, train: TrainConfig) -> int:
-    """Return the bytes of weights, gradients and two Adam moments in float32, and of the weight average if there is
-    one.
+    """Return the bytes of weights, gradients, two Adam moments and, with EMA, the weight average, all in float32.
 
     Args:
         trained: Number of trained parameters.
@@ -214,8 +213,10 @@ class Job(ABC, Generic[Config]):
 
     @abstractmethod
     def evaluate(self, config: Config, merged: MergeReport | None) -> Evaluated | None:
-        """Evaluate a finished run on held-out data, with its teacher and the untrained student. None if no model can be
-        run.
+        """Evaluate a finished run on held-out data, with its teacher and the untrained student.
+
+        Returns:
+            The result, or None if no model can be run.
         """
 
     @abstractmethod
@@ -228,13 +229,25 @@ class Job(ABC, Generic[Config]):
 
     @abstractmethod
     def demo(self, folder: Path) -> tuple[str, list[str]]:
-        """Render the data of the demo into ``folder``. Return the name of the packaged recipe and ``key=value``
-        settings.
+        """Render the data of the demo.
+
+        Args:
+            folder: Folder of the data.
+
+        Returns:
+            Name of the packaged recipe, and ``key=value`` settings.
         """
 
     @abstractmethod
     def begin(self, given: Given) -> tuple[str, list[str]]:
-        """Return the name of the packaged recipe for the arguments of ``distill``, and ``key=value`` settings."""
+        """Select a recipe for the arguments of ``distill``.
+
+        Args:
+            given: The arguments.
+
+        Returns:
+            Name of the packaged recipe, and ``key=value`` settings.
+        """
 
     @abstractmethod
     def train_items(self, config: Config) -> int:

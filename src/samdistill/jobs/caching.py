@@ -69,9 +69,7 @@ def open_stores(root: Path, specs: Specs, what: str = "features") -> dict[str, F
 
 
 def prove(root: Path, specs: Specs) -> None:
-    """Raise ``UserError`` unless the stores were made by the teacher of ``specs``. Fingerprints of weights are
-    compared.
-    """
+    """Raise ``UserError`` unless the stores were made by the teacher of ``specs``, which has its fingerprint."""
     for name, spec in specs.items():
         Manifest.load(root / name).require(root / name, spec)
 

@@ -14,7 +14,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Run)
 
 @dataclass(frozen=True)
 class Images(Generic[AnyConfig]):
-    """Images of a run on the teacher's canvas. Each part is built on first access.
+    """Images of a run on a square canvas. Each part is built on first access.
 
     Subclasses define ``image_size``, the side of the canvas in pixels.
 

@@ -47,7 +47,7 @@ class DetectorConfig(Strict):
     start: Path | None = None
     """Finished run of this job with the same student, or its ``student/``. All weights start from it."""
     inherit: bool = False
-    """Initialise heads from the teacher where name and shape match. Layers and queries are selected at even intervals.
+    """Initialise heads from the teacher where name and shape match, with layers and queries selected at even intervals.
     """
     queries: Positive = 100
     encoder_layers: Positive = 3

@@ -91,9 +91,10 @@ class DetectionPlan(Plan):
 
 
 def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
-    """Return the plan of a detection run. It reads configs and lists files, without loading weights or decoding images.
+    """Return the plan of a detection run.
 
-    Images without questions are not counted. Phrases that are too long for a text encoder are counted.
+    It reads configs and lists files, without loading weights or decoding images. Images without questions are not
+    counted. Phrases that are too long for a text encoder are counted.
     """
     parts = DetectionParts(config)
     info, train = parts.teacher_info, config.train

@@ -74,8 +74,9 @@ class Answers(RecordSource):
         return view_blocks(self.keys, config.data.views, config.cache.batch_size)
 
     def compute(self, blocks: Sequence[Block]) -> Iterator[Computed]:
-        """Yield the records of each block. An unusable image is replaced by the next one in the batch, which is not
-        recorded here.
+        """Yield the records of each block.
+
+        In the batch, an unusable image is replaced by the next one, for which no record is made here.
         """
         for view, group in groupby(blocks, key=lambda block: block.about[0]):
             wanted = [block.about[1] for block in group]
@@ -142,8 +143,8 @@ def _ensemble(parts: PromptParts, device: str, rank: int) -> Ensemble:
 
 
 def _export(source: Answers) -> None:
-    """Write ``npy/SPLIT/TEACHER/FEATURE/KEY.npy`` of this rank's first views, ``KEY.view1.npy`` of second views, and so
-    on.
+    """Write this rank's views as ``npy/SPLIT/TEACHER/FEATURE/KEY.npy``, or ``KEY.view1.npy`` and so on for further
+    views.
     """
     config = source.parts.config
     root = config.feature_root / "npy" / config.data.split

@@ -79,7 +79,7 @@ class DistillationConfig(Strict):
     decoder_mask_token: TokenTermConfig = TokenTermConfig()
     dense_mask_logits: DenseTermConfig = DenseTermConfig()
     standardise: bool | None = None
-    """Divide each teacher's patch features by their standard deviation. None for True with several teachers."""
+    """Divide each teacher's patch features by their standard deviation. None: only with several teachers."""
     sample: Positive = 64
     """Number of training images to fit the projection of a teacher's patch features on."""
     rounds: Literal["first", "all"] = "all"
@@ -93,7 +93,7 @@ class PromptCacheConfig(Strict):
 
     codec: Annotated[str, Field(pattern=r"^(fp16|fp32)$")] = "fp16"
     dense: bool = True
-    """Store the teachers' mask logits too. The term ``dense_mask_logits`` needs them."""
+    """Store the teachers' mask logits too. A cached run needs them for the term ``dense_mask_logits``."""
     batch_size: Positive = 4
 
     @model_validator(mode="before")

@@ -226,6 +226,7 @@ def _prepared(
 
 
 def _cell_mean(values: Float[Tensor, "*n h w"], inside: Bool[Tensor, "*#n h w"] | None = None) -> Float[Tensor, "*n"]:
+    """Average over the cells, or over those inside."""
     if inside is None:
         return values.mean((-2, -1))
     return torch.where(inside, values, 0.0).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1)

@@ -145,8 +145,9 @@ class Levels(RecordSource):
         return [Block([frame_key(group.key, number) for number in group.frames], group) for group in groups]
 
     def compute(self, blocks: Sequence[Block]) -> Iterator[Computed]:
-        """Yield the records of each block. After a decoding error, no more records of the video are made. Those already
-        in the cache are kept and not read.
+        """Yield the records of each block.
+
+        After a decoding error, no more records of the video are made. Those in the cache are kept and not read.
         """
         for (key, numbers, _), levels in _extract(self.parts, self.teacher, [block.about for block in blocks]):
             if isinstance(levels, BadInput):

@@ -102,8 +102,9 @@ class VideoPlan(Plan):
 
 
 def plan_video(parts: VideoParts) -> VideoPlan:
-    """Return the plan of a video run. It reads configs and some annotations, without loading weights. At most the first
-    frame of a video is decoded.
+    """Return the plan of a video run.
+
+    It reads configs and some annotations, without loading weights. At most the first frame of a video is decoded.
     """
     config, info, train = parts.config, parts.teacher_info, parts.config.train
     memory, outline = config.student.memory, parts.image_student_config

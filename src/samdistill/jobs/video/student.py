@@ -30,8 +30,8 @@ class Past:
         ages: Age of each frame, in annotated frames.
         valid: False for padded slots.
         own: Whether a frame enters the memory with the student's features.
-        context: Canvases of the context frames, or None if ``own`` is False for all.
-        teacher: The teacher's maps, of frames that are not ``own``, or None.
+        context: Canvases of the context frames, or None if the student's features are not used.
+        teacher: The teacher's maps, zeros for other frames, or None.
         marks: Fraction of each grid cell that the object of a question covers, or None.
     """
 
@@ -150,8 +150,7 @@ class VideoStudent(nn.Module):
         return self._level(past.context[past.valid])
 
     def remembered(self, past: Past) -> Float[Tensor, "b t c h w"]:
-        """Return one map per context frame, the student's or the teacher's, on the student's grid; zeros in padded
-        slots.
+        """Return one map per context frame on the student's grid: the student's, the teacher's, or zeros.
 
         It has no gradient, and modules are in eval mode as in inference.
         """

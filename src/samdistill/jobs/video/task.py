@@ -101,7 +101,7 @@ class VideoTask(Task[VideoBatch]):
         return VideoStudent(model, str(self.start))
 
     def _stride(self) -> int:
-        """Return the distance between annotated frames of the first usable video."""
+        """Return the number of frames from the first to the second annotated frame of the first usable video."""
         for key in self.keys:
             try:
                 first, second, *_ = self.source.record(key).annotated
