@@ -21,7 +21,9 @@ from .parts import PromptParts
 from .plan import plan_prompt
 
 WORLD = SceneStyle(max_objects=8, min_objects=3, min_radius=0.06, max_radius=0.16)
-"""More and smaller objects than in the training of the sandbox models, so that the student has something to learn."""
+"""More and smaller objects than in the training of the sandbox models. The domains differ like a user's photographs and
+SAM's training data.
+"""
 SCENES, SIZE, SEED = {"train": 384, "val": 64}, 168, 30
 
 

@@ -96,9 +96,7 @@ class PromptParts(Images[PromptRunConfig]):
         return ObjectDataset(source, self.transform, prompts, source.keys, self.config.data.seed)
 
     def source_fingerprints(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return the fingerprint of image and annotation of each record of ``keys``. Prompts are drawn from
-        annotations.
-        """
+        """Return the fingerprint of image and annotation, from which prompts are drawn, of each record of ``keys``."""
         found = fingerprints(partial(self.train_source.fingerprint, labels=True), keys)
         return {record_key(key, view): found[key] for view in range(self.config.data.views) for key in keys}
 
@@ -195,9 +193,7 @@ class PromptParts(Images[PromptRunConfig]):
         return record_shapes(teacher.projected.channels, teacher.width, teacher.grid, objects, dense)
 
     def store_spec(self, teacher: PromptTeacher, feature: str, shape: Shape) -> StoreSpec:
-        """Return the specification of a store. It identifies the teacher, its projection, and the draws of views and
-        prompts.
-        """
+        """Return the specification of a store, which identifies the teacher, its projection, and the views and prompts."""
         return StoreSpec(
             tap=feature, shape=shape, image_size=self.image_size,
             teacher=f"{teacher.fingerprint[:32]}-{projection_digest(teacher.projected)}",
@@ -259,9 +255,7 @@ class PromptParts(Images[PromptRunConfig]):
                 Manifest.load(store.root).require(store.root, spec)
 
     def _refuse_incomplete(self, stores: dict[str, dict[str, FeatureStore]]) -> None:
-        """Raise ``UserError`` if a view is neither cached nor listed as skipped, for a teacher and feature that is
-        read.
-        """
+        """Raise ``UserError`` if a view is neither cached nor listed as skipped, for a teacher and feature in use."""
         names = [record_key(key, view) for view in range(self.config.data.views) for key in self.cached_keys]
         wanted = {FEATURE_OF[term] for term in self.config.distilled}
         for store in (store for features in stores.values() for name, store in features.items() if name in wanted):

@@ -112,7 +112,9 @@ class PromptTask(Task[ObjectBatch]):
         return batch.to(device)
 
     def counts(self, batch: ObjectBatch) -> dict[str, int]:
-        """Return the number of images, for terms of objects of those with objects. It is the same in every round."""
+        """Return the number of images, or of images with labelled or valid objects for terms of objects, the same in
+        every round.
+        """
         labelled = int((batch.labelled & batch.valid).any(1).sum())
         return {
             **dict.fromkeys(self.config.loss.named, labelled),
@@ -229,8 +231,9 @@ def term_weights(config: PromptRunConfig, epoch: int) -> dict[str, float]:
 def mean_over_images(
     values: PerObject, groups: Sequence[PromptGroup], counted: Bool[Tensor, "b n"]
 ) -> Float[Tensor, ""]:
-    """Average over the counted objects of each image, then over images that have any. Without any, 0 attached to the
-    graph.
+    """Average over the counted objects of each image, then over images that have any.
+
+    Without any, the result is 0, attached to the graph.
     """
     parts = [(value, counted[group.rows]) for value, group in zip(values, groups, strict=True)]
     sums = torch.cat([torch.where(kept, value, 0.0).sum(1) for value, kept in parts])
@@ -239,9 +242,7 @@ def mean_over_images(
 
 
 def low_res_targets(said: GroupSignals, group: PromptGroup, batch: ObjectBatch) -> Float[Tensor, "g n h w"]:
-    """Return ground-truth masks at the resolution of the student's masks: the fraction of each cell that the object
-    covers.
-    """
+    """Return ground-truth masks at the resolution of the student's: the fraction of each cell that the object covers."""
     assert said.low_res_masks is not None
     return F.interpolate(batch.masks[group.rows].float(), said.low_res_masks.shape[-2:], mode="area")
 
