@@ -56,7 +56,7 @@ class InMemory(EncoderTask):
     def hold(self) -> InMemory:
         images = super().dataset(0)
         items = [images[index] for index in range(len(images))]  # type: ignore[arg-type]
-        self._items = _Held([(item, super(InMemory, self).collate([item]).told) for item in items])
+        self._items = _Held([(item, super(InMemory, self).collate([item]).teacher_features) for item in items])
         return self
 
     def dataset(self, epoch: int) -> Dataset:  # type: ignore[override]

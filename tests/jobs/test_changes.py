@@ -130,4 +130,6 @@ def test_a_prompt_cache_follows_its_masks_too(world: Path, prompted, tmp_path: P
     assert len(after) == len(before) and sorted(json.loads(line)["key"] for line in after) == sorted(keys)
     task = PromptParts(config).task("cpu")
     batch = task.collate([task.dataset(0)[4]])
-    assert task.signals.answer(Prompted(batch, batch.groups), batch.told)  # the prompts of the new masks were asked
+    assert task.signals.answer(
+        Prompted(batch, batch.groups), batch.teacher_features
+    )  # the prompts of the new masks were asked

@@ -122,7 +122,7 @@ class ToyParts(ViewParts[ToyConfig]):
 @dataclass(frozen=True)
 class ToyBatch:
     images: ImageBatch
-    told: Maps
+    teacher_features: Maps
 
 
 class ToyTask(Task[ToyBatch]):
@@ -143,11 +143,16 @@ class ToyTask(Task[ToyBatch]):
     def to(self, batch: ToyBatch, device: torch.device) -> ToyBatch:
         self.signals.to(device)
         images = batch.images.to(device)
-        return ToyBatch(images, self.signals.answer(images, batch.told))
+        return ToyBatch(images, self.signals.answer(images, batch.teacher_features))
 
     def terms(self, student: nn.Module, batch: ToyBatch, epoch: int = 0) -> Terms:
         predicted, loss = student(batch.images.images), self.config.loss
-        return Terms({name: Term(TERMS.get(name)(predicted, batch.told[0]), loss.weight(name)) for name in loss.named})
+        return Terms(
+            {
+                name: Term(TERMS.get(name)(predicted, batch.teacher_features[0]), loss.weight(name))
+                for name in loss.named
+            }
+        )
 
 
 @dataclass(frozen=True)

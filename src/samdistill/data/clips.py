@@ -86,7 +86,7 @@ class ClipItem:
         context: Canvases of the context frames, (t, 3, s, s), or None.
         marks: Fraction of each grid cell that an object covers in a context frame, (n, t, g, g), or None. 0 if the
             marks were removed.
-        told: What ``read`` returned for the clip, a teacher's cached features.
+        teacher_features: What ``read`` returned for the clip: cached features, or frames for a running teacher.
         bad: Inputs that were unusable when this item was read.
     """
 
@@ -106,7 +106,7 @@ class ClipItem:
     own: Bool[Tensor, " t"]
     context: UInt8[Tensor, "t 3 s s"] | None = None
     marks: Float[Tensor, "n t g g"] | None = None
-    told: tuple[Tensor, ...] = ()
+    teacher_features: tuple[Tensor, ...] = ()
     bad: tuple[BadInput, ...] = ()
 
 
@@ -266,8 +266,8 @@ class ClipDataset(Dataset[ClipItem]):
         rng = np.random.default_rng([self.seed, self.epoch, index])
         query, context = draw_clip(record, self.rules, rng)
         item = read_clip(self.source, record, query, context, self.transform, self.rules, rng)
-        told = () if self.read is None else self.read(item)
-        return replace(item, told=told, bad=(*bad, *record.problems))
+        teacher_features = () if self.read is None else self.read(item)
+        return replace(item, teacher_features=teacher_features, bad=(*bad, *record.problems))
 
 
 @dataclass(frozen=True)

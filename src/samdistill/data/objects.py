@@ -172,7 +172,7 @@ class ObjectBatch:
         valid: As in ``ObjectItem``, (b, n).
         draws: For each candidate, the prompts of all images in groups. Every image is in one group of each draw. The
             groups of all draws have the same rows.
-        told: A teacher's cached features, by teacher and feature.
+        teacher_features: A teacher's cached features, by teacher and feature.
         bad: Inputs that were unusable.
     """
 
@@ -182,7 +182,7 @@ class ObjectBatch:
     valid: Bool[Tensor, "b n"]
     draws: tuple[tuple[PromptGroup, ...], ...]
     bad: tuple[BadInput, ...] = ()
-    told: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    teacher_features: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[PromptGroup, ...]:
@@ -193,11 +193,11 @@ class ObjectBatch:
         """Return a copy with every tensor on ``device``."""
         masks, labelled, valid = (t.to(device, non_blocking=True) for t in (self.masks, self.labelled, self.valid))
         draws = tuple(tuple(group.to(device) for group in groups) for groups in self.draws)
-        told = {
+        teacher_features = {
             teacher: {name: values.to(device, non_blocking=True) for name, values in features.items()}
-            for teacher, features in self.told.items()
+            for teacher, features in self.teacher_features.items()
         }
-        return ObjectBatch(self.images.to(device), masks, labelled, valid, draws, self.bad, told)
+        return ObjectBatch(self.images.to(device), masks, labelled, valid, draws, self.bad, teacher_features)
 
 
 def collate_objects(items: Sequence[ObjectItem]) -> ObjectBatch:

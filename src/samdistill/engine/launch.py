@@ -100,8 +100,8 @@ def leave() -> None:
 def _show(rank: int, *logs: Path) -> None:
     """Print the stderr of a rank that does not write to the console."""
     for path in logs:
-        if said := path.read_text(errors="replace").strip():
-            print(f"rank {rank}: {said}", file=sys.stderr)
+        if text := path.read_text(errors="replace").strip():
+            print(f"rank {rank}: {text}", file=sys.stderr)
 
 
 def _config(nproc: int, logs: str) -> LaunchConfig:

@@ -118,11 +118,11 @@ class PromptTeacher:
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             embeddings, patches = self._encode(images)
             patch = projection.apply(patches)
-            said = [
+            answers = [
                 answer_group(self.model, embeddings, replace(group, prompts=moved(group.prompts, ratio, low_res)))
                 for group in (group.to(self.device) for group in groups)
             ]
-        return PromptSignals(_free(patch), tuple(_kept(signals, dense) for signals in said))
+        return PromptSignals(_free(patch), tuple(_kept(signals, dense) for signals in answers))
 
     def to(self, device: torch.device | str) -> PromptTeacher:
         """Move model and projection to ``device``. Does nothing if they are there."""

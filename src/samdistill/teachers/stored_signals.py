@@ -85,13 +85,13 @@ def to_records(signals: PromptSignals, groups: Sequence[PromptGroup]) -> Records
     """
     if any(group.prompts.masks is not None for group in groups):
         raise ValueError("only the answers to first prompts are kept")
-    said = list(zip(groups, signals.groups, strict=True))
+    answers = list(zip(groups, signals.groups, strict=True))
     records = {
         "encoder_patch": signals.encoder_patch,
-        "prompt_embed": _by_image([(group, one.prompt_embed[:, 0]) for group, one in said]),
-        "mask_token": _by_image([(group, one.mask_tokens) for group, one in said]),
+        "prompt_embed": _by_image([(group, one.prompt_embed[:, 0]) for group, one in answers]),
+        "mask_token": _by_image([(group, one.mask_tokens) for group, one in answers]),
     }
-    masks = [(group, one.low_res_masks) for group, one in said if one.low_res_masks is not None]
+    masks = [(group, one.low_res_masks) for group, one in answers if one.low_res_masks is not None]
     return records | ({DENSE: _by_image([(group, _padded(values)) for group, values in masks])} if masks else {})
 
 
@@ -115,14 +115,14 @@ def from_records(records: Records, groups: Sequence[PromptGroup]) -> PromptSigna
         values = records.get(name)
         return torch.empty(len(group.rows), 0, 0, 0) if values is None else values[group.rows.to(values.device)]
 
-    said = []
+    found = []
     for group in groups:
         objects, masks = group.prompts.valid.shape[1], None
         if DENSE in records:
             masks = of(DENSE, group).unflatten(1, (objects, MOST_MASKS))[:, :, : MOST_MASKS if group.multimask else 1]
-        said.append(GroupSignals(of("prompt_embed", group)[:, None], of("mask_token", group), masks))
+        found.append(GroupSignals(of("prompt_embed", group)[:, None], of("mask_token", group), masks))
     count = sum(len(group.rows) for group in groups)
-    return PromptSignals(records.get("encoder_patch", torch.empty(count, 0, 0, 0)), tuple(said))
+    return PromptSignals(records.get("encoder_patch", torch.empty(count, 0, 0, 0)), tuple(found))
 
 
 @dataclass(frozen=True)

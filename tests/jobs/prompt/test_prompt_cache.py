@@ -112,7 +112,7 @@ def test_no_teacher_is_needed_but_for_the_proof(kept, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "1")
     task = PromptParts(kept).task("cpu")
     batch = task.collate([task.dataset(3)[0]])  # epoch 3 shows view 1
-    assert list(task.signals.answer(Prompted(batch, batch.groups), batch.told)) == list(TEACHERS)  # type: ignore[union-attr]
+    assert list(task.signals.answer(Prompted(batch, batch.groups), batch.teacher_features)) == list(TEACHERS)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("after", [3, 41])
@@ -188,7 +188,7 @@ def test_an_image_that_cannot_be_used_is_listed_and_trained_around(prompted, wor
     assert len(task.dataset(0)) == len(keys) - 2
     batch = task.collate([task.dataset(0)[i] for i in (2, 5)])
     assert batch.images.keys == (keys[3], keys[7])
-    assert set(task.signals.answer(Prompted(batch, batch.groups), batch.told)) == set(TEACHERS)  # type: ignore[union-attr]
+    assert set(task.signals.answer(Prompted(batch, batch.groups), batch.teacher_features)) == set(TEACHERS)  # type: ignore[union-attr]
 
 
 def test_verify_sees_damage_and_a_teacher_that_answers_otherwise(kept, tmp_path, monkeypatch) -> None:

@@ -37,13 +37,13 @@ class DetectionBatch:
     Attributes:
         images: The images, uint8.
         prompts: The questions.
-        told: What a loader worker read of the teacher's feature pyramid.
+        teacher_features: What a loader worker read of the teacher's feature pyramid.
         bad: Inputs that were unusable.
     """
 
     images: ImageBatch
     prompts: ConceptPrompts
-    told: Maps = ()
+    teacher_features: Maps = ()
     bad: tuple[BadInput, ...] = ()
 
 
@@ -112,7 +112,7 @@ class DetectionTask(Task[DetectionBatch]):
     def to(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
         self.pyramid.to(device)
         leave_out(batch.bad)
-        return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.told, batch.bad)
+        return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.teacher_features, batch.bad)
 
     def counts(self, batch: DetectionBatch) -> dict[str, int]:
         """Return the number of questions, and for ``fpn`` of images."""
@@ -129,7 +129,9 @@ class DetectionTask(Task[DetectionBatch]):
         if self.config.of_features(epoch):
             levels = student(pixel_values=pixels).fpn_hidden_states
             with torch.autocast(device.type, enabled=False):
-                return self._weighted({"fpn": fpn_term(levels, self.pyramid.answer(batch.images, batch.told))})
+                return self._weighted(
+                    {"fpn": fpn_term(levels, self.pyramid.answer(batch.images, batch.teacher_features))}
+                )
         teacher = self.teacher.to(device).answer(batch.images, batch.prompts)
         asked = self.words.inputs(batch.prompts, device)
         found = student(pixel_values=pixels, prompt_images=batch.prompts.image, **asked).answer()

@@ -33,18 +33,18 @@ class EncoderBatch:
 
     Attributes:
         images: The views.
-        told: Before ``to``, what a loader worker read from the signals; afterwards the teacher's features.
+        teacher_features: What a loader worker read from the signals; after ``to``, the teacher's features.
         bad: Inputs that were unusable.
     """
 
     images: ImageBatch
-    told: Maps
+    teacher_features: Maps
     bad: tuple[BadInput, ...] = ()
 
     @property
     def target(self) -> Float[Tensor, "b c gh gw"]:
         """The teacher's image embedding."""
-        return self.told[0]
+        return self.teacher_features[0]
 
 
 def trunk_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "square") -> StudentTrunkConfig:
@@ -92,7 +92,7 @@ class EncoderTask(Task[EncoderBatch]):
         self.signals.to(device)
         leave_out(batch.bad)
         images = batch.images.to(device)
-        return EncoderBatch(images, self.signals.answer(images, batch.told))
+        return EncoderBatch(images, self.signals.answer(images, batch.teacher_features))
 
     def terms(self, student: nn.Module, batch: EncoderBatch, epoch: int = 0) -> Terms:
         pixels = normalise(batch.images.images, self.teacher.mean, self.teacher.std)

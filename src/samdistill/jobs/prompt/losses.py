@@ -200,8 +200,8 @@ def _true_iou(logits: Float[Tensor, "g n m h w"], target: Float[Tensor, "g n m h
 
     It is 0 if both are empty: an object that is too small for the grid counts as missed.
     """
-    said, wanted = (logits > 0).flatten(-2), (target > 0.5).flatten(-2)
-    return (said & wanted).sum(-1) / (said | wanted).sum(-1).clamp(min=1)
+    predicted, wanted = (logits > 0).flatten(-2), (target > 0.5).flatten(-2)
+    return (predicted & wanted).sum(-1) / (predicted | wanted).sum(-1).clamp(min=1)
 
 
 def _same_but_grid(ours: Tensor, theirs: Tensor) -> None:

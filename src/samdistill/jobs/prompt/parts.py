@@ -193,7 +193,7 @@ class PromptParts(Images[PromptRunConfig]):
         return record_shapes(teacher.projected.channels, teacher.width, teacher.grid, objects, dense)
 
     def store_spec(self, teacher: PromptTeacher, feature: str, shape: Shape) -> StoreSpec:
-        """Return the specification of a store, which identifies the teacher, its projection, and the views and prompts."""
+        """Return the specification of a store, which identifies the teacher, its projection, views and prompts."""
         return StoreSpec(
             tap=feature, shape=shape, image_size=self.image_size,
             teacher=f"{teacher.fingerprint[:32]}-{projection_digest(teacher.projected)}",

@@ -63,7 +63,9 @@ class PromptStudent(nn.Module):
         asked, rounds = [groups], [tuple(answer_group(self.model, embeddings, group) for group in groups)]
         for number in range(prompts.rounds):
             draws = click_draws(batch, epoch, number) if prompts.click == "random" else None
-            groups = tuple(clicked(group, said, batch, draws) for group, said in zip(groups, rounds[-1], strict=True))
+            groups = tuple(
+                clicked(group, answer, batch, draws) for group, answer in zip(groups, rounds[-1], strict=True)
+            )
             asked.append(groups)
             rounds.append(tuple(answer_group(self.model, embeddings, group) for group in groups))
         patches = tuple(adapter(embeddings.trunk) for adapter in self.adapters)
@@ -96,11 +98,11 @@ class PromptStudent(nn.Module):
         return means
 
 
-def best_mask(said: GroupSignals) -> Float[Tensor, "g n h w"]:
+def best_mask(answer: GroupSignals) -> Float[Tensor, "g n h w"]:
     """Return the logits of the mask with the highest predicted IoU, detached."""
-    assert said.low_res_masks is not None and said.iou_scores is not None
-    index = said.iou_scores.detach().argmax(-1)[..., None, None, None]
-    return said.low_res_masks.detach().take_along_dim(index, 2)[:, :, 0].float()
+    assert answer.low_res_masks is not None and answer.iou_scores is not None
+    index = answer.iou_scores.detach().argmax(-1)[..., None, None, None]
+    return answer.low_res_masks.detach().take_along_dim(index, 2)[:, :, 0].float()
 
 
 def click_draws(batch: ObjectBatch, epoch: int, number: int) -> Float[Tensor, "b n"]:
@@ -117,7 +119,7 @@ def click_draws(batch: ObjectBatch, epoch: int, number: int) -> Float[Tensor, "b
 
 @torch.no_grad()
 def clicked(
-    group: PromptGroup, said: GroupSignals, batch: ObjectBatch, draws: Float[Tensor, "b n"] | None
+    group: PromptGroup, answer: GroupSignals, batch: ObjectBatch, draws: Float[Tensor, "b n"] | None
 ) -> PromptGroup:
     """Return the group with one additional corrective click in the error region of the last answer.
 
@@ -125,11 +127,11 @@ def clicked(
 
     Args:
         group: Prompts of the last round.
-        said: The student's answer to them.
+        answer: The student's answer to them.
         batch: Images and objects.
         draws: Numbers of ``click_draws``, which select any pixel of the error region; None for its centre.
     """
-    masks, logits, prompts = batch.masks[group.rows], best_mask(said), group.prompts
+    masks, logits, prompts = batch.masks[group.rows], best_mask(answer), group.prompts
     own = None if draws is None else draws[group.rows].flatten()
     inside = batch.images.valid(_size(batch))[group.rows, None]
     predicted = to_canvas(logits, _size(batch)) & inside  # padding is not visible to a user

@@ -103,7 +103,7 @@ class PromptTask(Task[ObjectBatch]):
         batch = collate_objects(items)
         if self.signals is None or not self.reads:
             return batch
-        return replace(batch, told=self.signals.read(Prompted(batch, batch.groups)))
+        return replace(batch, teacher_features=self.signals.read(Prompted(batch, batch.groups)))
 
     def to(self, batch: ObjectBatch, device: torch.device) -> ObjectBatch:
         if self.signals is not None:
@@ -140,13 +140,13 @@ class PromptTask(Task[ObjectBatch]):
         """Return each task term, averaged over rounds."""
         loss, sums = self.config.loss, dict[str, Tensor]()
         counted = batch.labelled & batch.valid
-        for asked, said in zip(answers.asked, answers.rounds, strict=True):
+        for asked, signals in zip(answers.asked, answers.rounds, strict=True):
             per_group = [
                 losses.task_terms(
                     answer.low_res_masks, answer.iou_scores, low_res_targets(answer, group, batch),
                     loss.focal_gamma, loss.focal_alpha, _inside(answer, group, batch), loss.named,
                 )
-                for group, answer in zip(asked, said, strict=True)
+                for group, answer in zip(asked, signals, strict=True)
             ]  # fmt: skip
             for name in self.config.loss.named:
                 value = mean_over_images([terms[name] for terms in per_group], asked, counted)
@@ -161,27 +161,27 @@ class PromptTask(Task[ObjectBatch]):
         assert self.signals is not None
         last, found = (None if self.config.distillation.rounds == "all" else 1), dict[str, Term]()
         groups = tuple(group for asked in answers.asked[:last] for group in asked)
-        said = [signals for round_ in answers.rounds[:last] for signals in round_]
-        told = self.signals.answer(Prompted(batch, groups), batch.told)
+        ours = [signals for round_ in answers.rounds[:last] for signals in round_]
+        theirs = self.signals.answer(Prompted(batch, groups), batch.teacher_features)
         for number, (teacher, share) in enumerate(self.signals.weights.items()):
             for name, weight in weights.items():
                 patch = answers.patches[number] if answers.patches else None
-                value = self._value(name, patch, said, told[teacher], groups, batch)
+                value = self._value(name, patch, ours, theirs[teacher], groups, batch)
                 label = name if len(self.signals.weights) == 1 else f"{name}/{teacher}"
                 found[label] = Term(value, weight * share)
         return found
 
     def _value(
-        self, name: str, patch: Tensor | None, said: Sequence[GroupSignals], told: PromptSignals,
+        self, name: str, patch: Tensor | None, ours: Sequence[GroupSignals], theirs: PromptSignals,
         groups: Sequence[PromptGroup], batch: ObjectBatch,
     ) -> Float[Tensor, ""]:  # fmt: skip
         """Return one term for one teacher, averaged over images."""
-        block, pairs = self.config.distillation, list(zip(said, told.groups, strict=True))
+        block, pairs = self.config.distillation, list(zip(ours, theirs.groups, strict=True))
         if name == "encoder_patch":
             assert patch is not None
             settings = block.encoder_patch
             inside = batch.images.valid((patch.shape[-2], patch.shape[-1]))
-            return losses.encoder_patch(patch, told.encoder_patch, settings.w_l2, settings.w_cos, inside).mean()
+            return losses.encoder_patch(patch, theirs.encoder_patch, settings.w_l2, settings.w_cos, inside).mean()
         if name == "prompt_embed":
             embed = block.prompt_embed
             values = [losses.prompt_embed(s.prompt_embed, t.prompt_embed, embed.w_mse, embed.w_cos) for s, t in pairs]
@@ -241,21 +241,21 @@ def mean_over_images(
     return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
 
 
-def low_res_targets(said: GroupSignals, group: PromptGroup, batch: ObjectBatch) -> Float[Tensor, "g n h w"]:
-    """Return ground-truth masks at the resolution of the student's: the fraction of each cell that the object covers."""
-    assert said.low_res_masks is not None
-    return F.interpolate(batch.masks[group.rows].float(), said.low_res_masks.shape[-2:], mode="area")
+def low_res_targets(answer: GroupSignals, group: PromptGroup, batch: ObjectBatch) -> Float[Tensor, "g n h w"]:
+    """Return ground-truth masks at the student's resolution: the fraction of each cell that the object covers."""
+    assert answer.low_res_masks is not None
+    return F.interpolate(batch.masks[group.rows].float(), answer.low_res_masks.shape[-2:], mode="area")
 
 
-def _inside(said: GroupSignals, group: PromptGroup, batch: ObjectBatch) -> Bool[Tensor, "g h w"]:
+def _inside(answer: GroupSignals, group: PromptGroup, batch: ObjectBatch) -> Bool[Tensor, "g h w"]:
     """Return the cells of the mask grid that are on the image."""
-    assert said.low_res_masks is not None
-    height, width = said.low_res_masks.shape[-2:]
+    assert answer.low_res_masks is not None
+    height, width = answer.low_res_masks.shape[-2:]
     return batch.images.valid((height, width))[group.rows]
 
 
 def _miou(answers: StudentAnswers, batch: ObjectBatch) -> Float[Tensor, ""]:
     size = (batch.masks.shape[-2], batch.masks.shape[-1])
     pairs: Iterable[tuple[PromptGroup, GroupSignals]] = zip(answers.asked[-1], answers.rounds[-1], strict=True)
-    values = [mask_iou(to_canvas(best_mask(said), size), batch.masks[group.rows]) for group, said in pairs]
+    values = [mask_iou(to_canvas(best_mask(answer), size), batch.masks[group.rows]) for group, answer in pairs]
     return mean_over_images(values, answers.asked[-1], batch.labelled & batch.valid)

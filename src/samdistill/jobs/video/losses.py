@@ -145,9 +145,9 @@ def _resized(target: Float[Tensor, "m th tw"], like: Float[Tensor, "m h w"]) -> 
     return F.interpolate(target[:, None], like.shape[-2:], mode="area")[:, 0]
 
 
-def _iou(said: Tensor, wanted: Tensor) -> Float[Tensor, " m"]:
+def _iou(predicted: Tensor, wanted: Tensor) -> Float[Tensor, " m"]:
     """Return the IoU of boolean masks (m, h, w). It is 0 if both are empty: an object too small for the grid counts as
     missed.
     """
-    overlap, union = (said & wanted).flatten(1).sum(1), (said | wanted).flatten(1).sum(1)
+    overlap, union = (predicted & wanted).flatten(1).sum(1), (predicted | wanted).flatten(1).sum(1)
     return overlap / union.clamp(min=1)

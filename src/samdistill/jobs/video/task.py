@@ -51,7 +51,7 @@ class VideoBatch:
         past: The memory. On the device, ``past.teacher`` has the teacher's maps.
         frames: Frames of which the teacher's maps are used, before ``to``.
         theirs: Slots of these frames in ``past``.
-        told: What a loader worker read from the signals, before ``to``.
+        teacher_features: What a loader worker read from the signals, before ``to``.
         bad: Inputs that were unusable.
     """
 
@@ -61,7 +61,7 @@ class VideoBatch:
     past: Past
     frames: tuple[Frame, ...]
     theirs: Bool[Tensor, "b t"]
-    told: Maps
+    teacher_features: Maps
     bad: tuple[BadInput, ...] = ()
 
 
@@ -182,10 +182,11 @@ class VideoTask(Task[VideoBatch]):
             (clips.query_rows[:, None] - clips.context_rows).float() * clips.context_valid, clips.context_valid,
             clips.own, clips.context, None, marks,
         )  # fmt: skip
-        frames = tuple(frame for item in items if item.told for frame in self._frames(item))
-        told = tuple(torch.cat(parts) for parts in zip(*(item.told for item in items if item.told), strict=True))
+        read = [item for item in items if item.teacher_features]
+        frames = tuple(frame for item in read for frame in self._frames(item))
+        features = tuple(torch.cat(parts) for parts in zip(*(item.teacher_features for item in read), strict=True))
         theirs = clips.context_valid if self.reads_all else clips.context_valid & ~clips.own
-        return VideoBatch(clips.images, prompts, _truth(clips, which), past, frames, theirs, told, clips.bad)
+        return VideoBatch(clips.images, prompts, _truth(clips, which), past, frames, theirs, features, clips.bad)
 
     def _frames(self, item: ClipItem) -> list[Frame]:
         """Return the context frames of which the teacher's maps are used: all in alignment, else those that are not
@@ -204,7 +205,7 @@ class VideoTask(Task[VideoBatch]):
         moved = {name: v.to(device) for name, v in vars(batch.past).items() if isinstance(v, Tensor)}
         if self.levels is not None and batch.frames:
             self.levels.to(device)
-            (maps,) = self.levels.answer(batch.frames, batch.told)
+            (maps,) = self.levels.answer(batch.frames, batch.teacher_features)
             theirs = batch.theirs.to(device)
             moved["teacher"] = maps.new_zeros(*theirs.shape, *maps.shape[1:])
             moved["teacher"][theirs] = maps
