@@ -57,13 +57,13 @@ class Plan(ABC):
 
     @property
     @abstractmethod
-    def trained_on(self) -> str:
-        """Number and kind of the items of an epoch, such as ``2000 images``."""
-
-    @property
-    @abstractmethod
     def inputs(self) -> int:
         """Number of training images or videos."""
+
+    @property
+    def trained_on(self) -> str:
+        """Number and kind of the items of an epoch, such as ``2000 images``."""
+        return f"{self.inputs} images"
 
     @property
     @abstractmethod

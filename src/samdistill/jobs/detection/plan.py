@@ -54,10 +54,6 @@ class DetectionPlan(Plan):
     teacher_bytes: int
 
     @property
-    def trained_on(self) -> str:
-        return f"{self.images} images"
-
-    @property
     def inputs(self) -> int:
         return self.images
 

@@ -52,10 +52,6 @@ class EncoderPlan(Plan):
     activation_bytes: int
 
     @property
-    def trained_on(self) -> str:
-        return f"{self.images} images"
-
-    @property
     def inputs(self) -> int:
         return self.images
 

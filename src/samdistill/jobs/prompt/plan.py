@@ -73,10 +73,6 @@ class PromptPlan(Plan):
     teacher_bytes: int
 
     @property
-    def trained_on(self) -> str:
-        return f"{self.images} images"
-
-    @property
     def inputs(self) -> int:
         return self.images
 
