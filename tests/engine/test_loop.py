@@ -244,7 +244,7 @@ def test_finished_run_says_so_and_is_left_alone(whole, tmp_path, capsys):
 
 def test_a_folder_that_holds_a_run_is_not_overwritten_by_another(whole):
     before = {p.name: p.stat().st_mtime_ns for p in whole[0].iterdir()}
-    with pytest.raises(UserError, match=r"holds a run of its own .* or use another output"):
+    with pytest.raises(UserError, match=r"contains another run .* or use another output"):
         train(whole[0], ema=0.9, resume=whole[0] / "ckpt_epoch_1.pt")
     assert before == {p.name: p.stat().st_mtime_ns for p in whole[0].iterdir()}
 

@@ -106,7 +106,7 @@ def test_a_run_with_its_teacher_goes_on_bit_for_bit_and_with_no_other(pair: Pair
     task = task_of(config)
     assert good.teacher == task.taught_by
     task.taught_by = "f" * 64
-    with pytest.raises(Exception, match=r"ckpt_\w+\.pt: learnt from the teacher .*, and this is ffffffffffff"):
+    with pytest.raises(Exception, match=r"ckpt_\w+\.pt: trained with the teacher .*, but this is ffffffffffff"):
         fit(task, train, run, workers=0, resolved=text)
     fit(task_of(config), train, run, workers=0, resolved=text)
     one, other = (sorted(folder.glob("ckpt_epoch_*.pt"))[-1] for folder in (whole, run))

@@ -90,7 +90,7 @@ def test_a_record_of_another_view_is_refused_by_name(views) -> None:
     _, stored, batches = views
     full = batches[0]
     strange = ImageBatch(full.images, full.sizes, full.original_sizes, full.keys, full.seeds + torch.tensor([0, 1, 0]))
-    with pytest.raises(UserError, match=r"^b: the batch shows none of the 2 cached views: is data.seed as it was\?"):
+    with pytest.raises(UserError, match=r"^b: none of the 2 cached views is in the batch: set data.seed as it was"):
         stored.read(strange)
     other = StoredMaps.of_views(stored.stores, 8, 2)
     seeds = torch.tensor([view_seed(8, key, 1) for key in full.keys])

@@ -50,7 +50,7 @@ class TermReport:
             if self.weight == 0:
                 why = "its weight is 0"
             elif self.value == 0:
-                why = "it is 0: nothing to measure in this batch (train.seed draws another), or learnt to the last bit"
+                why = "it is 0: this batch has nothing to measure (try another train.seed), or it is at its minimum"
             return f"{term} does not reach the student: {why}"
         return None
 

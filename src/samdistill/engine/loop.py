@@ -132,7 +132,7 @@ def _fit(
         saved.require_data(source, items, digest)
         saved.require_teacher(source, task.taught_by)
         if saved.step == schedule.total and source.resolve().parent != run_dir.resolve():
-            raise UserError(f"{source}: its run is finished, there is nothing to go on with; take its student/")
+            raise UserError(f"{source}: its run is finished, there is nothing to resume; use its student/")
     on_main(lambda: write_text(run_dir / "config.yaml", resolved, hint=kept(run_dir)))
     start = saved.step if saved else 0
     with Tracker(run_dir, shard.rank, schedule.total, start, config.log_every) as tracker:
@@ -190,7 +190,7 @@ class _Loop:
                 self.student.load_state_dict(saved.model)
                 optimizer.load_state_dict(saved.optimizer)
         elif frozen and (measured := measure_frozen(task, self.student, config, self.device)):
-            tracker.info(f"statistics of {measured} batch norm(s) measured, they stay as they are")
+            tracker.info(f"statistics of {measured} batch norm(s) measured, they do not change in training")
         self.trainable = [p for p in self.student.parameters() if p.requires_grad]
         self.ema = Ema(self.student, config.ema) if config.ema else None
         self.model, self.optimizer = accelerator.prepare(self.student, optimizer)

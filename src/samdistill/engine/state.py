@@ -145,8 +145,8 @@ class Checkpoint:
         """
         if self.teacher and teacher and self.teacher != teacher:
             raise UserError(
-                f"{source}: learnt from the teacher {self.teacher[:12]}, and this is {teacher[:12]} (weights, image "
-                "size or precision); restore the teacher or start again with another output"
+                f"{source}: trained with the teacher {self.teacher[:12]}, but this is {teacher[:12]} (other weights, "
+                "image size or precision); restore the teacher or start again with another output"
             )
 
 
@@ -242,7 +242,7 @@ def open_run(run_dir: Path, resume: Path | None, resolved: str) -> Path | None:
     source = here if resume is None else _named(resume)
     if resume is not None and here is not None and (source is None or source.resolve() != here.resolve()):
         raise UserError(
-            f"{run_dir}: holds a run of its own ({here.name}); go on with it without --resume, or use another output"
+            f"{run_dir}: contains another run ({here.name}); resume that one without --resume, or use another output"
         )
     if source is None and (run_dir / STUDENT_FOLDER).exists():
         raise UserError(f"{run_dir}: holds a student but no checkpoint; move it away or use another output")

@@ -147,7 +147,7 @@ class OnlineTeacher(ABC):
             height, width = batch.images.shape[-2:]
             raise UserError(
                 f"the teacher reads {self.image_size} x {self.image_size} pixels, but the images are "
-                f"{height} x {width}; set teacher.image_size, or lay the images on its canvas"
+                f"{height} x {width}; set teacher.image_size, or resize the images to its canvas"
             )
         with running(self), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             found = self._forward(batch.to(self.device))

@@ -160,7 +160,7 @@ class Sam3Detector:
             height, width = images.images.shape[-2:]
             raise UserError(
                 f"the teacher reads {side} x {side} pixels, but the images are {height} x {width}; "
-                "set teacher.image_size, or lay the images on its canvas"
+                "set teacher.image_size, or resize the images to its canvas"
             )
         pixels = normalise(images.images.to(self.device), self.mean, self.std)
         return self.model.get_vision_features(pixels.to(self.model.dtype))

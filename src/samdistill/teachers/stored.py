@@ -48,7 +48,7 @@ def view_name(key: str, seed: int, data_seed: int, views: int) -> str:
     for view in range(views):
         if view_seed(data_seed, key, view) == seed:
             return record_key(key, view)
-    raise UserError(f"{key}: the batch shows none of the {views} cached views: is data.seed as it was?")
+    raise UserError(f"{key}: none of the {views} cached views is in the batch: set data.seed as it was, or cache again")
 
 
 def view_records(asked: ImageBatch, data_seed: int, views: int) -> Records:

@@ -55,7 +55,13 @@ def test_the_plan_says_what_the_run_then_needs(prompted, sams, tmp_path, capsys)
     assert (found.bytes_per_image, found.cache_bytes) == (report.bytes_per_record, report.bytes)
     assert main(argv("plan", config, tmp_path, "distillation.use_precomputed_features=false")) == 0
     said = capsys.readouterr().out
-    for line in ("teacher large", "75%", "1 corrective click(s)", "not used: teachers run along", "prompts: mixed"):
+    for line in (
+        "teacher large",
+        "75%",
+        "1 corrective click(s)",
+        "not used: the teachers run during training",
+        "prompts: mixed",
+    ):
         assert line in said
     assert main(argv("plan", config, tmp_path, "--json")) == 0
     assert json.loads(capsys.readouterr().out)["terms"] == list(DISTILLED)
@@ -174,7 +180,7 @@ BAD = {
     "no teacher": ("teachers=[]", "distillation is on without a teacher"),
     "a name with a slash": ("teachers=[{name: a/b, checkpoint: x}]", "names a folder, so it cannot hold a slash"),
     "dense not kept": ("cache.dense=false", "dense_mask_logits needs cache.dense: true"),
-    "hard prompts": ("prompts.candidates=2", "cached features know none"),
+    "hard prompts": ("prompts.candidates=2", "cannot be cached"),
     "all rounds": ("prompts.rounds=1", "set distillation.rounds: first, or prompts.rounds: 0"),
     "widths": ("student={start: null, image_size: 64, width: 32, heads: 2, backbone: efficientvit_b0}",
                "teacher 'large' has a decoder of width 16 and the student one of 32"),

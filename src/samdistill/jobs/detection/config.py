@@ -82,7 +82,7 @@ class MatchConfig(Strict):
 
 DetectionLossConfig = loss_block(
     "DetectionLossConfig",
-    'Weights of the terms, as described. ``unmatched``: student queries without a pair are taught "no object".',
+    'Weights of the terms, as described. ``unmatched``: student queries without a match learn "no object".',
     (OUTPUT_TERMS, FEATURE_TERMS),
     unmatched=(bool, True),
 )

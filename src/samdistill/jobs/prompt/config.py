@@ -109,7 +109,7 @@ class PromptCacheConfig(Strict):
 
 PromptLossConfig = loss_block(
     "PromptLossConfig",
-    "The task loss against the masks of the data; each weight may follow a schedule by epoch.",
+    "Weights of the task terms. A weight can be a schedule by epoch.",
     (TASK_TERMS,),
     Scheduled,
     focal_gamma=(Weight, 2.0),
@@ -146,10 +146,12 @@ class PromptRunConfig(Run):
         if self.distilled and not self.teachers:
             raise ValueError("distillation is on without a teacher: list teachers, or set distillation.enable: false")
         if self.cached and self.prompts.candidates > 1:
-            raise ValueError("prompts.candidates: hard prompts are chosen while training, cached features know none")
+            raise ValueError(
+                "prompts.candidates: hard prompts are chosen during training and cannot be cached; set it to 1"
+            )
         if self.cached and self.prompts.rounds and self.distillation.rounds == "all":
             raise ValueError(
-                "prompts.rounds: corrective clicks follow the student's own errors, cached features know none: "
+                "prompts.rounds: corrective clicks depend on the student's errors and cannot be cached: "
                 "set distillation.rounds: first, or prompts.rounds: 0"
             )
         if self.cached and not self.cache.dense and "dense_mask_logits" in self.distilled:

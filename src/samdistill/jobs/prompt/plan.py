@@ -93,12 +93,12 @@ class PromptPlan(Plan):
             f"{' x '.join(map(str, t.grid))} cells"
             for t in self.teachers
         }
-        used = f"{self.views} view(s) each" if self.cached else "not used: teachers run along"
+        used = f"{self.views} view(s) each" if self.cached else "not used: the teachers run during training"
         return {
             "student": f"{self.student} ({self.student_params / 1e6:.2f}M): {parts}; {self.image_size} px, {grid} "
             "cells",
             **teachers,
-            "distilled": ", ".join(self.terms) or "nothing: the task alone",
+            "distilled": ", ".join(self.terms) or "nothing: only the task is trained",
             "images": f"{self.images} to train on, {self.held_out_images} held out; {self.objects} object(s) a step, "
             f"prompts: {self.mode}{rounds}",
             "cache": f"{human_bytes(self.cache_bytes)}: {self.codec}, {human_bytes(self.bytes_per_image)} a view, "

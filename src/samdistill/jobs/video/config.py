@@ -89,7 +89,7 @@ class ClipsConfig(Strict):
 
 VideoLossConfig = loss_block(
     "VideoLossConfig",
-    "Weights of the terms, as described but for ``select`` and ``align``.",
+    "Weights of the terms, as described, except for ``select`` and ``align``.",
     (ALIGN_TERMS, MEMORY_TERMS),
 )
 
