@@ -76,6 +76,7 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
+        """Whether every term trains the student."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:

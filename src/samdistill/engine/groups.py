@@ -17,11 +17,11 @@ _SHOWN = 8
 
 
 class Freezing:
-    """The rules of ``train.freeze`` for a student. A parameter is frozen while at least one rule that matches it
-    applies.
+    """Apply the rules of ``train.freeze`` to a student.
 
-    Rules end and do not begin later, so a parameter that trains in one epoch trains in all later ones. Parameters that
-    the task built without ``requires_grad`` never train.
+    A parameter is frozen while at least one rule that matches it applies. Rules end and do not begin later, so a
+    parameter that trains in one epoch trains in all later ones. Parameters that the task built without
+    ``requires_grad`` never train.
 
     The constructor sets ``requires_grad`` for all parameters that train in some epoch, and for no others. An optimiser,
     DDP and a weight average that are made then include all of them. ``start`` freezes those that do not train in an

@@ -61,10 +61,10 @@ def _update(norm: Any, mean: Tensor, unbiased: Tensor) -> None:
 
 
 def synchronise_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every BatchNorm of ``model`` share its statistics across ranks. Names of parameters and buffers do not
-    change.
+    """Make every BatchNorm of ``model`` share its statistics across ranks.
 
-    On CUDA this is ``SyncBatchNorm``, set up with timm, which supports its fused norm and activation layers.
+    Names of parameters and buffers do not change. On CUDA this is ``SyncBatchNorm``, set up with timm, which supports
+    its fused norm and activation layers.
     """
     if device.type == "cuda":
         from timm.layers import convert_sync_batchnorm

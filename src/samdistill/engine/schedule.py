@@ -103,6 +103,7 @@ class Phases:
 
     @property
     def total(self) -> int:
+        """Number of steps of all phases."""
         return sum(part.total for part in self.parts)
 
     def __call__(self, step: int) -> float:

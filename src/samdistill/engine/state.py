@@ -140,9 +140,7 @@ class Checkpoint:
             raise UserError(f"{source}: trained on other images (or phrases) of the same number; {where}")
 
     def require_teacher(self, source: Path, teacher: str) -> None:
-        """Raise ``UserError`` if the teacher is not the one that was trained with. Fingerprints are compared, not
-        names.
-        """
+        """Raise ``UserError`` unless the teacher is the one that was trained with. Fingerprints are compared."""
         if self.teacher and teacher and self.teacher != teacher:
             raise UserError(
                 f"{source}: trained with the teacher {self.teacher[:12]}, but this is {teacher[:12]} (other weights, "
@@ -272,9 +270,7 @@ def _named(resume: Path) -> Path | None:
 
 
 def data_digest(dataset: object) -> str:
-    """Return a SHA-256 digest of ``dataset.identity``, the strings that distinguish its items, in order; empty without
-    it.
-    """
+    """Return a SHA-256 digest of ``dataset.identity``, the strings that distinguish the items; empty without it."""
     identity: Sequence[str] = getattr(dataset, "identity", ())
     digest = hashlib.sha256()
     for text in identity:
@@ -305,6 +301,7 @@ def capture_rng(device: torch.device) -> dict[str, Any]:
 
 
 def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore the states of ``capture_rng``."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -356,6 +353,7 @@ class Ema:
                 self.shadow[name].copy_(value)
 
     def load(self, shadow: Mapping[str, Tensor]) -> None:
+        """Copy saved averages."""
         for name, value in self.shadow.items():
             value.copy_(shadow[name])
 

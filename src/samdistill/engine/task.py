@@ -80,11 +80,10 @@ class Task(ABC, Generic[Batch]):
         """
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
-        """Return the number of units that the value of each term is a mean of, by name. It is called before the forward
-        pass.
+        """Return the number of units that the value of each term is a mean of, by name.
 
-        ``name`` also applies to ``name/teacher``. Terms that are left out are means over images, of which all parts
-        have equally many. The names are the same for all batches of a phase.
+        It is called before the forward pass. ``name`` also applies to ``name/teacher``. Terms that are left out are
+        means over images, of which all parts have equally many. The names are the same for all batches of a phase.
         """
         return {}
 

@@ -163,8 +163,9 @@ class Tracker:
             self._hook(failure)
 
     def _on_board(self, act: Callable[[SummaryWriter], None]) -> None:
-        """Call TensorBoard, and stop using it after an error. Its thread reports a full disk in a later call, and this
-        must not end the run or hide another error.
+        """Call TensorBoard, and stop using it after an error.
+
+        Its thread reports a full disk in a later call, and this must not end the run or hide another error.
         """
         if self._board is None:
             return

@@ -80,6 +80,7 @@ class Plan(ABC):
         return None
 
     def to_dict(self) -> dict[str, object]:
+        """Return the plan as plain values for JSON."""
         return asdict(self) | {"skipped": [bad._asdict() for bad in self.skipped]}
 
 

@@ -91,6 +91,7 @@ def refuse_missing(root: Path, missing: Sequence[str], total: int) -> None:
 
 
 def skipped_path(store_root: Path, rank: int) -> Path:
+    """Return the path of a rank's list of skipped inputs."""
     return store_root / f"rank{rank}-skipped.jsonl"
 
 
@@ -173,6 +174,7 @@ class CacheReport:
     renewed: int = 0
 
     def to_dict(self) -> dict[str, object]:
+        """Return the report as plain values for JSON."""
         return asdict(self) | {"skipped": [bad._asdict() for bad in self.skipped]}
 
 
@@ -185,6 +187,7 @@ def list_skipped(root: Path, rank: int, skipped: Iterable[BadInput]) -> list[Bad
 
 
 def refuse_damage(root: Path, problems: Sequence[Problem]) -> None:
+    """Raise ``UserError`` if there are problems."""
     if problems:
         some = "; ".join(map(str, problems[:5])) + ("; ..." if len(problems) > 5 else "")
         raise UserError(f"{root}: {len(problems)} damaged record(s): {some}")

@@ -26,19 +26,24 @@ class Images(Generic[AnyConfig]):
 
     @property
     def image_size(self) -> int:
+        """Side of the canvas in pixels."""
         raise NotImplementedError
 
     @cached_property
     def geometry(self) -> Geometry:
+        """Placement of images on the canvas."""
         return Geometry(self.image_size, self.config.data.geometry)
 
     @cached_property
     def transform(self) -> ViewTransform:
+        """Augmentation and geometry of views."""
         return ViewTransform(self.geometry, self.config.data.augment)
 
     @cached_property
     def train_source(self) -> Source:
+        """The training images."""
         return open_source(self.config.data, "train")
 
     def held_out_source(self) -> Source:
+        """Open the held-out images."""
         return open_source(self.config.data, "held_out")

@@ -172,6 +172,7 @@ TEACHERS: Registry[type[OnlineTeacher]] = Registry("teacher")
 
 
 def check_taps(asked: Sequence[str], known: Sequence[str] | dict[str, str]) -> None:
+    """Raise ``UserError`` for a tap that does not exist."""
     for tap in asked:
         if tap not in known:
             raise UserError(f"no tap is called {tap!r}{did_you_mean(tap, list(known))}")

@@ -201,9 +201,7 @@ class StoredSignals:
         return found
 
     def answer(self, asked: Prompted, read: Mapping[str, Records]) -> dict[str, PromptSignals]:
-        """Return the signals of each teacher for ``asked.groups``, which are the batch's own, on the device of the
-        records.
-        """
+        """Return the signals of each teacher for the batch's own groups, on the device of the records."""
         return {teacher: from_records(records, asked.groups) for teacher, records in read.items()}
 
     def to(self, device: torch.device | str) -> None:

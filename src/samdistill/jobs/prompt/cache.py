@@ -143,8 +143,8 @@ def _ensemble(parts: PromptParts, device: str, rank: int) -> Ensemble:
 
 
 def _export(source: Answers) -> None:
-    """Write this rank's views as ``npy/SPLIT/TEACHER/FEATURE/KEY.npy``, or ``KEY.view1.npy`` and so on for further
-    views.
+    """Write views of this rank as ``npy/SPLIT/TEACHER/FEATURE/KEY.npy``; further views of an image as ``KEY.view1.npy``
+    etc.
     """
     config = source.parts.config
     root = config.feature_root / "npy" / config.data.split

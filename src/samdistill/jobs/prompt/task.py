@@ -112,8 +112,8 @@ class PromptTask(Task[ObjectBatch]):
         return batch.to(device)
 
     def counts(self, batch: ObjectBatch) -> dict[str, int]:
-        """Return the number of images, or of images with labelled or valid objects for terms of objects, the same in
-        every round.
+        """Return the number of images; for terms of objects, of images with objects that count. Rounds have the same
+        objects.
         """
         labelled = int((batch.labelled & batch.valid).any(1).sum())
         return {

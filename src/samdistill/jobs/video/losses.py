@@ -146,8 +146,9 @@ def _resized(target: Float[Tensor, "m th tw"], like: Float[Tensor, "m h w"]) -> 
 
 
 def _iou(predicted: Tensor, wanted: Tensor) -> Float[Tensor, " m"]:
-    """Return the IoU of boolean masks (m, h, w). It is 0 if both are empty: an object too small for the grid counts as
-    missed.
+    """Return the IoU of boolean masks (m, h, w).
+
+    It is 0 if both are empty: an object that is too small for the grid counts as missed.
     """
     overlap, union = (predicted & wanted).flatten(1).sum(1), (predicted | wanted).flatten(1).sum(1)
     return overlap / union.clamp(min=1)

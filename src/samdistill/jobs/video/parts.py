@@ -44,6 +44,7 @@ class VideoParts:
         return describe_detector(self.config.teacher)
 
     def teacher(self, device: torch.device | str = "cpu") -> Sam3Detector:
+        """Load the teacher."""
         return Sam3Detector(self.config.teacher, torch.device(device))
 
     @cached_property
@@ -159,6 +160,7 @@ class VideoParts:
 
     @cached_property
     def words(self) -> Words:
+        """The student's tokenizer."""
         text = self.image_student_config.text_config
         return Words.load(self.start, text.vocab_size)
 

@@ -44,8 +44,7 @@ class Past:
 
 
 def image_fingerprint(model: EfficientSam3Model) -> str:
-    """Return a hex digest of the image model in a video student: its configuration and all tensors outside of the
-    memory.
+    """Return a hex digest of the image model in a video student: its configuration and all tensors outside the memory.
 
     The convolution of the coarsest level is left out, because alignment trains it. ``geometry`` is left out, because it
     does not affect the model, and earlier versions did not save it.
@@ -99,6 +98,7 @@ class VideoStudent(nn.Module):
         return self
 
     def get_extra_state(self) -> Tensor:
+        """Return the fingerprint of the image model, as bytes."""
         return torch.tensor(list(bytes.fromhex(self.fingerprint)), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -118,14 +118,16 @@ class VideoStudent(nn.Module):
         self, images: UInt8[Tensor, "b 3 s s"] | None, past: Past, asked: dict[str, Tensor],
         prompt_images: Int[Tensor, " p"],
     ) -> tuple[DetectorOutput | None, Float[Tensor, "n c h w"] | None]:  # fmt: skip
-        """Return the answers about ``images``, or without images the student's maps of valid context frames, for
-        alignment.
+        """Answer questions about ``images``, or return the student's maps of the context frames.
 
         Args:
-            images: Query frames on the student's canvas, or None.
+            images: Query frames on the student's canvas. None for the maps of valid context frames, for alignment.
             past: The memory.
             asked: Tokens of the questions, see ``Words.inputs``.
             prompt_images: Index of the image of each question.
+
+        Returns:
+            The answers and None, or None and the maps.
         """
         if images is None:
             return None, self.own_level(past)

@@ -189,9 +189,7 @@ class VideoTask(Task[VideoBatch]):
         return VideoBatch(clips.images, prompts, _truth(clips, which), past, frames, theirs, features, clips.bad)
 
     def _frames(self, item: ClipItem) -> list[Frame]:
-        """Return the context frames of which the teacher's maps are used: all in alignment, else those that are not
-        ``own``.
-        """
+        """Return the context frames of which the teacher's maps are used: all in alignment, else those not ``own``."""
         numbers = item.context_frames if self.reads_all else item.context_frames[~item.own]
         return [(item.key, number) for number in numbers.tolist()]
 
