@@ -379,9 +379,8 @@ class _Loop:
 
     def _interrupt(self, name: str, epochs_done: int) -> None:
         path = self._save(name, epochs_done)
-        self.tracker.info(
-            f"interrupted at step {self.step} of {self.schedule.total}, saved {path}; the same command goes on"
-        )
+        where = f"interrupted at step {self.step} of {self.schedule.total}"
+        self.tracker.info(f"{where}, saved {path}; the same command goes on")
         raise Interrupted(path)
 
     def _save_student(self) -> Path | None:
