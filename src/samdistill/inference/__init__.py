@@ -1,1 +1,1 @@
-"""A model, an image, prompts in; masks out."""
+"""Inference on images and videos: prompts (points, boxes, phrases) to masks."""

@@ -1,4 +1,4 @@
-"""A concept detector (SAM 3 or a distilled one): an image, a noun phrase or example boxes in; every instance out."""
+"""Concept detectors (SAM 3 or a student): an image and a noun phrase or example boxes to all instances."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ from .pictures import Laid, image_batch, lay
 
 Box = tuple[float, float, float, float]
 AT_ONCE = 32
-"""Questions in one call: a question's masks are some 70 MB at 1008 px."""
+"""Maximum number of prompts in one forward pass. The masks of one prompt take about 70 MB at 1008 px."""
 logger = logging.getLogger("samdistill")
 _STUDENT, _TEACHERS = "efficient_sam3", ("sam3", "sam3_video")
 
 
 class ConceptModel(Protocol):
-    """Answers questions about images, without gradient, on the device it is on; it prepares uint8 and text itself.
+    """Interface of a detector: images and concept prompts to instances.
 
-    image_size: side in pixels of the square canvas it reads.
+    ``answer`` runs without gradients on the model's device. It takes uint8 canvases and text, and normalises and
+    tokenizes them. ``image_size`` is the side of the square canvas in pixels.
     """
 
     @property
@@ -54,7 +55,7 @@ class ConceptModel(Protocol):
 
 
 class StudentDetector:
-    """An ``EfficientSam3Model`` with its tokenizer, on whatever device the model is."""
+    """An ``EfficientSam3Model`` with its tokenizer. It runs on the model's device."""
 
     def __init__(self, model: EfficientSam3Model, words: Words) -> None:
         self.model, self.words = model, words
@@ -65,7 +66,7 @@ class StudentDetector:
 
     @torch.no_grad()
     def answer(self, images: ImageBatch, prompts: ConceptPrompts) -> DetectorOutput:
-        """Each image is encoded once. Raises ``UserError`` for phrases that ``words`` refuses."""
+        """Run the detector. Each image is encoded once. Raises ``UserError`` for phrases that ``words`` refuses."""
         device, vision = self.model.device, self.model.config.vision_config
         with running(self.model):
             return self.model(
@@ -78,12 +79,17 @@ class StudentDetector:
 def load_concept_model(
     path: str | Path, image_size: int | None = None, device: torch.device | str = "cpu"
 ) -> ConceptModel:
-    """A detector in float32 and eval mode.
+    """Load a detector in float32 and eval mode.
 
-    path: the folder of an ``EfficientSam3Model``; a run that has one in ``student/`` or a detector in ``merged/``; a
-    folder or hub id of a ``Sam3Model`` or ``Sam3VideoModel``; an original ``sam3.pt``; or ``sandbox``, the packaged
-    detector. image_size: side of the input in pixels; None keeps the checkpoint's. Raises ``UserError`` for what is
-    missing, incomplete or of another kind.
+    Args:
+        path: One of: the folder of an ``EfficientSam3Model``; a run folder with a student in ``student/`` or a detector
+            in ``merged/``; a folder or hub id of a ``Sam3Model`` or ``Sam3VideoModel``; an original ``sam3.pt``;
+            ``sandbox``, the packaged detector.
+        image_size: Side of the input in pixels. None keeps the checkpoint's.
+        device: Device of the model.
+
+    Raises:
+        UserError: The model does not exist, is incomplete, or is not a detector.
     """
     with foreign(path, "no path of a model"):
         teacher = TeacherConfig(kind="sam3", path=str(path), image_size=image_size)
@@ -117,10 +123,13 @@ def _load_student(folder: Path, image_size: int | None, device: torch.device) ->
 
 @dataclass(frozen=True)
 class Detected:
-    """The instances found for one question in one image, best first, in the pixels of the image file.
+    """Instances of one concept in one image, by descending score, in pixels of the image file.
 
-    boxes: xyxy, clamped to the image. scores: 0..1. presence: 0..1, of the concept being in the image at all; it is a
-    factor of every score.
+    Attributes:
+        masks: Masks, (n, h, w).
+        boxes: Boxes, (n, 4), xyxy in pixels, clamped to the image.
+        scores: Scores in 0..1, (n,).
+        presence: Probability in 0..1 that the concept is in the image. It is a factor of every score.
     """
 
     masks: Bool[Tensor, "n h w"]
@@ -132,7 +141,7 @@ class Detected:
         return len(self.scores)
 
     def to(self, device: torch.device | str) -> Detected:
-        """A copy with every tensor on ``device``."""
+        """Return a copy with every tensor on ``device``."""
         return Detected(self.masks.to(device), self.boxes.to(device), self.scores.to(device), self.presence)
 
 
@@ -140,22 +149,30 @@ def detections(
     output: DetectorOutput, row: int, threshold: float, size: Size, canvas: Size, original_size: Size,
     most: int | None = None,
 ) -> Detected:  # fmt: skip
-    """What question ``row`` found with a score of at least ``threshold``, the best ``most`` at most.
+    """Post-process the output of one prompt into instances at the size of the image file.
 
-    size: height and width of the canvas' unpadded part; original_size: those of the image file. Mask logits are
-    upsampled to the canvas, cut to ``size``, resized to the file (bilinear both times) and thresholded at 0. On a
-    square canvas that is transformers' post-processing, but for interpolating logits where that interpolates
-    probabilities.
+    Mask logits are upsampled to the canvas, cropped to ``size``, resized to ``original_size`` (bilinear both times) and
+    thresholded at 0. On a square canvas this equals transformers' post-processing, except that transformers
+    interpolates probabilities and this function logits.
+
+    Args:
+        output: The detector's output.
+        row: Row of the prompt.
+        threshold: Minimum score.
+        size: Height and width of the part of the canvas that is not padding.
+        canvas: Height and width of the canvas.
+        original_size: Height and width of the image file.
+        most: Maximum number of instances; those with the highest scores are kept. None keeps all.
     """
     scores = output.scores[row]
     order = scores.argsort(descending=True, stable=True)[:most]
     order = order[scores[order] >= threshold]
     (height, width), (rows, columns) = size, original_size
     masks = torch.zeros(len(order), rows, columns, dtype=torch.bool, device=scores.device)
-    for number, query in enumerate(order.tolist()):  # one at a time: a hundred photographs of floats would not fit
+    for number, query in enumerate(order.tolist()):  # one at a time: float maps of all instances need too much memory
         logits = F.interpolate(output.pred_masks[row, query][None, None].float(), canvas, mode="bilinear")
         masks[number] = F.interpolate(logits[..., :height, :width], original_size, mode="bilinear")[0, 0] > 0
-    # share of the canvas -> canvas pixels -> pixels of the file
+    # from fractions of the canvas to pixels of the file
     scale = scores.new_tensor([canvas[1] * columns / width, canvas[0] * rows / height] * 2)
     edge = scores.new_tensor([columns, rows] * 2)
     boxes = torch.minimum((output.pred_boxes[row, order].float() * scale).clamp(min=0), edge)
@@ -166,11 +183,18 @@ def ask_image(
     model: ConceptModel, image: str | Path | Image.Image, text: str | None = None, boxes: Sequence[Box] = (),
     threshold: float = 0.5, geometry: str | None = None,
 ) -> Detected:  # fmt: skip
-    """Every instance in ``image`` of what ``text`` names, of what ``boxes`` show, or of both together.
+    """Detect every instance of a concept in an image.
 
-    boxes: xyxy in pixels of the (upright) image, each around one instance. threshold: of the score, 0..1. geometry:
-    ``square`` or ``longest_side``; None takes the model's own. Raises ``UserError`` for
-    an image that cannot be read and for prompts that ``check_prompts`` refuses.
+    Args:
+        model: The detector.
+        image: An image file or a PIL image.
+        text: A noun phrase that names the concept. It can be combined with ``boxes``.
+        boxes: Boxes (xyxy, pixels of the upright image), each around one example of the concept.
+        threshold: Minimum score, in 0..1.
+        geometry: ``square`` or ``longest_side``; None uses the model's own.
+
+    Raises:
+        UserError: The image cannot be read, or ``check_prompts`` refuses the prompts.
     """
     return ask_images(model, [lay(image, canvas_of(model, geometry))], [text], boxes, threshold)[0][0]
 
@@ -179,10 +203,16 @@ def ask_images(
     model: ConceptModel, pictures: Sequence[Laid], texts: Sequence[str | None], boxes: Sequence[Box] = (),
     threshold: float = 0.5,
 ) -> list[list[Detected]]:  # fmt: skip
-    """``ask_image`` for every picture with every one of ``texts``: a list per picture, in the order of ``texts``.
+    """Detect the instances of several concepts in several images.
 
-    Pictures are encoded together, each once for up to ``AT_ONCE`` texts. boxes: shown with every text, in the pixels of
-    every picture. Raises ``UserError`` for prompts that ``check_prompts`` refuses.
+    Images are encoded in batches, and each image once per ``AT_ONCE`` texts. ``boxes`` are given with every text, in
+    pixels of each image.
+
+    Returns:
+        For each picture, one ``Detected`` per text, in the order of ``texts``.
+
+    Raises:
+        UserError: ``check_prompts`` refuses the prompts.
     """
     for picture in pictures:
         for text in texts:
@@ -201,7 +231,7 @@ def ask_images(
 def _ask(
     model: ConceptModel, pictures: Sequence[Laid], texts: Sequence[str | None], boxes: Sequence[Box], threshold: float
 ) -> Iterator[list[Detected]]:
-    """In one call of the model; the answers of one picture at a time."""
+    """Run one forward pass for all pictures and texts. Yields the instances of one picture at a time."""
     count, side = len(texts), model.image_size
     given = torch.tensor(boxes, dtype=torch.float32).reshape(1, -1, 2, 2)
     corners = torch.cat([picture.place.points(given, picture.original) for picture in pictures])
@@ -220,13 +250,18 @@ def _ask(
 
 
 def warn_unknown(words: Words, text: str) -> None:
-    """Say that a model does not know words of ``text``, where that is so."""
+    """Log a warning if ``text`` has words that the model's vocabulary does not contain."""
     if unknown := words.unknown(text):
         logger.warning("the model does not know the word(s) %s; its answer means little", ", ".join(unknown))
 
 
 def check_prompts(words: Words, text: str | None, boxes: Sequence[Box], size: Size) -> None:
-    """Raise ``UserError`` unless there is a phrase the model can read, a box inside an image of ``size``, or both."""
+    """Check a phrase and boxes against the tokenizer's context length and an image of ``size`` (height, width).
+
+    Raises:
+        UserError: There is neither a phrase nor a box, the phrase is empty or too long, or a box is empty or extends
+            beyond the image.
+    """
     if text is None and not boxes:
         raise UserError("nothing is asked: give --text, --box or both")
     if text is not None and not text.strip():

@@ -1,4 +1,4 @@
-"""Detected instances drawn over an image: masks, boxes and a label at each."""
+"""Drawing of instances over an image: masks, boxes and labels."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ def draw_instances(
     boxes: Float[Tensor, "n 4"],
     labels: Sequence[str],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A copy of ``image`` with every instance in its own colour; the first, the best one, is drawn last, on top.
+    """Return a copy of ``image`` with masks, boxes and labels, each instance in its own colour.
 
-    masks: of any resolution. boxes: xyxy in pixels of ``image``. labels: one per instance, such as its score, or "";
-    they and the lines grow with the image.
+    Boxes and labels are drawn in reverse order, so that those of the first instance are on top. The sizes of text and
+    lines are proportional to the image.
+
+    Args:
+        image: RGB image.
+        masks: Masks of the instances, at any resolution.
+        boxes: Boxes, xyxy in pixels of ``image``.
+        labels: One text per instance, such as its score; "" for none.
     """
     drawn = Image.fromarray(overlay(image, masks))
     pen = ImageDraw.Draw(drawn)
@@ -29,7 +35,7 @@ def draw_instances(
     for number in reversed(range(len(boxes))):
         colour = COLOURS[number % len(COLOURS)]
         left, top, right, bottom = boxes[number].tolist()
-        # pixel i spans i..i+1, so the last column inside is right - 1
+        # pixel i covers i..i+1, so the last column inside the box is right - 1
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=line)
         if labels[number]:
             _label(pen, labels[number], (left, top), colour, font)
@@ -40,7 +46,7 @@ def _label(
     pen: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], colour: tuple[int, int, int],
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:  # fmt: skip
-    """Text on a plate of ``colour`` that stands on ``corner``, moved inside the picture where it would be cut off."""
+    """Draw text on a filled rectangle above ``corner``, moved where it would be outside the picture."""
     x0, y0, x1, y1 = pen.textbbox((0, 0), text, font=font)
     width, height = x1 - x0 + 6, y1 - y0 + 6
     left, top = max(0, min(corner[0], pen.im.size[0] - width)), max(0, corner[1] - height)
@@ -56,11 +62,11 @@ COLOURS = (
 
 
 def overlay(image: UInt8[np.ndarray, "h w 3"], masks: Bool[Tensor, "n a b"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Masks of any resolution over ``image``: a tint and an outline in each object's own colour."""
+    """Draw masks of any resolution over ``image``, each as a tint and an outline in its own colour."""
     height, width = image.shape[:2]
     result = image.astype(np.float32) * 0.85
-    for number in masks.flatten(1).sum(1).argsort(descending=True).tolist():  # a large mask hides no small one
-        # smooth edges: bilinear before the threshold, as the models' own masks are made
+    for number in masks.flatten(1).sum(1).argsort(descending=True).tolist():  # small masks last, so they stay visible
+        # bilinear interpolation before the threshold gives smooth edges, as in the models' own masks
         one = masks[number][None, None].float().cpu()
         mask = F.interpolate(one, (height, width), mode="bilinear", align_corners=False)[0, 0] > 0.5
         colour = np.array(COLOURS[number % len(COLOURS)], np.float32)
@@ -71,6 +77,6 @@ def overlay(image: UInt8[np.ndarray, "h w 3"], masks: Bool[Tensor, "n a b"]) -> 
 
 
 def _outline(mask: Bool[Tensor, "h w"]) -> np.ndarray:
-    """The two pixels inside a mask's edge; the image's border is no edge."""
+    """Return the pixels of a mask within two pixels of its edge. The border of the image does not count as an edge."""
     outside = (~mask)[None, None].float()
     return (mask & (F.max_pool2d(outside, 5, stride=1, padding=2)[0, 0] > 0)).numpy()

@@ -1,4 +1,4 @@
-"""How images lie on a model's canvas: it belongs to the model, and is saved with it."""
+"""How images are fitted to a model's canvas. The geometry is a property of a model and saved with it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,27 @@ from ..types import UserError
 
 
 def canvas_of(model: Any, geometry: str | None = None) -> Geometry:
-    """The canvas of a promptable model or a detector. geometry: None takes the model's own."""
+    """Return the canvas of a promptable model or a detector.
+
+    Args:
+        model: An opened model.
+        geometry: ``square`` or ``longest_side``; None uses the model's own.
+
+    Raises:
+        UserError: There is no such geometry.
+    """
     network, side = (model, image_size(model)) if isinstance(model, Promptable) else (model.model, model.image_size)
     return Geometry(side, own_geometry(network) if geometry is None else check_geometry(geometry))
 
 
 def own_geometry(model: nn.Module) -> str:
-    """How the model's training images lay on its canvas, ``square`` or ``longest_side``.
+    """Return the geometry of the images a model was trained on: ``square`` or ``longest_side``.
 
-    A student has it in its ``config.json``, or in that of its trunk. Of other models a SAM's images keep their aspect,
-    and a SAM 3's are stretched. Raises ``UserError`` for a ``config.json`` that names another one.
+    The ``config.json`` of a student or of its trunk names it. Without an entry, it is ``longest_side`` (aspect kept)
+    for a SAM and ``square`` (stretched) for all other models.
+
+    Raises:
+        UserError: ``config.json`` names an unknown geometry.
     """
     config: Any = getattr(model, "config", None)
     trunk = getattr(getattr(config, "vision_config", None), "backbone_config", None)
@@ -31,7 +42,7 @@ def own_geometry(model: nn.Module) -> str:
 
 
 def check_geometry(name: str) -> Literal["square", "longest_side"]:
-    """Raises ``UserError`` for what is no geometry."""
+    """Return ``name`` if it is a geometry. Raises ``UserError`` otherwise."""
     if name not in ("square", "longest_side"):
         raise UserError(f"no geometry is called {name!r}; there is: longest_side, square")
     return name  # type: ignore[return-value]

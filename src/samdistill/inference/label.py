@@ -1,4 +1,4 @@
-"""Labelling a data set: a detector's answers about many images, as pictures and as COCO or YOLO annotations."""
+"""Labelling of images with a detector: COCO or YOLO annotations, and pictures with the masks drawn on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ Format = Literal["coco", "yolo"]
 
 @dataclass(frozen=True)
 class Labelled:
-    """What was written. skipped: images that could not be read."""
+    """Summary of a labelled data set.
+
+    Attributes:
+        out: The folder that was written.
+        images: Number of labelled images.
+        instances: Number of instances.
+        skipped: Images that could not be read, with the reason.
+    """
 
     out: Path
     images: int
@@ -32,9 +39,13 @@ class Labelled:
 
 
 def find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files of a folder (with its sub-folders), of a glob, or of a list of those, each once.
+    """List image files, each once.
 
-    Raises ``UserError`` where there is none.
+    Args:
+        images: A file, a folder (including its sub-folders), a glob pattern, or a list of these.
+
+    Raises:
+        UserError: A path does not exist, or no images are found.
     """
     places = [images] if isinstance(images, str | Path) else list(images)
     found = list[Path]()
@@ -60,25 +71,26 @@ def label_images(
     out: str | Path, *, format: Format = "coco", threshold: float | None = None, geometry: str | None = None,
     batch_size: int = BATCH, pictures: bool = True, progress: bool = True,
 ) -> Labelled:  # fmt: skip
-    """Ask a detector for every phrase in every image, and write what it finds as a data set.
+    """Label images with a detector, and write the instances as a data set.
 
     Args:
-        images: A folder, a glob, a file, or a list of those.
-        model: A detector: a folder, a run, an original file, a hub id or a sandbox name; or an opened one.
-        texts: The phrases, each a category.
-        out: A folder. It gets ``annotations.json`` (COCO) or ``labels/`` and ``classes.txt`` (YOLO).
-        format: ``coco`` or ``yolo`` (boxes: class, centre, width and height as shares of the image).
-        threshold: Least score of an instance (0.5).
-        geometry: ``square`` or ``longest_side``; None takes the model's own.
-        batch_size: Images in one call of the model. Answers do not depend on it.
-        pictures: Draw the images with what was found, into ``pictures/``.
+        images: A folder (including its sub-folders), a glob pattern, a file, or a list of these.
+        model: A detector: a model folder, a run folder, an original checkpoint file, a hub id or a sandbox name; or an
+            opened detector.
+        texts: One phrase or several different ones. Each is a category.
+        out: Output folder. It gets ``annotations.json`` (COCO), or ``labels/`` and ``classes.txt`` (YOLO).
+        format: ``coco`` or ``yolo``. YOLO has boxes only: class, centre, width and height as fractions of the image.
+        threshold: Minimum score of an instance, in 0..1. None means 0.5.
+        geometry: ``square`` or ``longest_side``; None uses the geometry saved with the model.
+        batch_size: Images in one forward pass. The results do not depend on it.
+        pictures: Write the images with the instances drawn on them to ``pictures/``.
         progress: Show a progress bar.
 
     Returns:
-        Counts, and the images that could not be read; these are left out and named.
+        The numbers of images and instances, and the images that could not be read. Those are left out.
 
     Raises:
-        UserError: Something cannot be asked, read or written.
+        UserError: The phrases do not fit the model, the model or a path cannot be read, or ``out`` cannot be written.
 
     Example:
         >>> label_images("photos", "runs/words", ["car", "person"], "labelled").images  # doctest: +SKIP
@@ -106,7 +118,7 @@ def label_images(
 
 
 class _Labels:
-    """Annotations in the making."""
+    """Collects the annotations of a data set and writes its files."""
 
     def __init__(self, out: Path, phrases: Sequence[str], format: Format, pictures: bool) -> None:
         self.out, self.phrases, self.format, self.pictures = out, phrases, format, pictures
@@ -116,7 +128,7 @@ class _Labels:
             make_folder(out / "pictures")
 
     def add(self, results: Sequence[Result]) -> None:
-        """One image, with a result per phrase."""
+        """Add one image with one result per phrase."""
         (width, height), file = results[0].image.size, Path(results[0].name)
         number, stem = len(self.images) + 1, self._stem(file)
         self.images.append({"id": number, "file_name": str(file), "width": width, "height": height})
@@ -133,7 +145,7 @@ class _Labels:
             write_text(self.out / "labels" / f"{stem}.txt", "".join(lines))
 
     def _stem(self, file: Path) -> str:
-        """Of this image's files; two images of one name get a number."""
+        """Return an unused file name stem. Further images of the same name get a number."""
         found = next(name for name in _numbered(file.stem) if name not in self._stems)
         self._stems.add(found)
         return found

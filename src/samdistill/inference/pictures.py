@@ -1,4 +1,4 @@
-"""Images on a model's canvas: one, or many that threads decode while the model is at work on those before them."""
+"""Images on a model's canvas: a single one, or batches that threads decode while the model runs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,20 @@ from ..io import as_path
 from ..types import ImageBatch, UserError
 
 Picture = str | Path | Image.Image | np.ndarray
-"""A file, an opened image, or an array (height, width, 3) of uint8."""
+"""An image file, a PIL image, or an RGB array (height, width, 3) of dtype uint8."""
 _WORKERS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Laid:
-    """An upright RGB image, and how it lies on the canvas of a model.
+    """An upright RGB image and its canvas for a model.
 
-    name: path of its file, empty for an image from memory. size: height and width of the canvas' unpadded part.
+    Attributes:
+        image: The image in RGB.
+        name: Path of its file; empty for an image from memory.
+        place: Geometry of the canvas.
+        canvas: Canvas, uint8, of shape (3, s, s).
+        size: Height and width of the part of the canvas that is not padding.
     """
 
     image: Image.Image
@@ -47,7 +52,11 @@ class Laid:
 
 
 def open_image(image: Picture) -> Image.Image:
-    """In RGB; a file is turned upright, an opened image taken as it lies. Raises ``UserError`` for what is no image."""
+    """Open an image in RGB. A file is rotated upright according to its EXIF orientation, a PIL image is not.
+
+    Raises:
+        UserError: The file does not exist or cannot be read.
+    """
     if isinstance(image, np.ndarray):
         return Image.fromarray(image).convert("RGB")
     if isinstance(image, Image.Image):
@@ -58,9 +67,15 @@ def open_image(image: Picture) -> Image.Image:
 
 
 def lay(image: Picture, place: Geometry, name: str = "") -> Laid:
-    """Open an image and lay it on the canvas. name: of its file, where it is opened already.
+    """Open an image and fit it to the canvas.
 
-    Raises ``UserError`` for what is no image.
+    Args:
+        image: A file, a PIL image or an array.
+        place: Geometry of the canvas.
+        name: Path of the file of an image that is already open.
+
+    Raises:
+        UserError: The file does not exist or cannot be read.
     """
     picture = open_image(image)
     name = str(as_path(image)) if isinstance(image, str | Path) else name
@@ -68,7 +83,7 @@ def lay(image: Picture, place: Geometry, name: str = "") -> Laid:
 
 
 def image_batch(pictures: Sequence[Laid]) -> ImageBatch:
-    """Canvases of one size as a batch."""
+    """Stack the canvases of pictures into a batch. All must have the same size."""
     return ImageBatch(
         torch.stack([picture.canvas for picture in pictures]),
         torch.tensor([picture.size for picture in pictures]),
@@ -79,9 +94,13 @@ def image_batch(pictures: Sequence[Laid]) -> ImageBatch:
 
 
 def batches(images: Sequence[Picture], place: Geometry, batch_size: int) -> Iterator[tuple[list[Laid], list[BadInput]]]:
-    """The images in their order, ``batch_size`` at a time, and the files among them that cannot be read.
+    """Read images in order, in batches. Threads decode up to two batches ahead.
 
-    Threads decode up to two batches ahead. Raises ``UserError`` for a file that is not there.
+    Yields:
+        The readable images of a batch, and the files of the batch that cannot be decoded.
+
+    Raises:
+        UserError: A file does not exist.
     """
 
     def one(image: Picture) -> Laid | BadInput:

@@ -1,4 +1,4 @@
-"""A promptable model on one image: points of one object, or a box around each of several; masks out."""
+"""Segmentation with a promptable model: points on one object, or a box around each of several objects, to masks."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from .geometry import canvas_of
 from .pictures import Laid, image_batch, lay
 
 Point = tuple[float, float, int]
-"""x, y in pixels of the image file, and 1 for inside the object, 0 for outside."""
+"""x and y in pixels of the image file, and the label: 1 inside the object, 0 outside."""
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """One mask per object that was asked for, in the order of asking and in the pixels of the image file.
+    """One mask per prompted object, in the order of the prompts.
 
-    scores: the model's own guess of each mask's IoU. boxes: xyxy around the masks, zeros around an empty one.
+    Attributes:
+        masks: Masks at the size of the image file, (n, h, w).
+        boxes: Boxes around the masks, (n, 4), xyxy in pixels; zeros for an empty mask.
+        scores: IoU of each mask as predicted by the model, (n,).
     """
 
     masks: Bool[Tensor, "n h w"]
@@ -40,7 +43,7 @@ class Segmented:
 
 
 def labelled(points: Iterable[Sequence[float]]) -> tuple[Point, ...]:
-    """Points with their labels; one without is on the object. Raises ``UserError`` for what is no point."""
+    """Add label 1 (inside the object) to points without a label. Raises ``UserError`` for anything but points."""
     found = []
     for point in points:
         try:
@@ -52,7 +55,7 @@ def labelled(points: Iterable[Sequence[float]]) -> tuple[Point, ...]:
 
 
 def cornered(boxes: Iterable[Sequence[float]]) -> tuple[Box, ...]:
-    """Boxes as tuples of numbers. Raises ``UserError`` for what is no box."""
+    """Convert boxes to tuples of four floats. Raises ``UserError`` for anything but boxes."""
     found = []
     for box in boxes:
         try:
@@ -67,12 +70,20 @@ def segment_image(
     model: Promptable, image: str | Path | Image.Image, points: Sequence[Point | tuple[float, float]] = (),
     boxes: Sequence[Box] = (), geometry: str | None = None,
 ) -> Segmented:  # fmt: skip
-    """The object that ``points`` mark, with at most one box around it, or the object in each of ``boxes``.
+    """Segment the object marked by ``points`` (with at most one box around it), or the object in each of ``boxes``.
 
-    points: indices of pixels, as image viewers count them, and a label, 1 where it is left out. boxes: xyxy, edge to
-    edge. geometry: None takes the model's own. A single point inside is ambiguous: of three masks the one with the
-    highest score is given. Raises ``UserError`` for an image that cannot be read, and for prompts that are off it or do
-    not go together.
+    A single point inside is ambiguous: the model predicts three masks, and the one with the highest score is returned.
+
+    Args:
+        model: The promptable model.
+        image: An image file or a PIL image.
+        points: Points (x, y) or (x, y, label). Coordinates are pixel indices as shown by image viewers: an integer is
+            the centre of a pixel. Label 1 (the default) is inside the object, 0 outside.
+        boxes: Boxes xyxy in continuous pixel coordinates: pixel i covers i to i + 1.
+        geometry: ``square`` or ``longest_side``; None uses the model's own.
+
+    Raises:
+        UserError: The image cannot be read, or the prompts are outside it or cannot be combined.
     """
     return segment_images(model, [lay(image, canvas_of(model, geometry))], points, boxes)[0]
 
@@ -82,7 +93,10 @@ def segment_images(
     model: Promptable, pictures: Sequence[Laid], points: Sequence[Point | tuple[float, float]] = (),
     boxes: Sequence[Box] = (),
 ) -> list[Segmented]:  # fmt: skip
-    """``segment_image`` for every picture, with the same prompts in the pixels of each; one call of the model."""
+    """Apply ``segment_image`` to several pictures, which are encoded in one batch.
+
+    The same prompts are used for every picture, in pixels of each.
+    """
     points, boxes = labelled(points), cornered(boxes)
     if not points and not boxes:
         raise UserError("nothing is asked: give --point or --box")
@@ -103,7 +117,10 @@ def segment_images(
 
 
 def _on_canvas(points: Sequence[Point], boxes: Sequence[Box], picture: Laid) -> Prompts:
-    """One object with its points, or one per box. What is not on the image is refused in the file's own pixels."""
+    """Convert prompts to canvas coordinates: one object with its points, or one object per box.
+
+    Raises ``UserError`` for prompts outside the image. The message has the coordinates in pixels of the file.
+    """
     place, original = picture.place, picture.original
     count = max(1, len(boxes))
     xy = torch.tensor([point[:2] for point in points], dtype=torch.float32).view(1, 1, -1, 2) if points else None
@@ -112,14 +129,14 @@ def _on_canvas(points: Sequence[Point], boxes: Sequence[Box], picture: Laid) -> 
     given = Prompts(torch.ones(1, count, dtype=torch.bool), xy, labels, corners)
     check_prompts(given, torch.tensor([original]))
     if xy is not None:
-        xy = place.points(xy + 0.5, original) - 0.5  # from the centre of a pixel to that of another
+        xy = place.points(xy + 0.5, original) - 0.5  # pixel indices to continuous coordinates and back
     if corners is not None:
         corners = place.points(corners.view(1, -1, 2, 2), original).view(1, -1, 4)
     return Prompts(given.valid, xy, labels, corners)
 
 
 def _in_file(logits: Float[Tensor, "h w"], picture: Laid) -> Bool[Tensor, "H W"]:
-    """One at a time: several photographs of floats would not fit."""
+    """Resize one mask to the image file. Called for one mask at a time, as float maps of all need too much memory."""
     side = (picture.place.image_size, picture.place.image_size)
     canvas = F.interpolate(logits[None, None], side, mode="bilinear", align_corners=False)[0]
     return picture.place.masks_back(canvas, picture.original)[0] > 0

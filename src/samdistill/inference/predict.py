@@ -1,4 +1,4 @@
-"""``samdistill predict``: everything in an image that a phrase names or a box shows; or what points and boxes mark."""
+"""Prediction on images, with a detector (phrases, example boxes) or a promptable model (points, boxes)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from .points import Point, cornered, labelled, segment_images
 from .result import Result, picture_file
 
 BATCH = 8
-"""Images in one call of a model."""
+"""Default number of images in one forward pass."""
 THRESHOLD = 0.5
-"""Least score of a detected instance, unless another is asked for."""
+"""Default minimum score of a detected instance."""
 _PROMPTED = ("sam", "sam3_tracker", "samdistill_mobile_sam")
-"""Model types that answer points and boxes and no words; a video checkpoint and ``sandbox`` are detectors here."""
+"""Model types that take points and boxes and no text. A SAM 3 video checkpoint and ``sandbox`` count as detectors."""
 
 
 def parse_box(text: str) -> Box:
-    """``left,top,right,bottom``. Raises ``UserError`` for anything but four numbers."""
+    """Parse ``left,top,right,bottom``. Raises ``UserError`` for anything but four numbers."""
     try:
         left, top, right, bottom = (float(part) for part in text.split(","))
     except ValueError:
@@ -39,7 +39,7 @@ def parse_box(text: str) -> Box:
 
 
 def parse_point(text: str) -> Point:
-    """``x,y`` or ``x,y,label``. Raises ``UserError`` for anything but two numbers and 0 or 1."""
+    """Parse ``x,y`` or ``x,y,label``. Raises ``UserError`` for anything but two numbers and a label of 0 or 1."""
     x, y, *rest = [*text.split(","), ""][:3] if text.count(",") <= 2 else ("", "", "")
     try:
         point = float(x), float(y), int(rest[0] or 1)
@@ -58,35 +58,43 @@ def predict(
     text: str | None = None, boxes: Sequence[Box] = (), threshold: float | None = None, geometry: str | None = None,
     out: str | Path | None = None, points: Sequence[Point | tuple[float, float]] = (),
 ) -> Result:  # fmt: skip
-    """Ask a model about one image: a detector for every instance of what ``text`` names or ``boxes`` show, a promptable
-    model for the object that ``points`` mark, or the one in each of ``boxes``.
+    """Run a detector or a promptable model on one image.
+
+    A detector returns every instance of the concept that ``text`` names or ``boxes`` give examples of. A promptable
+    model returns the object marked by ``points``, or one object per box in ``boxes``.
 
     Args:
-        image: A file, an opened image, or an array (height, width, 3) of uint8.
-        model: A folder, a run, an original file, a hub id or a sandbox name; or an opened model.
-        text: A noun phrase, for a detector.
-        boxes: (left, top, right, bottom) in pixels of the image; a file's is turned upright first.
-        threshold: Least score of an instance, for a detector (0.5).
-        geometry: ``square`` or ``longest_side``; None takes the model's own.
-        out: A PNG or JPEG to draw into, other than ``image``.
-        points: (x, y) or (x, y, label) in pixels; label 1 is on the object, 0 off it.
+        image: An image file, a PIL image, or an RGB array (height, width, 3) of dtype uint8.
+        model: A model folder, a run folder, an original checkpoint file, a hub id or a sandbox name; or an opened
+            model.
+        text: A noun phrase. Only for a detector.
+        boxes: Boxes (left, top, right, bottom) in pixels. A file is first rotated upright according to its EXIF
+            orientation.
+        threshold: Minimum score of an instance, in 0..1. Only for a detector; None means 0.5.
+        geometry: How the image is fitted to the model's canvas: ``square`` (stretched) or ``longest_side`` (aspect
+            kept, padded). None uses the geometry saved with the model.
+        out: PNG or JPEG file for the image with the masks drawn on it. Must not be ``image``.
+        points: Points (x, y) or (x, y, label) in pixels. Label 1 (the default) is inside the object, 0 outside.
 
     Returns:
-        Masks, boxes and scores in pixels of the image.
+        Masks, boxes and scores in pixels of the image. They are on the CPU.
 
     Raises:
-        UserError: Something cannot be asked, read or written.
+        UserError: The prompts do not fit the model or the image, the image or the model cannot be read, or ``out``
+            cannot be written.
 
     Example:
-        >>> found = predict("photo.jpg", "runs/words/run", text="red circle")  # doctest: +SKIP
-        >>> found.masks.shape  # doctest: +SKIP
+        >>> import numpy as np
+        >>> image = np.zeros((126, 126, 3), np.uint8)
+        >>> predict(image, "sandbox-mobile", points=[(60, 60)]).masks.shape
+        torch.Size([1, 126, 126])
     """
     asked = Asked.of((text,), boxes, points, threshold)
     if geometry is not None:
         check_geometry(geometry)
     name = str(as_path(image)) if isinstance(image, str | Path) else ""
     place = None if out is None else picture_file(out, name)
-    picture = open_image(image)  # before the model: an image is refused sooner
+    picture = open_image(image)  # before the model is loaded, so that an unreadable image is refused at once
     opened = asked.open(model)
     ((found,),) = asked.answer(opened, [lay(picture, canvas_of(opened, geometry), name)])
     if place is not None:
@@ -96,7 +104,14 @@ def predict(
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of every image. texts: phrases for a detector; (None,) where boxes or points are all there is."""
+    """Prompts that are applied to every image.
+
+    Attributes:
+        texts: Phrases for a detector. ``(None,)`` if there are only boxes or points.
+        boxes: Boxes (left, top, right, bottom) in pixels.
+        points: Points (x, y, label) in pixels.
+        threshold: Minimum score of an instance; None means ``THRESHOLD``.
+    """
 
     texts: tuple[str | None, ...]
     boxes: tuple[Box, ...] = ()
@@ -108,7 +123,12 @@ class Asked:
         cls, texts: Sequence[str | None], boxes: Sequence[Box] = (),
         points: Sequence[Point | tuple[float, float]] = (), threshold: float | None = None,
     ) -> Asked:  # fmt: skip
-        """Checked, as far as no image is needed. Raises ``UserError``."""
+        """Build prompts and check what can be checked without an image or a model.
+
+        Raises:
+            UserError: A box or point has the wrong form, the threshold is out of range, or text and points are
+                combined.
+        """
         found = cls(tuple(texts), cornered(boxes), labelled(points), threshold)
         if threshold is not None and not 0 <= threshold <= 1:
             raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
@@ -121,7 +141,11 @@ class Asked:
         return self.texts != (None,)
 
     def open(self, model: str | Path | ConceptModel | Promptable) -> ConceptModel | Promptable:
-        """The model on the best device there is, if it is one that can be asked so. Raises ``UserError``."""
+        """Load ``model`` onto the default device, or take an opened one as it is.
+
+        Raises:
+            UserError: The model cannot be read, or does not accept these prompts.
+        """
         if self.points or (not self.worded and answers_prompts(model)):
             if self.threshold is not None:
                 raise UserError("--threshold goes with a detector; a promptable model gives one mask per object")
@@ -137,7 +161,7 @@ class Asked:
         return detector
 
     def answer(self, model: ConceptModel | Promptable, pictures: Sequence[Laid]) -> list[list[Result]]:
-        """For every picture a result per text. model: as ``open`` gave it."""
+        """Run ``model`` (as returned by ``open``) on ``pictures``. Returns, for each picture, one result per text."""
         if isinstance(model, Promptable):
             segmented = segment_images(model, pictures, self.points, self.boxes)
             return [
@@ -160,10 +184,21 @@ def predict_images(
     images: Sequence[Picture], model: ConceptModel | Promptable, asked: Asked, *, geometry: str | None = None,
     batch_size: int = BATCH, bar: Progress | None = None,
 ) -> Iterator[tuple[list[list[Result]], list[BadInput]]]:  # fmt: skip
-    """Ask a model the same about many images, a batch at a time, while threads decode the next ones.
+    """Apply the same prompts to many images in batches. Threads decode the next batches in the meantime.
 
-    model: as ``asked.open`` gave it. Yields for each batch a list per image with a result per text, and the files of it
-    that cannot be read. Raises ``UserError`` for what cannot be asked and for a file that is not there.
+    Args:
+        images: Files, PIL images or arrays.
+        model: The model as returned by ``asked.open``.
+        asked: The prompts.
+        geometry: ``square`` or ``longest_side``; None uses the model's own.
+        batch_size: Images in one forward pass.
+        bar: Progress bar that is advanced by the number of images.
+
+    Yields:
+        For each batch: a list per readable image with one result per text, and the files that could not be read.
+
+    Raises:
+        UserError: ``batch_size`` is less than 1, the prompts do not fit an image, or a file does not exist.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size: {batch_size} is less than 1")
@@ -174,7 +209,10 @@ def predict_images(
 
 
 def answers_prompts(model: str | Path | ConceptModel | Promptable) -> bool:
-    """Whether it is a promptable model and no detector, by its ``config.json`` or the names in its file."""
+    """Whether ``model`` is a promptable model and not a detector.
+
+    Decided by the model type in its ``config.json``, or by the tensor names of a checkpoint file.
+    """
     if not isinstance(model, str | Path):
         return isinstance(model, Promptable)
     place = locate(model)

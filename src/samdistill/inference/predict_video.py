@@ -1,4 +1,4 @@
-"""``samdistill predict`` on a video: what a phrase names or a box shows, followed from frame to frame."""
+"""Prediction on videos: objects given by a phrase or by boxes, tracked from frame to frame."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from .points import cornered
 from .video import Tracked, VideoSession
 
 FILES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".ts")
-"""Endings of videos; any other file is taken for an image."""
+"""Extensions of video files. Any other file is read as an image."""
 ENCODER = {"crf": "18", "preset": "medium"}
-"""Options of libx264: close to what cannot be told from the original by eye."""
+"""Options of libx264. This quality is close to visually lossless."""
 Frame = UInt8[np.ndarray, "h w 3"]
 
 
 def is_video(path: Path) -> bool:
-    """Whether ``path`` is to be read as a video: a folder of frames, or a file that is called like one."""
+    """Whether ``path`` is read as a video: a folder of frames, or a file with an extension in ``FILES``."""
     return path.is_dir() or path.suffix.lower() in FILES
 
 
 @dataclass(frozen=True)
 class SeenObject:
-    """A visible object in one frame. box: xyxy in pixels, around the mask."""
+    """A visible object in one frame, with its box (xyxy, pixels, tight around the mask) and run-length encoded mask."""
 
     object_id: int
     score: float
@@ -57,7 +57,15 @@ class SeenObject:
 
 @dataclass(frozen=True)
 class FollowedObject:
-    """One object of the whole video. phrase: what it is called. first, last: frames that show it. frames: how many."""
+    """An object over the whole video.
+
+    Attributes:
+        object_id: Its id in the session.
+        phrase: The phrase that it was found or named with, or None.
+        first: Number of the first frame in which it is visible.
+        last: Number of the last frame in which it is visible.
+        frames: Number of frames in which it is visible.
+    """
 
     object_id: int
     phrase: str | None
@@ -68,12 +76,21 @@ class FollowedObject:
 
 @dataclass(frozen=True)
 class VideoPrediction:
-    """What was asked of a video and what was followed through it.
+    """Prompts and tracked objects of a video.
 
-    frames: how many were looked at. size: height and width. rate: frames a second. context: remembered frames, 0 for a
-    student without memory. seconds: spent on ``decode``, ``model`` and ``draw``, which writes too. seen: the visible
-    objects of each frame. crowded: some instances of the phrase were more than a session follows. out: the video that
-    was drawn, if any.
+    Attributes:
+        video: Path of the video.
+        text: The phrase that was given, or None.
+        boxes: The boxes that were given, (left, top, right, bottom) in pixels of the first frame.
+        frames: Number of frames that were processed.
+        size: Height and width of a frame.
+        rate: Frames per second.
+        context: Frames that the memory holds; 0 for a student without memory.
+        seconds: Time spent on ``decode``, ``model`` and ``draw``. ``draw`` includes encoding the drawn video.
+        objects: The objects that were visible in at least one frame.
+        seen: The visible objects of each frame.
+        crowded: Whether instances were left out because a session tracks a limited number of objects.
+        out: The drawn video, or None.
     """
 
     video: str
@@ -90,7 +107,7 @@ class VideoPrediction:
     out: Path | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: boxes as xyxy in pixels, masks as COCO's compressed run lengths."""
+        """Return values for JSON: boxes as xyxy in pixels, masks as COCO's compressed run-length encoding."""
         height, width = self.size
         return {
             "video": self.video, "text": self.text, "boxes": [list(box) for box in self.boxes], "frames": self.frames,
@@ -109,7 +126,7 @@ class VideoPrediction:
 
 @dataclass(frozen=True)
 class _Footage:
-    """A video that can be read from its start. size: height and width of a frame."""
+    """A video that is read from its start: ``size`` is (height, width), ``read(n)`` yields the first n frames."""
 
     name: str
     size: Size
@@ -120,14 +137,20 @@ class _Footage:
 
 @dataclass(frozen=True, eq=False)
 class VideoFrame:
-    """A frame of a followed video. number: from 0. image: (height, width, 3), uint8. objects: of the session."""
+    """A frame of a tracked video.
+
+    Attributes:
+        number: Number of the frame, from 0.
+        image: RGB frame (height, width, 3), uint8.
+        objects: All objects of the session, including those that are not visible in this frame.
+    """
 
     number: int
     image: Frame
     objects: tuple[Tracked, ...]
 
     def draw(self) -> Image.Image:
-        """The frame with the masks and ids of what is visible."""
+        """Return the frame with the masks and ids of the visible objects drawn on it."""
         return Image.fromarray(draw_tracked(self.image, self.objects))
 
 
@@ -135,7 +158,10 @@ def follow(
     video: str | Path, model: str | Path | StudentDetector, text: str | None = None, boxes: Sequence[Box] = (), *,
     threshold: float = 0.5, geometry: str | None = None, frames: int | None = None,
 ) -> Iterator[VideoFrame]:  # fmt: skip
-    """Frames and the objects in them, one by one; arguments as of ``predict_video``, which are checked at once."""
+    """Track objects through a video and yield each frame with its objects.
+
+    The arguments are those of ``predict_video``. They are checked when the function is called, not at the first frame.
+    """
     video, boxes = as_path(video), cornered(boxes)
     _check(video, text, boxes, threshold, geometry, None, frames)
     footage = _open(video)
@@ -150,7 +176,7 @@ def _session(
     footage: _Footage, model: str | Path | StudentDetector, text: str | None, boxes: Sequence[Box], threshold: float,
     geometry: str | None,
 ) -> VideoSession:  # fmt: skip
-    """A session that was told what to follow."""
+    """Start a session with the given prompts."""
     asked = load_concept_model(model, device=default_device()) if isinstance(model, str | Path) else model
     if not isinstance(asked, StudentDetector):
         raise UserError(f"{model}: a SAM 3 teacher has no memory here; give a run of the video job or a student")
@@ -170,14 +196,32 @@ def predict_video(
     threshold: float = 0.5, geometry: str | None = None, out: str | Path | None = None, frames: int | None = None,
     progress: bool = True,
 ) -> VideoPrediction:  # fmt: skip
-    """Follow every instance of what ``text`` names, also those that come later; or the object in each of ``boxes`` in
-    the first frame, which ``text`` then is the name of.
+    """Track objects through a video.
 
-    video: a file, or a folder of frames in the natural order of their names (24 a second, as DAVIS). model: a run
-    of the video job, any other student's folder, which goes without memory, or an opened one. boxes: xyxy in pixels,
-    upright. threshold: least score of what is visible. geometry: square or longest_side; None takes the model's own.
-    out: an MP4 to draw masks and ids into; it is there when it is whole. frames: look at so many at most.
-    Raises ``UserError`` for what cannot be asked, read or written.
+    Without ``boxes``, every instance of ``text`` is tracked, including instances that appear later. With ``boxes``, the
+    object in each box of the first frame is tracked, and ``text`` names these objects.
+
+    Args:
+        video: A video file, or a folder of frames in the natural order of their names (24 frames per second).
+        model: A run of the video job, the folder of another detection student (used without memory), or an opened
+            student.
+        text: A noun phrase.
+        boxes: Boxes (left, top, right, bottom) in pixels of the upright first frame.
+        threshold: Minimum score of a visible object, in 0..1.
+        geometry: ``square`` or ``longest_side``; None uses the geometry saved with the model.
+        out: MP4 file for the video with masks and ids drawn on it. It is created when it is complete.
+        frames: Maximum number of frames.
+        progress: Show a progress bar.
+
+    Returns:
+        The objects, their masks and scores in each frame, and the time spent.
+
+    Raises:
+        UserError: The prompts do not fit the model or the video, the video or the model cannot be read, or ``out``
+            cannot be written.
+
+    Example:
+        >>> predict_video("clip.mp4", "runs/video", text="red circle", out="tracked.mp4")  # doctest: +SKIP
     """
     video, out, boxes = as_path(video), None if out is None else as_path(out), cornered(boxes)
     _check(video, text, boxes, threshold, geometry, out, frames)
@@ -195,7 +239,7 @@ def _check(
     video: Path, text: str | None, boxes: Sequence[Box], threshold: float, geometry: str | None, out: Path | None,
     frames: int | None,
 ) -> None:  # fmt: skip
-    """What can be refused before anything is opened."""
+    """Check the arguments that can be checked before the video and the model are opened."""
     if text is None and not boxes:
         raise UserError("nothing is asked: give --text, --box or both")
     if not 0 <= threshold <= 1:
@@ -215,7 +259,7 @@ def _check(
 def _run(
     session: VideoSession, footage: _Footage, total: int, out: Path | None, progress: bool
 ) -> tuple[dict[str, float], tuple[tuple[SeenObject, ...], ...], tuple[FollowedObject, ...]]:
-    """Seconds by what they were spent on, the visible objects of each frame, and all objects."""
+    """Return seconds by activity, the visible objects of each frame, and all objects that were visible."""
     seconds, seen = dict.fromkeys(("decode", "model", "draw"), 0.0), list[tuple[SeenObject, ...]]()
     objects: dict[int, FollowedObject] = {}
     frames = footage.read(total)
@@ -251,9 +295,10 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
 
 
 def draw_tracked(frame: Frame, objects: Sequence[Tracked]) -> Frame:
-    """A copy of ``frame`` with the mask of every visible object and its id.
+    """Return a copy of ``frame`` with the mask and id of every visible object.
 
-    objects: all that are followed, in the order they came, so that one keeps its colour whichever others are visible.
+    ``objects`` are all objects of the session in the order in which they were added, so that an object has the same
+    colour in every frame.
     """
     height, width = frame.shape[:2]
     shown = [(place % len(COLOURS), one) for place, one in enumerate(objects) if one.visible]
@@ -274,19 +319,22 @@ def draw_tracked(frame: Frame, objects: Sequence[Tracked]) -> Frame:
 
 @contextmanager
 def _film(path: Path, size: Size, rate: float) -> Iterator[Callable[[Frame], None]]:
-    """Takes the frames of an MP4 that is there when it is whole: they go into a partial file beside it, which an error
-    removes. An odd side is made even by its last row or column, once more."""
+    """Open an MP4 for writing, and yield a function that appends a frame.
+
+    Frames are written to a temporary file beside ``path``, which gets its name when it is complete and is removed on an
+    error. If a side is odd, its last row or column is repeated.
+    """
     height, width = size
     with replacing(path) as new, av.open(str(new), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        # 24000/1001 and the like have come as a float
+        # `rate` is a float, so rates such as 24000/1001 are converted back to a fraction
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001), options=ENCODER)
-        # colour at half resolution, which every player reads, needs even sides
+        # yuv420p, which every player supports, has chroma at half resolution and needs even sides
         stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
-        container.start_encoding()  # what cannot be written shows now, and not after a minute of frames
+        container.start_encoding()  # a file that cannot be written fails here and not after many frames
 
         def add(picture: Frame) -> None:
             even = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            # in one thread, since loader workers may be forked after this; see data/videos.py
+            # one thread, because loader workers may be forked after this; see data/videos.py
             shown = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(format="yuv420p", threads=1)
             container.mux(stream.encode(shown))
 
@@ -295,7 +343,7 @@ def _film(path: Path, size: Size, rate: float) -> Iterator[Callable[[Frame], Non
 
 
 def _open(video: Path) -> _Footage:
-    """Raises ``UserError`` for what holds no frames."""
+    """Open a video file or a folder of frames. Raises ``UserError`` if it has no frames."""
     if video.is_dir():
         return _open_folder(video)
     file = scan_video(video)

@@ -1,8 +1,13 @@
-"""The prompting protocol: how a promptable model is asked for known objects. One implementation for every figure.
+"""The prompting protocol: prompts derived from ground-truth masks, for evaluation and sandbox training.
 
-Box: the object's tight box. Point: the pixel deepest inside it. Refine: that point, then one corrective click at
-the centre of the model's own deeper error region, with its own last logits as mask prompt (RITM, Sofiiuk et al.,
-2021; SAM, Kirillov et al., 2023). Refine2: a second one after it. All of it happens on the model's square canvas.
+- ``box``: the tight bounding box of the object.
+- ``point``: the pixel of the object that is farthest from its outline.
+- ``refine``: ``point``, followed by one corrective click at the centre of the deeper error region of the predicted
+  mask (see ``ops.masks.error_points``). The logits of the previous prediction are the mask prompt (RITM, Sofiiuk et
+  al., 2021; SAM, Kirillov et al., 2023).
+- ``refine2``: ``refine``, followed by a second corrective click.
+
+All coordinates are on the model's square canvas.
 """
 
 from __future__ import annotations
@@ -23,22 +28,26 @@ from ..types import Prompts
 PromptKind = Literal["box", "point", "refine", "refine2"]
 KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 PROMPTS: tuple[PromptKind, ...] = ("box", "point", "refine")
-"""What is asked unless something else is wanted."""
-_CLICKED: tuple[PromptKind, ...] = ("point", "refine", "refine2")  # each goes on from the one before
-_PIXELS_AT_ONCE = 2**24  # 16 prompts at 1008 px: the decoder's upscaled maps and the float canvas masks stay below 1 GB
+"""The kinds of prompts used by default."""
+_CLICKED: tuple[PromptKind, ...] = ("point", "refine", "refine2")  # each continues the one before
+_PIXELS_AT_ONCE = 2**24  # 16 prompts at 1008 px, so that upscaled maps and float canvas masks stay below 1 GB
 
 
 def prompts_at_once(images: int, size: tuple[int, int]) -> int:
-    """Prompts per image that a batch of ``images`` canvases can ask in one call without filling the memory."""
+    """Return the number of prompts per image for one decoder call on ``images`` canvases, limited by memory."""
     return max(1, _PIXELS_AT_ONCE // (images * size[0] * size[1]))
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Objects to be asked for, and the prompts that open the dialogue; these depend on no model and are made once.
+    """Ground-truth objects and their initial prompts. The prompts do not depend on a model and are computed once.
 
-    masks: on the canvas. inside: where the canvas shows the image; what a model paints on padding is discarded, as a
-    user never sees it. None: everywhere.
+    Attributes:
+        masks: Ground-truth masks on the canvas, (b, n, h, w).
+        box: Box prompts.
+        point: Point prompts.
+        inside: Part of the canvas that is not padding, (b, 1, h, w), or None for all of it. Predictions on padding are
+            discarded, as they are not part of the image.
     """
 
     masks: Bool[Tensor, "b n h w"]
@@ -53,7 +62,7 @@ class Targets:
         valid: Bool[Tensor, "b n"],
         inside: Bool[Tensor, "b h w"] | None = None,
     ) -> Targets:
-        """Targets for ``masks``; ``valid`` is False for slots that only pad the batch."""
+        """Compute the prompts of ``masks``. ``valid`` is False for padded slots."""
         shown = None if inside is None else inside[:, None]
         return cls(masks, box_prompts(masks, valid), point_prompts(masks, valid), shown)
 
@@ -62,23 +71,23 @@ class Targets:
         return self.box.valid
 
     def __len__(self) -> int:
-        """Slots per image, padding included."""
+        """Number of slots per image, including padded ones."""
         return self.masks.shape[1]
 
     def part(self, start: int, stop: int) -> Targets:
-        """Objects ``start`` to ``stop`` of every image."""
+        """Return slots ``start`` to ``stop`` (exclusive) of every image."""
         at = (slice(None), slice(start, stop))
         return Targets(self.masks[at], _pick(self.box, at), _pick(self.point, at), self.inside)
 
     def one_image(self, index: int, most: int) -> Targets:
-        """The first ``most`` real objects of one image, as a batch of one without padding."""
+        """Return the first ``most`` valid objects of one image as a batch of one without padded slots."""
         at = (torch.tensor([[index]]), self.valid[index].nonzero()[:most, 0][None].cpu())
         inside = None if self.inside is None else self.inside[index : index + 1]
         return Targets(self.masks[at], _pick(self.box, at), _pick(self.point, at), inside)
 
 
 def _pick(prompts: Prompts, at: tuple[slice | Tensor, slice | Tensor]) -> Prompts:
-    """Some of the slots of every tensor."""
+    """Index the slots of every tensor."""
     values = (getattr(prompts, f.name) for f in fields(prompts))
     return Prompts(*(None if value is None else value[at] for value in values))
 
@@ -89,7 +98,17 @@ def refined_prompts(
     predicted: Bool[Tensor, "b n H W"],
     masks: Bool[Tensor, "b n H W"],
 ) -> Prompts:
-    """``first``'s points plus one corrective click each, and ``logits`` as mask prompt."""
+    """Append one corrective click per object to the points of ``first``, with ``logits`` as mask prompt.
+
+    Args:
+        first: The previous prompts, with points.
+        logits: Low-res logits of the previous prediction.
+        predicted: Masks of the previous prediction on the canvas.
+        masks: Ground-truth masks on the canvas.
+
+    Raises:
+        ValueError: ``first`` has no points.
+    """
     if first.points is None or first.labels is None:
         raise ValueError("a corrective click follows a point prompt")
     click, label = error_points(predicted.flatten(0, 1), masks.flatten(0, 1))
@@ -106,7 +125,7 @@ def refined_prompts(
 def prompted_masks(
     model: Promptable, embeddings: Embeddings, targets: Targets, kinds: Sequence[PromptKind] = PROMPTS
 ) -> dict[PromptKind, Bool[Tensor, "b n h w"]]:
-    """The model's canvas masks for each kind of prompt; slots that are not valid hold anything."""
+    """Predict the masks on the canvas for each kind of prompt. The masks of padded slots are undefined."""
     size = targets.masks.shape[-2:]
 
     def ask(prompts: Prompts) -> tuple[Tensor, Tensor]:

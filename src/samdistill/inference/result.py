@@ -1,4 +1,4 @@
-"""What a model found in one image, whatever the model."""
+"""``Result``: the prediction for one image, for detectors and promptable models."""
 
 from __future__ import annotations
 
@@ -18,23 +18,31 @@ from ..types import UserError
 from .drawing import draw_instances
 
 PICTURES: dict[str, Literal["PNG", "JPEG"]] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-"""Endings of pictures that can be written."""
+"""Extensions of image files that can be written."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The masks that a model gave for one image, best first where they were found by words.
+    """The masks predicted for one image: by descending score for a detector, in the order of the prompts otherwise.
 
     Attributes:
-        image: The image, upright, in RGB.
-        name: Path of its file, empty for an image from memory.
-        masks: Boolean, (n, height, width), in pixels of the image, on the CPU.
-        boxes: (n, 4), left, top, right, bottom around each mask, in pixels.
-        scores: (n,), in 0..1: of a detection, or the predicted IoU of a prompted mask.
-        text: The phrase that was asked for, None without one.
-        shown: The boxes that were given as prompts, (left, top, right, bottom).
-        points: The points that were given as prompts, (x, y, label).
-        presence: Of a detector, the probability that the concept is in the image at all; None of a promptable model.
+        image: The upright image in RGB.
+        name: Path of the image file; empty for an image from memory.
+        masks: Masks, bool, (n, height, width), in pixels of the image, on the CPU.
+        boxes: Boxes (left, top, right, bottom) in pixels, (n, 4). A detector predicts them; those of a promptable model
+            are tight around the masks.
+        scores: Scores, (n,): the detection score in 0..1, or the predicted IoU of a promptable model.
+        text: The phrase of the prompt, or None.
+        shown: The boxes of the prompt, (left, top, right, bottom) in pixels.
+        points: The points of the prompt, (x, y, label) in pixels.
+        presence: Probability in 0..1 that the concept is in the image. None for a promptable model.
+
+    Example:
+        >>> import numpy as np
+        >>> from samdistill import predict
+        >>> result = predict(np.zeros((126, 126, 3), np.uint8), "sandbox-mobile", points=[(60, 60)])
+        >>> len(result), result.boxes.shape
+        (1, torch.Size([1, 4]))
     """
 
     image: Image.Image
@@ -51,22 +59,25 @@ class Result:
         return len(self.scores)
 
     def draw(self) -> Image.Image:
-        """The image with masks, boxes and scores, at its own resolution."""
+        """Return the image with masks, boxes and scores drawn on it, at its own resolution."""
         labels = [f"{score:.2f}" for score in self.scores.tolist()]
         return Image.fromarray(draw_instances(np.asarray(self.image), self.masks, self.boxes, labels))
 
     def save(self, path: str | Path) -> Path:
-        """Write ``draw()`` to a ``.png`` or ``.jpg``.
+        """Write ``draw()`` to a ``.png``, ``.jpg`` or ``.jpeg`` file.
+
+        Returns:
+            The path.
 
         Raises:
-            UserError: Another ending, or the file of the image itself.
+            UserError: The extension is another one, or ``path`` is the image file itself.
         """
         place = picture_file(path, self.name)
         write_bytes(place, encoded(self.draw(), PICTURES[place.suffix.lower()]))
         return place
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: boxes in pixels, masks as COCO's compressed run lengths."""
+        """Return values for JSON: boxes as xyxy in pixels, masks as COCO's compressed run-length encoding."""
         found: dict[str, Any] = {"image": self.name}
         found |= {"text": self.text} if self.presence is not None else {"points": [list(p) for p in self.points]}
         found |= {"boxes": [list(box) for box in self.shown], "instances": self._instances()}
@@ -79,12 +90,12 @@ class Result:
         ]
 
     def to_coco(self, image_id: int = 1, category_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
-        """Annotations of COCO, one per mask: box as left, top, width, height; mask as compressed run lengths.
+        """Return COCO annotations, one per mask. Boxes are xywh in pixels, masks in compressed run-length encoding.
 
         Args:
-            image_id: Of the image.
-            category_id: Of every instance.
-            first_id: Of the first annotation; the others follow.
+            image_id: Id of the image.
+            category_id: Category id of every instance.
+            first_id: Id of the first annotation. The others are numbered consecutively.
         """
         return [
             {
@@ -96,7 +107,7 @@ class Result:
         ]  # fmt: skip
 
     def to_supervision(self) -> Any:
-        """``supervision.Detections`` with boxes, masks and scores; class 0 for all.
+        """Convert to ``supervision.Detections`` with boxes, masks and scores. The class is 0 for all instances.
 
         Raises:
             UserError: The package ``supervision`` is not installed.
@@ -114,7 +125,11 @@ class Result:
 
 
 def picture_file(path: str | Path, *others: str) -> Path:
-    """Where a picture is written. Raises ``UserError`` for another ending, and for one of ``others``."""
+    """Check the path of an image to be written.
+
+    Raises:
+        UserError: The extension is not in ``PICTURES``, or the path is one of ``others``.
+    """
     place, (*endings, last) = as_path(path), PICTURES
     if place.suffix.lower() not in PICTURES:
         raise UserError(f"--out: {place} does not end in {', '.join(endings)} or {last}")

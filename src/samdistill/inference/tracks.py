@@ -1,4 +1,4 @@
-"""The objects of a session, and the past frames that it remembers: plain bookkeeping, no model is asked here."""
+"""State of a video session without the model: its tracked objects and its memory of past frames."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from ..ops.masks import tight_box
 
 @dataclass(frozen=True, eq=False)
 class Tracked:
-    """One object in one frame. phrase: what it was called when it was added, None for an object without a name.
+    """One object in one frame.
 
-    score: 0..1, of an object that was asked about and not found too; 0 without a question. visible: it was found and
-    has a pixel. mask: in pixels of the frame, empty where not visible. box: xyxy around the mask, edge to edge; zeros
-    where not visible.
+    Attributes:
+        object_id: Its id in the session.
+        phrase: The phrase that it was found or named with, or None.
+        score: Score in 0..1. An object that the model looked for and did not find has a score too. 0 if the model did
+            not look for it.
+        visible: Whether it was found and its mask is not empty.
+        mask: Mask in pixels of the frame, (h, w); empty if it is not visible.
+        box: Box tight around the mask, xyxy in pixels; zeros if it is not visible.
     """
 
     object_id: int
@@ -36,7 +41,14 @@ class Tracked:
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """One instance in one frame. mask: in pixels of the frame, never empty. box: tight around it. area: its pixels."""
+    """One instance in one frame.
+
+    Attributes:
+        score: Score in 0..1.
+        mask: Mask in pixels of the frame, never empty.
+        box: Box tight around the mask, xyxy in pixels.
+        area: Number of pixels of the mask.
+    """
 
     score: float
     mask: Bool[np.ndarray, "h w"]
@@ -45,13 +57,13 @@ class Sight:
 
     @classmethod
     def of(cls, score: float, mask: Bool[np.ndarray, "h w"]) -> Sight | None:
-        """None for an empty mask, which shows nothing."""
+        """Return the instance of a mask, or None if the mask is empty."""
         area = int(np.count_nonzero(mask))
         return cls(score, mask, tight_box(mask), area) if area else None
 
     @classmethod
     def filled(cls, box: Sequence[float], size: Size) -> Sight:
-        """Every pixel that ``box`` touches, which lies on the frame and has an area."""
+        """Return a rectangular instance of all pixels that ``box`` (inside the frame, not empty) touches."""
         mask = np.zeros(size, bool)
         left, top, right, bottom = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
         mask[top:bottom, left:right] = True
@@ -60,7 +72,7 @@ class Sight:
 
 @dataclass(eq=False)
 class Track:
-    """One object. asked: the words it is asked for with. last: where it was last seen."""
+    """One tracked object: the prompt text used for it (``asked``), and its last visible instance (``last``)."""
 
     object_id: int
     phrase: str | None
@@ -68,7 +80,7 @@ class Track:
     last: Sight
 
     def tracked(self, sight: Sight | None, score: float) -> Tracked:
-        """As ``sight`` shows it, or as invisible."""
+        """Return the object with the mask of ``sight``, or as not visible if ``sight`` is None."""
         if sight is None:
             return Tracked(self.object_id, self.phrase, score, False, np.zeros_like(self.last.mask), (0.0,) * 4)
         left, top, right, bottom = map(float, sight.box)
@@ -76,7 +88,7 @@ class Track:
 
 
 def overlap(first: Sight, second: Sight) -> float:
-    """IoU of two masks; only where their boxes meet is looked at."""
+    """Return the IoU of two masks. Only the intersection of their boxes is compared."""
     left, top = max(first.box[0], second.box[0]), max(first.box[1], second.box[1])
     right, bottom = min(first.box[2], second.box[2]), min(first.box[3], second.box[3])
     if left >= right or top >= bottom:
@@ -86,15 +98,18 @@ def overlap(first: Sight, second: Sight) -> float:
 
 
 def apart(first: Sight, second: Sight) -> float:
-    """Pixels between the centres of two boxes."""
+    """Return the distance of the centres of two boxes in pixels."""
     across, down = (first.box[i] + first.box[i + 2] - second.box[i] - second.box[i + 2] for i in (0, 1))
     return float(np.hypot(across, down)) / 2
 
 
 def assign(tracks: Sequence[Track], found: Sequence[Sight]) -> dict[int, Sight]:
-    """By id, the instance that an object is now: the sum of the overlaps with where each was last seen is greatest.
+    """Assign instances to objects so that the sum of IoUs with each object's last visible mask is greatest.
 
-    No instance is two objects, and none is an object that it does not overlap.
+    An instance is assigned to at most one object, and only to an object that it overlaps.
+
+    Returns:
+        The instance of each assigned object, by object id.
     """
     shares = np.array([[overlap(track.last, sight) for sight in found] for track in tracks])
     if not shares.size:
@@ -104,7 +119,7 @@ def assign(tracks: Sequence[Track], found: Sequence[Sight]) -> dict[int, Sight]:
 
 
 class Memory(NamedTuple):
-    """What ``EfficientSam3Model.forward_video`` is told of the past, for one image; all None tells it nothing."""
+    """Memory inputs of ``EfficientSam3Model.forward_video`` for one image. All None: no memory."""
 
     features: Float[Tensor, "1 f c h w"] | None = None
     ages: Float[Tensor, "1 f"] | None = None
@@ -120,10 +135,10 @@ class _Remembered:
 
 
 class Ring:
-    """The last ``length`` remembered frames: their features, and the share of each cell that an object covered.
+    """A memory of ``length`` frames: their features, and the fraction of each grid cell that each object covers.
 
-    An object that hides longer than that would be forgotten, and never found again. So the frame that shows it last
-    stays while the ones after it leave, in at most half of the places.
+    If only the latest frames were kept, an object that is occluded for longer could not be found again. Therefore the
+    last frame that shows an object is kept while later frames are dropped. At most half of the slots are used for this.
     """
 
     def __init__(self, length: int) -> None:
@@ -134,13 +149,16 @@ class Ring:
         return len(self._frames)
 
     def add(self, number: int, features: Float[Tensor, "c h w"], marks: Mapping[int, Float[Tensor, "h w"]]) -> None:
-        """marks: of the objects that frame ``number`` shows, by id."""
+        """Add frame ``number`` with the marks of its visible objects, by object id. A full memory drops a frame."""
         self._frames.append(_Remembered(number, features, marks))
         if len(self._frames) > self.length:
             del self._frames[self._leaves()]
 
     def _leaves(self) -> int:
-        """The oldest frame that no object needs; where too many are needed, the oldest of those."""
+        """Return the index of the frame to drop.
+
+        That is the oldest frame that is not the last to show some object. If too many frames are, it is the oldest one.
+        """
         for place, frame in enumerate(self._frames[: self.length // 2 + 1]):
             later = set().union(*(other.marks for other in self._frames[place + 1 :]))
             if frame.marks.keys() <= later:
@@ -149,15 +167,18 @@ class Ring:
 
     @property
     def marked(self) -> set[int]:
-        """Ids of the objects that some remembered frame shows."""
+        """Ids of the objects that are visible in a frame of the memory."""
         return set().union(*(frame.marks for frame in self._frames))
 
     def recall(self, number: int, stride: int, objects: Sequence[int] = ()) -> Memory:
-        """The past as frame ``number`` sees it, oldest first; ages in units of ``stride`` frames.
+        """Return the memory inputs for frame ``number``, oldest frame first. All are None if the memory is empty.
 
-        No age is beyond what the memory was trained with: a frame that was kept for long counts as the oldest of those.
+        Ages are in units of ``stride`` frames. They are clamped to ``length``, the largest age in training.
 
-        objects: whose marks are told, a row for each; () tells none. With nothing remembered it tells nothing.
+        Args:
+            number: Number of the current frame.
+            stride: Frames between two frames of the memory.
+            objects: Ids of the objects whose marks are returned, one row each. () for no marks.
         """
         if not self._frames:
             return Memory()

@@ -1,4 +1,4 @@
-"""A video frame by frame: what a phrase names and what a box or a mask shows once, followed under one id."""
+"""Tracking in a video, frame by frame: objects given by a phrase, a box or a mask keep one id."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .geometry import check_geometry, own_geometry
 from .tracks import Memory, Ring, Sight, Track, Tracked, apart, assign, overlap
 
 MOST_OBJECTS = 20
-"""Objects of a session at most: the most that a clip has in training."""
+"""Maximum number of objects of a session, equal to the maximum of a training clip."""
 SAME = 0.5
-"""Overlap (IoU) from which on two instances, or an instance and a box that was drawn, are one object."""
+"""Minimum IoU for two instances, or an instance and a box prompt, to be the same object."""
 LEAST_SCORE = 0.05
-"""Below this an instance is not even taken for what a drawn box shows, or for an object that was seen in its place."""
+"""Minimum score of an instance to be matched with a box prompt or with a tracked object."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Shown:
-    """An object that the next frame is to be started with: in a box, or by its mask."""
+    """An object to be added at the next frame, given by a box or a mask."""
 
     object_id: int
     phrase: str | None
@@ -42,10 +42,10 @@ class _Shown:
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """An encoded frame, and what is known of it so far.
+    """An encoded frame and its results.
 
-    placed: height and width of its part of the canvas. sights: by id, where objects are. scores: by id, of the objects
-    that were asked about. plain: by phrase, the instances found without memory, best first.
+    ``placed`` is the height and width of the part of the canvas that is not padding. ``sights`` and ``scores`` are the
+    visible instances and the scores by object id, ``plain`` the instances found without memory by phrase.
     """
 
     vision: Sam3LiteTextVisionEncoderOutput
@@ -56,28 +56,48 @@ class _Frame:
 
 
 class VideoSession:
-    """Follows objects through one video, whose frames are pushed in their order. Nothing grows with its length.
+    """Tracks objects through one video, whose frames are given in order. Memory use does not grow with its length.
 
-    Every frame is encoded once. Of each ``stride`` frames one is remembered, the first of the video first; so is every
-    other frame in which an object appears, which would else be unknown until the next one. ``context`` frames are kept.
+    Every frame is encoded once. The first frame and every ``stride``-th frame after it enter the memory, and also every
+    frame in which an object is added. The memory holds ``context`` frames.
 
-    With a memory that was trained with marks every object is asked about on its own, by where it was in those frames;
-    it is visible where the presence of what is asked for is likely, and where two objects claim a pixel, the surer one
-    has it. An object that none of those frames shows is not asked about any more: only ``add_text`` can find it again.
-    Otherwise one question is asked per phrase, with the memory or, of a student without one, as about a still image,
-    and an object is the instance that overlaps it where it was last seen, however low its score.
+    A student whose memory was trained with marks gets one query per object, with the object's marks in the frames of
+    the memory. The object is visible if the presence probability is at least ``threshold``. A pixel that several masks
+    cover belongs to the one with the largest logit. An object that no frame of the memory shows is no longer queried;
+    only ``add_text`` can find it again.
 
-    At most ``MOST_OBJECTS`` objects; ``crowded`` tells whether instances of a phrase had to be left out for that.
+    Any other student gets one query per phrase, with the memory or, without one, as for a still image. Instances are
+    assigned to objects by their IoU with each object's last visible mask, regardless of their score.
+
+    A session has at most ``MOST_OBJECTS`` objects. ``crowded`` is True if instances of a phrase were left out.
+
+    Example:
+        >>> import numpy as np
+        >>> import samdistill as sd
+        >>> session = sd.VideoSession(sd.load("sandbox-student").network)
+        >>> session.add_box((20, 20, 60, 60))
+        1
+        >>> session.push(np.zeros((126, 126, 3), np.uint8))[0].mask.shape
+        (126, 126)
     """
 
     def __init__(
         self, student: StudentDetector, *, context: int | None = None, stride: int | None = None,
         threshold: float = 0.5, geometry: str | None = None,
     ) -> None:  # fmt: skip
-        """context: remembered frames, None for as many as in training, 0 to go without memory, as a student of images
-        does anyway. stride: None for the training's. threshold: least score of what is new,
-        and least presence of what is remembered. geometry: as in the
-        student's config. Raises ``UserError`` for values out of range."""
+        """Start a session.
+
+        Args:
+            student: The student.
+            context: Frames that the memory holds; 0 for no memory. None uses the value of training. A student without a
+                memory always has 0.
+            stride: Frames between two frames of the memory; None uses the value of training.
+            threshold: Minimum score of a new object, and minimum presence probability of a remembered one, in 0..1.
+            geometry: ``square`` or ``longest_side``; None uses the geometry saved with the student.
+
+        Raises:
+            UserError: A value is out of range.
+        """
         config = student.model.config
         self.context = config.memory_context if context is None else context
         self.stride = config.memory_stride if stride is None else stride
@@ -100,30 +120,43 @@ class VideoSession:
         self._words: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add_text(self, phrase: str) -> None:
-        """Every instance of ``phrase``: in the next frame, and whenever a frame is remembered after it.
+        """Track every instance of ``phrase``.
 
-        An instance that overlaps no visible object of the phrase is the nearest one that is not visible just now, or
-        else a new object. Raises ``UserError`` for a phrase that is empty or too long.
+        Instances are detected in the next frame and then in every ``stride``-th frame of the video. An instance that
+        overlaps no visible object of the phrase is matched to the nearest object of the phrase that is not visible. If
+        there is none, it is a new object.
+
+        Raises:
+            UserError: The phrase is empty or too long.
         """
         check_prompts(self._student.words, phrase, (), self._size)
         self._phrases.setdefault(phrase, False)
 
     def add_box(self, box: Box, text: str | None = None) -> int:
-        """The object in ``box`` (xyxy in pixels) of the next frame; its id. text: what it is called.
+        """Track the object in ``box`` (xyxy, pixels) of the next frame, and return its id.
 
-        It is the instance whose box overlaps ``box`` most; where none does by ``SAME`` the box itself is its mask.
-        Raises ``UserError`` for a box or a phrase that cannot be asked for; before the first frame, whose size decides,
-        a box is refused by ``push`` instead, and forgotten.
+        The object is the instance whose box has the greatest IoU with ``box``. If that IoU is below ``SAME``, the mask
+        is the box itself. ``text`` is a phrase that names the object.
+
+        Raises:
+            UserError: The box is empty or outside the frame (raised by ``push`` before the first frame), the phrase is
+                empty or too long, or there are too many objects.
         """
         if text is not None:
             check_prompts(self._student.words, text, (), self._size)
         return self._show(_Shown(self._new_id(None), text, tuple(map(float, box))))  # type: ignore[arg-type]
 
     def add_mask(self, mask: Bool[np.ndarray, "h w"], text: str | None = None, object_id: int | None = None) -> int:
-        """The object that ``mask`` shows in the next frame; its id, ``object_id`` unless that is None.
+        """Track the object with ``mask`` in the next frame, and return its id.
 
-        Raises ``UserError`` for an empty mask, one of another size than the frames (by ``push``, before the first), an
-        id that is taken and a phrase that cannot be asked for.
+        Args:
+            mask: The mask, bool, at the size of the frame.
+            text: A phrase that names the object.
+            object_id: Id of the object; None for the smallest free one.
+
+        Raises:
+            UserError: The mask is empty or of another size than the frames (raised by ``push`` before the first frame),
+                the id is in use, the phrase is empty or too long, or there are too many objects.
         """
         if text is not None:
             check_prompts(self._student.words, text, (), self._size)
@@ -137,11 +170,20 @@ class VideoSession:
     def push(
         self, frame: UInt8[np.ndarray, "h w 3"], remembered: Float[Tensor, "c h w"] | None = None
     ) -> tuple[Tracked, ...]:
-        """All objects in the next frame (RGB), those that are not visible too, in the order they came.
+        """Process the next frame.
 
-        remembered: a map to remember in place of the student's own level, on any grid. Raises ``UserError`` for what is
-        no frame, a frame of another size than the first, and what was added that does not fit it. A call that raises
-        has not used the frame.
+        Args:
+            frame: RGB frame, uint8.
+            remembered: Feature map that enters the memory instead of the student's own, on any grid.
+
+        Returns:
+            All objects of the session in the order in which they were added, including those that are not visible.
+
+        Raises:
+            UserError: ``frame`` is not an RGB frame of the first frame's size, or an added box or mask does not fit it.
+                The session has not advanced. In the second case, all boxes and masks added since the last frame are
+                discarded.
+            ValueError: ``remembered`` has the wrong number of channels.
         """
         self._check_frame(frame)
         self._check_map(remembered)
@@ -208,7 +250,7 @@ class VideoSession:
         return _Frame(self._model.get_vision_features(pixels), placed)
 
     def _text(self, phrases: Sequence[str]) -> tuple[Float[Tensor, "p t c"], Tensor]:
-        """Each phrase is encoded once in a session, alone, so that its code does not depend on what else is asked."""
+        """Return text features and attention masks. A phrase is encoded alone, so others do not affect its features."""
         for phrase in phrases:
             if phrase not in self._words:
                 ids, mask = (part.to(self._model.device) for part in self._student.words.encode([phrase]))
@@ -221,7 +263,7 @@ class VideoSession:
         self, now: _Frame, phrases: Sequence[str], boxes: Float[Tensor, "p k 4"] | None = None,
         memory: Memory = Memory(),
     ) -> DetectorOutput:  # fmt: skip
-        """boxes: exemplars of each phrase, normalised cxcywh of the canvas."""
+        """Run the detector on one frame. ``boxes`` are exemplars of each phrase, normalised cxcywh on the canvas."""
         code, mask = self._text(phrases)
         alike = None if boxes is None else torch.ones(boxes.shape[:2], dtype=torch.int64, device=code.device)
         found = self._model.forward_video(
@@ -233,21 +275,22 @@ class VideoSession:
         return found.answer()
 
     def _instances(self, now: _Frame, answer: DetectorOutput, row: int) -> list[Sight]:
-        """What question ``row`` found from ``LEAST_SCORE`` on, best first, at most what a session can follow."""
+        """Return the instances of query ``row`` with at least ``LEAST_SCORE``, by descending score; ``MOST_OBJECTS``
+        at most."""
         side = (self._place.image_size, self._place.image_size)
         found = detections(answer, row, LEAST_SCORE, now.placed, side, self._size, MOST_OBJECTS)
         sights = map(Sight.of, found.scores.tolist(), found.masks.cpu().numpy())
         return [sight for sight in sights if sight is not None]
 
     def _plain(self, now: _Frame, phrases: Sequence[str]) -> dict[str, list[Sight]]:
-        """What each phrase names in this frame, as in a still image; asked once."""
+        """Return the instances of each phrase in this frame, detected without memory. Each phrase is run once."""
         if missing := [phrase for phrase in phrases if phrase not in now.plain]:
             answer = self._ask(now, missing)
             now.plain.update({phrase: self._instances(now, answer, row) for row, phrase in enumerate(missing)})
         return {phrase: now.plain[phrase] for phrase in phrases}
 
     def _recall(self, now: _Frame) -> None:
-        """Ask about every object that is remembered, all at once; of each the best query is the answer."""
+        """Find every object that the memory shows, in one forward pass. The query with the highest logit is taken."""
         marked = self._ring.marked
         tracks = [track for track in self._tracks.values() if track.object_id in marked]
         if not tracks:
@@ -255,9 +298,9 @@ class VideoSession:
         memory = self._ring.recall(self._number, self.stride, [track.object_id for track in tracks])
         answer = self._ask(now, [track.asked for track in tracks], memory=memory)
         queries = answer.pred_logits.argmax(1, keepdim=True)
-        # the question is about one object: which query is it, and is it there; how good its mask is decides neither
+        # a query is about one object, so its presence alone is the score; the quality of the mask is not part of it
         scores = answer.presence_logits[:, 0].float().sigmoid().tolist()
-        # object by object: the logits of twenty at the size of a film would not fit
+        # one object at a time: full-resolution logits of twenty objects need too much memory
         best = torch.zeros(self._size, device=queries.device)
         owner = torch.full(self._size, -1, dtype=torch.int64, device=queries.device)
         for row, (query, score) in enumerate(zip(queries[:, 0].tolist(), scores, strict=True)):
@@ -271,13 +314,13 @@ class VideoSession:
                 now.sights[track.object_id] = sight
 
     def _on_frame(self, logits: Float[Tensor, "a b"]) -> Float[Tensor, "h w"]:
-        """As ``detections`` brings a mask to the image, but still logits."""
+        """Resize mask logits to the frame as ``detections`` does, without the threshold."""
         side = (self._place.image_size, self._place.image_size)
         canvas = F.interpolate(logits[None, None].float(), side, mode="bilinear", align_corners=False)
         return self._place.masks_back(canvas[0, 0], self._size)
 
     def _follow(self, now: _Frame) -> None:
-        """Ask for each phrase once, and say which instance is which object."""
+        """Run the detector once per phrase, and assign the instances to objects."""
         phrases = list(dict.fromkeys(track.asked for track in self._tracks.values()))
         if not phrases:
             return
@@ -290,7 +333,7 @@ class VideoSession:
             now.sights.update(assign([t for t in self._tracks.values() if t.asked == phrase], sights))
 
     def _start(self, now: _Frame, shown: Sequence[_Shown]) -> None:
-        """Objects that the user shows in this frame."""
+        """Add the objects of ``shown`` at this frame."""
         boxed = [one for one in shown if one.box is not None]
         found = dict(zip((one.object_id for one in boxed), self._boxed(now, boxed), strict=True)) if boxed else {}
         for one in shown:
@@ -304,7 +347,7 @@ class VideoSession:
         now.sights[object_id] = sight
 
     def _boxed(self, now: _Frame, shown: Sequence[_Shown]) -> list[Sight]:
-        """The instance in each box, or the box itself."""
+        """Return the instance in each box, or the box itself if no instance fits."""
         drawn = torch.tensor([one.box for one in shown], dtype=torch.float32)
         corners = self._place.points(drawn.view(-1, 2, 2), self._size).view(-1, 1, 4) / self._place.image_size
         phrases = [VISUAL if one.phrase is None else one.phrase for one in shown]
@@ -321,7 +364,7 @@ class VideoSession:
         return sights
 
     def _discover(self, now: _Frame) -> None:
-        """An instance that is no visible object of its phrase is an invisible one that came back, or a new one."""
+        """Detect new instances of the phrases. Each is matched to an object that is not visible, or is a new object."""
         due = [phrase for phrase, asked in self._phrases.items() if not asked or self._number % self.stride == 0]
         if not due:
             return
@@ -344,12 +387,12 @@ class VideoSession:
     def _remember(self, now: _Frame, remembered: Float[Tensor, "c h w"] | None) -> None:
         own = now.vision.fpn_hidden_states[self._model.config.memory_level][0]
         level = own if remembered is None else remembered.to(own)
-        if level.shape[-2:] != own.shape[-2:]:  # as in training, where a teacher's maps are on another grid
+        if level.shape[-2:] != own.shape[-2:]:  # a teacher's maps can be on another grid; resized as in training
             level = F.interpolate(level[None], own.shape[-2:], mode="bilinear", align_corners=False, antialias=True)[0]
         marks = {i: self._mark(sight, level) for i, sight in now.sights.items()} if self._marks else {}
         self._ring.add(self._number, level, marks)
 
     def _mark(self, sight: Sight, level: Float[Tensor, "c h w"]) -> Float[Tensor, "h w"]:
-        """The share of each cell of the canvas that an object covers."""
+        """Return the fraction of each grid cell of the canvas that an object covers."""
         canvas = self._place.mask(sight.mask)[None].float()
         return F.adaptive_avg_pool2d(canvas, level.shape[-2:])[0].to(level)
