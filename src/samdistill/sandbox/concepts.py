@@ -1,4 +1,4 @@
-"""The sandbox's words: which phrases exist, which apply to a scene, and a tokenizer that reads them."""
+"""Phrases of the sandbox: the vocabulary, the phrases that apply to an object, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from ..types import VISUAL
 from .scenes import COLOURS, SHAPES
 
 GENERIC = "object"
-"""The phrase that every annotated object answers to."""
+"""The phrase that applies to every annotated object."""
 PHRASES: tuple[str, ...] = (*SHAPES, *COLOURS, *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES))
-"""Nouns, adjectives and their pairs. Sizes stay out: near their limits two equal-looking objects differ in name."""
+"""Shapes, colours and their pairs. Sizes are not included: objects close to a limit look alike and differ in name."""
 CONTEXT = 6
-"""Tokens a phrase may have: the longest have two words and two marks."""
+"""Context length of the tokenizer. The longest phrases take four tokens: two words, begin and end."""
 _SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 VOCABULARY: tuple[str, ...] = (*_SPECIAL, GENERIC, VISUAL, "thing", "small", "medium", "large", *COLOURS, *SHAPES)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, begin and end marks around them, lower case; unknown words become ``<unk>``."""
+    """Build a tokenizer with one token per lower-case word, between ``<bos>`` and ``<eos>``.
+
+    Words outside ``VOCABULARY`` become ``<unk>``.
+    """
     words = {word: number for number, word in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
@@ -41,12 +44,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def sandbox_words() -> Words:
-    """The tokenizer as models ask it."""
+    """Return the tokenizer in the form that models take."""
     return Words(build_tokenizer(), CONTEXT)
 
 
 def phrases_of(names: Sequence[str]) -> tuple[str, ...]:
-    """Of an object's names (see ``Scenes.concepts``) those that are phrases."""
+    """Return the names of an object (see ``Scenes.concepts``) that are in ``PHRASES``."""
     return tuple(name for name in names if name in _KNOWN)
 
 
@@ -54,10 +57,14 @@ _KNOWN = frozenset(PHRASES)
 
 
 def absent_phrase(present: Sequence[tuple[str, ...]], rng: np.random.Generator) -> str:
-    """A phrase that applies to none of a scene's objects; half of the time one that nearly does.
+    """Draw a phrase that applies to none of a scene's objects.
 
-    present: the phrases of each object, its shape and its colour first. Near misses share a shape or a colour with
-    something in the scene, so that a detector has to read both words.
+    With probability 0.5 the phrase is a colour and a shape that are each taken from the scene with probability 0.5, so
+    that a detector has to read both words.
+
+    Args:
+        present: Phrases of each object; the first is its shape and the second its colour.
+        rng: Random stream.
     """
     there = {phrase for names in present for phrase in names}
     shapes, colours = [names[0] for names in present], [names[1] for names in present]

@@ -1,4 +1,4 @@
-"""``samdistill sandbox``: render a data set, train a bundled teacher."""
+"""``samdistill sandbox``: render a data set of synthetic images or videos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .write_videos import write_sav
 
 @dataclass(frozen=True)
 class Layout:
-    """How a split is written, what it consists of, and its default number of these."""
+    """Format of a data set: its writer, the name of its items, and their default number per split."""
 
     write: Callable[..., list[str]]
     things: str
@@ -37,12 +37,33 @@ def render_sandbox(
     target: str | Path, *, train: int | None = None, val: int | None = None, size: int = 168, seed: int = 10,
     format: Literal["sa1b", "coco", "sav"] = "sa1b", progress: bool = True,
 ) -> dict[str, int]:  # fmt: skip
-    """Render scenes of ``size`` pixels as an SA-1B tree or as COCO, or videos as SA-V: world ``seed`` to train on, the
-    next held out.
+    """Render synthetic images or videos with exact masks as a data set.
 
-    train, val: how many; None takes 2000 and 128 scenes, 64 and 16 videos. COCO comes with questions about the held-out
-    scenes and their ground truth, ``concepts_val.json`` in SA-Co's layout. Returns the number per split. A killed call
-    goes on where it died.
+    The training split has world ``seed`` and the validation split world ``seed + 1``, so they share no scene. An
+    interrupted call can be repeated: files that exist are kept.
+
+    Args:
+        target: Output folder.
+        train: Number of training images or videos. None means 2000 images or 64 videos.
+        val: Number of validation images or videos. None means 128 images or 16 videos.
+        size: Side of the square images in pixels.
+        seed: Number of the world.
+        format: ``sa1b`` (images and one JSON each), ``coco`` or ``sav`` (videos in the layout of SA-V). ``coco`` also
+            writes ``concepts_val.json``, phrases for the validation images with their ground truth in the layout of
+            SA-Co.
+        progress: Show a progress bar.
+
+    Returns:
+        The number of images or videos per split.
+
+    Raises:
+        UserError: There is no such format, a number or the size is out of range, the folder has a split with other
+            settings, or another process renders into it.
+
+    Example:
+        >>> import tempfile
+        >>> render_sandbox(tempfile.mkdtemp(), train=2, val=1, size=64, progress=False)
+        {'train': 2, 'val': 1}
     """
     if format not in LAYOUTS:
         raise UserError(f"no layout is called {format!r}{did_you_mean(format, list(LAYOUTS))}")

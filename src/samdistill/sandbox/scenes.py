@@ -1,11 +1,11 @@
-"""Procedural scenes with exact masks and concept names: the sandbox's world.
+"""Procedural images with exact masks and concept names.
 
-A scene is a background (gradient, smooth noise, sometimes stripes) with lit, textured objects pasted back to
-front. Every shape is a radius function rho(angle), stored as a look-up table, so a whole batch of different
-shapes is drawn by one expression and an object's mask is exact: the pixel centres inside its outline that no
-nearer object covers.
+A scene has a background (gradient, smooth noise, sometimes stripes) and shaded, textured objects that are drawn back to
+front. A shape is a radius function rho(angle), stored as a look-up table, so that a batch of different shapes is drawn
+by one expression. The mask of an object is exact: the pixels whose centre is inside its outline and not covered by a
+nearer object.
 
-Scenes are numbered: scene ``index`` of ``seed`` has the same layout in every batch and at every resolution.
+Scenes are numbered. Scene ``index`` of world ``seed`` has the same layout in every batch and at every resolution.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "gray": (0.50, 0.50, 0.52),
     "black": (0.10, 0.10, 0.11),
 }
-SMALL, LARGE = 0.14, 0.20  # radius as a share of the shorter side: below is "small", above is "large"
+SMALL, LARGE = 0.14, 0.20  # radius as a fraction of the shorter side: below is "small", above is "large"
 
 
 def _outline(vertices: np.ndarray) -> np.ndarray:
-    """Radius of a star-shaped polygon around the origin at ``ANGLES`` even angles, scaled to at most 1.
+    """Return the radius of a star-shaped polygon around the origin at ``ANGLES`` equidistant angles.
 
-    ``vertices`` is (n, 2), counter-clockwise. Each ray is intersected with every edge; the farthest hit counts.
+    ``vertices`` has shape (n, 2), counter-clockwise. Each ray is intersected with every edge, and the farthest
+    intersection is taken. The result is scaled to a maximum of 1.
     """
     theta = np.arange(ANGLES) * (2 * math.pi / ANGLES)
     ray = np.stack([np.cos(theta), np.sin(theta)], -1)[:, None]
@@ -98,30 +99,33 @@ OUTLINES = np.stack([_outline(_POLYGONS[s]) if s in _POLYGONS else np.ones(ANGLE
 
 @dataclass(frozen=True)
 class SceneStyle:
-    """What may appear. Lengths are shares of the image's shorter side."""
+    """Distribution of the objects. Lengths are fractions of the shorter side of the image."""
 
     max_objects: int = 5
     min_objects: int = 1
     min_radius: float = 0.10
     max_radius: float = 0.28
     min_visible: float = 0.004
-    """Objects with a smaller visible share of the image are drawn but not annotated."""
+    """Objects whose visible part is a smaller fraction of the image are drawn but not annotated."""
 
 
 @dataclass(frozen=True)
 class SceneParameters:
-    """Layouts of B scenes with K object slots, back to front; the renderer's whole input, all float32 unless said."""
+    """Layouts of B scenes with K object slots, back to front: the complete input of the renderer.
+
+    Tensors are float32 unless noted.
+    """
 
     count: Tensor  # (B,) int64: slots in use
     shape: Tensor  # (B, K) int64 into SHAPES
     colour: Tensor  # (B, K) int64 into COLOURS
     texture: Tensor  # (B, K) int64 into TEXTURES
     centre: Tensor  # (B, K, 2) x, y in 0..1
-    radius: Tensor  # (B, K) share of the shorter side
+    radius: Tensor  # (B, K) fraction of the shorter side
     rotation: Tensor  # (B, K) radians
     aspect: Tensor  # (B, K) in 0.6..1
     outline: Tensor  # (B, K, ANGLES)
-    hole: Tensor  # (B, K) inner radius as a share of the outer one, 0 for none
+    hole: Tensor  # (B, K) inner radius as a fraction of the outer one, 0 for none
     tint: Tensor  # (B, K, 3) added to the named colour
     frequency: Tensor  # (B, K) texture periods over an object's diameter
     phase: Tensor  # (B, K, 2)
@@ -139,8 +143,11 @@ class SceneParameters:
 class Scenes:
     """Rendered scenes.
 
-    images: uint8 (B, 3, H, W); masks: bool (B, K, H, W), visible pixels after occlusion; valid: bool (B, K), slots
-    that hold an object worth annotating; concepts: per scene and slot the names that apply, simple ones first.
+    Attributes:
+        images: RGB, uint8, (B, 3, H, W).
+        masks: Visible pixels of each object, bool, (B, K, H, W).
+        valid: Whether a slot has an annotated object, bool, (B, K). See ``SceneStyle.min_visible``.
+        concepts: For each scene and slot, the names that apply, short ones first.
     """
 
     images: Tensor
@@ -161,7 +168,7 @@ def _sample(seed: int, index: int, style: SceneStyle) -> dict[str, np.ndarray]:
         radius = 1 + (size[:, None] * np.sin(order[:, None] * theta + wave[:, None])).sum(0)
         outline[slot] = radius / radius.max()
     two = rng.uniform(0, 1, (2, 3))
-    if rng.random() < 0.5:  # half of the backgrounds are muted, as most photographs are
+    if rng.random() < 0.5:  # half of the backgrounds have low saturation, like most photographs
         two = two.mean(-1, keepdims=True) + 0.25 * (two - two.mean(-1, keepdims=True))
     angle = rng.uniform(0, 2 * math.pi)
     return {
@@ -189,14 +196,17 @@ def _sample(seed: int, index: int, style: SceneStyle) -> dict[str, np.ndarray]:
 
 
 def sample_parameters(indices: Sequence[int], seed: int = 0, style: SceneStyle = SceneStyle()) -> SceneParameters:
-    """Layouts of the scenes numbered ``indices``; each depends on ``seed``, its number and ``style`` alone."""
+    """Return the layouts of scenes ``indices``. A layout depends on ``seed``, its number and ``style`` only."""
     rows = [_sample(seed, int(index), style) for index in indices]
     stacked = (torch.from_numpy(np.stack([row[f.name] for row in rows])) for f in fields(SceneParameters))
     return SceneParameters(*(t.float() if t.is_floating_point() else t for t in stacked))
 
 
 def _background(p: SceneParameters, x: Tensor, y: Tensor) -> Tensor:
-    """(B, 3, H, W) in about 0..1 for pixel-centre coordinates x, y of shape (H, W) in units of the shorter side."""
+    """Return the backgrounds, (B, 3, H, W) in about 0..1.
+
+    ``x`` and ``y`` of shape (H, W) are the coordinates of the pixel centres in units of the shorter side.
+    """
     size = x.shape
     direction = p.light[:, :, None, None]
     ramp = ((direction[:, 0] * (x - 0.5) + direction[:, 1] * (y - 0.5)) * 0.7 + 0.5).clamp(0, 1)[:, None]
@@ -210,7 +220,10 @@ def _background(p: SceneParameters, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _pattern(p: SceneParameters, k: int, u: Tensor, v: Tensor, reach: Tensor) -> Tensor:
-    """Brightness factor (B, H, W) of slot k's texture at object coordinates u, v (radius 1 = outline)."""
+    """Return the brightness factor (B, H, W) of the texture of slot k at object coordinates u, v.
+
+    The outline has radius 1 in these coordinates.
+    """
     frequency = (math.pi * p.frequency[:, k])[:, None, None]
     a = torch.sin(u * frequency + p.phase[:, k, 0, None, None])
     b = torch.sin(v * frequency + p.phase[:, k, 1, None, None])
@@ -223,9 +236,11 @@ def _pattern(p: SceneParameters, k: int, u: Tensor, v: Tensor, reach: Tensor) ->
 
 
 def draw(p: SceneParameters, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Draw scenes: images uint8 (B, 3, H, W) and extents bool (B, K, H, W).
+    """Draw scenes.
 
-    extents: pixels of every slot in use, those that nearer objects cover included.
+    Returns:
+        Images, uint8 of shape (B, 3, H, W), and extents, bool of shape (B, K, H, W): the pixels of each object,
+        including those that nearer objects cover.
     """
     device, side = p.centre.device, min(height, width)
     y = ((torch.arange(height, device=device) + 0.5) / side)[:, None].expand(height, width)
@@ -261,19 +276,26 @@ def draw(p: SceneParameters, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def visible(extents: Tensor) -> Tensor:
-    """Of extents (B, K, H, W), back to front, the pixels that nothing nearer covers."""
+    """Return the visible pixels of extents (B, K, H, W), which are ordered back to front."""
     nearer = extents.flip(1).cumsum(1).flip(1) - extents.long()
     return extents & (nearer == 0)
 
 
 def render(p: SceneParameters, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Draw scenes: images uint8 (B, 3, H, W) and masks bool (B, K, H, W), visible pixels of every slot in use."""
+    """Draw scenes.
+
+    Returns:
+        Images, uint8 of shape (B, 3, H, W), and masks of the visible pixels, bool of shape (B, K, H, W).
+    """
     images, extents = draw(p, height, width)
     return images, visible(extents)
 
 
 def names_of(shape: int, colour: int, radius: float) -> tuple[str, ...]:
-    """Names of an object (numbers of shape and colour, radius as a share of the shorter side), simple ones first."""
+    """Return the names of an object, short ones first.
+
+    ``shape`` and ``colour`` are indices into ``SHAPES`` and ``COLOURS``. ``radius`` is a fraction of the shorter side.
+    """
     form, hue = SHAPES[shape], list(COLOURS)[colour]
     size = "small" if radius < SMALL else "large" if radius > LARGE else "medium"
     return form, hue, size, f"{hue} {form}", f"{size} {form}", f"{size} {hue} {form}"
@@ -286,7 +308,15 @@ def render_scenes(
     style: SceneStyle = SceneStyle(),
     device: torch.device | str = "cpu",
 ) -> Scenes:
-    """Scenes numbered ``indices`` of world ``seed`` at ``size`` (side, or height and width in pixels)."""
+    """Render scenes.
+
+    Args:
+        indices: Numbers of the scenes.
+        size: Side, or height and width, in pixels.
+        seed: Number of the world.
+        style: Distribution of the objects.
+        device: Device on which the scenes are drawn.
+    """
     height, width = (size, size) if isinstance(size, int) else size
     p = sample_parameters(indices, seed, style).to(device)
     images, masks = render(p, height, width)

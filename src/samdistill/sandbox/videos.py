@@ -1,11 +1,12 @@
-"""Videos of the sandbox's world: scenes whose objects move, turn, leave, come back and hide, with exact masks.
+"""Procedural videos with exact masks: objects move, rotate, are occluded, and leave and re-enter the image.
 
-A video is one scene (its looks, its light, its background) over time. Every object runs through *stations*, places at
-times that all objects of the video share, along a curve that never overshoots them. The stations of events come first:
-in each *act* of a video the hiding, the leaving and the crossing happen in turn. Free ways fill what is left.
+A video is a scene (objects, light, background) over time. The path of an object interpolates *stations*: positions at
+times that are common to all objects of the video. The interpolation is monotone between stations, so that it does not
+overshoot. The positions of events (occlusion, leaving, crossing) are set first; in each *act* of a video, each kind of
+event happens once. The other positions are drawn at random.
 
-Videos are numbered: video ``index`` of ``seed`` has the same motion at every resolution, and a frame can be drawn
-alone. They share no scene with the images of the same seed and number.
+Videos are numbered. Video ``index`` of world ``seed`` has the same motion at every resolution, and any frame can be
+drawn alone. Videos and images of the same seed and number have different scenes.
 """
 
 from __future__ import annotations
@@ -25,58 +26,60 @@ from ..types import UserError
 from .scenes import OUTLINES, SHAPES, SceneParameters, SceneStyle, draw, names_of, sample_parameters, visible
 
 SCREENS = ("circle", "square", "hexagon")
-"""Shapes of the large object in front that others hide behind: their outlines have no deep notches."""
+"""Shapes of the screen, the large object in front that occludes others. They have no deep concavities."""
 FIT = 0.9
-"""The others' largest radius as a share of the screen's smallest, so that they vanish behind it wherever they turn."""
-_APART = 1 << 32  # added to the seed: images of the world never show a video's scene
-_PIXELS = 1 << 19  # drawn at once; larger batches fall out of the cache and are slower
+"""Maximum radius of other objects as a fraction of the screen's inner radius. It ensures complete occlusion at any
+rotation."""
+_APART = 1 << 32  # added to the seed, so that images and videos of a world have different scenes
+_PIXELS = 1 << 19  # pixels drawn at once; larger batches do not fit the CPU cache and are slower
 _SLOTS = (
     "shape", "colour", "texture", "centre", "radius", "rotation", "aspect", "outline", "hole", "tint", "frequency",
     "phase",
 )  # fmt: skip
-_WINDOW = 5  # stations from one event to the next; the event itself takes the first four, and holds in their middle
+_WINDOW = 5  # stations from one event to the next; an event takes the first four
 _HIDE, _LEAVE, _CROSS = range(3)
-_BRISK = 0.035  # mean speed per frame beyond which a step gets more time, at the cost of the others
-_HOLD = 1.6  # the middle step of an event lasts so much longer than the others
+_BRISK = 0.035  # mean speed per frame above which a step gets more time, at the cost of the other steps
+_HOLD = 1.6  # factor of the duration of an event's middle step
 
 Places = Float[np.ndarray, "s 2"]
-"""x, y at each station in shares of width and height; NaN where nothing is decided yet."""
+"""Position x, y at each station as fractions of width and height; NaN if not set yet."""
 
 
 @dataclass(frozen=True)
 class VideoStyle:
-    """What may happen. Lengths are shares of the image's shorter side, times are in frames.
+    """Distribution of the objects and events. Lengths are fractions of the shorter side of the image, times in frames.
 
-    Raises ``UserError`` for bounds in the wrong order and for shares outside 0..1.
+    Raises:
+        UserError: A minimum is greater than its maximum, or a fraction is outside 0..1.
     """
 
     frames: int = 72
-    """At the default 18 frames are annotated, every 4th: a memory of 16 and a frame to ask about."""
+    """With the default, 18 frames are annotated (every 4th), enough for a memory of 16 frames and a query frame."""
     min_objects: int = 3
     max_objects: int = 5
     min_radius: float = 0.10
     max_radius: float = 0.17
-    """Of all but the screen. In videos that have one the others are shrunk, if need be, until they fit behind it."""
+    """Radius of all objects except the screen. In a video with a screen, objects are shrunk to fit behind it."""
     min_screen: float = 0.22
     max_screen: float = 0.28
-    """Radius of the screen, the nearest object of a video in which something hides."""
+    """Radius of the screen, the nearest object of a video with occlusion."""
     lookalikes: float = 0.65
-    """Share of the videos in which two or three objects differ in place and rotation alone."""
+    """Probability that two or three objects of a video differ in position and rotation only."""
     hides: float = 0.65
-    """Share in which an object passes behind the screen. Look-alikes go first here and below."""
+    """Probability that an object passes behind a screen. Look-alikes are preferred for this and the other events."""
     leaves: float = 0.65
-    """Share in which an object leaves the image and comes back."""
+    """Probability that an object leaves the image and re-enters it."""
     crosses: float = 0.5
-    """Share in which two objects pass each other so closely that they overlap."""
+    """Probability that two objects pass each other so closely that they overlap."""
     min_speed: float = 0.003
     max_speed: float = 0.015
-    """Per frame, of free motion. An event takes the speed that its way needs."""
+    """Speed of free motion per frame. The speed in an event follows from its distance."""
     turn: float = 0.06
-    """Largest mean rotation in radians per frame, either way; a swing comes on top."""
+    """Maximum mean rotation in radians per frame, in either direction. A periodic rotation is added."""
     swell: float = 0.06
-    """Largest change of an object's radius, as a share of it, up and down."""
+    """Maximum relative change of an object's radius, in either direction."""
     act: int = 72
-    """Frames in which each kind of event of the video happens once; longer videos have several acts."""
+    """Frames in which each kind of event happens once. Longer videos have several acts."""
 
     def __post_init__(self) -> None:
         shares = ("lookalikes", "hides", "leaves", "crosses", "swell")
@@ -92,13 +95,16 @@ class VideoStyle:
 
 @dataclass(frozen=True)
 class Video:
-    """A rendered video, or some of its frames; objects in the order of depth, back to front, in all of them.
+    """A rendered video, or some of its frames. Objects are ordered by depth, back to front.
 
-    images: RGB, 0..255. masks: visible pixels; those of a frame never overlap. extents: pixels inside the image that an
-    object would have if nothing were nearer; 0 where it is outside. visible_share: pixels of the mask by ``extents``,
-    in 0..1, 0 where that is 0. So an object is hidden by more than half where ``extents > 0`` and ``visible_share <
-    0.5``. concepts: names of each object as ``Scenes`` has them. lookalikes: the objects that differ in place and
-    rotation alone, none or at least two.
+    Attributes:
+        images: RGB, uint8, (t, 3, h, w).
+        masks: Visible pixels of each object, (t, n, h, w). Masks of a frame do not overlap.
+        extents: Pixels of each object inside the image, including occluded ones, (t, n). 0 if it is outside.
+        visible_share: Visible pixels divided by ``extents``, in 0..1, (t, n). 0 if ``extents`` is 0. An object is
+            mostly occluded if ``extents > 0`` and ``visible_share < 0.5``.
+        concepts: Names of each object, as in ``Scenes``.
+        lookalikes: Indices of the objects that differ in position and rotation only: none, or at least two.
     """
 
     images: UInt8[Tensor, "t 3 h w"]
@@ -111,20 +117,20 @@ class Video:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A video's looks (one scene), its stations and how its objects turn and swell."""
+    """Appearance of a video (one scene), its stations, and the rotation and scaling of its objects."""
 
     looks: SceneParameters
     lookalikes: tuple[int, ...]
     times: Float[np.ndarray, " s"]
     places: Float[np.ndarray, "n s 2"]
     turning: Float[np.ndarray, "n 5"]  # rotation at time 0, rate, swing, period and phase of the swing
-    swelling: Float[np.ndarray, "n 3"]  # share, period, phase
+    swelling: Float[np.ndarray, "n 3"]  # relative change, period, phase
 
 
 def _looks(
     index: int, seed: int, style: VideoStyle, rng: np.random.Generator
 ) -> tuple[SceneParameters, bool, tuple[int, ...]]:
-    """The scene, whether its last object is a screen, and which objects look alike."""
+    """Return the scene, whether its last object is a screen, and the indices of look-alikes."""
     scene = SceneStyle(style.max_objects, style.min_objects, style.min_radius, style.max_radius)
     p = sample_parameters([index], seed + _APART, scene)
     count = int(p.count[0])
@@ -134,7 +140,7 @@ def _looks(
     if rng.random() < style.lookalikes and others > 1:
         size = min(int(rng.integers(2, 4)), others)
         first = int(rng.integers(others - size + 1))
-        alike = range(first, first + size)  # neighbours in depth, or what passes between them would tell them apart
+        alike = range(first, first + size)  # adjacent in depth, or an object between them would tell them apart
         for values in own.values():
             values[:, first + 1 : first + size] = values[:, first : first + 1]
     if screen:
@@ -156,7 +162,7 @@ def _walk(
     start: Float[np.ndarray, " 2"], durations: Sequence[float], rng: np.random.Generator, style: VideoStyle,
     inside: tuple[float, float],
 ) -> list[Float[np.ndarray, " 2"]]:  # fmt: skip
-    """Places after each of ``durations`` on a winding way that turns back where it would leave ``inside``."""
+    """Return positions after each of ``durations`` on a random walk that turns back at the limits ``inside``."""
     here, heading, way = start, rng.uniform(0, 2 * math.pi), []
     for frames in durations:
         heading += rng.normal(0, 0.6)
@@ -174,7 +180,7 @@ def _fill(
     places: Places, times: Float[np.ndarray, " s"], rng: np.random.Generator, style: VideoStyle,
     inside: tuple[float, float] = (0.1, 0.9),
 ) -> None:  # fmt: skip
-    """Decide, in place, the stations that no event has decided."""
+    """Set the positions that no event has set, in place."""
     if np.isnan(places).all():
         places[0] = rng.uniform(*inside, 2)
     known = np.flatnonzero(~np.isnan(places[:, 0]))
@@ -190,7 +196,10 @@ def _fill(
 
 
 def _far(place: Float[np.ndarray, " 2"], places: Places) -> float:
-    """Distance of a place from the last one decided; 0 where none is. Events begin near that, or the way is a leap."""
+    """Return the distance from the last position that is set, or 0 without one.
+
+    Events start close to that position, as the object would have to move too fast otherwise.
+    """
     known = np.flatnonzero(~np.isnan(places[:, 0]))
     return float(np.hypot(*(place - places[known[-1]]))) if len(known) else 0.0
 
@@ -198,7 +207,7 @@ def _far(place: Float[np.ndarray, " 2"], places: Places) -> float:
 def _beside(
     centre: Float[np.ndarray, " 2"], distance: float, rng: np.random.Generator
 ) -> list[Float[np.ndarray, " 2"]]:
-    """Places at ``distance`` from a centre, in directions that stay in the image if there are any."""
+    """Return positions at ``distance`` from a centre, inside the image if possible."""
     angles = rng.uniform(0, 2 * math.pi, 32)
     places = [centre + distance * _direction(angle) for angle in angles]
     within = [place for place in places if place.min() > 0.05 and place.max() < 0.95]
@@ -206,14 +215,14 @@ def _beside(
 
 
 def _hide(places: Places, s: int, screen: Places, distance: float, rng: np.random.Generator) -> None:
-    """Behind the screen at stations s + 1 and s + 2, beside it before and after; any side may be the way out."""
+    """Set an occlusion: behind the screen at stations s + 1 and s + 2, beside it before and after."""
     places[s] = min(_beside(screen[s], distance, rng), key=lambda place: _far(place, places))
     places[s + 1 : s + 3] = screen[s + 1 : s + 3]
     places[s + 3] = _beside(screen[s + 3], distance, rng)[0]
 
 
 def _leave(places: Places, s: int, radius: float, rng: np.random.Generator) -> None:
-    """Outside at stations s + 1 and s + 2, near the same border before and after; back at another place of it."""
+    """Set an exit: outside the image at stations s + 1 and s + 2. The object re-enters elsewhere on the same border."""
     depths = np.array([rng.uniform(0.05, 0.15), -radius - 0.02, -radius - 0.02, rng.uniform(0.08, 0.2)])
     along = rng.uniform(0.15, 0.85, 2)
     borders = []
@@ -226,7 +235,7 @@ def _leave(places: Places, s: int, radius: float, rng: np.random.Generator) -> N
 
 
 def _cross(first: Places, second: Places, s: int, radius: float, rng: np.random.Generator) -> None:
-    """Past each other between stations s + 1 and s + 2, each a little to its side of the common line."""
+    """Set a crossing: two objects pass each other between stations s + 1 and s + 2 on parallel, close lines."""
     ways = []
     for _ in range(8):
         meeting, angle = rng.uniform(0.35, 0.65, 2), rng.uniform(0, 2 * math.pi)
@@ -238,7 +247,7 @@ def _cross(first: Places, second: Places, s: int, radius: float, rng: np.random.
 
 
 def _slowed(times: Float[np.ndarray, " s"], places: Float[np.ndarray, "n s 2"]) -> Float[np.ndarray, " s"]:
-    """Times of the stations, with more of the video for steps in which an object has a long way between its events."""
+    """Return the times of the stations, with more time for steps in which an object moves far between its events."""
     steps = np.diff(times)
     for own in places:
         for before, after in pairwise(np.flatnonzero(~np.isnan(own[:, 0])).tolist()):
@@ -250,7 +259,7 @@ def _slowed(times: Float[np.ndarray, " s"], places: Float[np.ndarray, "n s 2"]) 
 def _stage(
     looks: SceneParameters, screen: bool, lookalikes: tuple[int, ...], style: VideoStyle, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, "n s 2"]]:
-    """Times of the stations, and where each object is at them."""
+    """Return the times of the stations and the position of each object at them."""
     happens = [screen, rng.random() < style.leaves, rng.random() < style.crosses]
     kinds = [kind for kind in (_HIDE, _LEAVE, _CROSS) if happens[kind]]
     acts, count = max(1, round(style.frames / style.act)), looks.shape.shape[1]
@@ -298,7 +307,7 @@ def _plan(index: int, seed: int, style: VideoStyle) -> _Plan:
 
 
 def _at(plan: _Plan, frames: Sequence[int]) -> SceneParameters:
-    """Layouts of some frames of a plan, as a batch of scenes."""
+    """Return the layouts of some frames as a batch of scenes."""
     when = np.array(frames, np.float64)
     centre = PchipInterpolator(plan.times, plan.places, axis=1)(when).transpose(1, 0, 2)
     now = when[:, None]
@@ -323,10 +332,18 @@ def _chosen(frames: Sequence[int] | None, style: VideoStyle) -> list[int]:
 def video_parameters(
     index: int, seed: int = 0, style: VideoStyle = VideoStyle(), frames: Sequence[int] | None = None
 ) -> SceneParameters:
-    """Layouts of video ``index``: a batch with a row per frame and a slot per object, for ``scenes.draw``.
+    """Return the layouts of video ``index`` for ``scenes.draw``: one row per frame, one slot per object.
 
-    ``frames``: which, in any order, default all. Each row depends on ``seed``, ``index``, its frame and ``style``
-    alone. Raises ``ValueError`` for frames that the video does not have.
+    A row depends on ``seed``, ``index``, its frame and ``style`` only.
+
+    Args:
+        index: Number of the video.
+        seed: Number of the world.
+        style: Distribution of objects and events.
+        frames: Numbers of the frames, in any order. None for all.
+
+    Raises:
+        ValueError: The video does not have such a frame.
     """
     return _at(_plan(index, seed, style), _chosen(frames, style))
 
@@ -339,9 +356,18 @@ def render_video(
     frames: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Video:
-    """Video ``index`` of world ``seed``, or some of its frames, at ``size`` (side, or height and width in pixels).
+    """Render a video or some of its frames. A frame does not depend on which others are drawn with it.
 
-    A frame is the same whichever others are drawn with it. Raises ``ValueError`` for frames that the video lacks.
+    Args:
+        index: Number of the video.
+        size: Side, or height and width, in pixels.
+        seed: Number of the world.
+        style: Distribution of objects and events.
+        frames: Numbers of the frames, in any order. None for all.
+        device: Device on which the frames are drawn.
+
+    Raises:
+        ValueError: The video does not have such a frame.
     """
     height, width = (size, size) if isinstance(size, int) else size
     chosen, plan = _chosen(frames, style), _plan(index, seed, style)

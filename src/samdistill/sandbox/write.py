@@ -1,6 +1,6 @@
-"""The rendered world as files: SA-1B trees, COCO sets and SA-Co concepts that other tools read as the real ones.
+"""Writers of rendered images in the layouts of SA-1B, COCO and SA-Co, which other tools can read.
 
-An image of scene ``index`` of world ``seed`` has the id ``seed * 1,000,000 + index``, so worlds never share a key.
+The image of scene ``index`` of world ``seed`` has the id ``seed * 1,000,000 + index``, so keys of worlds are distinct.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from .scenes import COLOURS, SHAPES, SceneStyle, render_scenes
 
 QUALITY = 92
 WORLD = 1_000_000
-"""Scenes of one seed that have distinct image ids."""
+"""Maximum number of scenes of a seed, so that image ids are distinct."""
 CATEGORIES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 POSITIVES, NEGATIVES = 2, 2
-"""Questions about each scene in a concept set: phrases that apply, and phrases that do not."""
+"""Phrases for each scene of a concept set that apply, and that do not."""
 GENERIC_SHARE = 0.1
-"""Share of the positive questions that ask for everything at once."""
-_PIXELS = 1 << 19  # rendered at once; larger batches fall out of the cache and are slower
+"""Probability that a positive phrase is ``GENERIC``, which applies to all objects."""
+_PIXELS = 1 << 19  # pixels rendered at once; larger batches do not fit the CPU cache and are slower
 
 Progress = Callable[[int, int], None]
 
 
 class _Drawn(NamedTuple):
-    """A scene's annotated objects and their names; hidden: names of those that show too little to be annotated."""
+    """A rendered scene with its annotated objects. ``hidden`` has the names of objects too small to be annotated."""
 
     index: int
     image: UInt8[np.ndarray, "h w 3"]
@@ -50,7 +50,7 @@ class _Drawn(NamedTuple):
 
 
 def _draw(indices: list[int], size: tuple[int, int], seed: int, style: SceneStyle) -> Iterator[_Drawn]:
-    """Scenes ``indices`` in order."""
+    """Render scenes ``indices`` in order."""
     step = max(1, _PIXELS // (size[0] * size[1]))
     for first in range(0, len(indices), step):
         chunk = indices[first : first + step]
@@ -64,14 +64,14 @@ def _draw(indices: list[int], size: tuple[int, int], seed: int, style: SceneStyl
 
 
 def _jpeg(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    # full chroma resolution: the colour at an object's edge is what its mask is judged by
+    # no chroma subsampling, because it would blur the edges of objects
     return encoded(Image.fromarray(image), "JPEG", quality=QUALITY, subsampling=0)
 
 
 def _claim(
     root: Path, split: str, count: int, size: int | tuple[int, int], seed: int, style: SceneStyle
 ) -> tuple[int, int]:
-    """Note what the split holds, so that a rerun with other settings is refused instead of mixed in."""
+    """Check the arguments and record the settings of the split (see ``claim``)."""
     height, width = (size, size) if isinstance(size, int) else size
     if not 0 < count <= WORLD or height < 1 or width < 1:
         raise UserError(f"sandbox: count {count} (1 to {WORLD}) or size {height} x {width} is out of range")
@@ -81,7 +81,11 @@ def _claim(
 
 
 def claim(path: Path, settings: dict[str, Any]) -> None:
-    """Write down what a split is rendered with. Raises ``UserError`` where it was something else."""
+    """Record the settings of a split, so that a later call with other settings cannot mix its files in.
+
+    Raises:
+        UserError: The split was rendered with other settings.
+    """
     again = f"delete {path.parent} or give another folder"
     if path.is_file() and read_json(path, Table, f"not the settings of a rendered split; {again}") != json.loads(
         json.dumps(settings)
@@ -92,14 +96,14 @@ def claim(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _objects(drawn: _Drawn) -> Iterator[tuple[dict[str, Any], int, list[float]]]:
-    """Run-length mask, area and xywh box (edge to edge) of each object."""
+    """Yield the run-length encoded mask, the area and the xywh box of each object."""
     boxes = box_convert(masks_to_boxes(drawn.masks), "xyxy", "xywh").tolist()
     for mask, box in zip(drawn.masks.numpy(), boxes, strict=True):
         yield to_rle(mask), int(mask.sum()), box
 
 
 def _centre(mask: Bool[torch.Tensor, "h w"], box: list[float]) -> list[float]:
-    """The centre point, sought within the box alone: distances do not reach farther, and it is many times faster."""
+    """Return the centre point. It is computed within the box, which gives the same point much faster."""
     x, y, width, height = (int(v) for v in box)
     inside = centre_points(mask[None, y : y + height, x : x + width])[0].tolist()
     return [float(inside[0] + x), float(inside[1] + y)]
@@ -109,7 +113,7 @@ def _sa1b_record(drawn: _Drawn, image_id: int) -> dict[str, Any]:
     height, width = drawn.image.shape[:2]
     annotations = [
         {
-            # SA-1B's boxes end at the last pixel, not behind it: one less than COCO's in width and height
+            # a box of SA-1B ends at the last pixel and not after it, so width and height are 1 less than in COCO
             "bbox": [box[0], box[1], box[2] - 1, box[3] - 1],
             "area": area,
             "segmentation": runs,
@@ -134,13 +138,26 @@ def write_sa1b(
     style: SceneStyle = SceneStyle(),
     progress: Progress | None = None,
 ) -> list[str]:
-    """Render scenes 0 to ``count`` - 1 of world ``seed`` into ``root/{images,annotations}/<split>``; returns their keys.
+    """Render scenes 0 to ``count - 1`` into ``root/images/<split>`` and ``root/annotations/<split>``.
 
-    ``size``: side, or height and width in pixels. Files that are there are kept, so a killed run goes on and a larger
-    ``count`` adds to it; the bytes depend on the arguments alone. Objects below ``style.min_visible`` are drawn, not
-    annotated. ``progress(done, count)`` is called after each scene. Raises ``UserError`` if the split holds
-    other settings.
-    """  # noqa: E501
+    Existing files are kept, so an interrupted call can be repeated and a larger ``count`` adds scenes. The bytes of the
+    files depend on the arguments only.
+
+    Args:
+        root: Output folder.
+        count: Number of scenes.
+        size: Side, or height and width, in pixels.
+        seed: Number of the world.
+        split: Name of the split.
+        style: Distribution of the objects.
+        progress: Called with the number of finished scenes and ``count`` after each scene.
+
+    Returns:
+        The keys of the images.
+
+    Raises:
+        UserError: ``count`` or ``size`` is out of range, or the split was rendered with other settings.
+    """
     height_width = _claim(Path(root), split, count, size, seed, style)
     images, annotations = Path(root) / "images" / split, Path(root) / "annotations" / split
     for folder in (images, annotations):
@@ -167,12 +184,13 @@ def write_coco(
     style: SceneStyle = SceneStyle(),
     progress: Progress | None = None,
 ) -> list[str]:
-    """The same scenes as COCO: ``root/images/<split>`` and ``root/annotations/instances_<split>.json``; returns keys.
+    """Render scenes into ``root/images/<split>`` and ``root/annotations/instances_<split>.json`` (COCO).
 
-    Categories are the 120 pairs of colour and shape ("red circle"), ids 1 to 120. Each annotation also has the list
-    ``concepts`` of every phrase that asks for it ("circle", "red", "red circle"; see ``concepts.PHRASES``). The JSON
-    comes last: until it is there the set is unfinished, and a rerun draws all scenes again but keeps the images.
-    Arguments, determinism and errors as in ``write_sa1b``.
+    Categories are the 120 pairs of colour and shape ("red circle"), with ids 1 to 120. Each annotation has an
+    additional list ``concepts`` with the phrases that apply ("circle", "red", "red circle"; see ``concepts.PHRASES``).
+    The JSON file is written last. A repeated call renders all scenes again and keeps existing images.
+
+    Scenes, arguments, return value and errors are those of ``write_sa1b``.
     """
     height, width = _claim(Path(root), split, count, size, seed, style)
     images, target = Path(root) / "images" / split, Path(root) / "annotations" / f"instances_{split}.json"
@@ -209,7 +227,7 @@ def write_coco(
 
 
 def _questions(drawn: _Drawn, rng: np.random.Generator) -> dict[str, list[int]]:
-    """Phrases about a scene and the annotated objects each applies to, none for those that are absent."""
+    """Draw phrases for a scene. Returns the annotated objects that each applies to, none for negative phrases."""
     names, hidden = ([phrases_of(concepts) for concepts in group] for group in (drawn.concepts, drawn.hidden))
     asked: dict[str, list[int]] = {}
     while names and len(asked) < POSITIVES:
@@ -230,11 +248,13 @@ def write_concept_set(
     style: SceneStyle = SceneStyle(),
     progress: Progress | None = None,
 ) -> Path:
-    """Questions about the scenes that ``write_coco`` wrote, in SA-Co's layout: ``root/concepts_<split>.json``.
+    """Write phrases for the scenes of ``write_coco`` with ground truth to ``root/concepts_<split>.json`` (SA-Co).
 
-    Each scene is asked ``POSITIVES`` phrases that apply (none where nothing is annotated) and ``NEGATIVES`` that do
-    not, half of these nearly; they depend on the scene's number alone. Ground truth is the visible mask of every
-    annotated object that the phrase applies to. Arguments and errors as in ``write_coco``.
+    Each scene has ``POSITIVES`` phrases that apply (none if no object is annotated) and ``NEGATIVES`` that do not (see
+    ``absent_phrase``). They depend on the seed and the number of the scene only. Ground truth is the visible mask of
+    every annotated object that the phrase applies to.
+
+    Arguments and errors are those of ``write_coco``. Returns the path of the file.
     """
     height, width = _claim(Path(root), split, count, size, seed, style)
     pairs: list[ConceptPair] = []

@@ -1,6 +1,6 @@
-"""The sandbox's videos as files in the layout of SA-V: ``sav_<id>.mp4`` and ``sav_<id>_manual.json``.
+"""Writer of rendered videos in the layout of SA-V: ``sav_<id>.mp4`` and ``sav_<id>_manual.json``.
 
-Every 4th frame is annotated, as there. Video ``index`` of world ``seed`` has the id ``seed * 1,000,000 + index``.
+Every 4th frame is annotated, as in SA-V. Video ``index`` of world ``seed`` has the id ``seed * 1,000,000 + index``.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from .write import WORLD, Progress, claim
 RATE = 24
 """Frames per second, as in SA-V."""
 EVERY = 4
-"""Of so many frames one is annotated, the first of the video first."""
+"""Frames from one annotated frame to the next. The first frame is annotated."""
 ENCODER = {
     "crf": "13", "preset": "medium", "g": "12", "keyint_min": "12", "sc_threshold": "0", "threads": "1",
     "x264-params": "mbtree=0:cpu-independent=1",
 }  # fmt: skip
-"""Options of libx264: a key frame every 12 frames, so that seeking has work to do. The others are for bytes that depend
-on the frames alone: how many threads there are and which instructions a CPU has changes them, and macroblock trees give
-small frames other bytes from call to call."""
+"""Options of libx264. A key frame every 12 frames makes readers seek to frames between key frames. The other options
+make the bytes depend on the frames only: the number of threads and the CPU's instruction set change them otherwise, and
+macroblock trees are not deterministic for small frames."""
 PIXELS = "yuv444p"
-"""Colour at full resolution: an object's edge is what its mask is judged by, and sides may be odd."""
+"""Pixel format without chroma subsampling, which would blur the edges of objects and needs even sides."""
 SMALL, MEDIUM = 32**2, 96**2
-"""Mean areas in pixels below which SA-V calls a masklet small, and medium."""
+"""Mean areas in pixels below which SA-V's size bucket of a masklet is "small" and "medium"."""
 
 
 def _claim(root: Path, split: str, count: int, size: tuple[int, int], seed: int, style: VideoStyle) -> None:
-    """Note what the split holds, so that a rerun with other settings is refused instead of mixed in."""
+    """Check the arguments and record the settings of the split (see ``write.claim``)."""
     if not 0 < count <= WORLD or min(size) < 2:
         raise UserError(f"sandbox: count {count} (1 to {WORLD}) or size {size[0]} x {size[1]} is out of range")
     settings = {
@@ -49,13 +49,13 @@ def _claim(root: Path, split: str, count: int, size: tuple[int, int], seed: int,
 
 
 def _write_mp4(path: Path, images: UInt8[torch.Tensor, "t 3 h w"]) -> None:
-    """A file that is either whole or absent."""
+    """Encode a video. The file gets its name when it is complete."""
     with replacing(path) as new, av.open(str(new), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=RATE, options=ENCODER)
         stream.height, stream.width = images.shape[-2:]
         stream.pix_fmt = PIXELS
         for image in images.permute(0, 2, 3, 1).contiguous().numpy():
-            # in one thread: the encoder's own conversion leaves some behind, for which a forked loader worker waits
+            # one thread: the encoder's own conversion leaves threads behind that a forked loader worker would wait for
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=PIXELS, threads=1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -70,11 +70,11 @@ def _rles(masks: Bool[np.ndarray, "n h w"]) -> list[Rle]:
 
 
 def _record(video: Video, name: str, split: str) -> dict[str, Any]:
-    """SA-V's annotations of a video, and what those do not have: concepts, extents and visible shares."""
+    """Return the annotations of a video in the format of SA-V, with concepts, extents and visible shares added."""
     total, _, height, width = video.images.shape
     masks = video.masks[::EVERY].numpy()
     shows = masks.any((2, 3))
-    kept = np.flatnonzero(shows.any(0))  # objects that never show have no first appearance
+    kept = np.flatnonzero(shows.any(0))  # an object that is never visible has no first appearance
     masks, shows = masks[:, kept], shows[:, kept]
     count, annotated = len(kept), len(masks)
     areas = [float(a) for a in masks.sum((0, 2, 3)) / shows.sum(0)]
@@ -86,7 +86,7 @@ def _record(video: Video, name: str, split: str) -> dict[str, Any]:
         "video_height": float(height),
         "video_width": float(width),
         "video_resolution": float(height * width),
-        "video_environment": "Indoor",  # the format knows this and "Outdoor"
+        "video_environment": "Indoor",  # the format has "Indoor" and "Outdoor"
         "video_split": split,
         "masklet": [_rles(frame) for frame in masks],
         "masklet_id": list(range(count)),
@@ -117,19 +117,33 @@ def write_sav(
     style: VideoStyle = VideoStyle(),
     progress: Progress | None = None,
 ) -> list[str]:
-    """Render videos 0 to ``count`` - 1 of world ``seed`` into ``root/<split>``; returns their names, ``sav_<id>``.
+    """Render videos 0 to ``count - 1`` of world ``seed`` into ``root/<split>``.
 
-    ``size``: side, or height and width in pixels, at least 2. The JSON has the keys and types of SA-V's manual
-    annotations. Frames in it count annotated frames, as there: the first appearance too. Three keys come on top:
+    The JSON files have the keys and types of SA-V's manual annotations. Frame numbers in them, such as the first
+    appearance, count annotated frames. There are three additional keys:
 
-    - ``masklet_concepts``: of each object, the phrases that ask for it ("circle", "red", "red circle").
-    - ``masklet_extent``: [annotated frame][object], pixels that it would have inside the image if nothing were nearer.
-    - ``masklet_visible_share``: [annotated frame][object], its pixels by that extent, in 0..1; 0 outside the image.
+    - ``masklet_concepts``: for each object, the phrases that apply ("circle", "red", "red circle").
+    - ``masklet_extent``: [annotated frame][object], pixels inside the image, including occluded ones.
+    - ``masklet_visible_share``: [annotated frame][object], visible pixels divided by the extent, in 0..1; 0 outside.
 
-    Objects that show on no annotated frame are left out. Colours of a decoded frame differ from the drawn ones by less
-    than 2 of 255 in the mean. Files that are there are kept, so a killed run goes on and a larger ``count`` adds to it;
-    the bytes depend on the arguments and the encoder's version. ``progress(done, count)`` is called after each video.
-    Raises ``UserError`` if the split holds other settings.
+    Objects that are visible in no annotated frame are left out. The mean difference of decoded and rendered colours is
+    below 2 of 255. Existing files are kept, so an interrupted call can be repeated and a larger ``count`` adds videos.
+    The bytes depend on the arguments and the encoder's version.
+
+    Args:
+        root: Output folder.
+        count: Number of videos.
+        size: Side, or height and width, in pixels; at least 2.
+        seed: Number of the world.
+        split: Name of the split.
+        style: Distribution of objects and events.
+        progress: Called with the number of finished videos and ``count`` after each video.
+
+    Returns:
+        The names of the videos, ``sav_<id>``.
+
+    Raises:
+        UserError: ``count`` or ``size`` is out of range, or the split was rendered with other settings.
     """
     height_width = (size, size) if isinstance(size, int) else size
     _claim(Path(root), split, count, height_width, seed, style)
