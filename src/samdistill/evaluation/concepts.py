@@ -1,4 +1,4 @@
-"""Detectors side by side on pairs of image and phrase: cgF1 and its factors, mask AP, size, speed, pictures."""
+"""Evaluation of detectors on (image, phrase) pairs: cgF1 and its factors, mask AP, parameters, latency, pictures."""
 
 from __future__ import annotations
 
@@ -36,19 +36,27 @@ from .rows import ConceptRow
 from .verdict import Score
 
 MOST = 100
-"""Predictions kept of a question beside those that count, as COCO's average precision ranks them."""
+"""Predictions per pair that are kept regardless of their score, for COCO's average precision."""
 Found = dict[int, list[PredictedInstance]]
-"""What a model found, best first, by the id of the pair."""
+"""Predictions of a model by the id of the pair, in descending order of score."""
 
 
 @dataclass(frozen=True)
 class ConceptResult(Evaluation[ConceptRow]):
-    """Rows in the order the models were given, and what they were measured on.
+    """Figures of detectors on one set of (image, phrase) pairs, in the order in which the models were given.
 
-    positives: how many of the ``questions`` ask for something that is there. threshold: of the score, for all but
-    ``mask_ap``. skipped: inputs that could not be used, with the reason. predictions: by model, for
-    ``data.saco_predictions.write_predictions``. figures: by model, all of ``ConceptScores.summary``. annotators: how
-    many files of ground truth; the best counts, pair by pair. iou: what was compared.
+    Attributes:
+        rows: One row per model.
+        teacher: Name of the model that the others are compared with, or None.
+        threshold: Minimum score of a prediction, for all figures except ``mask_ap``.
+        images, questions: Numbers of images and of pairs.
+        positives: Number of pairs whose phrase has at least one object in the image.
+        conditions: How latency was measured, or None if it was not.
+        skipped: Inputs that could not be used, with the reason.
+        predictions: Predictions by model, for ``data.saco_predictions.write_predictions``.
+        figures: All figures of ``ConceptScores.summary`` by model.
+        annotators: Number of ground-truth files. For each pair, the annotator with the best result counts.
+        iou: Whether masks or boxes were compared.
     """
 
     rows: tuple[ConceptRow, ...]
@@ -71,7 +79,7 @@ class ConceptResult(Evaluation[ConceptRow]):
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and mappings; everything but the pictures and the predictions."""
+        """Return values for JSON, without the pictures and the predictions."""
         return {
             "teacher": self.teacher,
             "threshold": self.threshold,
@@ -87,7 +95,7 @@ class ConceptResult(Evaluation[ConceptRow]):
         }
 
     def measures(self) -> list[Measure]:
-        """What was measured, in reading order; each with one text per model. What no model has is left out."""
+        """Return the figures in reading order, with one text per model. Figures that no model has are left out."""
 
         def line(group: str, name: str, field: str, form: str, scale: float = 1.0, unit: str = "") -> Measure:
             values = [getattr(row, field) for row in self.rows]
@@ -107,7 +115,7 @@ class ConceptResult(Evaluation[ConceptRow]):
         return [measure for measure in found if any(cell != DASH for cell in measure.cells)]
 
     def caption(self) -> str:
-        """One sentence on what the rows were measured on."""
+        """Return a sentence that describes the data and the conditions."""
         text = (
             f"{count(self.questions, 'question')} about {count(self.images, 'image')}, {self.positives} for something "
             f"that is there; scores from {self.threshold:g}"
@@ -138,7 +146,7 @@ class ConceptResult(Evaluation[ConceptRow]):
 
 
 def some_images(concepts: ConceptSet, images: int | None) -> ConceptSet:
-    """The pairs of at most ``images`` images, spread over the file; None takes all."""
+    """Select the pairs of at most ``images`` images, evenly spread over the file. None selects all."""
     if images is None:
         return concepts
     chosen = set(evenly(list(concepts.by_image()), images))
@@ -146,33 +154,35 @@ def some_images(concepts: ConceptSet, images: int | None) -> ConceptSet:
 
 
 def evaluate_concepts(
-    models: Mapping[str, ConceptModel],
-    concepts: ConceptSet,
-    *,
-    teacher: str | None = None,
-    geometry: str | None = None,
-    threshold: float = SCORE_THRESHOLD,
-    images: int | None = None,
-    batch_size: int = 4,
-    pictures: int = 6,
-    repeats: int = 9,
-    progress: Callable[[int], object] | None = None,
-) -> ConceptResult:
-    """Ask ``models`` every question of ``concepts``; each reads the images at its own size.
+    models: Mapping[str, ConceptModel], concepts: ConceptSet, *, teacher: str | None = None,
+    geometry: str | None = None, threshold: float = SCORE_THRESHOLD, images: int | None = None, batch_size: int = 4,
+    pictures: int = 6, repeats: int = 9, progress: Callable[[int], object] | None = None,
+) -> ConceptResult:  # fmt: skip
+    """Run detectors on every pair and compute their figures.
 
-    teacher: the name of the model the others are compared with. threshold: scores from here on count, for all but mask
-    AP, which ranks the best 100. images: at most so many, spread over the file. Each image is encoded once for up to
-    ``AT_ONCE`` questions. Models answer where they are. repeats: timing rounds, 0 leaves latency out.
-    progress: called with how many questions came to be done since its last call.
+    Each model reads the images at its own size, on its own device. Images that cannot be read or differ from the size
+    in the file are skipped and listed, and so are phrases that are too long for a model.
 
-    Images that cannot be read, or are not of the size the file says, are skipped and listed, as are phrases too long
-    for a model. Raises ``UserError`` where nothing is left.
+    Args:
+        models: Detectors by name.
+        concepts: The pairs with their ground truth.
+        teacher: Name of the model that the others are compared with.
+        geometry: ``square`` or ``longest_side``; None uses each model's own.
+        threshold: Minimum score of a prediction. Mask AP ranks the best 100 regardless of it.
+        images: Maximum number of images, evenly spread over the file. None for all.
+        batch_size: Images in one forward pass. An image is encoded once per ``AT_ONCE`` phrases.
+        pictures: Number of pictures.
+        repeats: Rounds of the latency measurement; 0 leaves it out.
+        progress: Called with the number of pairs finished since its last call.
+
+    Raises:
+        UserError: No image or no phrase is left.
     """
     if not models or (teacher is not None and teacher not in models):
         raise ValueError(f"the teacher {teacher!r} has to be one of the models: {', '.join(models) or 'none given'}")
     concepts = _readable(some_images(concepts, images), models)
     found: dict[str, Found] = {name: {} for name in models}
-    skipped: dict[BadInput, None] = {}  # an image whose questions come in pieces is read and listed once more
+    skipped: dict[BadInput, None] = {}  # without duplicates: an image with many phrases is read several times
     with _evaluating(models):
         for batch in _batches(concepts, batch_size):
             asked = [(picture, pairs) for path, pairs in batch if (picture := _read(path, pairs, skipped)) is not None]
@@ -201,10 +211,12 @@ def score_files(
     pictures: int = 0,
     iou: IouKind = "masks",
 ) -> ConceptResult:
-    """Compare predictions that were made before, as ``data.saco_predictions.load_predictions`` reads; without a model.
+    """Compute the figures of stored predictions (see ``data.saco_predictions.load_predictions``) without a model.
 
-    Average precision is that of masks by a single annotator. Raises ``UserError`` for predictions that
-    ``check_predictions`` refuses.
+    Mask AP is computed only if masks are compared and there is a single annotator.
+
+    Raises:
+        UserError: ``check_predictions`` refuses the predictions.
     """
     annotators = len(concepts.categories)
     ranked = annotators == 1 and iou == "masks"
@@ -246,7 +258,7 @@ def score_files(
 
 @contextmanager
 def _evaluating(models: Mapping[str, ConceptModel]) -> Iterator[None]:
-    """In eval mode; training modes are put back afterwards."""
+    """Set the models to eval mode, and restore their training modes afterwards."""
     training = {name: model.model.training for name, model in models.items()}
     for model in models.values():
         model.model.eval()
@@ -258,7 +270,7 @@ def _evaluating(models: Mapping[str, ConceptModel]) -> Iterator[None]:
 
 
 def _readable(concepts: ConceptSet, models: Mapping[str, ConceptModel]) -> ConceptSet:
-    """Without the phrases that do not fit into a model's context; they are listed among the problems."""
+    """Remove phrases that exceed the context length of a model, and list them in ``problems``."""
     bad = {}
     for text in {pair.text: None for pair in concepts.pairs}:
         for name, model in models.items():
@@ -271,7 +283,7 @@ def _readable(concepts: ConceptSet, models: Mapping[str, ConceptModel]) -> Conce
 
 
 def _batches(concepts: ConceptSet, batch_size: int) -> Iterator[list[tuple[Path, list[ConceptPair]]]]:
-    """Images with their questions, at most ``batch_size`` and ``AT_ONCE`` of them; a longer list comes in pieces."""
+    """Batch images with their pairs: at most ``batch_size`` images and ``AT_ONCE`` pairs. Longer lists are split."""
     batch: list[tuple[Path, list[ConceptPair]]] = []
     for path, pairs in concepts.by_image().items():
         for start in range(0, len(pairs), AT_ONCE):
@@ -303,9 +315,9 @@ def _ask(
     model: ConceptModel, asked: Sequence[tuple[Image.Image, list[ConceptPair]]], geometry: str | None, threshold: float,
     category: int,
 ) -> Found:  # fmt: skip
-    """What the model finds for every question about a few images, as run lengths at each image's own size.
+    """Return a model's predictions for the pairs of a few images, run-length encoded at the size of each image.
 
-    All that scores ``threshold`` or more, and the best ``MOST`` whatever they score.
+    Kept are all predictions with at least ``threshold``, and the best ``MOST`` regardless of their score.
     """
     place = canvas_of(model, geometry)
     laid = [lay(picture, place, pairs[0].file_name) for picture, pairs in asked]
@@ -324,9 +336,10 @@ def _ask(
 def _latency(
     models: Mapping[str, ConceptModel], repeats: int, seconds: float = 120.0
 ) -> tuple[dict[str, float], Conditions]:
-    """Median milliseconds of one question about one image. The models take turns, so a drift of the machine is shared.
+    """Return the median latency of one pair in milliseconds, by model.
 
-    One untimed run of each comes first; no new round begins after ``seconds``.
+    The models take turns, so that a change in the machine's speed affects all. A warm-up run of each is not counted. No
+    new round begins after ``seconds``.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
     prompts = ConceptPrompts.words(["object"], [0])
@@ -337,7 +350,7 @@ def _latency(
         for name, model in models.items():
             image = ImageBatch.full(torch.zeros(1, 3, model.image_size, model.image_size, dtype=torch.uint8))
             start = time.perf_counter()
-            model.answer(image, prompts).pred_masks.cpu()  # brought here, so that an accelerator has finished
+            model.answer(image, prompts).pred_masks.cpu()  # the copy waits until an accelerator has finished
             times[name].append(time.perf_counter() - start)
     first = next(iter(models.values()))
     on = device_name(next(first.model.parameters()).device)
@@ -347,7 +360,7 @@ def _latency(
 
 
 def _shown(concepts: ConceptSet, wanted: int) -> list[ConceptPair]:
-    """Questions to draw: spread over the positive ones, and a third of them (one at least) negative."""
+    """Select pairs for the pictures, evenly spread. A third of them, at least one, is negative."""
     there = [pair for pair in concepts.pairs if pair.rles]
     absent = [pair for pair in concepts.pairs if not pair.rles]
     few = evenly(absent, min(len(absent), -(-wanted // 3)))
@@ -355,7 +368,7 @@ def _shown(concepts: ConceptSet, wanted: int) -> list[ConceptPair]:
 
 
 def _picture(concepts: ConceptSet, pair: ConceptPair, found: Mapping[str, Found], threshold: float) -> Picture:
-    """The image, its ground truth, and every model's instances from ``threshold`` on with their scores."""
+    """Draw an image, its ground truth, and each model's instances with at least ``threshold`` and their scores."""
     picture = read_image(concepts.path(pair))
     scale = SIDE / max(picture.size)
     across, down = (max(1, round(side * scale)) for side in picture.size)
@@ -370,7 +383,7 @@ def _picture(concepts: ConceptSet, pair: ConceptPair, found: Mapping[str, Found]
 
 
 def _drawn(image: np.ndarray, rles: Sequence[Rle], labels: Sequence[str]) -> np.ndarray:
-    """Masks with their own tight boxes: files of predictions hold no others that could be trusted."""
+    """Draw masks with the tight boxes computed from them. Boxes in prediction files may not match the masks."""
     if not rles:
         return image
     masks = torch.from_numpy(coco_mask.decode(list(rles)).transpose(2, 0, 1).astype(bool))
