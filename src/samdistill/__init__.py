@@ -1,8 +1,8 @@
-"""samdistill: distil the Segment Anything family into small students.
+"""samdistill: distil the Segment Anything family (SAM, SAM 2, SAM 3) into small students.
 
-Every verb of the command line is a function here, with the same name. Importing the package also tells transformers
-about the student trunk, so that ``Sam3TrackerModel.from_pretrained`` opens merged models; the heavy libraries are
-imported when something is first used.
+The functions correspond to the commands of ``samdistill``. Importing the package registers the students with
+transformers, so that ``Sam3TrackerModel.from_pretrained`` opens merged models. torch and transformers are imported when
+something is first used.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ _HOMES = {
     "run": "pipeline",
     "train": "pipeline",
 }
-"""Module of each name: the heavy libraries are imported when something is first used."""
+"""Module of each public name. It is imported when the name is first used."""
 
 register()
 
@@ -117,7 +117,9 @@ register()
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    attribute = "inspect_path" if name == "inspect" else name  # `inspect` is taken by the standard library there
+    attribute = (
+        "inspect_path" if name == "inspect" else name
+    )  # called `inspect_path` there, as `inspect` is a module of Python
     return getattr(import_module(f".{_HOMES[name]}", __name__), attribute)
 
 

@@ -1,4 +1,4 @@
-"""``python -m samdistill`` is the command line."""
+"""Entry point of ``python -m samdistill``."""
 
 from .cli import main
 

@@ -1,8 +1,8 @@
-"""Tell transformers about the students without importing transformers.
+"""Register the students with transformers without importing transformers.
 
-``import samdistill`` must be quick, yet after it ``Sam3TrackerModel.from_pretrained`` must open a merged folder. So a
-finder waits until transformers' own registry is imported, and no module of transformers is half loaded, and registers
-the students then.
+``import samdistill`` has to be fast, and ``Sam3TrackerModel.from_pretrained`` has to open a merged folder afterwards.
+Therefore an import hook registers the students as soon as the module with transformers' model registry has been
+imported and no module of transformers is in the middle of its import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRIGGER = "transformers.models.auto.modeling_auto"
 
 
 class _Counted(Loader):
-    """Loads as the module does by itself; once nothing else of transformers is being loaded, the students can be."""
+    """Loader that delegates to the original one. It registers the students when the last active import has ended."""
 
     loading = 0
 
@@ -51,7 +51,7 @@ class _Finder(MetaPathFinder):
 
 
 def register() -> None:
-    """Now if transformers' registry is loaded already, else as soon as it is."""
+    """Register the students now if transformers' registry is already imported, and otherwise once it is."""
     if TRIGGER in sys.modules:
         import_module("samdistill.students")
     else:

@@ -1,4 +1,4 @@
-"""One door for every model: ``load`` opens whatever it is, and what it gives predicts, tracks and evaluates."""
+"""``load``: open any model for prediction, tracking and evaluation."""
 
 from __future__ import annotations
 
@@ -33,13 +33,20 @@ from .types import UserError
 
 
 class Model:
-    """An opened model: a detector (reads words and example boxes), one with a memory (also follows objects through a
-    video), or a promptable model (reads points and boxes).
+    """A loaded model. ``load`` creates it.
+
+    There are three kinds: ``detector`` (prompts: phrases and example boxes), ``detector with memory`` (a student of the
+    video job, which also has a memory of past frames) and ``promptable`` (prompts: points and boxes).
 
     Attributes:
-        source: What it was opened from.
-        network: The opened model: a ``Sam3Detector`` or ``StudentDetector``, or a transformers model.
+        source: Path or name from which it was loaded.
+        network: The model itself: a ``Sam3Detector`` or ``StudentDetector``, or a transformers model.
         kind: ``detector``, ``detector with memory`` or ``promptable``.
+
+    Example:
+        >>> import samdistill as sd
+        >>> sd.load("sandbox-student").kind
+        'detector'
     """
 
     def __init__(self, source: str, network: ConceptModel | Promptable) -> None:
@@ -66,24 +73,27 @@ class Model:
         boxes: Sequence[Box] = (), threshold: float | None = None, geometry: str | None = None, batch_size: int = BATCH,
         progress: bool = False,
     ) -> Any:  # fmt: skip
-        """Ask about one image or many, a batch at a time.
+        """Predict masks on one or several images.
 
         Args:
-            images: A file, a PIL image, an array (height, width, 3) of uint8; or a list, a folder or a glob of files.
-            text: A noun phrase such as ``"red car"``, for a detector.
-            points: (x, y) or (x, y, label) in pixels, for a promptable model; label 1 is on the object, 0 off it.
-            boxes: (left, top, right, bottom) in pixels: one object each, or examples for a detector.
-            threshold: Least score of an instance, for a detector (0.5).
-            geometry: ``square`` or ``longest_side``; None takes the model's own.
-            batch_size: Images in one call of the model. Answers do not depend on it.
-            progress: Show a progress bar over many images.
+            images: One image: a file, a PIL image, or an RGB array (height, width, 3) of dtype uint8. Several images: a
+                list of these, a folder, or a glob pattern.
+            text: A noun phrase such as ``"red car"``. Only for a detector.
+            points: Points (x, y) or (x, y, label) in pixels, on one object. Label 1 (the default) is inside the object,
+                0 outside. Only for a promptable model.
+            boxes: Boxes (left, top, right, bottom) in pixels. For a promptable model, one object per box; for a
+                detector, examples of the concept.
+            threshold: Minimum score of an instance, in 0..1. Only for a detector; None means 0.5.
+            geometry: ``square`` or ``longest_side``; None uses the geometry saved with the model.
+            batch_size: Images in one forward pass. The results do not depend on it.
+            progress: Show a progress bar if there are several images.
 
         Returns:
-            A ``Result`` for one image, a list of them for a list, a folder or a glob. Files of a folder or a glob that
-            cannot be read are left out and named in the log.
+            A ``Result`` for one image, and a list of them otherwise. Files of a folder or a glob pattern that cannot be
+            read are left out with a warning.
 
         Raises:
-            UserError: An image that was given cannot be read, or the model cannot be asked so.
+            UserError: An image of a list cannot be read, or the prompts do not fit the model or an image.
 
         Example:
             >>> import samdistill as sd
@@ -109,41 +119,50 @@ class Model:
         self, video: str | Path, text: str | None = None, *, boxes: Sequence[Box] = (), threshold: float = 0.5,
         geometry: str | None = None, frames: int | None = None,
     ) -> Iterator[VideoFrame]:  # fmt: skip
-        """Follow objects through a video, frame by frame.
+        """Track objects through a video, frame by frame. A student without a memory uses each frame alone.
 
         Args:
-            video: A file, or a folder of frames in the natural order of their names.
-            text: What to follow: every instance, also those that appear later.
-            boxes: (left, top, right, bottom) around objects of the first frame; ``text`` then is their name.
-            threshold: Least score of what is visible.
-            geometry: ``square`` or ``longest_side``; None takes the model's own.
-            frames: Stop after so many.
+            video: A video file, or a folder of frames in the natural order of their names.
+            text: A noun phrase. Without ``boxes``, every instance is tracked, including those that appear later.
+            boxes: Boxes (left, top, right, bottom) in pixels around objects of the first frame. ``text`` is then the
+                name of these objects.
+            threshold: Minimum score of a visible object, in 0..1.
+            geometry: ``square`` or ``longest_side``; None uses the geometry saved with the model.
+            frames: Maximum number of frames.
 
         Yields:
-            ``VideoFrame`` with ``number``, ``image`` (height, width, 3), ``objects`` (id, score, mask, box of each) and
+            ``VideoFrame`` with ``number``, ``image`` (height, width, 3), ``objects`` (id, score, mask, box) and
             ``draw()``.
 
         Raises:
-            UserError: The video cannot be read, or the model is no student of words.
+            UserError: The video cannot be read, the prompts do not fit, or the model is not a detection student.
+
+        Example:
+            >>> for frame in model.track("clip.mp4", "red circle"):  # doctest: +SKIP
+            ...     print(frame.number, [tracked.object_id for tracked in frame.objects if tracked.visible])
         """
         if not isinstance(self.network, StudentDetector):
             raise UserError(f"{self.source}: cannot follow objects; give a run of the video job or a detection student")
         return follow(video, self.network, text, boxes, threshold=threshold, geometry=geometry, frames=frames)
 
     def evaluate(self, data: str | Path, **settings: Any) -> Evaluation[Any]:
-        """Measure the model on a data set: mIoU of a promptable model on images with masks, cgF1 of a detector on an
-        SA-Co file, J&F of a detector with a memory on videos.
+        """Measure the model on a data set.
+
+        A promptable model is measured on images (mIoU, see ``evaluate``), a detector on (image, phrase) pairs (cgF1,
+        see ``evaluate_concepts``), a detector with memory also on videos (J&F, see ``evaluate_videos``).
 
         Args:
-            data: A folder of images or videos, or a file of concepts.
-            settings: As of ``evaluate``, ``evaluate_concepts`` or ``evaluate_videos``, such as ``teacher`` or
-                ``images``.
+            data: A folder of images or videos, or an annotation file in the SA-Co layout.
+            settings: Keyword arguments of the function named above, such as ``teacher`` or ``images``.
 
         Returns:
-            Rows and figures; ``table()`` and ``to_dict()`` show them.
+            The figures. ``table()`` formats them for a terminal, ``to_dict()`` for JSON.
 
         Raises:
             UserError: The model cannot be measured on these data.
+
+        Example:
+            >>> model.evaluate("data/coco", teacher="sandbox-sam").rows  # doctest: +SKIP
         """
         place = as_path(data)
         if isinstance(self.network, Promptable):
@@ -154,19 +173,19 @@ class Model:
 
 
 def load(model: str | Path, *, device: str | torch.device | None = None) -> Model:
-    """Open a model, whatever it is.
+    """Load a model for inference.
 
     Args:
-        model: A run folder or what it holds (``student/``, ``merged/``), a Hugging Face folder or hub id, an original
-            file (``sam3.pt``, ``sam_vit_b_01ec64.pth``, ``mobile_sam.pt``), or a sandbox name (``sandbox``,
+        model: A run folder or its ``student/`` or ``merged/`` folder, a Hugging Face folder or hub id, an original
+            checkpoint file (``sam3.pt``, ``sam_vit_b_01ec64.pth``, ``mobile_sam.pt``), or a sandbox name (``sandbox``,
             ``sandbox-student``, ``sandbox-sam``, ``sandbox-mobile``).
-        device: None takes CUDA or MPS where there is one, else the CPU.
+        device: Device of the model. None uses CUDA or MPS if available, and the CPU otherwise.
 
     Returns:
-        A ``Model``, with its tokenizer and its geometry.
+        The model with its tokenizer and its geometry.
 
     Raises:
-        UserError: There is no model, or it cannot be read.
+        UserError: The model does not exist or cannot be read.
 
     Example:
         >>> import samdistill as sd
@@ -174,13 +193,13 @@ def load(model: str | Path, *, device: str | torch.device | None = None) -> Mode
         'promptable'
     """
     where = torch.device(device) if device is not None else default_device()
-    if str(model) != SANDBOX and answers_prompts(model):  # that name is of two models, of which words ask the detector
+    if str(model) != SANDBOX and answers_prompts(model):  # `sandbox` names two models; the detector is meant
         return Model(str(model), load_promptable(model).to(where))
     return Model(str(model), load_concept_model(model, device=where))
 
 
 def _pictures(images: Picture | Sequence[Picture]) -> tuple[list[Picture], bool]:
-    """The images one by one, and whether it is a single one."""
+    """Return a list of images, and whether ``images`` is a single one."""
     if isinstance(images, Image.Image | np.ndarray):
         return [images], True
     if isinstance(images, str | Path):

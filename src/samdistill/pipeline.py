@@ -1,4 +1,7 @@
-"""plan -> cache -> check -> train -> merge -> evaluate -> report, for any job. ``run`` and ``demo`` are all of it."""
+"""The pipeline of any job: plan, cache, check, train, merge, evaluate, report.
+
+``plan``, ``cache``, ``check`` and ``train`` are single stages. ``distill``, ``run`` and ``demo`` run all of them.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ console = Console(soft_wrap=True, highlight=False)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a whole run left behind. None: the stage is not part of this run."""
+    """Results of the stages of a run, and the path of its HTML report. None: the stage is not part of the run."""
 
     config: Run
     planned: Plan
@@ -51,7 +54,7 @@ class RunResult:
 
     @property
     def verdict(self) -> str:
-        """Whether the student learned, in a sentence; empty where nothing was measured."""
+        """A sentence that says whether the student improved. Empty if the run has no evaluation."""
         if self.evaluated is None:
             return ""
         result, names = self.evaluated.result, JOBS[self.config.job].report_names(self.config)
@@ -66,7 +69,7 @@ class RunResult:
         return verdict(student, scores.get(names.start), teacher, about)
 
     def summary(self) -> str:
-        """The few lines a person wants to read at the end."""
+        """Return the last lines of a run: verdict, figures, and the paths of the model and the report."""
         lines = [] if self.evaluated is None else JOBS[self.config.job].summary(self.evaluated)
         if self.verdict:
             lines.insert(0, self.verdict)
@@ -76,19 +79,28 @@ class RunResult:
 
 
 def plan(config: Run, *, world: int = 1) -> Plan:
-    """Everything a run will need; reads configs and lists files, trains nothing.
+    """Compute the sizes and steps of a run. Only configurations and file lists are read.
 
-    Warns where batch norms would train on the statistics of too few images.
+    A warning is logged if batch norms would train on the statistics of too few images.
 
     Args:
-        config: From ``load_config``.
-        world: Processes that the run will have.
+        config: Configuration from ``load_config``.
+        world: Number of training processes.
 
     Returns:
-        The job's plan: sizes in bytes, parameters, steps; ``to_dict`` and ``facts`` list them.
+        The job's plan, with sizes in bytes, parameters and steps. ``facts`` and ``to_dict`` list them.
 
     Raises:
         UserError: The data set, the teacher or the student cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> import samdistill as sd
+        >>> root = tempfile.mkdtemp()
+        >>> counts = sd.render_sandbox(root, train=64, val=2, progress=False)
+        >>> config = sd.load_config("encoder/sandbox", [f"data.root={root}", "train.epochs=3"])
+        >>> sd.plan(config).steps
+        6
     """
     job = JOBS[config.job]
     with reporting("plan") as left_out:
@@ -104,23 +116,26 @@ def cache(
     config: Run, *, rank: int = 0, world: int = 1, verify: bool = False, device: str | None = None,
     progress: bool = True, layout: str = "store",
 ) -> CacheReport:  # fmt: skip
-    """Write what is missing from the cache of ``config``; with ``verify`` also check it against the teacher.
+    """Run the teacher and write its features to the cache. Records that exist are not computed again.
 
     Args:
-        config: From ``load_config``.
-        rank: Number of this process; every process writes files of its own.
-        world: Number of processes, which share the images or videos.
-        verify: Check all checksums, and recompute a sample of the records.
-        device: Where the teacher runs; None takes the best there is.
+        config: Configuration from ``load_config``.
+        rank: Number of this process. Each process writes its own files.
+        world: Number of processes. The images or videos are divided among them.
+        verify: Check all checksums, and compare a sample of the records with the teacher's output.
+        device: Device of the teacher. None uses CUDA or MPS if available, and the CPU otherwise.
         progress: Show a progress bar.
-        layout: ``store``, or for the prompt job ``npy``: also a file per image and feature.
+        layout: ``store``, or ``npy`` (prompt job only) to write one file per image and feature in addition.
 
     Returns:
         Numbers of records and bytes, and the inputs that were left out.
 
     Raises:
-        UserError: The cache was made with another teacher, transform, size or codec, or for other prompts; or the job
-            has no cache.
+        UserError: The existing cache has another teacher, transform, size, codec or other prompts, or the job has no
+            cache.
+
+    Example:
+        See ``train``.
     """
     job = JOBS[config.job]
     known = {name for one in JOBS.values() for name in one.layouts}
@@ -138,19 +153,22 @@ def cache(
 
 
 def check(config: Run, *, device: str | None = None) -> CheckReport:
-    """Each term's value, weight and gradient norm at the student on one real batch of every phase.
+    """Compute the value, weight and gradient norm of each loss term on one training batch of every phase.
 
-    A job that learns from a cache uses the run's cache where there is one; else the teacher runs.
+    The run's cache is used if it exists; otherwise the teacher runs.
 
     Args:
-        config: From ``load_config``.
-        device: Where student and teacher run; None takes the best there is.
+        config: Configuration from ``load_config``.
+        device: Device of student and teacher. None uses CUDA or MPS if available, and the CPU otherwise.
 
     Returns:
-        A line per term and phase; ``ok`` is False where a term has no gradient at what is exported.
+        One row per term and phase. ``ok`` is False if a term has no gradient at the exported parameters.
 
     Raises:
         UserError: The data, the teacher, the student or the cache cannot be used.
+
+    Example:
+        See ``train``.
     """
     job, where = JOBS[config.job], device or str(default_device())
     with reporting("check"):
@@ -159,20 +177,34 @@ def check(config: Run, *, device: str | None = None) -> CheckReport:
 
 
 def train(config: Run, *, resume: str | Path | None = None) -> FitResult:
-    """Train the student of ``config``; the run folder is ``config.output``, and one process at a time writes it.
+    """Train the student. Checkpoints and the student are written to the run folder ``config.output``.
 
-    The same call goes on where an earlier one stopped, and leaves a finished run alone.
+    An interrupted run is resumed by the same call. A finished run is not changed.
 
     Args:
-        config: From ``load_config``.
-        resume: Another run folder or checkpoint to start from.
+        config: Configuration from ``load_config``.
+        resume: Another run folder or a checkpoint to start from.
 
     Returns:
-        Steps, time, the last value of each term, and where the student and the last checkpoint are.
+        Steps, time, the last value of each term, and the paths of the student and the last checkpoint.
 
     Raises:
-        UserError: The cache is absent, incomplete or of another run; another process trains in the folder; the folder
-            holds a run with other settings or data; or a loss is not finite.
+        UserError: The cache is missing, incomplete or does not fit the configuration; another process trains in the
+            folder; the folder has a run with other settings or data; or a loss is not finite.
+
+    Example:
+        >>> import tempfile
+        >>> import samdistill as sd
+        >>> root = tempfile.mkdtemp()
+        >>> counts = sd.render_sandbox(root, train=16, val=2, progress=False)
+        >>> settings = [f"data.root={root}", f"output={root}/run", "train.batch_size=8", "train.epochs=1"]
+        >>> config = sd.load_config("encoder/sandbox", settings)
+        >>> sd.cache(config, progress=False).records
+        16
+        >>> sd.check(config).ok
+        True
+        >>> sd.train(config).steps
+        2
     """
     start, started = None if resume is None else as_path(resume), newest(config.output) is not None
     with ExitStack() as stack:
@@ -191,7 +223,7 @@ def _train(config: Run, resume: Path | None) -> FitResult:
     )
     folder = config.output / STUDENT_FOLDER
     if ready.words is not None and process_rank() == 0 and folder.is_dir():
-        ready.words.save(folder)  # a folder that answers to words needs both
+        ready.words.save(folder)  # a student that takes phrases is loaded with its tokenizer
     return result
 
 
@@ -200,25 +232,25 @@ def distill(
     teachers: Mapping[str, float] | None = None, student: str | Path | None = None, out: str | Path,
     train: Mapping[str, Any] | None = None, overrides: Sequence[str] = (),
 ) -> RunResult:  # fmt: skip
-    """The whole pipeline of one job on your data: plan, cache, check, train, merge, evaluate, report.
+    """Run all stages of a job on a data set: plan, cache, check, train, merge, evaluate, report.
 
-    The same call goes on where an earlier one stopped.
+    An interrupted run is resumed by the same call.
 
     Args:
         job: ``encoder``, ``detection``, ``prompt`` or ``video``.
-        data: A folder of images, an SA-1B tree, a COCO folder, images with masks; for ``video`` SA-V or DAVIS.
+        data: A folder of images, an SA-1B tree, a COCO folder, or images with masks. For ``video``: SA-V or DAVIS.
         teacher: Path or hub id of the teacher, or ``sandbox``.
-        teachers: Weights by path, for a job that takes several.
-        student: A student's name (``es_rv_m``), a timm model, or a model to start from; None takes the recipe's.
-        out: The run folder.
+        teachers: Weights of several teachers by path, for a job that supports it. Give either this or ``teacher``.
+        student: Name of a student (``es_rv_m``), a timm model, or a model to start from. None uses the recipe's.
+        out: Run folder.
         train: Settings of the block ``train``, such as ``{"epochs": 5}``.
-        overrides: Further ``key=value`` settings.
+        overrides: Further settings as ``key=value``.
 
     Returns:
-        What every stage found; ``summary()`` has the lines to read first.
+        The results of all stages. ``summary()`` returns the most important lines.
 
     Raises:
-        UserError: A stage cannot be done; what is finished stays.
+        UserError: A stage fails. The results of finished stages are kept.
 
     Example:
         >>> distill("encoder", "photos", teacher="facebook/sam3", student="es_rv_m", out="runs/mine",
@@ -251,37 +283,43 @@ def distill(
 def run(
     images: str | Path, teacher: str | Path, student: str, out: str | Path, *, overrides: Sequence[str] = ()
 ) -> RunResult:
-    """``distill`` of the encoder job: a SAM 3's image encoder into a small one, on the images of a folder.
+    """Distil the image encoder of a SAM 3 into a small one. Same as ``distill`` with the encoder job.
 
     Args:
-        images: Any folder of images, an SA-1B tree or a COCO folder.
+        images: A folder of images, an SA-1B tree or a COCO folder.
         teacher: A SAM 3 folder, hub id or ``sam3.pt``, or ``sandbox``.
-        student: ``es_rv_m`` and so on, or any timm backbone.
-        out: The run folder.
-        overrides: ``key=value`` settings of the config.
+        student: Name of a student such as ``es_rv_m``, or any timm backbone.
+        out: Run folder.
+        overrides: Settings as ``key=value``.
 
     Returns:
-        As ``distill``.
+        The results of all stages.
 
     Raises:
-        UserError: A stage cannot be done; what is finished stays, and the same call goes on after it.
+        UserError: A stage fails. The results of finished stages are kept, and the same call resumes the run.
+
+    Example:
+        >>> run("photos", "facebook/sam3", "es_rv_m", "runs/mine").summary()  # doctest: +SKIP
     """
     return distill(next(iter(JOBS)), images, teacher=teacher, student=student, out=out, overrides=overrides)
 
 
 def demo(out: str | Path, job: str | None = None, *, overrides: Sequence[str] = ()) -> RunResult:
-    """A job's whole pipeline on the sandbox: rendered data and the bundled teachers; minutes on two cores.
+    """Run all stages of a job on rendered data with a bundled teacher. It takes minutes on two CPU cores.
 
     Args:
-        out: Folder for the data and the run, in ``data/`` and ``run/``.
-        job: Name of the job; None takes the first, encoder distillation.
-        overrides: ``key=value`` settings of the config.
+        out: Output folder. The data are written to ``data/`` and the run to ``run/``.
+        job: Name of the job. None for ``encoder``.
+        overrides: Settings as ``key=value``.
 
     Returns:
-        As ``run``.
+        The results of all stages.
 
     Raises:
-        UserError: No job has that name, or a stage cannot be done.
+        UserError: There is no job of that name, or a stage fails.
+
+    Example:
+        >>> demo("runs/demo", "prompt").summary()  # doctest: +SKIP
     """
     chosen, out = JOBS[next(iter(JOBS)) if job is None else job], as_path(out)
     with locked(out, "demo"):
@@ -292,7 +330,7 @@ def demo(out: str | Path, job: str | None = None, *, overrides: Sequence[str] = 
 
 
 def run_pipeline(config: Run) -> RunResult:
-    """All stages of one config. Each looks at what is there and does only what is missing."""
+    """Run all stages of a configuration. Each stage keeps the results that exist and adds what is missing."""
     job = JOBS[config.job]
     config = job.resolve(config)
     planned = plan(config)
@@ -330,7 +368,7 @@ def run_pipeline(config: Run) -> RunResult:
 
 
 def _report_of(result: RunResult) -> ReportData:
-    """Everything that a run left behind, as its page shows it."""
+    """Collect the contents of the HTML report."""
     config, cached, merged = result.config, result.cached, result.merged
     names, raw = JOBS[config.job].report_names(config), result.planned.raw_record_bytes
     facts = None
