@@ -1,10 +1,10 @@
-"""What a smaller cache costs: students trained from ``fp16``, ``int8`` and PCA caches, same teacher, steps and seeds.
+"""Accuracy of students trained from ``fp16``, ``int8`` and PCA caches, with the same teacher, steps and seeds.
 
     python benchmarks/cache_codecs.py --jobs 2 --out benchmarks/results/cache_codecs.txt
 
-The goal is an eighth of the bytes for at most 0.5 points of agreement with the teacher's masks. The bundled teacher has
-fewer than SAM 3's 1024 channels, so ``pca256-int8`` is stood in for by the K that keeps the same quarter of them (48 of
-192). What is finished in --work is not done again.
+The goal is an eighth of the bytes at a loss of at most 0.5 points of agreement with the teacher's masks. The bundled
+teacher has fewer channels than SAM 3 (192 instead of 1024). In place of ``pca256-int8``, the PCA that keeps the same
+quarter of the channels (48) is measured. Finished trainings in --work are not repeated.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""What the benchmarks share: a first line that says where a figure was taken, a sheet that is printed and kept, and a
-study of the encoder job (named settings x seeds, trained and evaluated through the package's own verbs). Studies of the
-other jobs are in ``study.py``."""
+"""Shared code of the benchmarks.
+
+It writes the first line of a result (machine and versions), prints and stores results, and runs a study of the encoder
+job (named settings x seeds, trained and evaluated with the commands of the package). Studies of the other jobs are in
+``study.py``.
+"""
 
 from __future__ import annotations
 

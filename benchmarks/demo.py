@@ -1,9 +1,9 @@
-"""The demo with several seeds: what share of the teacher's box mIoU the student keeps, and what it takes.
+"""The demo with several seeds: fraction of the teacher's box mIoU that the student reaches, and time per stage.
 
     python benchmarks/demo.py --out benchmarks/results/demo.txt
 
-Every seed is the whole ``samdistill.demo`` in a process and a folder of its own, with ``train.seed`` (initialisation,
-order) and ``data.seed`` (augmentation) set. Stages are timed by the lines that the demo prints.
+Each seed is a complete ``samdistill.demo`` in its own process and folder, with ``train.seed`` (initialisation, order)
+and ``data.seed`` (augmentation) set. The time of a stage is taken from the lines that the demo prints.
 """
 
 from __future__ import annotations

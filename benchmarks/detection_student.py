@@ -1,11 +1,11 @@
-"""A detection student trained for longer than the demo's: how far the same recipe gets with more scenes and steps.
+"""A detection student trained for longer than in the demo, with more scenes and steps of the same recipe.
 
     python benchmarks/detection_student.py --out benchmarks/results/detection_student.txt
 
-The sandbox recipe with other numbers: --scenes rendered scenes, one run of the phase align alone, then one of features
-and outputs that starts from it (so that further runs can start from the same aligned student). Evaluated as the demo
-is, on all held-out questions, beside the teacher and an untrained student. A stage that is finished is not done again,
-a training that was cut off goes on. About 90 minutes on one core. With --student nothing is trained:
+The sandbox recipe with --scenes rendered scenes: one run of the phase align, followed by one run of the phases features
+and outputs that starts from it (so that further runs can start from the same aligned student). The student is evaluated
+as in the demo, on all held-out questions, beside the teacher and an untrained student. Finished stages are not
+repeated, and an interrupted training is resumed. About 90 minutes on one core. With --student, nothing is trained:
 
     python benchmarks/detection_student.py --student sandbox-student --out benchmarks/results/sandbox_student.txt
 """

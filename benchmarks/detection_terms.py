@@ -1,21 +1,21 @@
-"""What each part of the detection job is worth: every term left out, another matching, other targets, one phase.
+"""Ablation of the detection job: each term left out, another matching, other targets, a single phase.
 
     python benchmarks/detection_terms.py --jobs 2 --out benchmarks/results/detection_terms.txt
-    python benchmarks/detection_terms.py --only all,"no mask",greedy --seeds 1    # a part now, the rest later
+    python benchmarks/detection_terms.py --only all,"no mask",greedy --seeds 1    # some variants now, the others later
 
-The sandbox recipe on rendered scenes, each variant with the same seeds, evaluated on held-out questions in words:
+The sandbox recipe on rendered scenes. Each variant has the same seeds and is evaluated on held-out phrases:
 
     all          the recipe: eight terms, three phases (align: fpn alone; features: all terms; outputs: six)
-    no X         weight 0, and left out of the terms of every phase. Without fpn the phase align has nothing to train;
-                 it is dropped and its epochs are given to nobody
-    no align     all eight terms, the phase align dropped: what "no fpn" has to be compared with for the term alone
+    no X         term X has weight 0 and is left out of all phases. Without fpn the phase align trains nothing; it is
+                 dropped, and its epochs are not added to another phase
+    no align     all eight terms without the phase align: the baseline of "no fpn"
     greedy       match.method=greedy
     no negatives loss.unmatched=false: queries without a partner are not taught "no object"
-    floor F      match.floor=F: teacher queries that score less are nobody's target
-    no phases    one phase as long as all, with all terms, at the rates of the phase features
+    floor F      match.floor=F: teacher queries with a lower score are not targets
+    no phases    one phase of the same total length with all terms, at the learning rates of the phase features
 
-Every training and every evaluation is a process of its own. What is finished in --work is not done again, and a
-training that was cut off goes on from its last epoch.
+Every training and every evaluation runs in its own process. Finished ones in --work are not repeated, and an
+interrupted training is resumed after its last epoch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The bundled sandbox detector on scenes nobody trained on: cgF1 and its factors, by world and by kind of question.
+"""cgF1 and its factors of the bundled sandbox detector on scenes it was not trained on, by world and kind of prompt.
 
     python benchmarks/detector_teacher.py --out benchmarks/results/detector_teacher.txt
 
-Every scene is asked two phrases that apply and two that do not (half of these nearly do), and shown one of its objects'
-boxes, drawn exactly, for everything of that object's colour and shape. Validation during the detector's training
-looked at scenes of world 2; nothing in the package ever looked at those of the other worlds.
+The prompts of a scene are two phrases that apply, two that do not (half of these are near misses), and the exact box of
+one of its objects as an example of all objects of that colour and shape. The validation during the detector's training
+used scenes of world 2. No code of the package has used scenes of the other worlds.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The main job at full size: SAM 3 with 840M random weights, photographs, two students, one merged ``sam3.pt`` each.
+"""The encoder job at full size: SAM 3 with 840M random weights, photographs, two students, one merged ``sam3.pt`` each.
 
     python benchmarks/full_size.py --out benchmarks/results/full_size.txt
     python benchmarks/full_size.py --tiny --device cpu         # the same stages in a minute, on a tiny SAM 3
 
-Stages, each in a process of its own: build the teacher and save it in the original layout; cache embeddings; per
-student train two steps, merge into the teacher, load the merged file, predict on a photograph not trained on. Seconds
-are of the whole process, imports included. Peak memory is the process's largest resident set; pages of memory-mapped
-weights count. Random weights show that everything fits and runs, and what it costs, and nothing about quality. A call
-that was cut off goes on with the stages that are missing.
+Each stage runs in its own process: build the teacher and save it in the original layout; cache embeddings; for each
+student, train two steps, merge into the teacher, load the merged file, and predict on a photograph that was not used in
+training. Seconds are those of the whole process, including imports. Peak memory is the largest resident set of the
+process, including pages of memory-mapped weights. With random weights the benchmark shows that everything fits and runs
+and what it costs; it shows nothing about quality. An interrupted call is resumed at the next stage.
 """
 
 from __future__ import annotations

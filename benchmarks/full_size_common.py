@@ -1,4 +1,4 @@
-"""What the jobs at full size share: a tiny SAM 3, a tokenizer, a clock, and stages in processes of their own."""
+"""Shared code of the full-size benchmarks: a tiny SAM 3, a tokenizer, timers, and stages in their own processes."""
 
 from __future__ import annotations
 

@@ -3,12 +3,12 @@
     python benchmarks/full_size_detection.py --out benchmarks/results/full_size_detection.txt
     python benchmarks/full_size_detection.py --tiny --device cpu     # the same stages in two minutes, on a tiny SAM 3
 
-Stages, each in a process of its own: build the teacher and save it with a stand-in tokenizer; one step of the first
-phase (all eight terms); one step of the second (six); the check, which differentiates every term of both phases alone.
-The steps run the job's own task on one batch of COCO photographs and the recipe's questions, with a clock around its
-parts. Peak memory is the process's largest resident set (on CUDA what torch allocated). Random weights show that
-everything fits, runs and reaches the student, and what it costs, and nothing about quality. A call that was cut off
-goes on with the stages that are missing.
+Each stage runs in its own process: build the teacher and save it with a placeholder tokenizer; one step of the first
+phase (all eight terms); one step of the second (six); the check, which differentiates each term of both phases alone.
+The steps run the task of the job on one batch of COCO photographs with the recipe's phrases, and time its parts. Peak
+memory is the largest resident set of the process (on CUDA, the memory that torch allocated). With random weights the
+benchmark shows that everything fits, runs and reaches the student, and what it costs; it shows nothing about quality.
+An interrupted call is resumed at the next stage.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The prompt job at full size: a 10M MobileSAM at 1024 px, SAM ViT-B and a MobileSAM as its teachers, photographs.
+"""The prompt job at full size: a 10M MobileSAM at 1024 px with a SAM ViT-B and a MobileSAM as teachers, photographs.
 
     python benchmarks/full_size_prompt.py --out benchmarks/results/full_size_prompt.txt
     python benchmarks/full_size_prompt.py --tiny --device cpu      # the same stages in two minutes, on tiny models
 
-Stages, each in a process of its own: build the teachers; three steps of the job's own task on COCO's photographs and
-three on the frames and masks of DAVIS, with a clock around their parts; train on COCO with running teachers; cache two
-photographs; train on them from the cache; evaluate the student on two photographs; open it and predict on one.
-Training, caching and evaluating are the package's verbs. Peak memory is the process's largest resident set (on CUDA
-what torch allocated). Random weights show that everything fits and runs, and what it costs, and nothing about quality.
-A call that was cut off goes on with the stages that are missing.
+Each stage runs in its own process: build the teachers; three steps of the job's task on photographs of COCO and three
+on frames and masks of DAVIS, with a timer for each part; train on COCO with running teachers; cache two photographs;
+train on them from the cache; evaluate the student on two photographs; load it and predict on one. Training, caching and
+evaluation use the commands of the package. Peak memory is the largest resident set of the process (on CUDA, the memory
+that torch allocated). With random weights the benchmark shows that everything fits and runs and what it costs; it shows
+nothing about quality. An interrupted call is resumed at the next stage.
 """
 
 from __future__ import annotations

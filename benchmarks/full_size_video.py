@@ -3,10 +3,11 @@
     python benchmarks/full_size_video.py --videos ../shared/data --out benchmarks/results/full_size_video.txt
     python benchmarks/full_size_video.py --videos ../shared/data --tiny --device cpu    # the same stages, tiny models
 
-Stages, each in a process of its own: build the teacher and the image student; cache level 3 of every annotated frame;
-check; a few steps of alignment and of memory; evaluate against the masks; predict an MP4; and the cache and the
-evaluation of the DAVIS layout. Random weights show that everything fits, runs and reaches the student, and what it
-costs, and nothing about quality. A call that was cut off goes on with the stages that are missing.
+Each stage runs in its own process: build the teacher and the image student; cache level 3 of every annotated frame;
+check; a few steps of alignment and of memory training; evaluate against the ground-truth masks; predict an MP4; and
+cache and evaluate data in the layout of DAVIS. With random weights the benchmark shows that everything fits, runs and
+reaches the student, and what it costs; it shows nothing about quality. An interrupted call is resumed at the next
+stage.
 """
 
 from __future__ import annotations

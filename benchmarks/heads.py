@@ -1,10 +1,10 @@
-"""The ``fused`` head against the ``published`` one: same teacher, embeddings, steps and seeds.
+"""Comparison of the ``fused`` and the ``published`` head with the same teacher, embeddings, steps and seeds.
 
     python benchmarks/heads.py --jobs 2 --out benchmarks/results/heads.txt
 
-Renders scenes, caches the bundled teacher's embeddings once, trains a student per head and seed, merges each into the
-teacher and evaluates all heads of a seed together on held-out scenes; then the heads' cost at SAM 3's full size. What
-is finished in --work is not done again.
+The script renders scenes, caches the bundled teacher's embeddings once, trains a student for each head and seed, merges
+each into the teacher, and evaluates all heads of a seed together on held-out scenes. Then it measures the cost of the
+heads at SAM 3's full size. Finished trainings in --work are not repeated.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Images a second: samdistill's loader beside a plain PIL + torchvision pipeline, on the same JPEGs.
+"""Images per second of samdistill's loader and of a plain PIL and torchvision pipeline on the same JPEGs.
 
     python benchmarks/loader.py [--images DIR] [--size 1008] [--workers 2] [--out benchmarks/results/loader.txt]
 
-Both decode with Pillow, crop, flip, jitter colours and resize to the same square. The plain pipeline is what most
-training scripts hold: RandomResizedCrop, RandomHorizontalFlip, ColorJitter, ToTensor, Normalize. It is measured a
-second time without ToTensor and Normalize (PILToTensor instead), so that the gain of sending uint8 is seen apart.
-The pipelines take turns, the order is reversed from one repeat to the next, and the first round is not counted.
+Both decode with Pillow, crop, flip, jitter colours and resize to the same square. The plain pipeline is the one of most
+training scripts: RandomResizedCrop, RandomHorizontalFlip, ColorJitter, ToTensor, Normalize. It is also measured with
+PILToTensor in place of ToTensor and Normalize, which shows the gain of transferring uint8 separately. The pipelines
+take turns. The order is reversed in every other repeat, and the first round is not counted.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""What matching and the eight loss terms cost beside the models: milliseconds per image and peak memory at full size.
+"""Time and peak memory of matching and the eight loss terms at full size, compared with the models.
 
     python benchmarks/matching_cost.py --out benchmarks/results/matching_cost.txt
     python benchmarks/matching_cost.py --tiny --device cpu       # the same at 126 px in a minute
 
-The described student (random weights, train mode, float32) at 1008 px, one question per image, against a teacher's
-answer of random numbers in the real sizes: 200 queries with masks of 288 px, feature maps of 288, 144 and 72 px, a
-token grid of 72. The step is the job's: student forward, cost matrix, Hungarian assignment, eight terms, their backward
-to the student's outputs, and from there through the student. Medians; peak memory of each stage in a process of its
-own. --teacher FOLDER times a real teacher's forward too, such as the one full_size_detection.py --keep leaves behind.
+The described student (random weights, train mode, float32) at 1008 px, one phrase per image, and random teacher outputs
+of the real sizes: 200 queries with masks of 288 px, feature maps of 288, 144 and 72 px, a token grid of 72. A step is
+that of the job: student forward, cost matrix, Hungarian assignment, eight terms, their backward pass to the student's
+outputs, and the backward pass through the student. Times are medians. Peak memory of each stage is measured in its own
+process. --teacher FOLDER also times the forward pass of a real teacher, such as the one that
+``full_size_detection.py --keep`` leaves.
 """
 
 from __future__ import annotations

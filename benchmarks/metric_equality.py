@@ -1,11 +1,11 @@
-"""Our metrics beside the official evaluators' own code, on random cases with every corner the rules have.
+"""Comparison of the package's metrics with the official evaluators on random cases that cover all special cases.
 
     python benchmarks/metric_equality.py --sam3 DIR --davis DIR --sam2 DIR
 
 DIR: check-outs of facebookresearch/sam3, davisvideochallenge/davis2017-evaluation and facebookresearch/sam2. Their code
-needs opencv-python-headless, scikit-image and tqdm beside this package. Every case is written to disk as files and
-folders, both score it from there, and every figure that the official code gives is compared. A case that one of them
-refuses has to be refused by both, or is counted by its reason.
+needs opencv-python-headless, scikit-image and tqdm in addition to this package. Every case is written to files and
+scored from there by both. Every figure of the official code is compared. A case that one of them rejects must be
+rejected by both; otherwise it is counted by its reason.
 """
 
 from __future__ import annotations

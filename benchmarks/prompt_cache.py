@@ -1,13 +1,12 @@
-"""Prompt distillation with running teachers against the same from the cache: losses, speed, bytes.
+"""Prompt distillation with running teachers compared with the same from the cache: losses, speed, bytes.
 
     python benchmarks/prompt_cache.py --out benchmarks/results/prompt_cache.txt
     python benchmarks/prompt_cache.py --scenes 80 --compared 2 --repeats 1        # to try this script
 
-The sandbox recipe with all four terms. Losses: a few optimiser steps are taken with running teachers, and before each
-the same student answers the same batch with signals from a cache; both are in float32, so what differs is the cache's
-codec and nothing else. Speed: whole trainings through the engine, which take turns; the median step of each, without
-the first ones. Bytes: of one view of an image, by feature; ``low_res_masks`` are the dense logits, which can be left
-out.
+The sandbox recipe with all four terms. Losses: before each of a few optimiser steps with running teachers, the same
+student and batch are evaluated with features from the cache. Both are in float32, so the difference comes from the
+cache's codec only. Speed: complete trainings that take turns; the figure is the median step of each without the first
+steps. Bytes: size of one view of an image by feature. ``low_res_masks`` are the dense logits, which can be left out.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
-"""What a person gains from a teacher when labels are few: plain fine-tuning against task and distillation.
+"""Gain from a teacher when labels are few: fine-tuning on labels alone compared with labels and distillation.
 
     python benchmarks/prompt_labels.py --jobs 2 --out benchmarks/results/prompt_labels.txt
-    python benchmarks/prompt_labels.py --only "task + dense_mask_logits" --seeds 1          # a part now, the rest later
-    python benchmarks/prompt_labels.py --counts 2 4 --val 4 --epochs 1 --seeds 1            # to try this script
+    python benchmarks/prompt_labels.py --only "task + dense_mask_logits" --seeds 1    # some variants now, others later
+    python benchmarks/prompt_labels.py --counts 2 4 --val 4 --epochs 1 --seeds 1      # to try this script
 
-The sandbox recipe on 16, 64 and 256 labelled scenes of the world of ``prompt_terms.py``, which student and teacher have
-not seen. Every training takes as many steps, with as many different prompts: its data set shows the few scenes over and
-over, until there are as many as in the largest. A seed has scenes of its own, fewer of them among the more. Per count:
+The sandbox recipe on 16, 64 and 256 labelled scenes of the world of ``prompt_terms.py``, which neither student nor
+teacher was trained on. All trainings have the same number of steps and of different prompts: a small set of scenes is
+repeated until it has the length of the largest. Each seed has its own scenes; a smaller set is a subset of a larger
+one. Variants per number of scenes:
 
     task only            no teacher
     task + all four      all four terms from the tiny SAM
-    task + TERM          one term, by --only
+    task + TERM          one term, with --only
 
-Everything else is as in ``prompt_terms.py``.
+All other settings are those of ``prompt_terms.py``.
 """
 
 from __future__ import annotations

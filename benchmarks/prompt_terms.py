@@ -1,25 +1,25 @@
-"""What each part of the prompt job is worth: every term alone, all four, two teachers, prompts in the loop.
+"""Ablation of the prompt job: each term alone, all four, two teachers, corrective clicks in the training loop.
 
     python benchmarks/prompt_terms.py --jobs 2 --out benchmarks/results/prompt_terms.txt
-    python benchmarks/prompt_terms.py --only "all four,two teachers" --seeds 1    # a part now, the rest later
+    python benchmarks/prompt_terms.py --only "all four,two teachers" --seeds 1    # some variants now, the others later
     python benchmarks/prompt_terms.py --scenes 16 --val 4 --epochs 1 --seeds 1    # to try this script
 
-The sandbox recipe with equal steps, each variant with the same seeds, measured on held-out scenes:
+The sandbox recipe with equal steps. Each variant has the same seeds and is measured on held-out scenes:
 
     task only               no teacher
-    + TERM                  the task and this one term, at the recipe's weights, from one teacher
+    + TERM                  the task and this one term from one teacher, at the recipe's weights
     all four                the task and all four terms
-    recipe                  the recipe's own choice of terms, where that is not all four
-    published               all four with the published weights of terms and task, where the recipe has others
+    recipe                  the recipe's terms, if these are not all four
+    published               all four with the published weights of terms and task, if the recipe has others
     two teachers            all four, from the tiny SAM with weight 0.7 and from the tiny MobileSAM with 0.3
     task only in the loop   no teacher; two corrective clicks after the first prompt
-    all four in the loop    all four terms on the first answer, and two corrective clicks after it
+    all four in the loop    all four terms on the first prediction, and two corrective clicks after it
     all rounds in the loop  all four terms in every round
-    NAME                    all four, and what ``--variant NAME key=value ...`` sets
+    NAME                    all four, with the settings of ``--variant NAME key=value ...``
 
-Teachers and student were trained on the sandbox's own scenes. Those here have more and smaller objects, as a person's
-photographs are other ones than SAM's. Every training and every measurement is a process of its own. What is finished in
---work is not done again, and a training that was cut off goes on from its last epoch.
+Teachers and student were trained on the sandbox's standard scenes. The scenes used here have more and smaller objects,
+as the photographs of a user differ from SAM's. Every training and every measurement runs in its own process. Finished
+ones in --work are not repeated, and an interrupted training is resumed after its last epoch.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Kills and damaged input: nothing is lost, and whatever is wrong with a file is one line.
+"""Reliability: killed processes lose no results, and each damaged input leads to a one-line error.
 
     python benchmarks/reliability.py --out benchmarks/results/reliability.txt
 
 Kills: caching and training of all four jobs, also with two ranks, are killed (SIGKILL) at random moments and repeated
-until they finish; caches must then verify and hold the records, and students the weights, of a run that was not killed,
-bit for bit. Damage: the campaign of ``tests/fuzz``; each case must end in success or in one line with exit code 2,
-without a traceback, a hang, code of a file executed, or anything written outside its folder.
+until they finish. Caches must then verify, and their records and the students' weights must equal those of an
+uninterrupted run bit for bit. Damage: the cases of ``tests/fuzz``. Each case must end in success, or in a one-line
+error with exit code 2, without a traceback, a hang, execution of code from a file, or files written outside its folder.
 
-Processes are forked from one that has imported the package, so that a kill meets the work and not the imports. On the
-CPU. Not measured: power cuts, which a kill does not imitate, and file systems that reorder writes.
+Processes are forked from one that has imported the package, so that kills interrupt the work and not the imports. All
+runs are on the CPU. Power failures, which a kill does not simulate, and file systems that reorder writes are not
+tested.
 """
 
 from __future__ import annotations

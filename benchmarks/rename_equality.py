@@ -1,11 +1,11 @@
-"""SAM and MobileSAM from their original files against the original code: names, shapes, and output for output.
+"""Comparison of SAM and MobileSAM, loaded from original files, with the original code: names, shapes and outputs.
 
     python benchmarks/rename_equality.py --segment-anything DIR --mobile-sam DIR
 
 DIR: check-outs of facebookresearch/segment-anything and ChaoningZhang/MobileSAM. Their models are built with random
-weights, saved as they save them, and opened with ``load_promptable``. One image with padding and six prompts are asked
-of both, and everything on the way is compared. All four models are covered by name and shape; ``--models`` says which
-are run.
+weights, saved by their code, and opened with ``load_promptable``. Both get one image with padding and six prompts, and
+all intermediate outputs are compared. Names and shapes are compared for all four models; ``--models`` selects those
+that are run.
 """
 
 from __future__ import annotations

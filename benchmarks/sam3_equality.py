@@ -1,11 +1,11 @@
-"""SAM 3 from its original file against the original code: detector, tracker and memory, stage by stage.
+"""Comparison of SAM 3, loaded from its original file, with the original code: detector, tracker and memory by stage.
 
     python benchmarks/sam3_equality.py --sam3 DIR
 
-DIR: a check-out of facebookresearch/sam3; it needs ``pip install einops ftfy regex``. The original is built on the CPU
-with random weights, saved as it saves them, and opened with this package: the detector with ``Sam3Detector``, the
-tracker with ``load_promptable``, its memory with ``load_original``. Both are asked the same about two frames of noise.
-Layers have their real shapes; ``--depth`` says how many there are. Names and shapes are compared at full depth.
+DIR: a check-out of facebookresearch/sam3, which needs ``pip install einops ftfy regex``. The original is built on the
+CPU with random weights, saved by its code, and opened with this package: the detector with ``Sam3Detector``, the
+tracker with ``load_promptable``, its memory with ``load_original``. Both get the same prompts on two frames of noise.
+Layers have their real shapes, and ``--depth`` sets their number. Names and shapes are compared at full depth.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The original SAM 3 on a CPU: a copy of its code that runs there, a model with random weights, and what it says.
+"""The original SAM 3 on a CPU, for ``sam3_equality.py``: a patched copy of its code, a random model, and its outputs.
 
-For ``sam3_equality.py``. Nothing of the original is kept: its code is copied into a temporary folder, where the places
-that ask for CUDA are replaced. It needs ``pip install einops ftfy regex`` beside this package.
+The code is copied into a temporary folder, where the places that need CUDA are replaced. It needs
+``pip install einops ftfy regex`` in addition to this package.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The bundled SAM and MobileSAM on held-out scenes: mIoU by kind of prompt, and how well the SAM knows its best mask.
+"""mIoU of the bundled SAM and MobileSAM on held-out scenes by kind of prompt, and the quality of SAM's predicted IoU.
 
     python benchmarks/sam_teachers.py --out benchmarks/results/sam_teachers.txt
 
-The scenes are those no teacher trains on. Box: the object's tight box; point: the pixel deepest inside it, answered by
-one mask; multimask: the same point answered by three, of which the one with the highest predicted IoU counts; best of
-three: of which the best counts, which nobody can know; refine and refine2: the point and one or two corrective clicks.
-Training is `python tools/sandbox/train.py sam` and `mobile`; their logs are ``results/sam_training.jsonl`` and
-``results/mobile_training.jsonl``.
+No teacher was trained on these scenes. Kinds of prompts: box (tight box of the object); point (pixel farthest from the
+object's outline, one mask); multimask (same point, three masks, the one with the highest predicted IoU); best of three
+(the mask with the highest true IoU, an upper bound); refine and refine2 (the point and one or two corrective clicks).
+The models are trained by ``python tools/sandbox/train.py sam`` and ``mobile``. Their logs are
+``results/sam_training.jsonl`` and ``results/mobile_training.jsonl``.
 """
 
 from __future__ import annotations

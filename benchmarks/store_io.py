@@ -1,11 +1,11 @@
-"""The feature store beside a plain memory map of the same bytes: writing, random reading, opening a million records.
+"""The feature store compared with a memory map of the same bytes: writing, random reading, opening a million records.
 
     python benchmarks/store_io.py --out benchmarks/results/store_io.txt
 
-Records are SAM 3's trunk output at 1008 px (1024 x 72 x 72; 10.6 MB as fp16) filled with noise. Every figure is the
-median of ``--repeats`` passes over all records. Random reads visit every record once, in a shuffled order, warm: the
-page cache holds what was just written. "cold" drops it first (posix_fadvise) where the system can. Writing includes
-the fsync of every batch and of the end; the plain map is flushed (msync) at its end as well.
+Records have the size of SAM 3's trunk output at 1008 px (1024 x 72 x 72; 10.6 MB as fp16) and are filled with noise.
+Each figure is the median of ``--repeats`` passes over all records. Random reads visit each record once, in shuffled
+order, with a warm page cache. "cold" drops the page cache first (posix_fadvise) if the system supports it. Writing
+includes the fsync of every batch and of the end. The memory map is also flushed (msync) at its end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trainings that are compared: named sets of overrides of one recipe x seeds, each trained, then measured."""
+"""Studies of trainings: named sets of overrides of one recipe x seeds, each trained and then measured."""
 
 from __future__ import annotations
 

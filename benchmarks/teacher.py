@@ -1,9 +1,9 @@
-"""The bundled sandbox teacher on held-out scenes: mIoU for a box, a point, and a point with one corrective click.
+"""mIoU of the bundled sandbox teacher on held-out scenes for a box, a point, and a point with one corrective click.
 
     python benchmarks/teacher.py --out benchmarks/results/teacher.txt
 
-The scenes are those no teacher trains on. Training is `python tools/sandbox/train.py tracker`; its log for
-the bundled weights is in ``results/teacher_training.jsonl``.
+No teacher was trained on these scenes. The teacher is trained by ``python tools/sandbox/train.py tracker``. The log of
+the bundled weights is ``results/teacher_training.jsonl``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Training steps a second with the cache beside the same steps on tensors already in memory; the goal is 0.9 of them.
+"""Training steps per second with the cache compared with tensors in memory. The goal is a ratio of 0.9.
 
     python benchmarks/training_speed.py --out benchmarks/results/training_speed.txt
 
-Both go through ``engine.fit`` on the same task, batches and seed. With the cache, loader workers decode and augment the
-JPEG and read the record; in memory, the same items were made before and only their collation is left. The contenders
-take turns, the order is reversed from one repeat to the next, and their losses must be equal to the bit. Figures count
-the whole training but for saving, the start of the workers included; one training is one epoch.
+Both run ``engine.fit`` on the same task, batches and seed. With the cache, loader workers decode and augment the JPEG
+and read the record. In memory, the same items were prepared before, and only collation remains. The two take turns, the
+order is reversed in every other repeat, and their losses must be equal bit for bit. A figure covers a whole training
+without saving, including the start of the workers. A training is one epoch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Two gloo ranks under torchrun against one process at the same global batch: losses step by step.
+"""Two gloo ranks under torchrun compared with one process at the same global batch: losses step by step.
 
     python benchmarks/two_ranks.py                                  # the engine's toy task, seconds
     python benchmarks/two_ranks.py CONFIG [key=value ...]           # a real recipe through `samdistill train`
 
-Prints the largest difference per loss term; fails above 1e-4. ``--out FILE`` keeps it. Both run on the CPU. A
-student that draws random numbers (dropout, drop path) cannot agree: switch that off.
+The script prints the largest difference per loss term and fails above 1e-4. ``--out FILE`` stores the result. Both run
+on the CPU. Results of a student that draws random numbers (dropout, drop path) differ: switch that off.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Whole videos followed from one mask: J&F of trained students without memory, with their own and with the teacher's.
+"""J&F on whole videos, tracked from one mask per object, by students without memory, with their own and with the
+teacher's feature maps as memory.
 
     python benchmarks/video_follow.py --work runs/video_memory --seeds 3 --out benchmarks/results/video_follow.txt
 
-Takes the students that benchmarks/video_memory.py trained. Every object is given by its mask in the first annotated
-frame that shows it; all later ones are pushed through ``VideoSession``, and scored by SA-V's rules. Without memory an
-object is the instance of its name that overlaps it where it was last seen.
+The students are those of benchmarks/video_memory.py. Every object is given by its mask in the first annotated frame
+that shows it. All later frames are pushed through ``VideoSession`` and scored by the rules of SA-V. Without memory, an
+object is the instance of its name with the greatest IoU with its last visible mask.
 """
 
 from __future__ import annotations

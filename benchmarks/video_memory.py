@@ -1,22 +1,22 @@
-"""What a memory is worth to a student of videos, and what each part of it is worth to the memory.
+"""Ablation of the video job: the gain from a memory, and from each of its parts.
 
     python benchmarks/video_memory.py --jobs 2 --out benchmarks/results/video_memory.txt
     python benchmarks/video_memory.py --part parts --seeds 1 --out benchmarks/results/video_memory_parts.txt
 
-The sandbox recipe on rendered videos. Each variant is asked about every object in some frames of held-out videos, with
-the true masks of the frames before as its past: without memory, with the teacher's maps and with its own.
+The sandbox recipe on rendered videos. Each variant is queried for every object in some frames of held-out videos, with
+the ground-truth masks of the frames before in its memory: without memory, with the teacher's maps and with its own.
 
 main:   memory        the recipe
         described     the teacher's level 3 alone, no masks in the memory, global latents, five terms
-parts:  no marks      the features of the past alone; a question asks for all objects of a name
-        no select     without the term that says which query to prefer
-        global        64 latents that look everywhere, instead of 49 with a window each and 15 global ones
+parts:  no marks      features of past frames without masks; a query is about all objects of a name
+        no select     without the term for the choice of the query
+        global        64 latents that attend to all positions, instead of 49 with a window each and 15 global ones
         level 3       the coarsest level (4 x 4 cells here), aligned for one epoch first
         teacher only  trained on the teacher's maps to the end
         own only      trained on the student's own maps from the start
 sizes:  T = 2, 4, 16 and 16, 256 latents
 
-What is finished in --work is not done again, and a training that was cut off goes on from its last epoch.
+Finished trainings in --work are not repeated, and an interrupted training is resumed after its last epoch.
 """
 
 from __future__ import annotations

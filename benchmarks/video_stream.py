@@ -1,10 +1,10 @@
-"""Whether a frame costs the same however long the video is: time and memory of 1000 streamed frames.
+"""Time and memory per frame over a stream of 1000 frames, to show that they do not grow with the length of the video.
 
     python benchmarks/video_stream.py --run runs/video/sandbox --out benchmarks/results/video_stream.txt
 
-A student of videos follows the objects of a rendered video from their masks in its first frame. Time is that of
-``VideoSession.push`` alone, memory the process's resident set after each hundred frames, and the bytes of all tensors
-that the session can reach. The baseline is the same video without memory (``context=0``).
+A video student tracks the objects of a rendered video from their masks in the first frame. Time is that of
+``VideoSession.push`` alone. Memory is the resident set of the process after every hundred frames, and the bytes of all
+tensors that the session references. The baseline is the same video without memory (``context=0``).
 """
 
 from __future__ import annotations

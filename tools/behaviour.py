@@ -1,14 +1,14 @@
-"""What the package does, in figures that a refactoring must not change: record them before, compare them after.
+"""Record the behaviour of the whole package and compare two records, to verify that a refactoring changes nothing.
 
     python tools/behaviour.py record --out before.json
     python tools/behaviour.py compare before.json after.json
 
-Everything is asked through the command line, so that the same script runs on both sides: the packaged recipes as YAML;
-``--json`` of every verb; losses and gradient norms of the first steps of the four sandbox recipes; SHA-256 of every
-record of their caches and of every tensor of their students and merged models; what ``train`` makes of a checkpoint of
-an earlier version (``--earlier``, the folder that ``record --keep`` left). With ``--demos`` also the tables of the four
-demos. Times, rates and folders are left out. Each process has one thread; the figures are equal bit for bit on one
-machine.
+The package is used through the command line only, so that the same script works before and after a change. A record
+contains: the packaged recipes as YAML; ``--json`` of every command; losses and gradient norms of the first steps of the
+four sandbox recipes; SHA-256 of every record of their caches and of every tensor of their students and merged models;
+and the result of ``train`` on a checkpoint of an earlier version (``--earlier``, the folder kept by ``record --keep``).
+With ``--demos`` it also contains the tables of the four demos. Times, rates and folders are left out. Each process has
+one thread. The values are equal bit for bit on one machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the scripts that write pages share: Markdown tables, parts of a page between two marks, and ``--check``."""
+"""Shared code of the scripts that write pages: Markdown tables, parts of a page between two marks, ``--check``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Draw the picture of the README: rendered scenes, what the bundled teacher finds, and what the bundled student finds.
+"""Draw the picture of the README: rendered scenes with the instances found by the bundled teacher and student.
 
 ``python tools/readme_picture.py`` writes ``docs/images/teacher_student.png``; ``--out`` names another file. Both models
-are asked for every colour of a scene. The scenes are of a world that neither model was trained on.
+get every colour of a scene as a phrase. Neither model was trained on the scenes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write ``docs/results.md`` and the README's table of results from ``benchmarks/results/*.json``.
 
-``python tools/results.py`` writes both; ``python tools/results.py --check`` exits with 1 if one is out of date. What
-is claimed is declared in ``results_claims.py``, how a figure is read from a result file in ``results_readers.py``.
+``python tools/results.py`` writes both. ``python tools/results.py --check`` exits with 1 if one is out of date. The
+claims are declared in ``results_claims.py``. ``results_readers.py`` reads their figures from the result files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the project claims: result file, sentence, how the figure is read, and goal, each declared once."""
+"""Claims of the results page: for each, the result file, a sentence, how the figure is read, and the goal."""
 
 from __future__ import annotations
 

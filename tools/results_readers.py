@@ -1,4 +1,4 @@
-"""Claims, tables and benchmarks of the results page, and how their figures are read from a result file."""
+"""Types of claims, tables and benchmarks of the results page, and functions that read figures from a result file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Write the tables of loss terms into the pages of ``docs``: names and default weights as the package declares them.
+"""Write the tables of loss terms (names and default weights) into the pages of ``docs``.
 
-``python tools/terms.py`` writes them; ``python tools/terms.py --check`` exits with 1 if one is out of date. A term's
-docstring begins with a line of the form ``what is compared: formula.``, which gives two columns of its row.
+``python tools/terms.py`` writes them. ``python tools/terms.py --check`` exits with 1 if one is out of date. The
+docstring of a term begins with a line of the form ``what is compared: formula.``, which gives two columns of its row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Version lists for pip, one ``name==version`` a line on standard output.
+"""Print version lists for pip, one ``name==version`` per line.
 
-``python tools/versions.py installed``: what the environment of this interpreter holds (``constraints.txt``).
-``python tools/versions.py lowest``: the lowest versions that ``pyproject.toml`` declares (``make test-lowest``).
+``python tools/versions.py installed``: the packages of this interpreter's environment (``constraints.txt``).
+``python tools/versions.py lowest``: the lowest versions that ``pyproject.toml`` allows (``make test-lowest``).
 """
 
 from __future__ import annotations

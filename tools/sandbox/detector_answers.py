@@ -1,4 +1,4 @@
-"""What a sandbox detector says about rendered scenes, as it will be asked later."""
+"""Predictions of a sandbox detector on rendered scenes, computed as in inference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores that mean what they say: one factor for a detector's query logits and one for its presence logits."""
+"""Calibration of a detector's scores: one factor for its query logits and one for its presence logits."""
 
 from __future__ import annotations
 

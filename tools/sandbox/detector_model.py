@@ -1,4 +1,4 @@
-"""The sandbox's concept detector: a tiny SAM 3 whose trunk starts as the tracker teacher's, and how its heads start."""
+"""The concept detector of the sandbox: a tiny SAM 3 with the trunk of the bundled tracker, and its initialisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the sandbox's detector is trained on: the loss over its answers to questions about rendered scenes."""
+"""Training loss of the sandbox's detector on phrases and boxes for rendered scenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The questions that the sandbox's detector is trained and scored on, drawn from rendered scenes."""
+"""Prompts for training and scoring the sandbox's detector, drawn from rendered scenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the detector: the engine over scenes and questions drawn on the fly."""
+"""Training of the sandbox's detector: the engine on scenes and prompts that are drawn during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mask terms of the teachers: functions of logits and ground truth; with ``valid`` a mean over the valid masks."""
+"""Mask losses of the sandbox's teachers, from logits and ground truth. With ``valid``, a mean over valid masks."""
 
 from __future__ import annotations
 

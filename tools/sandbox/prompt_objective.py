@@ -1,4 +1,4 @@
-"""What promptable teachers are trained on: prompts drawn from rendered scenes; a warm-up of the tracker's decoder."""
+"""Training loss of promptable teachers on prompts on rendered scenes, and a warm-up of the tracker's decoder."""
 
 from __future__ import annotations
 

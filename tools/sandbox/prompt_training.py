@@ -1,4 +1,4 @@
-"""Training of what is prompted (tracker, SAM, MobileSAM): the engine over scenes rendered on the fly."""
+"""Training of the promptable models (tracker, SAM, MobileSAM): the engine on scenes rendered during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sandbox's SAM and MobileSAM: tiny models in the roles of SAM-H and of the student it teaches."""
+"""The sandbox's SAM and MobileSAM: tiny models that correspond to SAM ViT-H and to MobileSAM, its student."""
 
 from __future__ import annotations
 

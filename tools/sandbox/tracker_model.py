@@ -1,4 +1,4 @@
-"""The sandbox's tracker: a tiny SAM 3. How it and the other promptable teachers start, and their score."""
+"""The sandbox's tracker, a tiny SAM 3; the initialisation of the promptable teachers, and their score."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Train a bundled teacher of the sandbox on scenes rendered on the fly, and score it on held-out ones.
+"""Train a bundled teacher of the sandbox on rendered scenes, and score it on held-out scenes.
 
 ``python tools/sandbox/train.py NAME --out runs/teacher --steps 5000``: NAME is ``tracker``, ``detector``, ``sam`` or
-``mobile``; the result is ``OUT/weights``. The same command goes on where an earlier one stopped (docs/sandbox.md). Exit
-codes: 0 done, 2 a user's error, in one line.
+``mobile``. The weights are written to ``OUT/weights``. The same command resumes an interrupted training (see
+docs/sandbox.md). Exit codes: 0 success, 2 a user error, reported in one line.
 """
 
 from __future__ import annotations
