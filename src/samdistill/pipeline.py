@@ -155,7 +155,8 @@ def cache(
 def check(config: Run, *, device: str | None = None) -> CheckReport:
     """Compute the value, weight and gradient norm of each loss term on one training batch of every phase.
 
-    The run's cache is used if it exists; otherwise the teacher runs.
+    A job that trains from a cache uses it if it exists. Otherwise the teacher runs, if the job can train without a
+    cache.
 
     Args:
         config: Configuration from ``load_config``.
