@@ -13,7 +13,7 @@ from samdistill.types import DetectorOutput
 
 
 def ask_scenes(model: Sam3Model, scenes: Scenes, questions: Questions) -> DetectorOutput:
-    """The answers to all questions; each scene is encoded once."""
+    """Run the detector on all prompts. Each scene is encoded once."""
     vision = model.get_vision_features(normalise(scenes.images))
     asked = sandbox_words().inputs(questions.prompts, model.device)
     text = model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True).pooler_output

@@ -20,11 +20,12 @@ from tracker_model import IMAGE_SIZE, TRAIN_SEED
 
 SCENES, PER_SCENE, AT_ONCE = 192, 6, 32
 FIRST_SCENE = 20_000_000
-"""Scenes of the training world that no training reaches; the held-out world is for figures alone."""
+"""Number of the first scene used for calibration. These scenes of the training world are not used in training, and the
+held-out world is used for evaluation only."""
 
 
 class Factors(NamedTuple):
-    """What the logits are multiplied by: the inverse of a temperature."""
+    """Factors of the logits (inverse temperatures)."""
 
     query: float
     presence: float
@@ -32,11 +33,18 @@ class Factors(NamedTuple):
 
 @torch.no_grad()
 def calibrate(model: Sam3Model, scenes: int = SCENES) -> Factors:
-    """Scale both logits in place to the least cross-entropy (temperature scaling, Guo et al., 2017), and say by what.
+    """Scale query and presence logits in place to minimise the cross-entropy (temperature scaling, Guo et al., 2017).
 
-    The focal loss that trains the queries stops pushing where they are right at all, so their probabilities stay low;
-    a detection counts from a score of 0.5, and the score is a product of two. No order of scores changes. The factors
-    go into the last linear layer of each head. model: in eval mode.
+    Query probabilities stay low, because the focal loss has small gradients for queries that are already correct. A
+    detection counts from a score of 0.5, and the score is the product of query probability and presence. Each factor is
+    folded into a linear layer of its head. The order of query logits does not change.
+
+    Args:
+        model: The detector in eval mode.
+        scenes: Number of scenes.
+
+    Returns:
+        The factors.
     """
     queries: list[Tensor] = []
     wanted: list[Tensor] = []
@@ -65,7 +73,7 @@ def calibrate(model: Sam3Model, scenes: int = SCENES) -> Factors:
 
 
 def _best(logits: Float[Tensor, " n"], target: Float[Tensor, " n"]) -> float:
-    """The factor between 1/4 and 8 with the least cross-entropy."""
+    """Return the factor between 1/4 and 8 with the lowest cross-entropy."""
     factors = torch.logspace(-2, 3, 101, base=2.0)
     losses = [F.binary_cross_entropy_with_logits(logits * factor, target) for factor in factors.tolist()]
     return float(factors[int(torch.stack(losses).argmin())])

@@ -19,7 +19,7 @@ QUERIES = QUERIES_A_SIDE**2
 
 
 def detector_config() -> Sam3Config:
-    """126 px, the tracker teacher's ViT, heads of width 96 with 25 queries: 5.2M parameters."""
+    """Return the configuration: 126 px, the tracker's ViT, heads of width 96 with 25 queries, 5.2M parameters."""
     grid = IMAGE_SIZE // PATCH
     heads = {"hidden_size": HIDDEN, "num_attention_heads": 4, "intermediate_size": FFN, "dropout": 0.0}
     return Sam3Config(
@@ -44,11 +44,11 @@ def detector_config() -> Sam3Config:
 
 @torch.no_grad()
 def build_detector_teacher(seed: int = 0) -> Sam3Model:
-    """A detector to be trained from scratch on the tracker teacher's trunk.
+    """Build an untrained detector on the trunk of the bundled tracker.
 
-    transformers initialises for fine-tuning (all weights of 0.02), from which a DETR needs very long. Linear layers
-    get a variance that suits their width; queries start on a grid, each with a box of its own neighbourhood; and the
-    decoder's position bias starts as "attend inside your box".
+    transformers' initialisation (standard deviation 0.02) is for fine-tuning; a DETR trains very slowly from it. Here,
+    the variance of linear layers depends on their width, reference boxes of the queries are on a grid, and the
+    decoder's position bias starts as attention inside the box.
     """
     torch.manual_seed(seed)
     model = Sam3Model(detector_config())
@@ -72,7 +72,7 @@ def build_detector_teacher(seed: int = 0) -> Sam3Model:
 
 
 def _grid_boxes() -> Tensor:
-    """cxcywh before the sigmoid: centres on a grid, a third of the image wide."""
+    """Return boxes (cxcywh, before the sigmoid) with centres on a grid and sides of a third of the image."""
     steps = (torch.arange(QUERIES_A_SIDE) + 0.5) / QUERIES_A_SIDE
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     size = torch.full_like(x, 1 / 3)
@@ -80,9 +80,9 @@ def _grid_boxes() -> Tensor:
 
 
 def _attend_inside(embed: Sam3DecoderMLP) -> None:
-    """Cells beyond either edge of the box are penalised in proportion to their (logarithmic) distance.
+    """Initialise a position bias so that cells outside the box get a penalty proportional to their log distance.
 
-    The inputs are the distances to the two edges: the first is negative before the box, the second positive behind.
+    The inputs are the distances to the two edges. The first is negative before the box, the second positive after it.
     """
     embed.layer1.weight[:2] = torch.tensor([[-1.0, 0.0], [0.0, 1.0]])
     embed.layer1.bias[:2] = 0

@@ -27,8 +27,8 @@ from samdistill.sandbox.scenes import COLOURS, SHAPES, Scenes
 from samdistill.types import ConceptPrompts, Term, Terms
 
 ABSENT = 0.5
-"""Weight of the query scores on questions without an answer. Presence alone could say so, but learns it sooner from
-queries that know it too."""
+"""Weight of the query scores on prompts about absent concepts. Presence alone is sufficient for these, but learns
+faster if the queries are trained on them too."""
 WEIGHTS = {
     "naming": 4.0, "logit": 2.0, "l1": 5.0, "giou": 2.0, "presence": 2.0, "mask_bce": 5.0, "mask_dice": 2.0,
     "semantic_bce": 3.0, "semantic_dice": 1.0,
@@ -37,7 +37,7 @@ WEIGHTS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """logits, boxes (cxcywh, before the sigmoid) and presence of every decoder layer; masks of the last."""
+    """Logits, boxes (cxcywh, before the sigmoid) and presence of every decoder layer, and masks of the last layer."""
 
     logits: Float[Tensor, "l p q"]
     boxes: Float[Tensor, "l p q 4"]
@@ -48,8 +48,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch: scenes and what is asked of them. questions: None where cells alone are named. masks: whether masks are
-    drawn and learnt from."""
+    """A batch of scenes with prompts.
+
+    ``questions`` is None if only cells are classified. ``masks`` is whether masks are predicted and trained.
+    """
 
     scenes: Scenes
     questions: Questions | None
@@ -57,10 +59,10 @@ class Lesson:
 
 
 class ConceptLearner(nn.Module):
-    """The detector and, for training alone, what names the shape and the colour of every cell of two of its levels.
+    """The detector with auxiliary heads that classify the shape and colour of every cell of two levels.
 
-    Cells named by their own features are what the words can be matched with: a dense signal of every scene that costs
-    no decoder, and without which thousands of steps go by before a phrase finds its object.
+    The heads are used in training only. They give a dense training signal without the decoder that aligns image
+    features with words. Without it, a phrase selects its object only after thousands of steps.
     """
 
     def __init__(self, model: Sam3Model, words: Words) -> None:
@@ -72,9 +74,13 @@ class ConceptLearner(nn.Module):
     def forward(
         self, images: Tensor, prompts: ConceptPrompts | None, masks: bool = True
     ) -> tuple[list[Float[Tensor, "b c _ _"]], Answer | None]:
-        """Names of the cells of the two coarser levels (see ``naming_loss``), and the answers to what was asked.
+        """Return the class logits of the cells of two levels (see ``naming_loss``), and the output for the prompts.
 
-        images: uint8. masks: False draws them on the coarsest map alone, of no use and half a step cheaper.
+        Args:
+            images: Images, uint8.
+            prompts: The prompts, or None.
+            masks: Whether masks are needed. Otherwise they are computed from a coarse map and are unusable, which
+                saves half of a step's time.
         """
         vision = self.model.get_vision_features(normalise(images))
         named = [head(level) for head, level in zip(self.naming, vision.fpn_hidden_states[1:3], strict=True)]
@@ -84,7 +90,7 @@ class ConceptLearner(nn.Module):
 
 
 def _coarse(vision: Sam3VisionEncoderOutput) -> Sam3VisionEncoderOutput:
-    """With the level that DETR reads in place of the two finer ones, which serve masks alone."""
+    """Replace the two finest levels, which only masks use, by the level that DETR reads."""
     coarse, last = vision.fpn_hidden_states[2:]
     place, end = vision.fpn_position_encoding[2:]
     return Sam3VisionEncoderOutput(
@@ -93,7 +99,7 @@ def _coarse(vision: Sam3VisionEncoderOutput) -> Sam3VisionEncoderOutput:
 
 
 def answer(model: Sam3Model, vision: Sam3VisionEncoderOutput, words: Words, prompts: ConceptPrompts) -> Answer:
-    """All decoder layers' answers: transformers returns the last one's, the others are read as they pass by."""
+    """Return the outputs of all decoder layers. transformers returns the last one only; the others are recorded."""
     asked = words.inputs(prompts, model.device)
     text = model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True).pooler_output
     with recorded(model.detr_decoder) as decoder, recorded(model.dot_product_scoring) as scoring:
@@ -110,9 +116,9 @@ def answer(model: Sam3Model, vision: Sam3VisionEncoderOutput, words: Words, prom
 
 
 def naming_loss(named: Sequence[Float[Tensor, "b c _ _"]], scenes: Scenes) -> Float[Tensor, ""]:
-    """Cross-entropy of each cell's shape and colour, with one more class, the first, for the background.
+    """Return the cross-entropy of the shape and colour of each cell. The first class is the background.
 
-    named: logits of the shapes, then of the colours. A cell is what lies at its centre.
+    ``named`` has the logits of the shapes followed by those of the colours. The class of a cell is that of its centre.
     """
     codes = []
     for kind, table in ((0, SHAPES), (1, tuple(COLOURS))):
@@ -128,10 +134,10 @@ def naming_loss(named: Sequence[Float[Tensor, "b c _ _"]], scenes: Scenes) -> Fl
 
 
 def concept_terms(found: Answer, scenes: Scenes, questions: Questions, masks: bool) -> dict[str, Float[Tensor, ""]]:
-    """Set prediction as in DETR (Carion et al., 2020), every decoder layer matched and supervised on its own.
+    """Compute set prediction losses as in DETR (Carion et al., 2020). Each decoder layer is matched separately.
 
-    Values of ``WEIGHTS`` but for ``naming``; with ``masks`` False also without those of masks. Those of pairs are sums
-    over the pairs of a query and an object, by their number; questions without any give zeros.
+    The result has the terms of ``WEIGHTS`` except ``naming`` and, if ``masks`` is False, those of masks. Terms of pairs
+    are divided by the number of pairs of a query and an object. They are zero if there is no pair.
     """
     device = found.logits.device
     slots, image = questions.slots.to(device), questions.prompts.image.to(device)
@@ -163,7 +169,7 @@ def assign(
     logits: Float[Tensor, "p q"], boxes: Float[Tensor, "p q 4"], truth: Float[Tensor, "p k 4"],
     slots: Bool[Tensor, "p k"],
 ) -> Matches:  # fmt: skip
-    """The cheapest assignment of queries to the slots that answer each question. Boxes are xyxy."""
+    """Return the assignment of queries to the objects of each prompt with the lowest cost. Boxes are xyxy."""
     overlap = giou(boxes[:, :, None], truth[:, None])
     cost = 5 * torch.cdist(boxes, truth, p=1) - 2 * overlap - 2 * logits.sigmoid()[..., None]
     return hungarian(cost, slots)
@@ -172,7 +178,7 @@ def assign(
 def _mask_terms(
     found: Answer, masks: Bool[Tensor, "p k h w"], slots: Bool[Tensor, "p k"], matches: Matches
 ) -> dict[str, Float[Tensor, ""]]:
-    """Of the last layer's pairs, and of all objects of a question together."""
+    """Return the mask terms of the last layer's pairs, and of the union of all objects of a prompt."""
     rows, queries, targets = matches.pairs
     picked = _resize(found.masks[rows, queries], masks.shape[-2:])
     wanted = masks[rows, targets].float()
@@ -192,7 +198,7 @@ def _resize(masks: Float[Tensor, "n _ _"], size: Sequence[int]) -> Float[Tensor,
 
 
 def detector_terms(learner: nn.Module, lesson: Lesson) -> Terms:
-    """All terms of a batch; those of which it teaches nothing are zero."""
+    """Return all terms of a batch. Terms that the batch does not train are zero."""
     prompts = None if lesson.questions is None else lesson.questions.prompts
     named, found = learner(lesson.scenes.images, prompts, lesson.masks)
     values = dict.fromkeys(WEIGHTS, named[0].new_zeros(()))

@@ -17,22 +17,22 @@ from samdistill.types import VISUAL, ConceptPrompts
 
 BOX_JITTER = 0.05
 POSITIVE, NEGATIVE = 0.57, 0.35
-"""Shares of the questions in words: a phrase that applies, one that does not; the rest is ``GENERIC``."""
+"""Fractions of text prompts that apply and that do not apply. The others are ``GENERIC``."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Prompts about scenes, and which slots of its scene each is answered by; both on the CPU."""
+    """Prompts about scenes, and the object slots that each prompt applies to, on the CPU."""
 
     prompts: ConceptPrompts
     slots: Bool[Tensor, "p k"]
 
 
 def draw_questions(scenes: Scenes, per_scene: int, rng: np.random.Generator, boxes: bool) -> Questions:
-    """``per_scene`` questions about each scene, all in words or all as exemplar boxes.
+    """Draw ``per_scene`` prompts for each scene: all text, or all exemplar boxes.
 
-    Only annotated objects are asked for, and answer a question. A box asks for everything of its object's colour and
-    shape. A scene without an annotated object is asked for something absent, in words.
+    Only annotated objects are targets. The targets of a box are all objects of its object's colour and shape. A scene
+    without annotated objects gets a text prompt that does not apply.
     """
     count = len(scenes.images)
     slots = torch.zeros(count * per_scene, scenes.valid.shape[1], dtype=torch.bool)
@@ -60,8 +60,8 @@ def draw_questions(scenes: Scenes, per_scene: int, rng: np.random.Generator, box
 
 
 def _exemplar(box: Float[Tensor, " 4"], rng: np.random.Generator) -> Float[Tensor, " 4"]:
-    """A hand-drawn box: cxcywh of an xyxy box, each edge off by a few percent of the side."""
-    # one number for each of left, right, top and bottom
+    """Convert an xyxy box to cxcywh and jitter each edge by a few percent of the side, like a hand-drawn box."""
+    # the order of the random numbers is left, right, top, bottom
     noise = rng.normal(0, BOX_JITTER, 4).clip(-2 * BOX_JITTER, 2 * BOX_JITTER)[[0, 2, 1, 3]]
     size = (box[2:] - box[:2]).repeat(2)
     return box_convert(box + torch.from_numpy(noise).float() * size, "xyxy", "cxcywh").clamp(0, 1)

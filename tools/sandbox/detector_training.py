@@ -37,17 +37,17 @@ from tracker_model import HELD_OUT_SEED, IMAGE_SIZE, TRAIN_SEED
 
 PER_SCENE = 5
 NAMING_EPOCHS = 4
-"""Epochs in which cells are named and nothing is asked yet."""
+"""Epochs at the beginning that train the classification of cells only."""
 BOXED = 0.15
-"""Share of the steps whose questions are exemplar boxes."""
+"""Fraction of the steps whose prompts are exemplar boxes."""
 MASKED = 0.4
-"""Share of the steps that draw masks: outlines are learnt long before words are."""
+"""Fraction of the steps that train masks. Masks are learned much faster than words."""
 FIRST_SCENE = 10_000_000
-"""Number of the first scene: beyond those that the tracker, whose trunk this is, was trained on."""
+"""Number of the first scene. It is higher than those that the tracker, which provides the trunk, was trained on."""
 
 
 class DetectorTask(Task[Any]):
-    """Everything that a phrase names or a box shows. A batch is a list of scene numbers, then a ``Lesson``."""
+    """Training of the detector with phrases and boxes. A batch of scene numbers becomes a ``Lesson`` on the device."""
 
     def __init__(self, batch_size: int, weights: Path | None = None) -> None:
         self.batch_size, self.weights = batch_size, weights
@@ -63,11 +63,11 @@ class DetectorTask(Task[Any]):
         return list(items)
 
     def to(self, batch: Sequence[int], device: torch.device) -> Lesson:
-        """Scenes are rendered where they are used. What they are asked is drawn from a stream that the first starts."""
+        """Render the scenes on ``device`` and draw their prompts, with the number of the first scene as seed."""
         rng = np.random.default_rng(batch[0])
         boxes, masks = bool(rng.random() < BOXED), bool(rng.random() < MASKED)
         scenes = render_scenes([FIRST_SCENE + number for number in batch], IMAGE_SIZE, TRAIN_SEED, device=device)
-        # a detector that was trained before knows the words; only what names its cells is new
+        # a trained detector has learned the words, so only a new one starts with the classification of cells
         naming = self.weights is None and batch[0] < NAMING_EPOCHS * EPOCH_STEPS * self.batch_size
         return Lesson(scenes, None if naming else draw_questions(scenes, PER_SCENE, rng, boxes), masks)
 
@@ -80,7 +80,7 @@ class DetectorTask(Task[Any]):
 
 
 def load_detector(weights: str | Path) -> Sam3Model:
-    """A sandbox detector that was trained before: its folder, or ``sandbox``. ``UserError`` for any other model."""
+    """Load a trained sandbox detector from its folder or ``sandbox``. Raises ``UserError`` for any other model."""
     found = Sam3Detector(TeacherConfig(kind="sam3", path=str(weights)))
     model = Sam3Model(detector_config())
     try:
@@ -96,10 +96,10 @@ def load_detector(weights: str | Path) -> Sam3Model:
 
 @torch.no_grad()
 def held_out_concepts(model: Sam3Model, count: int) -> dict[str, float]:
-    """Figures of ``ConceptScores`` over ``count`` scenes that no teacher was trained on.
+    """Measure a detector (in eval mode) on ``count`` held-out scenes.
 
-    cgf1, pmf1, il_mcc, f1_50: of ``PER_SCENE`` questions in words about each scene. box_pmf1: of one exemplar box, all
-    of which have an answer. model: in eval mode.
+    ``cgf1``, ``pmf1``, ``il_mcc`` and ``f1_50`` are for ``PER_SCENE`` text prompts per scene. ``box_pmf1`` is for one
+    exemplar box per scene.
     """
     scores = {boxes: ConceptScores() for boxes in (False, True)}
     streams = {boxes: np.random.default_rng((HELD_OUT_SEED, boxes)) for boxes in (False, True)}
@@ -114,7 +114,7 @@ def held_out_concepts(model: Sam3Model, count: int) -> dict[str, float]:
 
 
 def score_answers(model: Sam3Model, scenes: Scenes, questions: Questions) -> ConceptScores:
-    """The model's detections against the visible masks of the objects that answer each question."""
+    """Compare the model's detections with the visible masks of the objects that each prompt applies to."""
     found, side = ask_scenes(model, scenes, questions), (IMAGE_SIZE, IMAGE_SIZE)
     scores = ConceptScores()
     for row, image in enumerate(questions.prompts.image.tolist()):
@@ -124,13 +124,13 @@ def score_answers(model: Sam3Model, scenes: Scenes, questions: Questions) -> Con
 
 
 def mask_ious(pred: Bool[Tensor, "n h w"], target: Bool[Tensor, "m h w"]) -> Float[Tensor, "n m"]:
-    """Intersection over union of every prediction with every target; 0 where both are empty, as in pycocotools.
+    """Return the IoU of every prediction with every target. It is 0 if both are empty, as in pycocotools.
 
-    In double precision on the CPU, since an IoU of 0.7 in single precision is below 0.7.
+    Computed in double precision on the CPU, because an IoU of 0.7 in single precision is below 0.7.
     """
     flat = target.flatten(1)
     rows = []
-    for mask in pred.flatten(1):  # one at a time: 200 queries by 50 objects of 1008 px would be 10 GB at once
+    for mask in pred.flatten(1):  # one at a time: 200 queries times 50 objects at 1008 px would take 10 GB
         rows.append(torch.stack([(flat & mask).sum(-1), (flat | mask).sum(-1)]))
     if not rows:
         return torch.zeros(0, len(target), dtype=torch.float64)
@@ -139,12 +139,13 @@ def mask_ious(pred: Bool[Tensor, "n h w"], target: Bool[Tensor, "m h w"]) -> Flo
 
 
 def train_detector(out: Path, steps: int, batch_size: int, lr: float, weights: Path | None) -> TrainedTeacher:
-    """Train in ``out`` and write ``out/weights``, tokenizer included; ``steps`` is rounded up to whole epochs of 250.
+    """Train in ``out`` and write the model and its tokenizer to ``out/weights``.
 
-    With ``weights`` the vision encoder stays frozen: students that were aligned to its features stay aligned.
+    ``steps`` is rounded up to whole epochs of 250. With ``weights`` the vision encoder is frozen, so that students that
+    were aligned to its features stay aligned.
 
-    The packaged weights came about while the recipe was still changing (docs/sandbox.md tells how): this is its last
-    state, and its result differs from them.
+    The recipe changed while the packaged weights were trained (see docs/sandbox.md). This is its final state, and it
+    gives other weights.
     """
     epochs = -(-steps // EPOCH_STEPS)
     train = TrainConfig(
@@ -161,10 +162,10 @@ def train_detector(out: Path, steps: int, batch_size: int, lr: float, weights: P
 
 
 def export_detector(checkpoint: Path, folder: Path) -> None:
-    """A training checkpoint's averaged weights, calibrated, as a float16 ``Sam3Model`` folder with its tokenizer."""
+    """Calibrate the averaged weights of a checkpoint, and save them in float16 as a ``Sam3Model`` with tokenizer."""
     saved = Checkpoint.load(checkpoint)
     assert saved.ema is not None
-    state = saved.model | saved.ema  # what is frozen has no average
+    state = saved.model | saved.ema  # frozen parameters have no average
     model = Sam3Model(detector_config())
     model.load_state_dict({n.removeprefix("model."): t for n, t in state.items() if n.startswith("model.")})
     calibrate(model.eval())

@@ -1,4 +1,4 @@
-"""Training loss of promptable teachers on prompts on rendered scenes, and a warm-up of the tracker's decoder."""
+"""Training loss of promptable teachers on rendered scenes, and a warm-up of the tracker's decoder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from samdistill.types import ImageBatch, Prompts, Term, Terms
 from tracker_model import HIDDEN, IMAGE_SIZE
 
 BOXES_WITH_POINT = 0.25
-"""Share of the steps whose boxes come with a point inside, for models that are taught mixed prompts."""
+"""Fraction of the steps in which boxes have an additional point inside, for models trained on mixed prompts."""
 MOST_POINTS = 3
 
 
 def _pick(scenes: Scenes, count: int, generator: torch.Generator) -> tuple[Tensor, Bool[Tensor, "b n"]]:
-    """``count`` annotated slots of each scene, with replacement: masks (b, n, h, w) and whether the scene has any."""
+    """Draw ``count`` annotated objects of each scene with replacement.
+
+    Returns:
+        Masks (b, n, h, w), and whether the scene has any annotated object.
+    """
     weights = scenes.valid.float()
     some = weights.sum(1) > 0
     weights[~some] = 1
@@ -33,8 +37,8 @@ def _pick(scenes: Scenes, count: int, generator: torch.Generator) -> tuple[Tenso
 
 
 def _terms(found: MaskPrediction, target: Bool[Tensor, "b n h w"], valid: Tensor, prefix: str) -> dict[str, Term]:
-    """Of several masks of a prompt the best one learns the mask, so that the others stay free to mean something else;
-    all learn how good they are (SAM, Kirillov et al., 2023, section 3 and appendix A)."""
+    """Return mask and IoU terms. If a prompt has several masks, mask terms train the best one, so that the others can
+    represent other objects. The IoU term trains all (Kirillov et al., SAM, 2023, section 3 and appendix A)."""
     count = found.iou_scores.shape[-1]
     masks = found.low_res_masks.flatten(0, 1)
     up = F.interpolate(masks, target.shape[-2:], mode="bilinear", align_corners=False)
@@ -58,7 +62,7 @@ def _box_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator, jitte
 
 
 def _point_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator, count: int = 1) -> Prompts:
-    """``count`` random points inside each mask."""
+    """Draw ``count`` random points inside each mask."""
     flat = masks.flatten(0, 1)
     draws = torch.rand(count, len(flat), generator=generator, device=flat.device)
     points = torch.stack([random_points(flat, each)[0] for each in draws], 1).view(*masks.shape[:2], count, 2).float()
@@ -66,7 +70,7 @@ def _point_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator, cou
 
 
 def _mixed_prompts(masks: Tensor, valid: Tensor, generator: torch.Generator) -> Prompts:
-    """One to ``MOST_POINTS`` points inside, in half of the steps with one outside."""
+    """Draw one to ``MOST_POINTS`` points inside each mask and, in half of the steps, one outside."""
     more, outside = (torch.randint(n, (), generator=generator, device=masks.device).item() for n in (MOST_POINTS, 2))
     inside = _point_prompts(masks, valid, generator, 1 + int(more))
     if not outside:
@@ -80,8 +84,8 @@ def teacher_terms(
 ) -> Terms:
     """Mask, Dice and IoU terms of a box and a point for each picked object, and of one corrective click per image.
 
-    multimask: a point is answered by three masks, the best of which counts; boxes sometimes come with a point, and
-    ``points`` asks for one mask with one to four points.
+    With ``multimask``, a point is answered with three masks, and the best one is trained. Boxes sometimes have an
+    additional point, and the terms ``points`` are for one mask from one to four points.
     """
     embeddings = embed(model, ImageBatch.full(scenes.images))
     n = prompts_per_image
@@ -106,10 +110,11 @@ def teacher_terms(
 
 
 def prompt_terms(model: Sam3TrackerModel, generator: torch.Generator, batch_size: int, prompts_per_image: int) -> Terms:
-    """The decoder's warm-up: without any image, a box means the ellipse inside it and a point a disc around it.
+    """Return the terms of the decoder's warm-up on an empty embedding.
 
-    Trained on scenes from the start, a fresh decoder settles on "everything that stands out" and ignores its prompts
-    for thousands of steps (box and point mIoU equal to three digits); 150 of these cheap steps end that.
+    The target of a box is the ellipse inside it, and that of a point a disc around it. Without the warm-up, a new
+    decoder segments all salient objects and ignores its prompts for thousands of steps (box and point mIoU are equal to
+    three digits). 150 of these fast steps are sufficient.
     """
     shape = (batch_size, prompts_per_image)
     levels = tuple(

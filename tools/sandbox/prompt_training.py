@@ -34,7 +34,7 @@ VALIDATION_SCENES, FINAL_SCENES = 64, 512
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """folder: float16 weights as transformers saves them; figures: by name, on ``FINAL_SCENES`` held-out scenes."""
+    """A trained teacher: folder of its float16 weights, and its figures on ``FINAL_SCENES`` held-out scenes by name."""
 
     folder: Path
     steps: int
@@ -43,7 +43,7 @@ class TrainedTeacher:
 
 
 class SceneNumbers(Dataset[int]):
-    """The numbers of an epoch's scenes; no scene is ever seen twice."""
+    """Numbers of the scenes of an epoch. No scene is used twice."""
 
     def __init__(self, count: int, epoch: int) -> None:
         self.count, self.start = count, count * epoch
@@ -57,8 +57,8 @@ class SceneNumbers(Dataset[int]):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes one promptable teacher another. kind: its class. build: the model before its first scene.
-    prompts_per_image and multimask: see ``teacher_terms``."""
+    """Recipe of a promptable teacher: its class, a function that builds the untrained model, and the arguments of
+    ``teacher_terms``."""
 
     name: str
     kind: type[Promptable]
@@ -68,7 +68,7 @@ class Recipe:
 
 
 def warm_tracker() -> Sam3TrackerModel:
-    """A tracker whose decoder was warmed up."""
+    """Build a tracker and warm up its decoder."""
     model = build_teacher()
     optimizer, generator = torch.optim.AdamW(model.parameters(), lr=1e-3), torch.Generator().manual_seed(1)
     for _ in range(WARM_UP_STEPS):
@@ -85,7 +85,7 @@ MOBILE = Recipe("mobile", MobileSamModel, build_mobile, prompts_per_image=2, mul
 
 
 class TeacherTask(Task[Scenes]):
-    """Masks for boxes, points and corrective clicks. Runs on one process: it reaches into the model's parts."""
+    """Training on boxes, points and corrective clicks. It accesses parts of the model, so it needs a single process."""
 
     def __init__(self, batch_size: int, weights: Path | None = None, recipe: Recipe = TRACKER) -> None:
         self.batch_size, self.weights, self.recipe = batch_size, weights, recipe
@@ -110,7 +110,7 @@ class TeacherTask(Task[Scenes]):
         return list(items)
 
     def to(self, batch: Sequence[int], device: torch.device) -> Scenes:
-        """Scenes are rendered where they are used. Their prompts are drawn from a stream that their numbers start."""
+        """Render the scenes on ``device``. The number of the first scene is the seed of their prompts."""
         self.generator = torch.Generator(device).manual_seed(batch[0])
         return render_scenes(batch, self.size, TRAIN_SEED, device=device)
 
@@ -125,7 +125,7 @@ class TeacherTask(Task[Scenes]):
 
 
 def held_out_miou(model: Promptable, count: int) -> dict[str, float]:
-    """mIoU over all annotated objects of ``count`` scenes that no teacher was trained on."""
+    """Return the mIoU over all annotated objects of ``count`` held-out scenes, by kind of prompt."""
     found: dict[str, list[torch.Tensor]] = {}
     for start in range(0, count, VALIDATION_SCENES):
         numbers = range(start, min(start + VALIDATION_SCENES, count))

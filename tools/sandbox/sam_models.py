@@ -14,15 +14,16 @@ from tracker_model import HIDDEN, IMAGE_SIZE, PATCH, initialise
 
 HEADS = 4
 MLP = 8 * HIDDEN
-"""Hidden units of the decoder's feed-forward layers; SAM's too are 8 times its width."""
+"""Hidden units of the decoder's feed-forward layers: 8 times the width, as in SAM."""
 BACKBONE = "efficientvit_b0.r224_in1k"
 _TRUNK = {"attn.proj": "attention.o_proj", "mlp.lin1": "mlp.fc1", "mlp.lin2": "mlp.fc2"}
 _DECODER = {"out_proj": "o_proj", "mlp.lin1": "mlp.proj_in", "mlp.lin2": "mlp.proj_out"}
-"""What a SAM calls its parts, and what a SAM 3 calls them."""
+"""Names of modules in a SAM, and their names in a SAM 3."""
 
 
 def sam_config() -> SamConfig:
-    """The tracker's geometry (126 px, patches of 14, a ViT of 6 layers of 192, global attention) and decoder width."""
+    """Return a configuration with the tracker's geometry: 126 px, patches of 14, a ViT of 6 layers, 192 wide, with
+    global attention, and the same decoder width."""
     sizes = {"image_size": IMAGE_SIZE, "patch_size": PATCH}
     config = SamConfig(
         vision_config={
@@ -36,15 +37,16 @@ def sam_config() -> SamConfig:
             "layer_norm_eps": 1e-5,
         },
     )  # fmt: skip
-    config.vision_config.scale = 1  # of the random Fourier features, as in SAM's code and weights
+    config.vision_config.scale = 1  # scale of the random Fourier features, as in SAM's code and weights
     return config
 
 
 def build_sam(seed: int = 0) -> SamModel:
-    """A SAM to be trained, with what the bundled tracker can give it.
+    """Build a SAM for training with weights of the bundled tracker.
 
-    That is the ViT without its rotations, which a SAM does not have, the prompt encoder and the decoder, whose
-    feed-forward layers get units that start silent. The neck and the relative positions start fresh.
+    The ViT (without rotary embeddings, which a SAM does not have), the prompt encoder and the decoder have the
+    tracker's weights. The additional units of the decoder's feed-forward layers start with zero output. The neck and
+    the relative positions have a new initialisation.
     """
     torch.manual_seed(seed)
     model = SamModel(sam_config())
@@ -57,7 +59,10 @@ def build_sam(seed: int = 0) -> SamModel:
 
 
 def build_mobile(seed: int = 0) -> MobileSamModel:
-    """A MobileSAM to be trained: a fresh trunk, and the bundled SAM's prompt half, as MobileSAM has that of SAM-H."""
+    """Build a MobileSAM for training: a random trunk, and prompt encoder and decoder of the bundled SAM.
+
+    The published MobileSAM has those of SAM ViT-H in the same way.
+    """
     torch.manual_seed(seed)
     config = MobileSamConfig(backbone=BACKBONE, image_size=IMAGE_SIZE, patch_size=PATCH, width=HIDDEN, heads=HEADS)
     model = MobileSamModel(config)
@@ -67,9 +72,12 @@ def build_mobile(seed: int = 0) -> MobileSamModel:
 
 
 def _trunk(tracker: Sam3TrackerModel, model: SamModel) -> dict[str, Tensor]:
-    """The tracker's ViT under a SAM's names."""
+    """Return the tracker's ViT with the tensor names of a SAM."""
     theirs, own = tracker.vision_encoder.backbone.state_dict(), model.vision_encoder.state_dict()
-    scale, shift = theirs["layer_norm.weight"], theirs["layer_norm.bias"]  # its tokens have about unit variance before
+    scale, shift = (
+        theirs["layer_norm.weight"],
+        theirs["layer_norm.bias"],
+    )  # the input of this norm has about unit variance
     patches = theirs["embeddings.patch_embeddings.projection.weight"] * scale[:, None, None, None]
     found = _other_statistics(patches)
     positions = theirs["embeddings.position_embeddings"] * scale + shift
@@ -90,7 +98,7 @@ def _renamed(name: str, table: dict[str, str]) -> str:
 
 
 def _other_statistics(patches: Float[Tensor, "d 3 p p"]) -> dict[str, Tensor]:
-    """A patch embedding that sees with ImageNet's statistics what ``patches`` sees with SAM 3's."""
+    """Convert a patch embedding from SAM 3's image normalisation to ImageNet's."""
     mean, std, mean3, std3 = (torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD, SAM3_MEAN, SAM3_STD))
     return {
         "patch_embed.projection.weight": patches * (std / std3)[:, None, None],
@@ -99,7 +107,7 @@ def _other_statistics(patches: Float[Tensor, "d 3 p p"]) -> dict[str, Tensor]:
 
 
 def _prompt_half(tracker: Sam3TrackerModel, model: SamModel) -> dict[str, Tensor]:
-    """The tracker's prompt encoder and mask decoder under a SAM's names."""
+    """Return the tracker's prompt encoder and mask decoder with the tensor names of a SAM."""
     theirs, own, found = tracker.state_dict(), model.state_dict(), {}
     points = theirs.pop("prompt_encoder.point_embed.weight")
     for name, tensor in own.items():
@@ -112,7 +120,7 @@ def _prompt_half(tracker: Sam3TrackerModel, model: SamModel) -> dict[str, Tensor
 
 
 def _widened(given: Tensor, own: Tensor, silent: bool) -> Tensor:
-    """``given`` in the first places of ``own``; the others stay, or are zero where their units have to be silent."""
+    """Copy ``given`` into the first entries of ``own``. The other entries are kept, or set to zero if ``silent``."""
     wide = torch.zeros_like(own) if silent else own.clone()
     wide[tuple(slice(size) for size in given.shape)] = given
     return wide

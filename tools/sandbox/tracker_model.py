@@ -22,7 +22,7 @@ MULTIMASK = "multimask"
 
 
 def teacher_config() -> Sam3TrackerConfig:
-    """126 px, a ViT of 6 layers of 192 (4.2M parameters in all, 8.5 MB in float16), global attention throughout."""
+    """Return the configuration: 126 px, a ViT of 6 layers, 192 wide, with global attention; 4.2M parameters in all."""
     grid = IMAGE_SIZE // PATCH
     return Sam3TrackerConfig(
         vision_config={
@@ -45,7 +45,7 @@ def teacher_config() -> Sam3TrackerConfig:
 
 
 def build_teacher(seed: int = 0) -> Sam3TrackerModel:
-    """A tracker to be trained from scratch; ``initialise`` and ``attend_in_place`` say how it starts."""
+    """Build an untrained tracker. See ``initialise`` and ``attend_in_place``."""
     torch.manual_seed(seed)
     model = Sam3TrackerModel(teacher_config())
     initialise(model)
@@ -54,9 +54,10 @@ def build_teacher(seed: int = 0) -> Sam3TrackerModel:
 
 
 def initialise(part: nn.Module) -> None:
-    """Weights for training from scratch: transformers initialises for fine-tuning.
+    """Initialise weights for training from scratch. transformers' initialisation is for fine-tuning.
 
-    Linear layers get a variance that suits their width, convolutions torch's own start, embeddings one of 0.2.
+    The variance of linear layers depends on their width, convolutions have torch's default, and embeddings a standard
+    deviation of 0.2.
     """
     for module in part.modules():
         if isinstance(module, nn.Linear):
@@ -68,11 +69,11 @@ def initialise(part: nn.Module) -> None:
 
 
 def attend_in_place(model: Promptable) -> None:
-    """Make a prompt and the image cell at its place look alike to the decoder.
+    """Give a prompt and the image cell at its position the same position features in the decoder.
 
-    A fresh model draws the random Fourier features of prompts and image apart, although every checkpoint shares them: a
-    point then means nothing to the decoder. They are made equal here. Queries and keys of the attentions between tokens
-    and image start equal too, so that each attends to its own place.
+    A new model draws separate random Fourier features for prompts and image, although every checkpoint shares them. The
+    decoder then cannot relate a point to its position, so they are made equal here. Query and key projections of the
+    attention between tokens and image start equal too, so that each token attends to its own position.
     """
     for name, module in model.mask_decoder.transformer.named_modules():
         if isinstance(module, Sam3TrackerAttention | SamAttention) and "self_attn" not in name:
@@ -84,10 +85,10 @@ def attend_in_place(model: Promptable) -> None:
 
 @torch.inference_mode()
 def score(model: Promptable, scenes: Scenes) -> dict[str, Float[Tensor, " objects"]]:
-    """IoU per annotated object for each kind of prompt.
+    """Return the IoU of each annotated object by kind of prompt.
 
-    A SAM also has ``multimask``: the point answered by three masks, of which the one with the highest predicted IoU
-    counts. Its ``point`` is answered by the token for clear prompts, as that of the others.
+    A SAM also has ``multimask``: a point answered with three masks, of which the one with the highest predicted IoU is
+    taken. Its ``point`` uses the single-mask token, as in the other models.
     """
     model.eval()
     targets = Targets.of(scenes.masks, scenes.valid)

@@ -24,7 +24,7 @@ from samdistill.types import UserError
 
 @dataclass(frozen=True)
 class Trainer:
-    """How a teacher is trained, and with what unless something else is asked for."""
+    """Training function of a teacher, and its default settings."""
 
     train: Callable[[Path, int, int, float, Path | None], TrainedTeacher]
     steps: int
@@ -44,10 +44,19 @@ def train_teacher(
     name: str, out: Path, steps: int | None = None, batch_size: int | None = None, lr: float | None = None,
     weights: Path | None = None,
 ) -> TrainedTeacher:  # fmt: skip
-    """Train the teacher ``name`` in the folder ``out``. steps, batch_size and lr: None takes the teacher's own.
+    """Train a teacher.
 
-    weights: a folder or a packaged name to start from instead of the recipe's own start. Raises ``UserError`` for an
-    unknown name, weights of another kind, and a folder of a run with other settings or that another process writes.
+    Args:
+        name: ``tracker``, ``detector``, ``sam`` or ``mobile``.
+        out: Run folder.
+        steps: Optimiser steps. None uses the default of the teacher, as for the next two.
+        batch_size: Scenes per step.
+        lr: Base learning rate.
+        weights: Folder or packaged name of the initial weights. None uses the recipe's initialisation.
+
+    Raises:
+        UserError: The name is unknown, the weights are of another kind, the folder has a run with other settings, or
+            another process writes to it.
     """
     if name not in TEACHERS:
         raise UserError(f"no sandbox teacher is called {name!r}{did_you_mean(name, list(TEACHERS))}")
