@@ -40,7 +40,7 @@ TEACHER = "teacher"
 
 
 def arguments(doc: str | None, work: str | None = None) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes: ``--device``, ``--out`` and, where it leaves files, ``--work``."""
+    """Return a parser with the common options: ``--device``, ``--out`` and, with ``work``, ``--work``."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument("--out", type=Path, help="write what is printed there, and the figures to a .json beside it")
@@ -50,9 +50,9 @@ def arguments(doc: str | None, work: str | None = None) -> argparse.ArgumentPars
 
 
 def use_device(name: str) -> str:
-    """The device everything below runs on, child processes included; ``SystemExit`` where it is not the one asked for.
+    """Select the device of this process and its child processes. Raises ``SystemExit`` if it is not available.
 
-    The verbs take the best device there is, so the CPU is chosen by hiding the others.
+    Commands use an accelerator if there is one, so the CPU is selected by hiding CUDA devices.
     """
     if name == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -63,7 +63,7 @@ def use_device(name: str) -> str:
 
 
 def machine_line(device: str) -> str:
-    """Hardware, threads, versions, load and date, in one line."""
+    """Return hardware, threads, versions, load and date in one line."""
     facts = describe_machine(device)
     plain = ("processor", "accelerator", "system")
     told = ", ".join(value if key in plain else f"{key} {value}" for key, value in facts.items())
@@ -71,12 +71,12 @@ def machine_line(device: str) -> str:
 
 
 def setting(key: str, path: Path) -> str:
-    """``key=value`` for a path with any characters."""
+    """Return a ``key=value`` setting for a path with any characters."""
     return f"{key}={json.dumps(str(path))}"
 
 
 class Sheet:
-    """Lines that are printed as they come and kept, with the figures behind them, by ``save``."""
+    """Prints the lines of a result. ``save`` writes them together with the figures."""
 
     def __init__(self, device: str) -> None:
         self.machine = {**describe_machine(device), "device": device, "load at the start": f"{os.getloadavg()[0]:.1f}"}
@@ -90,7 +90,7 @@ class Sheet:
         self.lines.append(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A titled table; the first column is text, the others are set to the right."""
+        """Print a table with a title. The first column is aligned left, the others right."""
         cells = [list(columns), *(list(row) for row in rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
         self.say()
@@ -110,7 +110,7 @@ class Sheet:
 
 
 def spread(values: Sequence[float], form: str = ".4f") -> str:
-    """``mean +- standard deviation`` (of the sample); one value stands alone."""
+    """Format ``mean +- standard deviation`` (of the sample), or a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return format(mean, form)
@@ -118,12 +118,14 @@ def spread(values: Sequence[float], form: str = ".4f") -> str:
 
 
 def note(text: str) -> None:
-    """A line of progress, with the time."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}\n", end="", file=sys.stderr, flush=True)  # one write: threads
+    """Print a line of progress with the time."""
+    print(
+        f"[{time.strftime('%H:%M:%S')}] {text}\n", end="", file=sys.stderr, flush=True
+    )  # one write, as threads print too
 
 
 def run_python(words: Sequence[str], log: Path, threads: int) -> None:
-    """``python WORDS`` in a process of its own; what it says goes to the end of ``log``."""
+    """Run ``python WORDS`` in its own process. The output is appended to ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("a") as file:
@@ -134,12 +136,15 @@ def run_python(words: Sequence[str], log: Path, threads: int) -> None:
 
 
 def run_cli(words: Sequence[str], log: Path, threads: int) -> None:
-    """``samdistill WORDS`` in a process of its own; what it says goes to the end of ``log``."""
+    """Run ``samdistill WORDS`` in its own process. The output is appended to ``log``."""
     run_python(["-m", "samdistill", *words], log, threads)
 
 
 def open_work(work: Path, mark: str, settings: Any) -> None:
-    """An empty folder, or one that a cut off call with the same settings left; anything else is not ours to remove."""
+    """Create a work folder, or reuse that of an interrupted call with the same settings.
+
+    Raises ``SystemExit`` for a folder with other contents, as these are never removed.
+    """
     kept, told = work / f"{mark}.json", json.dumps(settings)
     if kept.is_file() and kept.read_text() != told:
         raise SystemExit(f"{work}: left by a call with other settings; remove it, or give another --work")
@@ -150,8 +155,10 @@ def open_work(work: Path, mark: str, settings: Any) -> None:
 
 
 def run_stage(script: str, work: Path, stage: str, words: Sequence[str]) -> dict[str, Any]:
-    """``python SCRIPT WORDS --result FILE`` in a process of its own, unless an earlier call finished the stage: what it
-    left in the file, with the seconds it took."""
+    """Run ``python SCRIPT WORDS --result FILE`` in its own process, unless an earlier call finished the stage.
+
+    Returns the contents of the file with the time in seconds.
+    """
     kept = work / "stages" / f"{stage.replace(' ', '_')}.json"
     if not kept.is_file():
         result, start = kept.with_suffix(".partial"), time.monotonic()
@@ -166,8 +173,10 @@ def run_stage(script: str, work: Path, stage: str, words: Sequence[str]) -> dict
 
 
 def train_once(recipe: str, settings: Sequence[str], log: Path, threads: int, last: str = "student") -> None:
-    """``samdistill train``, unless its run folder holds ``last``, which a training writes last; one that was cut off
-    goes on. ``SystemExit`` for a folder that was trained with other settings."""
+    """Run ``samdistill train``, unless its run folder has ``last``, the last file that a training writes.
+
+    An interrupted training is resumed. Raises ``SystemExit`` for a folder that was trained with other settings.
+    """
     config = load_config(recipe, settings)
     run, kept = config.output, config.output / "config.yaml"
     if kept.is_file() and load_config(kept) != config:
@@ -179,11 +188,11 @@ def train_once(recipe: str, settings: Sequence[str], log: Path, threads: int, la
 
 @dataclass(frozen=True)
 class Study:
-    """Named sets of overrides of one recipe, each trained with every seed, then evaluated seed by seed.
+    """Variants (named sets of overrides) of one recipe, each trained with every seed and evaluated by seed.
 
-    All variants of a seed see the same scenes, batches and steps, and are evaluated in one call, where the timings of
-    the models take turns. Everything is kept in ``work``; what is finished is not done again. base: overrides of all
-    variants. jobs: trainings at a time, ``threads`` threads each.
+    All variants of a seed have the same scenes, batches and steps. They are evaluated in one call, in which the latency
+    of the models is measured in turns. All results are kept in ``work``, and finished ones are not repeated. ``base``
+    has the overrides of all variants. ``jobs`` trainings run at a time with ``threads`` threads each.
     """
 
     work: Path
@@ -202,7 +211,7 @@ class Study:
         return self.work / f"scenes-{self.scenes}-{self.val}"
 
     def config(self, variant: str, seed: int) -> EncoderRunConfig:
-        """The resolved settings of one training; variants with one codec share one store."""
+        """Return the resolved settings of a training. Variants with the same codec share a store."""
         return load_config(self.recipe, self._settings(variant, seed))
 
     def _settings(self, variant: str, seed: int) -> list[str]:
@@ -215,7 +224,7 @@ class Study:
         return [*settings, *(setting(key, path) for key, path in places.items()), f"train.seed={seed}"]
 
     def run(self) -> None:
-        """Render, cache, train, merge; minutes per training."""
+        """Render, cache, train and merge. It takes minutes per training."""
         samdistill.render_sandbox(self.data, train=self.scenes, val=self.val, progress=False)
         first = self.seeds[0]
         stores = {self.config(name, first).store_root: name for name in self.variants}
@@ -236,7 +245,7 @@ class Study:
             samdistill.merge(run, config.teacher.path, run / "merged")
 
     def evaluate(self, device: str, repeats: int) -> None:
-        """Fill ``results``: per seed the teacher and every variant, on all held-out scenes."""
+        """Evaluate the teacher and every variant of each seed on all held-out scenes, into ``results``."""
         for seed in self.seeds:
             config = self.config(next(iter(self.variants)), seed)
             parts = EncoderParts(config)
@@ -249,22 +258,22 @@ class Study:
             )  # fmt: skip
 
     def values(self, variant: str, measure: str) -> list[float]:
-        """One figure of a variant, per seed. measure: a field of ``ModelRow``, or ``agreement.box`` and such."""
+        """Return a figure of a variant by seed. ``measure`` is a field of ``ModelRow``, or ``agreement.box`` etc."""
         name, _, kind = measure.partition(".")
         rows = [self.results[seed].row(variant) for seed in self.seeds]
         return [getattr(row, name)[kind] if kind else getattr(row, name) for row in rows]
 
     def differences(self, variant: str, baseline: str, measure: str) -> list[float]:
-        """Variant minus baseline, seed by seed."""
+        """Return the difference of variant and baseline by seed."""
         pairs = zip(self.values(variant, measure), self.values(baseline, measure), strict=True)
         return [ours - theirs for ours, theirs in pairs]
 
     def steps(self, variant: str) -> set[int]:
-        """How many steps the trainings of a variant took, by their logs."""
+        """Return the numbers of steps of a variant's trainings, according to their logs."""
         return {read_lines(self.config(variant, seed).output / "metrics.jsonl")[-1]["step"] for seed in self.seeds}
 
     def conditions(self) -> list[str]:
-        """What was held equal, in words."""
+        """Return a text with the conditions that are equal for all variants."""
         config = self.config(next(iter(self.variants)), self.seeds[0])
         one = self.results[self.seeds[0]]
         steps = sorted(set().union(*(self.steps(name) for name in self.variants)))
@@ -276,7 +285,7 @@ class Study:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings (without places on this machine) and the whole evaluation of every seed."""
+        """Return the settings (without paths of this machine) and the evaluation of every seed."""
         places = {"output": True, "data": {"root"}, "cache": {"root"}}
         configs = {name: self.config(name, self.seeds[0]) for name in self.variants}
         return {
@@ -297,7 +306,7 @@ MEASURES = {
 
 
 def study_arguments(doc: str | None, work: str) -> argparse.ArgumentParser:
-    """``arguments`` and what every study takes."""
+    """Return a parser with the common options of all studies."""
     parser = arguments(doc, work)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all trainings, after the others")
     parser.add_argument("--backbone", default="es_ev_s", help="student (es_ev_s)")
@@ -312,14 +321,14 @@ def study_arguments(doc: str | None, work: str) -> argparse.ArgumentParser:
 
 
 def study(args: argparse.Namespace, variants: Mapping[str, Sequence[str]]) -> Study:
-    """A study from the arguments of ``study_arguments``."""
+    """Build a study from the arguments of ``study_arguments``."""
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     base = [f"student.backbone={args.backbone}", f"train.epochs={args.epochs}", "data.workers=0", *args.overrides]
     return Study(args.work, variants, list(seeds), args.scenes, args.val, base, jobs=args.jobs)
 
 
 def say_study(sheet: Sheet, found: Study, baseline: str) -> None:
-    """The conditions, the table of all measures, and each variant against the baseline, seed by seed."""
+    """Print the conditions, the table of all figures, and the difference of each variant to the baseline by seed."""
     sheet.say()
     for line in found.conditions():
         sheet.say(line)

@@ -27,7 +27,7 @@ PROMPT_TOKENS = 6
 
 
 class Stages:
-    """What the child processes do; each method is a stage and returns what its row says. student: of the stage."""
+    """Stages that run in child processes. Each method is a stage and returns its row of the table."""
 
     def __init__(self, args: argparse.Namespace, student: str) -> None:
         self.tiny, self.images, self.work = args.tiny, args.images, args.work

@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerFast
 DATA = REPOSITORY.parent / "shared" / "data"
 PHOTOGRAPHS = DATA / "coco" / "images"
 Row = dict[str, Any]
-"""What is kept of a stage: ``stage``, ``seconds``, ``peak_bytes``, ``found`` and ``parts``."""
+"""Result of a stage: ``stage``, ``seconds``, ``peak_bytes``, ``found`` and ``parts``."""
 
 
 def tiny_config() -> dict[str, Any]:
-    """A SAM 3 of 0.4M parameters at 126 px."""
+    """Return the configuration of a SAM 3 with 0.4M parameters at 126 px."""
     heads = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     vit = {
         "model_type": "sam3_vit_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -47,7 +47,10 @@ def tiny_config() -> dict[str, Any]:
 
 
 def stand_in_tokenizer(words: Sequence[str], count: int, begin: int, end: int, context: int) -> PreTrainedTokenizerFast:
-    """One token a word and as many idle ones as fill a vocabulary of ``count``; the published one is not at hand."""
+    """Build a tokenizer with one token per word and unused tokens up to a vocabulary of ``count``.
+
+    It replaces the published tokenizer, which is not available offline.
+    """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -69,8 +72,10 @@ def stand_in_tokenizer(words: Sequence[str], count: int, begin: int, end: int, c
 
 
 def peak_bytes() -> int:
-    """Of this process since it began. The kernel's own mark where there is one: what ``getrusage`` says on Linux begins
-    with the parent's peak."""
+    """Return the peak memory of this process.
+
+    The kernel's value is used if there is one, because ``getrusage`` on Linux includes the parent's peak.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
@@ -79,7 +84,7 @@ def peak_bytes() -> int:
 
 
 class Clock:
-    """Seconds and the memory peak so far after each part, in the order the parts first ended."""
+    """Measures the seconds of each part, and the peak memory after it, in the order in which the parts first ended."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.parts = device, dict[str, dict[str, float]]()
@@ -89,7 +94,7 @@ class Clock:
         return torch.cuda.max_memory_allocated(self.device) if cuda else peak_bytes()
 
     def around(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """``work`` with a clock; several calls add up."""
+        """Return a function that measures ``work``. The times of several calls are added."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
@@ -106,7 +111,7 @@ class Clock:
 
 
 def stage_arguments(doc: str | None, work: str, tiny: str, keep: str) -> argparse.ArgumentParser:
-    """``arguments`` and what every job at full size takes. tiny: what ``--tiny`` builds; keep: bytes of ``--keep``."""
+    """Return a parser with the common options. ``tiny`` and ``keep`` are parts of the help of these options."""
     parser = arguments(doc, work)
     parser.add_argument("--tiny", action="store_true", help=f"{tiny}, to try this script")
     parser.add_argument("--keep", action="store_true", help=f"keep --work (about {keep} at full size)")
@@ -119,10 +124,10 @@ def run(
     script: str, args: argparse.Namespace, stages: Mapping[str, Callable[[Clock], Any]], words: Sequence[str],
     say: Callable[[Sheet, dict[str, Row]], None],
 ) -> None:  # fmt: skip
-    """All stages, each in a process of its own, and the sheet; or, in such a process, the one it is for.
+    """Run all stages in their own processes and print the results or, in such a process, run its stage.
 
-    stages: what each does, by name, in order; ``args.work`` is absolute by then. words: arguments of the script that
-    its stages need besides those of ``stage_arguments``. say: tells the sheet what the stages found.
+    ``stages`` has the functions of the stages by name, in order; ``args.work`` is absolute when they are called.
+    ``words`` are further arguments of the script that the stages need. ``say`` prints the results to the sheet.
     """
     device = use_device(args.device)
     args.work = args.work.resolve()
@@ -143,20 +148,20 @@ def run(
 
 
 def stage_table(sheet: Sheet, title: str, rows: Mapping[str, Row]) -> None:
-    """Seconds and peak of every stage."""
+    """Print seconds and peak memory of every stage."""
     cells = [[name, f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 2**30:.2f}"] for name, row in rows.items()]
     title = f"{title}; every stage in a process of its own, imports included"
     sheet.table(title, ["stage", "seconds", "peak GiB"], cells)
 
 
 def part_table(sheet: Sheet, title: str, parts: Mapping[str, Mapping[str, float]]) -> None:
-    """Seconds of the parts of a stage, and the peak after each."""
+    """Print the seconds of the parts of a stage, and the peak memory after each."""
     cells = [[name, f"{part['seconds']:.2f}", f"{part['peak_bytes'] / 2**30:.2f}"] for name, part in parts.items()]
     sheet.table(title, ["", "seconds", "peak GiB so far"], cells)
 
 
 def check_table(sheet: Sheet, title: str, terms: Sequence[Mapping[str, Any]]) -> None:
-    """The terms of a check."""
+    """Print the terms of a check."""
     cells = [
         [term["name"], term["phase"], f"{term['value']:.4g}", f"{term['weight']:g}", f"{term['grad_norm']:.4g}"]
         for term in terms
@@ -165,7 +170,7 @@ def check_table(sheet: Sheet, title: str, terms: Sequence[Mapping[str, Any]]) ->
 
 
 def say_limits(sheet: Sheet, told: str, missing: str) -> None:
-    """The last lines: threads and how often things ran, and what was not measured."""
+    """Print the last lines: threads, numbers of repeats, and what was not measured."""
     sheet.say()
     sheet.say(f"{os.environ.get('OMP_NUM_THREADS', 'one per core')} thread(s) in the stages. {told}")
     sheet.say(f"Not measured: the published weights (they cannot be had here), {missing}.")

@@ -52,7 +52,7 @@ TINY_STUDENT = (
 
 
 class Stages:
-    """What the child processes do; each returns what is told of it."""
+    """Stages that run in child processes. Each method is a stage and returns its results."""
 
     def __init__(self, args: argparse.Namespace, clock: Clock) -> None:
         self.args, self.clock, self.device = args, clock, clock.device

@@ -53,7 +53,7 @@ def teachers(tiny: bool) -> dict[str, torch.nn.Module]:
 
 
 class Stages:
-    """What the child processes do; each method is a stage and returns what is told of it."""
+    """Stages that run in child processes. Each method is a stage and returns its results."""
 
     def __init__(self, args: argparse.Namespace, clock: Clock) -> None:
         self.args, self.work, self.device = args, args.work, clock.device
@@ -180,7 +180,7 @@ def asked(prompts: Prompts) -> str:
 
 
 def say(args: argparse.Namespace, sheet: Sheet, rows: dict[str, Row]) -> None:
-    """Stages, parts of the steps, what the verbs told."""
+    """Print stages, parts of the steps, and the output of the commands."""
     sizes = ", ".join(f"{name} {count:,}" for name, count in rows["build"]["found"]["parameters"].items())
     size = TINY["image_size"] if args.tiny else 1024
     student = rows["steps on coco"]["found"]["student"]

@@ -121,7 +121,7 @@ def total(values: dict[str, Tensor]) -> Tensor:
 
 
 class Stages:
-    """What the child processes do; each method leaves seconds by part."""
+    """Stages that run in child processes. Each method records the seconds of its parts."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.sizes, self.device = args, TINY if args.tiny else FULL, default_device()

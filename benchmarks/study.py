@@ -17,17 +17,20 @@ from samdistill.engine import read_lines
 from samdistill.jobs.loading import load_config
 
 Measures = Mapping[str, str]
-"""Columns of a table: title, and where the figure stands in a measured model's row, such as ``miou.box``."""
+"""Columns of a table: title, and path of the figure in the row of a measured model, such as ``miou.box``."""
 
 
 @dataclass(frozen=True)
 class Trainings:
-    """Every training and every measurement is a process of its own; what is finished in ``work`` is not done again.
+    """A study that runs each training and measurement in its own process. Finished ones in ``work`` are not repeated.
 
-    variants: overrides by name; ``{seed}`` in one stands for the seed. base: overrides of all, before those. measure:
-    puts the figures of a model (a run, or what the recipe calls a model by) into a JSON file, the model's own row first
-    under ``models``. beside: other models by name, measured once. jobs: processes at a time, one thread each. last:
-    what a training writes last into its folder.
+    - ``variants``: overrides by name. ``{seed}`` is replaced by the seed.
+    - ``base``: overrides of all variants, applied before those.
+    - ``measure``: writes the figures of a model (a run or a model's path) to a JSON file, with the model's own row
+      first under ``models``.
+    - ``beside``: other models by name, measured once.
+    - ``jobs``: number of processes at a time, with one thread each.
+    - ``last``: last file that a training writes to its folder.
     """
 
     recipe: str
@@ -51,7 +54,7 @@ class Trainings:
         return load_config(self.recipe, self.settings(variant, seed))
 
     def run(self) -> None:
-        """Train and measure, seed after seed, so that a study that is cut off has whole seeds."""
+        """Train and measure one seed after another, so that an interrupted study has complete seeds."""
         for name, model in self.beside.items():
             self._measure(model, self._kept(_plain(name)))
         pairs = [(name, seed) for seed in self.seeds for name in self.variants]
@@ -79,12 +82,12 @@ class Trainings:
         return self.work / "logs" / f"{name}.txt"
 
     def result(self, name: str, seed: int | None = None) -> dict[str, Any]:
-        """All that was measured of a variant's training, or without ``seed`` of a model beside them."""
+        """Return all figures of a variant's training or, without ``seed``, of one of the other models."""
         kept = self._kept(_plain(name) if seed is None else self.folder(name, seed).name)
         return json.loads(kept.read_text())
 
     def values(self, name: str, measure: str) -> list[float]:
-        """One figure of a variant by seed, or the one of a model beside them."""
+        """Return a figure of a variant by seed, or of one of the other models."""
         seeds: Sequence[int | None] = [None] if name in self.beside else self.seeds
         found = []
         for seed in seeds:
@@ -95,19 +98,19 @@ class Trainings:
         return found
 
     def differences(self, variant: str, baseline: str, measure: str) -> list[float]:
-        """Variant minus baseline, seed by seed; the baseline may be a model beside them."""
+        """Return the difference of variant and baseline by seed. The baseline may be one of the other models."""
         theirs = self.values(baseline, measure)
         pairs = zip(self.values(variant, measure), theirs * (1 if len(theirs) > 1 else len(self.seeds)), strict=True)
         return [ours - other for ours, other in pairs]
 
     def trained(self, variant: str) -> tuple[int, list[float]]:
-        """Steps, and seconds in them by seed."""
+        """Return the number of steps, and their seconds by seed."""
         lines = [read_lines(self.folder(variant, seed) / "metrics.jsonl") for seed in self.seeds]
         last = [[line for line in run if "seconds" in line][-1] for run in lines]  # not the validation after it
         return last[0]["step"], [line["seconds"] for line in last]
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings and every figure, without places on this machine."""
+        """Return settings and all figures, without paths of this machine."""
         found = {
             "recipe": self.recipe, "seeds": list(self.seeds), "base": list(self.base), "variants": dict(self.variants),
             "beside": {name: self.result(name) for name in self.beside},
@@ -118,12 +121,12 @@ class Trainings:
 
 
 def _plain(name: str) -> str:
-    """A name that a folder can have."""
+    """Convert a name to a valid folder name."""
     return name.replace(": ", "_").replace(" ", "_").replace("/", "-")
 
 
 def say_figures(sheet: Sheet, found: Trainings, measures: Measures, form: str = ".4f") -> None:
-    """All figures of all variants, then of the models beside them."""
+    """Print all figures of all variants and of the other models."""
     rows = []
     for name in found.variants:
         steps, seconds = found.trained(name)
@@ -137,7 +140,7 @@ def say_figures(sheet: Sheet, found: Trainings, measures: Measures, form: str = 
 def say_differences(
     sheet: Sheet, found: Trainings, measures: Measures, compared: Sequence[tuple[str, str]], form: str = ".4f"
 ) -> None:
-    """For each measure the first of each pair minus the second, seed by seed."""
+    """Print, for each figure, the difference of the first and second variant of each pair by seed."""
     for title, measure in measures.items():
         rows = []
         for name, baseline in compared:

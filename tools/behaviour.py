@@ -34,7 +34,7 @@ from samdistill.cli import main as samdistill
 
 JOBS = ("encoder", "detection", "prompt", "video")
 TIMES = re.compile(r"second|latency|_ms$|per_second|wall|^date$|^time|memory_peak|rss|speed|fps|^device$|machine")
-"""Names of figures that differ from run to run."""
+"""Names of values that differ between runs."""
 STORES = {"encoder": "embeddings", "prompt": "features", "video": "features"}
 SMALL = {
     "encoder": ["data.workers=0", "train.epochs=2", "train.batch_size=8", "train.log_every=1", "cache.batch_size=8",
@@ -55,7 +55,7 @@ RENDER = {
 
 
 def say(*words: str) -> str:
-    """What the command prints. Ends the program where it fails."""
+    """Return the output of a command. Ends the program if the command fails."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = samdistill(list(words))
@@ -65,7 +65,7 @@ def say(*words: str) -> str:
 
 
 def without_times(value: Any) -> Any:
-    """The same without what differs from run to run or from folder to folder."""
+    """Remove values that differ between runs or folders."""
     if isinstance(value, dict):
         return {name: without_times(part) for name, part in value.items() if not TIMES.search(name)}
     if isinstance(value, list):
@@ -78,7 +78,7 @@ def asked(*words: str) -> Any:
 
 
 def digest(tensor: torch.Tensor) -> str:
-    """Of dtype, shape and every byte."""
+    """Return a digest of dtype, shape and all bytes."""
     about = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
     return hashlib.sha256(about + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
@@ -89,7 +89,7 @@ def tensors(folder: Path) -> dict[str, str]:
 
 
 def records(root: Path) -> dict[str, str]:
-    """Of every record of the stores below ``root``, read through the store."""
+    """Return the digest of every record of the stores below ``root``."""
     from samdistill.store import FeatureStore
 
     found = {}
@@ -106,7 +106,7 @@ def history(path: Path) -> list[dict[str, Any]]:
 
 
 def recipes() -> dict[str, str]:
-    """Every packaged recipe with all its settings."""
+    """Return every packaged recipe with all settings."""
     from importlib.resources import files
 
     from samdistill import load_config
@@ -117,7 +117,7 @@ def recipes() -> dict[str, str]:
 
 
 def run_of(job: str, data: bool = True) -> dict[str, Any]:
-    """Plan, check, cache, train of a sandbox recipe in small, and what they left."""
+    """Run plan, check, cache and train of a reduced sandbox recipe, and return their results."""
     recipe, small = f"{job}/sandbox", SMALL[job]
     if data:
         say("sandbox", "render", *RENDER[job])
@@ -142,7 +142,7 @@ def trained(run: Path) -> dict[str, Any]:
 
 
 def continued(job: str, earlier: Path) -> dict[str, Any]:
-    """What becomes of the first checkpoint of an earlier version's run when training goes on."""
+    """Resume training from the first checkpoint of an earlier version's run, and return the results."""
     run = Path("runs") / job / "continued"
     shutil.copytree(earlier / "runs" / job / "sandbox", run)
     (run / "ckpt_epoch_2.pt").unlink()
@@ -152,7 +152,7 @@ def continued(job: str, earlier: Path) -> dict[str, Any]:
 
 
 def verbs() -> dict[str, Any]:
-    """``--json`` of what needs a finished run, and of what needs none."""
+    """Return the ``--json`` output of the commands that read finished runs, and of those that need none."""
     encoder, detection, prompt = ("runs/encoder/sandbox", "runs/detection/sandbox", "runs/prompt/sandbox")
     merged = "runs/merged"
     say("merge", encoder, "--into", "sandbox", "--out", merged)
@@ -173,7 +173,7 @@ def verbs() -> dict[str, Any]:
 
 
 def demos() -> dict[str, str]:
-    """The evaluation of each demo."""
+    """Return the evaluation of each demo."""
     found = {}
     for job in JOBS:
         say("demo", "--job", job, "--out", f"runs/demo-{job}")
@@ -208,7 +208,7 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    """One line for each value that differs, is new, or is gone."""
+    """Yield a line for each value that differs or exists on one side only."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in sorted({*before, *after}):
             if name not in after:

@@ -10,14 +10,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """Lines of a table; align: ``l`` or ``r`` for each column."""
+    """Return the lines of a Markdown table. ``align`` has ``l`` or ``r`` for each column."""
     rules = {"l": "---", "r": "---:"}
     lines = [columns, [rules[side] for side in align], *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def between(text: str, begin: str, end: str, lines: Sequence[str]) -> str:
-    """``text`` with ``lines`` between the lines ``begin`` and ``end``. ``SystemExit`` where they are not there."""
+    """Replace the lines of ``text`` between ``begin`` and ``end``. Raises ``SystemExit`` if one is missing."""
     before, _, rest = text.partition(f"{begin}\n")
     _, mark, after = rest.partition(f"{end}\n")
     if not mark:
@@ -27,7 +27,7 @@ def between(text: str, begin: str, end: str, lines: Sequence[str]) -> str:
 
 
 def write(wanted: Mapping[Path, str], script: str, doc: str | None, arguments: Sequence[str] | None) -> int:
-    """Write the pages that differ from ``wanted``; with ``--check`` only say so and return 1."""
+    """Write the pages that differ from ``wanted``. With ``--check``, report them and return 1 instead."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
     check = parser.parse_args(arguments).check

@@ -26,7 +26,7 @@ GAP, HEADER, THRESHOLD = 8, 26, 0.5
 
 
 def scenes() -> list[tuple[Image.Image, list[str]]]:
-    """Images, and the colours of the objects that can be seen in each."""
+    """Return the images, and the colours of the visible objects of each."""
     rendered = render_scenes(SCENES, SIDE, WORLD)
     found = []
     for image, names, valid in zip(rendered.images, rendered.concepts, rendered.valid, strict=True):
@@ -38,7 +38,7 @@ def scenes() -> list[tuple[Image.Image, list[str]]]:
 
 
 def answers(model: ConceptModel, image: Image.Image, phrases: Sequence[str]) -> Image.Image:
-    """Every instance that ``model`` finds for the phrases, each with its phrase and its score."""
+    """Draw every instance that ``model`` finds for the phrases, with its phrase and score."""
     masks, boxes, labels = [], [], []
     for phrase in phrases:
         found = ask_image(model, image, phrase, threshold=THRESHOLD)
@@ -49,7 +49,7 @@ def answers(model: ConceptModel, image: Image.Image, phrases: Sequence[str]) -> 
 
 
 def draw() -> Image.Image:
-    """A row per scene: image, teacher, student."""
+    """Compose a row per scene: image, teacher, student."""
     models = {"teacher": load_concept_model("sandbox"), "student": load_concept_model("sandbox-student")}
     sizes = {name: sum(p.numel() for p in model.model.parameters()) / 1e6 for name, model in models.items()}
     titles = ["image", *(f"{name}, {size:.1f}M parameters" for name, size in sizes.items())]

@@ -15,7 +15,7 @@ Values = Sequence[float]
 
 @dataclass(frozen=True)
 class Goal:
-    """``word`` is ``at least``, ``at most`` or ``below``."""
+    """Goal of a figure. ``word`` is ``at least``, ``at most`` or ``below``."""
 
     word: str
     value: float
@@ -28,10 +28,15 @@ class Goal:
 
 @dataclass(frozen=True)
 class Claim:
-    """One row. read: the figure of every seed or repeat, from a file's ``figures``. form: how one value is written.
+    """A row of the results page.
 
-    repeats: the values are repeats of one measurement and not seeds. headline: the sentence in the README's table, for
-    the few claims that are there.
+    Attributes:
+        sentence: The claim.
+        read: Function that returns the figure of every seed or repeat from a file's ``figures``.
+        form: Format of a value.
+        goal: The goal, or None.
+        repeats: Whether the values are repeats of one measurement instead of seeds.
+        headline: Sentence for the README's table. Empty for claims that are not in it.
     """
 
     sentence: str
@@ -44,7 +49,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """Variants against figures. read: the values of every column, by the name of the row."""
+    """A table of variants and figures. ``read`` returns the values of every column by the name of the row."""
 
     title: str
     corner: str
@@ -55,7 +60,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One result file. setup: what was measured on what, without figures of the result."""
+    """A result file. ``setup`` describes what was measured, without the results."""
 
     file: str
     title: str
@@ -69,12 +74,12 @@ GIB = 2**30
 
 
 def named(evaluation: Figures, name: str) -> Figures:
-    """One model's row of an evaluation."""
+    """Return the row of a model of an evaluation."""
     return next(model for model in evaluation["models"] if model["name"] == name)
 
 
 def runs(name: str, *path: str) -> Callable[[Figures], Values]:
-    """A figure of one model in every run of ``demo``."""
+    """Return a reader of a figure of one model in every run of ``demo``."""
 
     def read(figures: Figures) -> Values:
         found = []
@@ -89,7 +94,7 @@ def runs(name: str, *path: str) -> Callable[[Figures], Values]:
 
 
 def at(*path: str) -> Callable[[Figures], Values]:
-    """The figure at a path of keys, or the list of its repeats."""
+    """Return a reader of the figure at a path of keys, or of the list of its repeats."""
 
     def read(figures: Figures) -> Values:
         value: Any = figures
@@ -101,7 +106,7 @@ def at(*path: str) -> Callable[[Figures], Values]:
 
 
 def by_seed(name: str, *path: str) -> Callable[[Figures], Values]:
-    """A figure of one model in every seed of an encoder study."""
+    """Return a reader of a figure of one model in every seed of an encoder study."""
     return lambda figures: [
         named(evaluation, name)[path[0]] if len(path) == 1 else named(evaluation, name)[path[0]][path[1]]
         for evaluation in figures["evaluations"].values()
@@ -128,7 +133,7 @@ def codec_bytes(figures: Figures) -> dict[str, list[Values]]:
 
 
 def codec_points(name: str, kind: str) -> Callable[[Figures], Values]:
-    """Difference of agreement from fp16, same seed, in points of IoU."""
+    """Return a reader of the difference of agreement from fp16 with the same seed, in points of IoU."""
     return lambda figures: figures["against_fp16"][name][kind]["points"]
 
 
@@ -146,7 +151,7 @@ def opening_seconds(figures: Figures) -> Values:
 
 
 def loader_ratio(views: str) -> Callable[[Figures], Values]:
-    """Median images per second over those of the plain pipeline that gives uint8."""
+    """Return a reader of the median images per second, divided by those of the plain pipeline with uint8 output."""
 
     def read(figures: Figures) -> Values:
         found = figures["images_per_second"][views]
@@ -166,7 +171,7 @@ def part_rows(stage: str) -> Callable[[Figures], dict[str, list[Values]]]:
 
 
 def study_rows(part: str, columns: Sequence[str]) -> Callable[[Figures], dict[str, list[Values]]]:
-    """Figures of a study, by variant: mIoU of prompts (``part`` is ``miou``) or figures of the model itself."""
+    """Return a reader of the figures of a study by variant: mIoU of prompts (``part`` is ``miou``) or other figures."""
 
     def read(figures: Figures) -> dict[str, list[Values]]:
         beside = {name: [found] for name, found in figures.get("beside", {}).items()}
@@ -185,7 +190,7 @@ def study_rows(part: str, columns: Sequence[str]) -> Callable[[Figures], dict[st
 
 
 def gained(with_teacher: str, alone: str, kind: str) -> Callable[[Figures], Values]:
-    """Difference of mIoU between two variants of a study, same seed."""
+    """Return a reader of the difference of mIoU between two variants of a study with the same seed."""
 
     def read(figures: Figures) -> Values:
         first, second = (
@@ -232,7 +237,10 @@ def loss_difference(codec: str) -> Callable[[Figures], Values]:
 
 
 def clip_rows(memory: str) -> Callable[[Figures], dict[str, list[Values]]]:
-    """J&F of single frames by group of questions, with one kind of memory; nothing for a group without questions."""
+    """Return a reader of J&F of single frames by group of questions, with one kind of memory.
+
+    A group without questions has no value.
+    """
     groups = ("all", "lookalikes", "unique", "occluded", "reappeared")
 
     def read(figures: Figures) -> dict[str, list[Values]]:
@@ -248,7 +256,7 @@ def clip_rows(memory: str) -> Callable[[Figures], dict[str, list[Values]]]:
 
 
 def memory_rows(figures: Figures) -> dict[str, list[Values]]:
-    """All three kinds of memory below each other; without memory all variants give the same."""
+    """Return rows for all three kinds of memory. Without memory, all variants have the same values."""
     none = {"without memory": next(iter(clip_rows("none")(figures).values()))}
     kinds = {"the student's features": "own", "the teacher's features": "teacher"}
     return none | {
@@ -257,7 +265,7 @@ def memory_rows(figures: Figures) -> dict[str, list[Values]]:
 
 
 def clip_gain(figures: Figures) -> Values:
-    """What the student's own memory adds, as a share of what the teacher's features add."""
+    """Return the gain of the student's own memory, divided by the gain of the teacher's features."""
     found = [one["models"][0] for one in figures["evaluations"]["memory"]]
     none, own, teacher = ([one[kind]["all"]["jf"] for one in found] for kind in ("none", "own", "teacher"))
     return [(b - a) / (c - a) for a, b, c in zip(none, own, teacher, strict=True)]
@@ -280,12 +288,15 @@ def followed_rows(figures: Figures) -> dict[str, list[Values]]:
 
 
 def last_against_second(column: str) -> Callable[[Figures], Values]:
-    """The last hundred frames of a stream over the second hundred."""
+    """Return a reader of a value of the last hundred frames of a stream, divided by that of the second hundred."""
     return lambda figures: [figures["rows"]["with memory"][-1][column] / figures["rows"]["with memory"][1][column]]
 
 
 def worst_relative(pairs: Figures, beyond: str = "\0") -> float:
-    """Largest difference over the largest value of its own stage; stages that begin with ``beyond`` do not count."""
+    """Return the largest difference relative to the largest value of its stage.
+
+    Stages whose name begins with ``beyond`` do not count.
+    """
     return max(difference / size for name, (difference, size) in pairs.items() if not name.startswith(beyond))
 
 
@@ -294,7 +305,7 @@ def sam3_difference(depth: str) -> Callable[[Figures], Values]:
 
 
 def transformers_rows(figures: Figures) -> dict[str, list[Values]]:
-    """Stages in which transformers by itself differs: relative differences of every model, by depth."""
+    """Return the relative differences of stages in which transformers itself differs, of every model by depth."""
     depths = [list(figures["differences"].get(depth, {}).values()) for depth in ("reduced", "full")]
     names = dict.fromkeys(name for found in depths for pairs in found for name in pairs if name.startswith(BEYOND))
     return {
@@ -304,7 +315,7 @@ def transformers_rows(figures: Figures) -> dict[str, list[Values]]:
 
 
 def uncovered(name: str) -> Callable[[Figures], Values]:
-    """Tensors of a model that a published ``sam3.pt`` does not fill; counted at full depth alone."""
+    """Return a reader of the number of tensors that a published ``sam3.pt`` does not fill. Only for full depth."""
     return lambda figures: [figures["coverage"][name]["missing or of another shape"]] if "coverage" in figures else []
 
 
@@ -313,12 +324,12 @@ def official_difference(*names: str) -> Callable[[Figures], Values]:
 
 
 def over_kills(count: Callable[[Figures], float]) -> Callable[[Figures], Values]:
-    """A sum over all kinds of work that were killed; nothing if none was."""
+    """Return a reader of a sum over all kinds of killed work. It is empty if nothing was killed."""
     return lambda figures: [sum(map(count, figures["kills"].values()))] if "kills" in figures else []
 
 
 def mutations(figures: Figures) -> Values:
-    """The number of damaged inputs; nothing if none was tried."""
+    """Return the number of damaged inputs. Empty if none was tried."""
     return [sum(figures["mutations"]["total"].values())] if "mutations" in figures else []
 
 
@@ -327,4 +338,4 @@ def mutation_faults(figures: Figures) -> Values:
 
 
 BEYOND = "transformers alone: "
-"""How ``sam3_equality.py`` begins the names of stages in which transformers itself differs from the original."""
+"""Prefix of stages of ``sam3_equality.py`` in which transformers itself differs from the original code."""

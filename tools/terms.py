@@ -29,7 +29,7 @@ END = "<!-- end of terms -->"
 
 
 def row(table: TermTable, name: str) -> list[str]:
-    """Term, what it compares, formula and default weight."""
+    """Return a row of the table: term, what it compares, formula and default weight."""
     first = (table.get(name).__doc__ or "").partition("\n\n")[0]
     compared, mark, formula = " ".join(first.split()).replace("``", "`").rstrip(".").partition(": ")
     if not mark or "|" in first:
@@ -38,7 +38,7 @@ def row(table: TermTable, name: str) -> list[str]:
 
 
 def page(text: str) -> str:
-    """The page with all of its tables renewed."""
+    """Return the page with all of its tables replaced."""
     for found in BEGIN.finditer(text):
         rows = [row(table, name) for table in TABLES[found[1]] for name in table.weights]
         text = between(text, found[0], END, markdown(["term", "compares", "formula", "weight"], rows, "lllr"))

@@ -14,17 +14,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = re.compile(r"samdistill|pip|triton|(nvidia|cuda)-.*")
-"""The package itself, and what a CUDA build of torch requires by exact version: other builds do not need it."""
+"""Packages that are left out: this package, pip, and those that a CUDA build of torch requires by exact version, which
+other builds do not need."""
 
 
 def declared() -> list[str]:
-    """The requirements of ``pyproject.toml``, those of the extras included."""
+    """Return the requirements of ``pyproject.toml``, including those of the extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
 
 
 def lowest(requirements: list[str]) -> list[str]:
-    """``name>=1.2,<2`` gives ``name==1.2``. Raises ``ValueError`` for a requirement of another form."""
+    """Convert ``name>=1.2,<2`` to ``name==1.2``. Raises ``ValueError`` for a requirement of another form."""
     found = []
     for text in requirements:
         parts = re.fullmatch(r"([A-Za-z0-9_.-]+)>=([0-9.]+),<[0-9.]+", text)
@@ -35,7 +36,7 @@ def lowest(requirements: list[str]) -> list[str]:
 
 
 def installed() -> list[str]:
-    """Public versions alone: a local label such as ``+cpu`` names a build that other machines do not have."""
+    """Return the installed packages with public versions, as a local label such as ``+cpu`` is specific to a build."""
     found = {re.sub(r"[-_.]+", "-", d.metadata["Name"]).lower(): d.version.partition("+")[0] for d in distributions()}
     return [f"{name}=={version}" for name, version in sorted(found.items()) if not LEFT_OUT.fullmatch(name)]
 
