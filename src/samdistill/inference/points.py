@@ -109,8 +109,8 @@ def segment_images(
     ambiguous = len(points) == 1 and not boxes and points[0][2] == 1
     embeddings, found = embed(model, image_batch(pictures).to(device)), list[Segmented]()
     for number, (picture, prompts) in enumerate(zip(pictures, asked, strict=True)):
-        said = predict(model, embeddings.one_image(number), prompts.to(device), ambiguous)
-        logits, scores = (values[0].float().cpu() for values in said.best())
+        prediction = predict(model, embeddings.one_image(number), prompts.to(device), ambiguous)
+        logits, scores = (values[0].float().cpu() for values in prediction.best())
         masks = torch.stack([_in_file(one, picture) for one in logits])
         found.append(Segmented(masks, masks_to_boxes(masks), scores))
     return found

@@ -33,7 +33,7 @@ class Result:
             are tight around the masks.
         scores: Scores, (n,): the detection score in 0..1, or the predicted IoU of a promptable model.
         text: The phrase of the prompt, or None.
-        shown: The boxes of the prompt, (left, top, right, bottom) in pixels.
+        prompt_boxes: The boxes of the prompt, (left, top, right, bottom) in pixels.
         points: The points of the prompt, (x, y, label) in pixels.
         presence: Probability in 0..1 that the concept is in the image. None for a promptable model.
 
@@ -51,7 +51,7 @@ class Result:
     boxes: Float[Tensor, "n 4"]
     scores: Float[Tensor, " n"]
     text: str | None = None
-    shown: tuple[tuple[float, float, float, float], ...] = ()
+    prompt_boxes: tuple[tuple[float, float, float, float], ...] = ()
     points: tuple[tuple[float, float, int], ...] = ()
     presence: float | None = None
 
@@ -80,7 +80,7 @@ class Result:
         """Return values for JSON: boxes as xyxy in pixels, masks as COCO's compressed run-length encoding."""
         found: dict[str, Any] = {"image": self.name}
         found |= {"text": self.text} if self.presence is not None else {"points": [list(p) for p in self.points]}
-        found |= {"boxes": [list(box) for box in self.shown], "instances": self._instances()}
+        found |= {"boxes": [list(box) for box in self.prompt_boxes], "instances": self._instances()}
         return found | ({} if self.presence is None else {"presence": self.presence})
 
     def _instances(self) -> list[dict[str, Any]]:

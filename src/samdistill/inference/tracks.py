@@ -184,7 +184,7 @@ class Ring:
             return Memory()
         features = torch.stack([frame.features for frame in self._frames])[None]
         ages = [min((number - frame.number) / stride, self.length) for frame in self._frames]
-        told = torch.tensor([ages], device=features.device)
+        past = torch.tensor([ages], device=features.device)
         nowhere = features.new_zeros(features.shape[-2:])
         rows = [torch.stack([frame.marks.get(one, nowhere) for frame in self._frames]) for one in objects]
-        return Memory(features, told, torch.ones_like(told, dtype=torch.bool), torch.stack(rows) if rows else None)
+        return Memory(features, past, torch.ones_like(past, dtype=torch.bool), torch.stack(rows) if rows else None)
