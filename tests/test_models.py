@@ -107,7 +107,7 @@ def test_unreadable_files_are_left_out_of_folders_and_refused_in_lists(
     for given in (broken, [*photos.glob("*.jpg"), broken]):
         with pytest.raises(sd.UserError, match="not a readable image"):
             model(given, **asked)
-    with pytest.raises(sd.UserError, match="--batch-size: 0 is less than 1"):
+    with pytest.raises(sd.UserError, match="--batch-size must be at least 1, got 0"):
         model(tmp_path, points=[(48, 48)], batch_size=0)
 
 
@@ -207,7 +207,7 @@ def test_the_sandbox_s_teacher_on_photographs_and_unknown_words_are_warned_of(
 
     monkeypatch.setattr(pipeline, "run_pipeline", lambda config: config)
     sd.distill("encoder", world / "images" / "train", teacher="sandbox", student="es_ev_s", out=tmp_path / "a")
-    assert "knows rendered scenes alone" in caplog.text
+    assert "was trained on rendered scenes only" in caplog.text
     caplog.clear()
     sd.distill("encoder", world, teacher="sandbox", student="es_ev_s", out=tmp_path / "a")
     assert not caplog.records

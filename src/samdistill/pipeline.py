@@ -144,8 +144,7 @@ def cache(
     if layout not in job.layouts:
         owners = " and ".join(name for name, one in JOBS.items() if layout in one.layouts)
         raise UserError(
-            f"--layout {layout} goes with the {owners} job; the {job.name} job has the {' and the '.join(job.layouts)} "
-            "alone"
+            f"--layout {layout} is for the {owners} job; the {job.name} job has only {' and '.join(job.layouts)}"
         )
     call = CacheCall(rank, world, verify, device or str(default_device()), progress, layout)
     with reporting("cache", config.output, rank):
@@ -258,7 +257,7 @@ def distill(
         ...         train={"epochs": 5})  # doctest: +SKIP
     """
     if (teacher is None) == (teachers is None):
-        raise UserError("give teacher, or teachers with their weights")
+        raise UserError("give either teacher, or teachers with their weights")
     place = as_path(data)
     given = Given(
         place, teachers if teachers is not None else {str(teacher): 1.0}, None if student is None else str(student)
@@ -273,8 +272,8 @@ def distill(
         raise UserError("job: it is the first argument of distill; leave it out of the settings")
     if SANDBOX in given.teachers and not any(place.glob("sandbox*-train.json")):
         logger.warning(
-            "the teacher %r knows rendered scenes alone: on photographs its student learns nothing of use; take %s for "
-            "a trial of the command only", SANDBOX, SANDBOX,
+            "the teacher %r was trained on rendered scenes only: its student is of no use on photographs; take it to "
+            "try the command only", SANDBOX,
         )  # fmt: skip
     config = load_config(recipe, [*settings, *further])
     with locked(config.output, "run"):

@@ -70,7 +70,7 @@ def test_what_cannot_be_measured_is_refused(world: Path, tmp_path: Path) -> None
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="these images have no masks"):
         evaluate(Path("sandbox"), tmp_path, progress=False)
-    with pytest.raises(UserError, match="no geometry is called 'round'"):
+    with pytest.raises(UserError, match="unknown geometry 'round'"):
         evaluate(Path("sandbox"), world, geometry="round", progress=False)
 
 

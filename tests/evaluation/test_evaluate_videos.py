@@ -163,7 +163,7 @@ def test_what_cannot_be_measured_is_refused(
             evaluate_videos(model, videos, progress=False)
     with pytest.raises(UserError, match="no convention is called 'davis2016'; did you mean 'davis2017'"):
         evaluate_videos(run, videos, convention="davis2016", progress=False)
-    with pytest.raises(UserError, match="no geometry is called 'round'"):
+    with pytest.raises(UserError, match="unknown geometry 'round'"):
         evaluate_videos(run, videos, geometry="round", progress=False)
     with pytest.raises(UserError, match="--videos must be at least 1, got 0"):
         evaluate_videos(run, videos, videos=0, progress=False)

@@ -175,12 +175,12 @@ def test_boxes_are_laid_on_the_canvas() -> None:
 @pytest.mark.parametrize(
     ("text", "boxes", "complaint"),
     [
-        (None, [], "nothing is asked"),
+        (None, [], "no prompt given"),
         ("  ", [], "--text: empty"),
         ("red red red red red star", [], "longer than the 6 tokens"),
-        (None, [(20, 5, 10, 25)], "--box: 20,5,10,25 encloses nothing"),
-        (None, [(10, 5, 10, 25)], "encloses nothing"),
-        (None, [(10, float("nan"), 20, 25)], "encloses nothing"),
+        (None, [(20, 5, 10, 25)], "--box: 20,5,10,25 is empty"),
+        (None, [(10, 5, 10, 25)], "is empty; give left"),
+        (None, [(10, float("nan"), 20, 25)], "is empty; give left"),
         (None, [(10, 5, 51, 25)], "--box: 10,5,51,25 reaches beyond the image, which is 50 x 25"),
         ("star", [(-1, 5, 20, 25)], "reaches beyond"),
     ],

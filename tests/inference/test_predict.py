@@ -114,12 +114,12 @@ ERRORS = {
     "too many words": (["IMAGE", "RUN", "--text", "red red red red red star"], "longer than the 6 tokens"),
     "three numbers": (["IMAGE", "RUN", "--box", "1,2,3"], "--box: '1,2,3' is not left,top,right,bottom"),
     "no numbers": (["IMAGE", "RUN", "--box", "a,b,c,d"], "--box: 'a,b,c,d' is not"),
-    "reversed": (["IMAGE", "RUN", "--box", "40,5,10,50"], "--box: 40,5,10,50 encloses nothing"),
-    "no area": (["IMAGE", "RUN", "--box", "10,5,10,50"], "encloses nothing"),
+    "reversed": (["IMAGE", "RUN", "--box", "40,5,10,50"], "--box: 40,5,10,50 is empty"),
+    "no area": (["IMAGE", "RUN", "--box", "10,5,10,50"], "10,5,10,50 is empty"),
     "outside": (["IMAGE", "RUN", "--box", "10,5,91,50"], "reaches beyond the image, which is 90 x 60 pixels"),
     "second box": (["IMAGE", "RUN", "--box", "1,5,9,50", "--box", "1,5,9,61"], "--box: 1,5,9,61 reaches beyond"),
     "threshold": (["IMAGE", "RUN", "--text", "star", "--threshold", "1.5"], "--threshold: 1.5"),
-    "geometry": (["IMAGE", "RUN", "--text", "star", "--geometry", "round"], "no geometry is called 'round'"),
+    "geometry": (["IMAGE", "RUN", "--text", "star", "--geometry", "round"], "unknown geometry 'round'"),
     "no suffix": (["IMAGE", "RUN", "--text", "star", "--out", "seen"], "--out: seen does not end in .png"),
     "no folder": (["IMAGE", "RUN", "--text", "star", "--out", "MISSING/a.png"], "--out: there is no folder"),
     "no model": (["IMAGE", "MISSING", "--text", "star"], "no such file or folder"),
@@ -209,4 +209,4 @@ def test_evaluate_refuses_what_does_not_go_together(
     assert "--iou boxes needs a file of predictions" in refused(capsys, *words, "--iou", "boxes")
     assert "given twice; give one file per annotator" in refused(capsys, *words[:3], world, "--concepts")
     assert "several files of data go with --concepts" in refused(capsys, *words[:3], world)
-    assert "no geometry" in refused(capsys, *words, "--geometry", "round")
+    assert "unknown geometry" in refused(capsys, *words, "--geometry", "round")

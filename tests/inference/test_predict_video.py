@@ -221,10 +221,10 @@ def test_an_interrupted_run_leaves_nothing(
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({}, "nothing is asked"),
+        ({}, "no prompt given"),
         ({"text": "star", "threshold": 1.1}, "--threshold: 1.1"),
-        ({"text": "star", "geometry": "round"}, "no geometry is called 'round'"),
-        ({"text": "star", "frames": 0}, "--frames: 0"),
+        ({"text": "star", "geometry": "round"}, "unknown geometry 'round'"),
+        ({"text": "star", "frames": 0}, "--frames must be at least 1, got 0"),
         ({"text": "star", "out": "a.avi"}, r"--out: .*a\.avi does not end in \.mp4"),
         ({"text": "star", "out": "nowhere/a.mp4"}, "--out: there is no folder"),
         ({"text": "star", "video": "missing.mp4"}, r"missing\.mp4: no such video"),
@@ -247,7 +247,7 @@ def test_what_does_not_go_together_is_refused(video: Path, runs: dict[str, Path]
         ({"text": "red red red red red star"}, "longer than the 6 tokens"),
         ({"text": " "}, "--text: empty"),
         ({"boxes": [(5, 5, 62, 40)]}, "reaches beyond the image, which is 61 x 45 pixels"),
-        ({"text": "star", "run": "sandbox"}, "sandbox: a SAM 3 teacher has no memory here; give a run"),
+        ({"text": "star", "run": "sandbox"}, "sandbox: a SAM 3 teacher cannot track objects; give a run"),
         ({"text": "star", "run": tmp_path}, r"has no config\.json"),
         ({"text": "star", "video": tmp_path / "empty"}, "empty holds no frame"),
         ({"text": "star", "video": tmp_path / "a.mp4"}, r"a\.mp4 is not a readable video"),

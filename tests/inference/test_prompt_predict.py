@@ -109,7 +109,7 @@ def test_an_opened_model_is_taken_too_and_a_tracker_is_asked_with_points(sams, p
     assert 0 < one.sum() < one.numel() and (one & other).sum() / (one | other).sum() > 0.99
     tracker = samdistill.predict(photo, "sandbox", points=[(41, 20, 1)])
     assert isinstance(tracker, Result) and tracker.masks.shape == (1, 96, 128)
-    with pytest.raises(UserError, match="a promptable model reads no words"):
+    with pytest.raises(UserError, match="a promptable model takes no text"):
         samdistill.predict(photo, model, text="star")
 
 
@@ -127,11 +127,11 @@ ERRORS = {
     "four numbers": (["--point", "7,8,1,1"], "--point: '7,8,1,1' is not"),
     "no number": (["--point", "x,y"], "--point: 'x,y' is not"),
     "whose points": (["--point", "7,8", "--box", "1,1,9,9", "--box", "2,2,9,9"], "give one box at most"),
-    "nothing": ([], "nothing is asked: give --point or --box"),
-    "words and points": (["--text", "star", "--point", "7,8"], "--text and --point do not go together"),
+    "nothing": ([], "no prompt given: give --point or --box"),
+    "words and points": (["--text", "star", "--point", "7,8"], "--text and --point cannot be combined"),
     "words": (["--text", "star"], "no detector of concepts"),
-    "threshold": (["--point", "7,8", "--threshold", "0.4"], "--threshold goes with a detector"),
-    "geometry": (["--point", "7,8", "--geometry", "round"], "no geometry is called 'round'"),
+    "threshold": (["--point", "7,8", "--threshold", "0.4"], "--threshold is for detectors only"),
+    "geometry": (["--point", "7,8", "--geometry", "round"], "unknown geometry 'round'"),
 }
 
 

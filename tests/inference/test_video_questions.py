@@ -116,7 +116,7 @@ def test_a_given_map_is_remembered_on_the_students_grid() -> None:
     first, second = model.calls[-1]["memory_features"][0]
     torch.testing.assert_close(first, torch.arange(3.0)[:, None, None].expand(3, GRID, GRID))
     assert second[0, 0, 0] == 1
-    with pytest.raises(ValueError, match="remembers 3 channels"):
+    with pytest.raises(ValueError, match="must have shape"):
         watched.push(picture(), torch.zeros(4, 8, 8))
 
 
@@ -173,8 +173,8 @@ def test_masks_come_back_in_the_pixels_of_the_frame(geometry: str) -> None:
 def test_what_cannot_be_followed_is_refused() -> None:
     watched, _ = session()
     for settings, complaint in (
-        ({"context": -1}, "context -1"), ({"stride": 0}, "stride 0"), ({"threshold": 1.5}, "threshold 1.5"),
-        ({"geometry": "round"}, "geometry is called 'round'"),
+        ({"context": -1}, "got -1 and"), ({"stride": 0}, "and 0"), ({"threshold": 1.5}, "threshold 1.5"),
+        ({"geometry": "round"}, "unknown geometry 'round'"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=complaint):
             session(**settings)
@@ -187,21 +187,21 @@ def test_what_cannot_be_followed_is_refused() -> None:
     with pytest.raises(UserError, match="the mask is empty"):
         watched.add_mask(np.zeros((SIDE, SIDE), bool))
     for wrong in (np.zeros((SIDE, SIDE), np.uint8), np.ones((1, SIDE, SIDE), bool), [[True]]):
-        with pytest.raises(UserError, match="array of bool, height by width"):
+        with pytest.raises(UserError, match="bool array"):
             watched.add_mask(wrong)  # type: ignore[arg-type]
     watched.add_mask(square(0, 0), object_id=3)
-    with pytest.raises(UserError, match="object 3 is there already"):
+    with pytest.raises(UserError, match="object id 3 is in use"):
         watched.add_mask(square(0, 0), object_id=3)
     assert watched.add_mask(square(0, 0)) == 1
     watched.push(picture())
-    with pytest.raises(UserError, match="object 3 is there already"):
+    with pytest.raises(UserError, match="object id 3 is in use"):
         watched.add_mask(square(0, 0), object_id=3)
 
 
 def test_what_does_not_fit_the_frames_is_refused() -> None:
     watched, model = session()
     for frame in (picture()[..., :2], picture().astype(np.float32), picture()[0], [[1]]):
-        with pytest.raises(UserError, match="frame 0: an array of uint8, height by width by 3"):
+        with pytest.raises(UserError, match="frame 0 must be a uint8 array"):
             watched.push(frame)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no pixel"):
         watched.push(picture()[:0])

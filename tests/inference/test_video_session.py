@@ -146,7 +146,7 @@ def test_a_session_has_so_many_objects_and_no_more() -> None:
     assert len(watched.push(picture(red=corners[:MOST_OBJECTS]))) == MOST_OBJECTS and not watched.crowded
     assert len(watched.push(picture(red=corners[:24]))) == MOST_OBJECTS and not watched.crowded
     assert len(watched.push(picture(red=corners[:24]))) == MOST_OBJECTS and watched.crowded
-    with pytest.raises(UserError, match="follows 20 objects at most"):
+    with pytest.raises(UserError, match="at most 20 objects"):
         watched.add_mask(square(0, 0))
 
 

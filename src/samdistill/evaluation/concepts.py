@@ -275,10 +275,10 @@ def _readable(concepts: ConceptSet, models: Mapping[str, ConceptModel]) -> Conce
     for text in {pair.text: None for pair in concepts.pairs}:
         for name, model in models.items():
             if not model.words.fits(text):
-                bad[text] = BadInput(repr(text), f"longer than the {model.words.context} tokens {name} reads")
+                bad[text] = BadInput(repr(text), f"longer than the {model.words.context} tokens that {name} reads")
     pairs = tuple(pair for pair in concepts.pairs if pair.text not in bad)
     if not pairs:
-        raise UserError(f"no question left to ask: {': '.join(next(iter(bad.values())))}")
+        raise UserError(f"no phrase is left to evaluate: {': '.join(next(iter(bad.values())))}")
     return replace(concepts, pairs=pairs, problems=(*concepts.problems, *bad.values()))
 
 

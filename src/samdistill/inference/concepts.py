@@ -252,7 +252,9 @@ def _ask(
 def warn_unknown(words: Words, text: str) -> None:
     """Log a warning if ``text`` has words that the model's vocabulary does not contain."""
     if unknown := words.unknown(text):
-        logger.warning("the model does not know the word(s) %s; its answer means little", ", ".join(unknown))
+        logger.warning(
+            "the model's tokenizer does not know the word(s) %s; the result is not reliable", ", ".join(unknown)
+        )
 
 
 def check_prompts(words: Words, text: str | None, boxes: Sequence[Box], size: Size) -> None:
@@ -263,7 +265,7 @@ def check_prompts(words: Words, text: str | None, boxes: Sequence[Box], size: Si
             beyond the image.
     """
     if text is None and not boxes:
-        raise UserError("nothing is asked: give --text, --box or both")
+        raise UserError("no prompt given: give --text, --box or both")
     if text is not None and not text.strip():
         raise UserError("--text: empty; give a noun phrase such as 'red car'")
     if text is not None and not words.fits(text):
@@ -273,6 +275,6 @@ def check_prompts(words: Words, text: str | None, boxes: Sequence[Box], size: Si
         shown = ",".join(f"{value:g}" for value in box)
         left, top, right, bottom = box
         if not (left < right and top < bottom):
-            raise UserError(f"--box: {shown} encloses nothing; give left,top,right,bottom in pixels")
+            raise UserError(f"--box: {shown} is empty; give left,top,right,bottom in pixels")
         if left < 0 or top < 0 or right > width or bottom > height:
             raise UserError(f"--box: {shown} reaches beyond the image, which is {width} x {height} pixels")

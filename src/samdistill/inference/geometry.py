@@ -44,5 +44,5 @@ def own_geometry(model: nn.Module) -> str:
 def check_geometry(name: str) -> Literal["square", "longest_side"]:
     """Return ``name`` if it is a geometry. Raises ``UserError`` otherwise."""
     if name not in ("square", "longest_side"):
-        raise UserError(f"no geometry is called {name!r}; there is: longest_side, square")
+        raise UserError(f"unknown geometry {name!r}; give longest_side or square")
     return name  # type: ignore[return-value]

@@ -99,7 +99,7 @@ def label_images(
     if format not in get_args(Format):
         raise UserError(f"--format: {format!r} is unknown{did_you_mean(format, list(get_args(Format)))}")
     if not phrases or len(set(phrases)) < len(phrases):
-        raise UserError("--text: give one phrase or more, each once")
+        raise UserError("--text: give at least one phrase, and no phrase twice")
     asked, files, target = Asked.of(phrases, threshold=threshold), find_images(images), as_path(out)
     detector = asked.open(model)
     make_folder(target)

@@ -99,7 +99,7 @@ def segment_images(
     """
     points, boxes = labelled(points), cornered(boxes)
     if not points and not boxes:
-        raise UserError("nothing is asked: give --point or --box")
+        raise UserError("no prompt given: give --point or --box")
     if points and len(boxes) > 1:
         raise UserError(f"--point: with {len(boxes)} boxes it is unclear whose points they are; give one box at most")
     if strange := [point for point in points if point[2] not in (0, 1)]:

@@ -133,7 +133,9 @@ class Asked:
         if threshold is not None and not 0 <= threshold <= 1:
             raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
         if found.points and found.worded:
-            raise UserError("--text and --point do not go together: a detector reads words, a promptable model points")
+            raise UserError(
+                "--text and --point cannot be combined: a detector takes text, a promptable model takes points"
+            )
         return found
 
     @property
@@ -148,13 +150,13 @@ class Asked:
         """
         if self.points or (not self.worded and answers_prompts(model)):
             if self.threshold is not None:
-                raise UserError("--threshold goes with a detector; a promptable model gives one mask per object")
+                raise UserError("--threshold is for detectors only; a promptable model gives one mask per object")
             asked = load_promptable(model).to(default_device()) if isinstance(model, str | Path) else model
             if not isinstance(asked, Promptable):
-                raise UserError("--point: a detector answers words and boxes alone")
+                raise UserError("--point: a detector takes --text and --box only")
             return asked
         if isinstance(model, Promptable):
-            raise UserError("a promptable model reads no words: give --point or --box")
+            raise UserError("--text: a promptable model takes no text; give --point or --box")
         detector = load_concept_model(model, device=default_device()) if isinstance(model, str | Path) else model
         for text in self.texts:
             warn_unknown(detector.words, text or "")
@@ -201,7 +203,7 @@ def predict_images(
         UserError: ``batch_size`` is less than 1, the prompts do not fit an image, or a file does not exist.
     """
     if batch_size < 1:
-        raise UserError(f"--batch-size: {batch_size} is less than 1")
+        raise UserError(f"--batch-size must be at least 1, got {batch_size}")
     for pictures, unreadable in batches(images, canvas_of(model, geometry), batch_size):
         yield asked.answer(model, pictures) if pictures else [], unreadable
         if bar is not None:

@@ -179,7 +179,7 @@ def _session(
     """Start a session with the given prompts."""
     asked = load_concept_model(model, device=default_device()) if isinstance(model, str | Path) else model
     if not isinstance(asked, StudentDetector):
-        raise UserError(f"{model}: a SAM 3 teacher has no memory here; give a run of the video job or a student")
+        raise UserError(f"{model}: a SAM 3 teacher cannot track objects; give a run of the video job or a student")
     check_prompts(asked.words, text, boxes, footage.size)
     session = VideoSession(asked, threshold=threshold, geometry=geometry)
     if boxes:
@@ -241,13 +241,13 @@ def _check(
 ) -> None:  # fmt: skip
     """Check the arguments that can be checked before the video and the model are opened."""
     if text is None and not boxes:
-        raise UserError("nothing is asked: give --text, --box or both")
+        raise UserError("no prompt given: give --text, --box or both")
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
     if geometry is not None:
         check_geometry(geometry)
     if frames is not None and frames < 1:
-        raise UserError(f"--frames: {frames} is not 1 or more")
+        raise UserError(f"--frames must be at least 1, got {frames}")
     if out is not None and out.suffix.lower() != ".mp4":
         raise UserError(f"--out: {out} does not end in .mp4")
     if out is not None:

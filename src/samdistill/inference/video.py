@@ -102,7 +102,9 @@ class VideoSession:
         self.context = config.memory_context if context is None else context
         self.stride = config.memory_stride if stride is None else stride
         if self.context < 0 or self.stride < 1:
-            raise UserError(f"context {self.context} and stride {self.stride}: give 0 or more, and 1 or more")
+            raise UserError(
+                f"`context` must be at least 0 and `stride` at least 1, got {self.context} and {self.stride}"
+            )
         if not 0 <= threshold <= 1:
             raise UserError(f"threshold {threshold:g} is not between 0 and 1")
         if not config.memory_latents:
@@ -161,7 +163,7 @@ class VideoSession:
         if text is not None:
             check_prompts(self._student.words, text, (), self._size)
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2:
-            raise UserError("a mask is an array of bool, height by width")
+            raise UserError("a mask must be a bool array (height, width)")
         if not mask.any():
             raise UserError("the mask is empty: it shows no object")
         return self._show(_Shown(self._new_id(object_id), text, mask=mask.copy()))
@@ -208,11 +210,11 @@ class VideoSession:
     def _new_id(self, wanted: int | None) -> int:
         taken = self._tracks.keys() | self._shown.keys()
         if len(taken) >= MOST_OBJECTS:
-            raise UserError(f"a session follows {MOST_OBJECTS} objects at most; follow the others in another session")
+            raise UserError(f"a session has at most {MOST_OBJECTS} objects; use another session for the others")
         if wanted is None:
             return next(number for number in range(1, len(taken) + 2) if number not in taken)
         if wanted in taken:
-            raise UserError(f"object {wanted} is there already; leave object_id out for an id of its own")
+            raise UserError(f"object id {wanted} is in use; give another one, or leave out object_id")
         return wanted
 
     def _show(self, shown: _Shown) -> int:
@@ -231,9 +233,9 @@ class VideoSession:
     def _check_frame(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             found = f"{frame.dtype} of {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise UserError(f"frame {self._number}: an array of uint8, height by width by 3, is needed, not {found}")
+            raise UserError(f"frame {self._number} must be a uint8 array (height, width, 3), got {found}")
         if not frame.size:
-            raise UserError(f"frame {self._number}: it has no pixel")
+            raise UserError(f"frame {self._number} has no pixels")
         if self._number and frame.shape[:2] != self._size:
             (height, width), (h, w) = frame.shape[:2], self._size
             raise UserError(f"frame {self._number} is {width} x {height} pixels, the first one {w} x {h}")
@@ -241,7 +243,7 @@ class VideoSession:
     def _check_map(self, remembered: Float[Tensor, "c h w"] | None) -> None:
         width = self._model.config.vision_config.fpn_hidden_size
         if remembered is not None and (remembered.ndim != 3 or len(remembered) != width):
-            raise ValueError(f"a map of {tuple(remembered.shape)} for a student that remembers {width} channels")
+            raise ValueError(f"`remembered` must have shape ({width}, h, w), got {tuple(remembered.shape)}")
 
     def _encode(self, frame: UInt8[np.ndarray, "h w 3"]) -> _Frame:
         canvas, placed = self._place.canvas(Image.fromarray(frame))

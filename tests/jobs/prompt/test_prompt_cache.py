@@ -274,7 +274,7 @@ def test_mask_logits_can_be_left_out(prompted, tmp_path) -> None:
 def test_other_jobs_and_runs_without_teachers_have_nothing_to_cache_here(prompted, recipe, tmp_path) -> None:
     with pytest.raises(UserError, match="there is nothing to cache: list teachers"):
         run(prompted(tmp_path, "teachers=[]", "distillation.enable=false"))
-    with pytest.raises(UserError, match="--layout npy goes with the prompt job"):
+    with pytest.raises(UserError, match="--layout npy is for the prompt job"):
         cache(recipe(tmp_path), layout="npy")
     with pytest.raises(UserError, match="no layout is called 'nyp'; did you mean 'npy'"):
         run(prompted(tmp_path), layout="nyp")

@@ -229,7 +229,7 @@ def test_unusable_videos_are_counted_and_listed_and_the_run_goes_on(
     whole, bad = complete_videos(parts, open_levels(parts))
     assert whole == [good] and [one.key for one in bad] == [torn, foreign]
     assert main(["cache", str(path), "--layout", "npy"]) == 2
-    assert "--layout npy goes with the prompt job; the video job has the store alone" in capsys.readouterr().err
+    assert "--layout npy is for the prompt job; the video job has only store" in capsys.readouterr().err
 
 
 def test_a_video_that_breaks_off_is_left_out_and_can_be_mended(

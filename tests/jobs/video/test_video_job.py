@@ -300,7 +300,7 @@ def test_what_cannot_work_is_one_line(
         assert "nowhere is not a folder" in refused([verb, path, "data.root=nowhere"])
     assert "4 clips are less than one batch" in refused(["plan", path, "clips.per_video=1", "train.batch_size=8"])
     assert "answers no questions" in refused(["cache", path, f"teacher.path={image_student}"])
-    assert "--layout npy goes with the prompt job" in refused(["cache", path, "--layout", "npy"])
+    assert "--layout npy is for the prompt job" in refused(["cache", path, "--layout", "npy"])
     with pytest.raises(UserError, match="4 clips are less than one batch"):
         run_pipeline(video(tmp_path / "run", "clips.per_video=1", "train.batch_size=8"))
     assert not (tmp_path / "run").exists()
@@ -385,5 +385,5 @@ def test_options_of_another_kind_of_model_or_data_are_refused(
     assert "--point goes with an image" in refused(["predict", source, run, "--point", "3,4"])
     image = str(next((world / "images" / "train").iterdir()))
     assert "--frames goes with a video" in refused(["predict", image, run, "--text", "circle", "--frames", "3"])
-    assert "nothing is asked" in refused(["predict", source, run])
+    assert "no prompt given" in refused(["predict", source, run])
     assert "not a student but a 'efficient_sam3' model" in refused(["merge", run, "--into", "sandbox", "--out", "x"])
