@@ -70,13 +70,18 @@ class Inspection:
 def inspect_path(path: str | Path) -> Inspection:
     """Inspect a Hugging Face folder, a run folder, a feature store, or a ``.pt`` or ``.safetensors`` file.
 
-    Nothing is downloaded: ``path`` is a local path or ``sandbox``.
+    Args:
+        path: A local path, or ``sandbox``. Nothing is downloaded.
+
+    Returns:
+        The kind of the path, and its tensors by module and dtype. ``print`` shows it as text.
 
     Raises:
         UserError: The path is missing, cannot be read, or is none of these.
 
     Example:
-        >>> print(inspect_path("runs/encoder/es_rv_m"))
+        >>> inspect_path("sandbox").trunk
+        'teacher'
     """
     place = locate(path) if str(path) == SANDBOX else Path(path).expanduser()  # an inspection never downloads
     if not place.exists():

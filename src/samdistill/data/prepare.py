@@ -240,6 +240,9 @@ def prepare_sa1b(
 
     Raises:
         UserError: There is nothing to prepare, ``dst`` was prepared with other settings, or the disk is full.
+
+    Example:
+        >>> prepare_sa1b("downloads/sa1b", "data/sa1b", val_fraction=0.02)  # doctest: +SKIP
     """
     src, dst = as_path(src), as_path(dst)
     if not src.exists() or src.resolve() == dst.resolve():

@@ -141,8 +141,19 @@ def evaluate_concepts(
         iou: Compare ``masks``, or ``boxes`` if ``model`` is a file.
         progress: Show a progress bar.
 
+    Returns:
+        One row per model.
+
     Raises:
         UserError: A model, a file or the data cannot be loaded, or cannot be measured.
+
+    Example:
+        >>> import tempfile
+        >>> import samdistill as sd
+        >>> root = tempfile.mkdtemp()
+        >>> counts = sd.render_sandbox(root, train=1, val=2, format="coco", progress=False)
+        >>> sd.evaluate_concepts("sandbox-student", root, progress=False).questions
+        8
     """
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")

@@ -93,6 +93,9 @@ def evaluate_videos(
 
     Raises:
         UserError: A model or the data cannot be loaded, or cannot be measured.
+
+    Example:
+        >>> evaluate_videos("runs/video", "data/davis", teacher="facebook/sam3").table()  # doctest: +SKIP
     """
     rules = None if convention is None else convention_named(convention)
     if geometry is not None:

@@ -43,5 +43,9 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Run:
 
     Raises:
         UserError: The file cannot be read, or a key or a value is wrong; one line per problem.
+
+    Example:
+        >>> load_config("encoder/es_rv_m", ["train.epochs=5"]).train.epochs
+        5
     """
     return validate(read_config(name, overrides), str(name))

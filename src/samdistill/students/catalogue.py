@@ -90,6 +90,9 @@ def list_models(pattern: str = "*") -> list[str]:
     Args:
         pattern: Pattern with ``*``, ``?`` and ``[...]``, as in ``fnmatch``.
 
+    Returns:
+        The names. The list is empty if none matches.
+
     Example:
         >>> list_models("es_rv_*")
         ['es_rv_l', 'es_rv_m', 'es_rv_s']
