@@ -155,21 +155,11 @@ def evaluate_concepts(
         >>> sd.evaluate_concepts("sandbox-student", root, progress=False).questions
         8
     """
-    if not 0 <= threshold <= 1:
-        raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
-    if images is not None and images < 1:
-        raise UserError(f"--images must be at least 1, got {images}")
-    if iou not in ("masks", "boxes"):
-        raise UserError(f"--iou must be masks or boxes, got {iou!r}")
     names = {"student": str(model)} if teacher is None else {"teacher": str(teacher), "student": str(model)}
     files = {name: path for name, path in names.items() if path.endswith(".json")}
-    if files and (len(files) < len(names) or out is not None):
-        raise UserError("with a file of predictions, --teacher must be a file too, and --out must be left out, because "
-                        "there are no new predictions")  # fmt: skip
-    if iou == "boxes" and not files:
-        raise UserError(
-            "--iou boxes needs a file of predictions, because a model predicts masks; give one, or leave --iou out"
-        )
+    if images is not None and images < 1:
+        raise UserError(f"--images must be at least 1, got {images}")
+    _check_scoring(threshold, iou, files, len(names), out)
     places, target = _listings([data] if isinstance(data, str | Path) else data), None if out is None else as_path(out)
     if target is not None and target.suffix != ".json":
         raise UserError(f"--out: {out} does not end in .json")
@@ -191,6 +181,21 @@ def evaluate_concepts(
     if target is not None:
         write_predictions(target, result.predictions["student"])
     return result
+
+
+def _check_scoring(threshold: float, iou: str, files: dict[str, str], models: int, out: str | Path | None) -> None:
+    """Raise ``UserError`` for values of ``evaluate_concepts`` that do not fit together; files: of predictions."""
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
+    if iou not in ("masks", "boxes"):
+        raise UserError(f"--iou must be masks or boxes, got {iou!r}")
+    if files and (len(files) < models or out is not None):
+        raise UserError("with a file of predictions, --teacher must be a file too, and --out must be left out, because "
+                        "there are no new predictions")  # fmt: skip
+    if iou == "boxes" and not files:
+        raise UserError(
+            "--iou boxes needs a file of predictions, because a model predicts masks; give one, or leave --iou out"
+        )
 
 
 def _listings(data: Sequence[str | Path]) -> list[Path]:

@@ -42,10 +42,9 @@ class _Shown:
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """An encoded frame and its results.
+    """An encoded frame and its results: visible instances and scores by object id, instances without memory by phrase.
 
-    ``placed`` is the height and width of the part of the canvas that is not padding. ``sights`` and ``scores`` are the
-    visible instances and the scores by object id, ``plain`` the instances found without memory by phrase.
+    ``placed`` is the height and width of the part of the canvas that is not padding.
     """
 
     vision: Sam3LiteTextVisionEncoderOutput
