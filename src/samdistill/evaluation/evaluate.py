@@ -157,9 +157,7 @@ def evaluate_concepts(
     """
     names = {"student": str(model)} if teacher is None else {"teacher": str(teacher), "student": str(model)}
     files = {name: path for name, path in names.items() if path.endswith(".json")}
-    if images is not None and images < 1:
-        raise UserError(f"--images must be at least 1, got {images}")
-    _check_scoring(threshold, iou, files, len(names), out)
+    _check_scoring(threshold, iou, images, files, len(names), out)
     places, target = _listings([data] if isinstance(data, str | Path) else data), None if out is None else as_path(out)
     if target is not None and target.suffix != ".json":
         raise UserError(f"--out: {out} does not end in .json")
@@ -183,10 +181,14 @@ def evaluate_concepts(
     return result
 
 
-def _check_scoring(threshold: float, iou: str, files: dict[str, str], models: int, out: str | Path | None) -> None:
+def _check_scoring(
+    threshold: float, iou: str, images: int | None, files: dict[str, str], models: int, out: str | Path | None
+) -> None:
     """Raise ``UserError`` for values of ``evaluate_concepts`` that do not fit together; files: of predictions."""
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
+    if images is not None and images < 1:
+        raise UserError(f"--images must be at least 1, got {images}")
     if iou not in ("masks", "boxes"):
         raise UserError(f"--iou must be masks or boxes, got {iou!r}")
     if files and (len(files) < models or out is not None):
