@@ -170,7 +170,7 @@ def test_a_term_that_is_on_and_in_no_cache_is_an_error_and_one_that_is_off_is_no
 
 def test_a_batch_of_another_seed_view_or_image_is_refused(stores, ensemble, views):
     batch = views[1]
-    with pytest.raises(UserError, match=r"none of the 2 cached views: is data\.seed as it was"):
+    with pytest.raises(UserError, match=r"none of the 2 cached views is in the batch: set data\.seed as it was"):
         answered(cached(stores["fp32"], ensemble, seed=4), batch)
     with pytest.raises(UserError, match="none of the 1 cached views"):
         answered(cached(stores["fp32"], ensemble, views=1), batch)
