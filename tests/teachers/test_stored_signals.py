@@ -175,7 +175,7 @@ def test_a_batch_of_another_seed_view_or_image_is_refused(stores, ensemble, view
     with pytest.raises(UserError, match="none of the 1 cached views"):
         answered(cached(stores["fp32"], ensemble, views=1), batch)
     source = ("x", *batch.images.keys[1:])
-    with pytest.raises(UserError, match="x: the batch shows none"):
+    with pytest.raises(UserError, match="x: none of the 2 cached views"):
         answered(cached(stores["fp32"], ensemble), replace(batch, images=replace(batch.images, keys=source)))
 
 
