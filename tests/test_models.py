@@ -193,7 +193,10 @@ def test_distill_is_the_pipeline_of_any_job(world: Path, tmp_path: Path, monkeyp
     assert encoder.train.batch_size == 6 and encoder.output == tmp_path / "a"  # a quarter of 24 images
     assert [(t.checkpoint, t.weight) for t in prompt.teachers] == [("sandbox-sam", 0.7), ("sandbox-mobile", 0.3)]
     assert str(prompt.student.start) == "sandbox-mobile" and detection.train.batch_size == 3
-    for wrong, message in (({}, "give either teacher, or teachers"), ({"teachers": {"a": 1, "b": 1}}, "one teacher, not 2")):
+    for wrong, message in (
+        ({}, "give either teacher, or teachers"),
+        ({"teachers": {"a": 1, "b": 1}}, "one teacher, not 2"),
+    ):
         with pytest.raises(sd.UserError, match=message):
             sd.distill("encoder", world, out=tmp_path / "d", **wrong)
     with pytest.raises(sd.UserError, match="no videos with masks"):

@@ -80,7 +80,7 @@ def inspect_path(path: str | Path) -> Inspection:
         UserError: The path is missing, cannot be read, or is none of these.
 
     Example:
-        >>> inspect_path("sandbox").trunk
+        >>> samdistill.inspect("sandbox").trunk
         'teacher'
     """
     place = locate(path) if str(path) == SANDBOX else Path(path).expanduser()  # an inspection never downloads

@@ -62,8 +62,9 @@ def merge(
             be replaced. Nothing is written in these cases.
 
     Example:
-        >>> report = merge("runs/encoder/es_rv_m", "facebook/sam3", "merged")
-        >>> report.totals["added"]["elements"]
+        >>> report = samdistill.merge("runs/mine", "sandbox", "merged")  # a run of the encoder job, and its teacher
+        >>> sorted(report.totals)
+        ['added', 'kept', 'removed']
     """
     place, student_place, out = locate(into), as_path(source), as_path(out)
     _check_out(out, place)

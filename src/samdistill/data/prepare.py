@@ -242,7 +242,9 @@ def prepare_sa1b(
         UserError: There is nothing to prepare, ``dst`` was prepared with other settings, or the disk is full.
 
     Example:
-        >>> prepare_sa1b("downloads/sa1b", "data/sa1b", val_fraction=0.02)  # doctest: +SKIP
+        >>> report = samdistill.prepare_sa1b("downloads", "data/sa1b", val_fraction=0.5)
+        >>> report.train, report.val
+        (1, 1)
     """
     src, dst = as_path(src), as_path(dst)
     if not src.exists() or src.resolve() == dst.resolve():

@@ -74,7 +74,9 @@ def evaluate(
         UserError: A model or the data cannot be loaded, or cannot be measured.
 
     Example:
-        >>> evaluate("runs/mobile", "data/coco", teacher="sandbox-sam").row("student").miou
+        >>> found = samdistill.evaluate("sandbox-mobile", "data/coco", teacher="sandbox-sam", progress=False)
+        >>> sorted(found.row("student").miou)
+        ['box', 'point', 'refine']
     """
     kinds = prompt_kinds(prompts)
     if images is not None and images < 1:
@@ -148,11 +150,7 @@ def evaluate_concepts(
         UserError: A model, a file or the data cannot be loaded, or cannot be measured.
 
     Example:
-        >>> import tempfile
-        >>> import samdistill as sd
-        >>> root = tempfile.mkdtemp()
-        >>> counts = sd.render_sandbox(root, train=1, val=2, format="coco", progress=False)
-        >>> sd.evaluate_concepts("sandbox-student", root, progress=False).questions
+        >>> samdistill.evaluate_concepts("sandbox-student", "data/coco", progress=False).questions
         8
     """
     names = {"student": str(model)} if teacher is None else {"teacher": str(teacher), "student": str(model)}

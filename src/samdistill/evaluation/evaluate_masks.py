@@ -41,7 +41,8 @@ def evaluate_masks(
         UserError: A video, frame or object is missing, a frame has another size, or a PNG has no object ids.
 
     Example:
-        >>> evaluate_masks("predictions", "DAVIS").rows[0].jf
+        >>> samdistill.evaluate_masks("predictions", "DAVIS", progress=False).rows[0].jf
+        1.0
     """
     rules = None if convention is None else convention_named(convention)
     if videos is not None and videos < 1:

@@ -93,7 +93,8 @@ def label_images(
         UserError: The phrases do not fit the model, the model or a path cannot be read, or ``out`` cannot be written.
 
     Example:
-        >>> label_images("photos", "runs/words", ["car", "person"], "labelled").images  # doctest: +SKIP
+        >>> samdistill.label_images("photos", "sandbox-student", ["circle"], "labelled", progress=False).images
+        2
     """
     phrases = [texts] if isinstance(texts, str) else list(texts)
     if format not in get_args(Format):

@@ -221,7 +221,9 @@ def predict_video(
             cannot be written.
 
     Example:
-        >>> predict_video("clip.mp4", "runs/video", text="red circle", out="tracked.mp4")  # doctest: +SKIP
+        >>> tracked = samdistill.predict_video("film.mp4", "sandbox-student", text="circle", frames=2, progress=False)
+        >>> tracked.frames, tracked.size
+        (2, (126, 126))
     """
     video, out, boxes = as_path(video), None if out is None else as_path(out), cornered(boxes)
     _check(video, text, boxes, threshold, geometry, out, frames)

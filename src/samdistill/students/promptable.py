@@ -51,6 +51,10 @@ class MobileSamConfig(SamConfig):
 
     Raises:
         UserError: The sizes are not compatible.
+
+    Example:
+        >>> samdistill.MobileSamConfig().neck
+        'last'
     """
 
     model_type = "samdistill_mobile_sam"
@@ -163,6 +167,15 @@ class MobileSamModel(TimmModel, SamModel):
 
     Random weights are those of the original code (torch's defaults, unit variance for tokens and Fourier features).
     transformers' own initialisation is meant for fine-tuning. Image and prompts share one table of Fourier features.
+
+    Args:
+        config: Configuration of the model.
+
+    Example:
+        >>> model = samdistill.MobileSamModel(samdistill.MobileSamConfig(image_size=128)).eval()
+        >>> points = torch.tensor([[[[64.0, 64.0]]]])  # image, object, point, x and y in pixels
+        >>> model(torch.zeros(1, 3, 128, 128), input_points=points).pred_masks.shape
+        torch.Size([1, 1, 3, 32, 32])
     """
 
     config_class = MobileSamConfig

@@ -79,6 +79,14 @@ class EfficientSam3Model(Sam3LiteTextModel):
     The result depends on the padding of the text. Attention ignores padding tokens, but the first and the last text
     layer are convolutions over the sequence, and the position table is interpolated to its length. Pad every prompt to
     the same length with the same token, in training and in inference.
+
+    Args:
+        config: Configuration of the model.
+
+    Example:
+        >>> model = samdistill.EfficientSam3Model.from_pretrained("runs/words/student")  # of a detection run
+        >>> model(torch.zeros(1, 3, 126, 126), input_ids=torch.ones(1, 8, dtype=torch.long)).pred_logits.shape
+        torch.Size([1, 13])
     """
 
     config_class = EfficientSam3Config

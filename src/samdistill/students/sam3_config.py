@@ -56,6 +56,10 @@ class EfficientSam3Config(Sam3LiteTextConfig):
         memory_stride: Distance between two of these frames, in frames of the video.
         memory_phrase: Text prompt for an object without a name.
         geometry: Placement of the training images on the canvas, ``square`` or ``longest_side``.
+
+    Example:
+        >>> samdistill.EfficientSam3Config().detr_decoder_config.num_queries
+        100
     """
 
     model_type = "efficient_sam3"

@@ -43,6 +43,10 @@ class StudentTrunkConfig(PreTrainedConfig):
 
     Raises:
         UserError: The backbone or the head is unknown, or ``image_size`` is not a multiple of ``patch_size``.
+
+    Example:
+        >>> samdistill.StudentTrunkConfig(backbone="es_rv_m").backbone
+        'repvit_m1_1'
     """
 
     model_type = "samdistill_student_trunk"
@@ -120,9 +124,9 @@ class StudentTrunk(TimmModel):
     """Trunk of a student: timm backbone, head and conversion of the host's normalisation.
 
     Example:
-        >>> trunk = build_trunk(StudentTrunkConfig(backbone="es_rv_m"))
-        >>> trunk(torch.zeros(1, 3, 1008, 1008)).last_hidden_state.shape
-        torch.Size([1, 5184, 1024])
+        >>> trunk = samdistill.StudentTrunk(samdistill.StudentTrunkConfig(backbone="es_rv_m", image_size=126))
+        >>> trunk.eval()(torch.zeros(1, 3, 126, 126)).last_hidden_state.shape  # 9 x 9 cells of 14 pixels
+        torch.Size([1, 81, 1024])
     """
 
     config_class = StudentTrunkConfig
