@@ -71,3 +71,4 @@ def test_long_names_can_be_written(tmp_path: Path) -> None:
         path = tmp_path / f"{file_name(key)}.view12.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+        assert path.is_file()
