@@ -14,7 +14,7 @@ import pytest
 
 from samdistill.data.skipped import BadInput
 from samdistill.engine.check import TermReport
-from samdistill.evaluation.concepts import ConceptResult
+from samdistill.evaluation.concept_result import ConceptResult
 from samdistill.evaluation.pictures import GROUND_TRUTH, picture
 from samdistill.evaluation.result import Conditions, EvaluationResult, Panel, Picture
 from samdistill.evaluation.rows import ConceptRow, ModelRow

@@ -22,7 +22,7 @@ from .report import human_bytes
 from .types import UserError
 
 if TYPE_CHECKING:
-    from .evaluation.concepts import ConceptResult
+    from .evaluation.concept_result import ConceptResult
     from .evaluation.result import EvaluationResult
     from .evaluation.video_result import VideoResult
 

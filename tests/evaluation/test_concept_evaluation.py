@@ -19,7 +19,8 @@ from samdistill.checkpoints.words import Words
 from samdistill.data.saco import ConceptPair, ConceptSet, to_rle, write_concepts
 from samdistill.data.saco_predictions import load_predictions, write_predictions
 from samdistill.evaluation import concepts as module
-from samdistill.evaluation.concepts import ConceptResult, evaluate_concepts, score_files, some_images
+from samdistill.evaluation.concept_result import ConceptResult
+from samdistill.evaluation.concepts import evaluate_concepts, score_files, some_images
 from samdistill.inference.drawing import COLOURS, draw_instances
 from samdistill.sandbox.concepts import CONTEXT, build_tokenizer
 from samdistill.sandbox.write import write_coco, write_concept_set
@@ -102,6 +103,16 @@ def test_figures_that_are_known_beforehand(measured: ConceptResult, truth: Conce
     mcc = len(seen) * absent / (len(seen) * (len(seen) + unseen) * absent * (absent + unseen)) ** 0.5
     assert [shy.il_mcc, shy.cgf1, shy.kept] == pytest.approx([mcc, shy.pmf1 * mcc, shy.pmf1 * mcc], abs=2e-4)
     assert measured.images == 6 and measured.questions == len(truth.pairs) and measured.positives == len(there)
+
+
+def test_the_score_without_an_image_is_that_of_the_other_images(measured: ConceptResult, truth: ConceptSet) -> None:
+    found = measured.score("shy")
+    assert (found.value, found.measured_on) == (measured.row("shy").cgf1, "24 questions about 6 images")
+    assert list(found.without) == [str(path) for path in truth.by_image()]
+    for path in truth.by_image():
+        others = replace(truth, pairs=tuple(pair for pair in truth.pairs if truth.path(pair) != path))
+        alone = score_files({"shy": measured.predictions["shy"]}, others).row("shy").cgf1
+        assert found.without[str(path)] == pytest.approx(alone, abs=1e-12)
 
 
 def test_the_threshold_decides_what_counts_and_not_what_is_ranked(truth: ConceptSet) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -68,6 +70,20 @@ def test_masks_are_measured_of_each(result):
         assert row.miou.keys() == row.agreement.keys() == {"box", "point", "refine"} and row.latency_ms > 0
         assert max(row.agreement.values()) < 1
     assert [panel.title for panel in result.pictures[0].panels][2:] == ["teacher", "twin", "mobile", "wide"]
+
+
+def test_the_score_is_the_mean_over_prompts_and_is_known_without_each_image(result, models, source):
+    for name in ("teacher", "mobile"):
+        score, row = result.score(name), result.row(name)
+        assert score.name == "mIoU (mean of box, point, refine prompts)"
+        assert score.value == pytest.approx(sum(row.miou.values()) / 3)
+        assert score.measured_on == f"{result.objects} objects in 3 images"
+        assert list(score.without) == list(source.keys)
+    left = score.without[source.keys[1]]
+    rest = copy.copy(source)
+    rest.keys = [key for key in source.keys if key != source.keys[1]]
+    alone = evaluate_models({"mobile": models["mobile"]}, rest, GEOMETRY, pictures=0, repeats=0)
+    assert left == pytest.approx(alone.score("mobile").value, abs=1e-6)
 
 
 def test_embeddings_are_compared_and_nothing_where_these_differ_too(result, models, source):

@@ -167,6 +167,20 @@ def test_the_first_mask_for_ever_scores_as_worked_out_by_hand(
         assert figure == pytest.approx((j + f) / 2) and objects > 0
 
 
+def test_the_score_without_a_video_is_that_of_the_other_videos(
+    source: SavSource, stub: Callable[[Answer], list[Session]]
+) -> None:
+    stub(first_mask)
+    whole = evaluate_videos_with(Plain(), source, source.keys, convention=SAV)
+    score = whole.score(STUDENT)
+    assert score.value == whole.row(STUDENT).jf and score.without.keys() == set(source.keys)
+    for left in source.keys:
+        rest = [key for key in source.keys if key != left]
+        alone = evaluate_videos_with(Plain(), source, rest, convention=SAV).row(STUDENT)
+        assert score.without[left] == pytest.approx(alone.jf)
+    assert score.measured_on == f"{whole.row(STUDENT).objects} objects in 4 videos"
+
+
 def test_what_is_given_and_when(source: SavSource, stub: Callable[[Answer], list[Session]]) -> None:
     made, late = stub(nothing), 0
     evaluate_videos_with(Plain(), source, source.keys, convention=SAV)

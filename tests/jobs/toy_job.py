@@ -176,7 +176,7 @@ class ToyResult(Evaluation[ToyRow]):
         return f"squared error {self.row(student).error:.4f}"
 
     def score(self, name: str) -> Score:
-        return Score("likeness", 1 - self.row(name).error, 100)
+        return Score("likeness", 1 - self.row(name).error, "100 cells")
 
     def tiles(self, student: str, start: str | None) -> list[Tile]:
         return []

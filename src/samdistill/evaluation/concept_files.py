@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,19 @@ def score_predictions(
     truth: ConceptSet, predictions: Mapping[int, Sequence[PredictedInstance]], threshold: float = SCORE_THRESHOLD,
     iou: IouKind = "masks",
 ) -> ConceptScores:  # fmt: skip
-    """Compute the counts of cgF1 over all pairs.
+    """Compute the counts of cgF1 over all pairs. Arguments and errors are those of ``score_images``.
+
+    Returns:
+        The counts; ``summary`` computes the metrics.
+    """
+    return ConceptScores.merge(score_images(truth, predictions, threshold, iou).values())
+
+
+def score_images(
+    truth: ConceptSet, predictions: Mapping[int, Sequence[PredictedInstance]], threshold: float = SCORE_THRESHOLD,
+    iou: IouKind = "masks",
+) -> dict[Path, ConceptScores]:  # fmt: skip
+    """Compute the counts of cgF1 over the pairs of each image.
 
     Args:
         truth: The pairs and their annotations. If a pair has several annotators, the one with the best score counts.
@@ -49,20 +62,21 @@ def score_predictions(
         iou: Compare masks or boxes.
 
     Returns:
-        The counts; ``summary`` computes the metrics.
+        The counts by image file, in the order of ``truth.by_image()``.
 
     Raises:
         UserError: ``check_predictions`` finds an error in the predictions.
     """
     check_predictions(truth, predictions, iou)
-    scores = ConceptScores()
+    found = dict[Path, ConceptScores]()
     for pair in truth.pairs:
         kept = [found for found in predictions.get(pair.id, ()) if found.score >= threshold]
         # sorted by category like the objects, because their order decides ties of the assignment
         kept.sort(key=lambda found: found.category)
         annotators = zip((pair, *pair.others), truth.categories, strict=True)
-        scores = scores.update(*(_ious(kept, annotated, listed, iou) for annotated, listed in annotators))
-    return scores
+        ious = (_ious(kept, annotated, listed, iou) for annotated, listed in annotators)
+        found[truth.path(pair)] = found.get(truth.path(pair), ConceptScores()).update(*ious)
+    return found
 
 
 def _ious(

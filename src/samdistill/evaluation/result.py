@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.table import Table
 from ..data.skipped import BadInput
 from .result_story import ASKED, PROMPT_NOTE, Tile, encoder_headline, encoder_tiles
 from .rows import EMBEDDING, ModelRow
-from .verdict import Score
+from .verdict import Score, means_without
 
 DASH = "-"
 
@@ -193,6 +194,8 @@ class EvaluationResult(Evaluation[ModelRow]):
         conditions: Conditions of the latency measurement, or None.
         skipped: Inputs that could not be read, with the reason.
         pictures: Pictures for the report.
+        ious: IoU of each object, averaged over the prompt kinds, by model and key of the image. It is that with the
+            ground truth if ``labelled``, and with the teacher's masks otherwise.
     """
 
     rows: tuple[ModelRow, ...]
@@ -205,6 +208,7 @@ class EvaluationResult(Evaluation[ModelRow]):
     conditions: Conditions | None
     skipped: tuple[BadInput, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    ious: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     pictures_note = (
         "The first images that have objects; they were not selected by result. All models get the same prompts. Each "
         "object has the same colour in all panels."
@@ -276,11 +280,15 @@ class EvaluationResult(Evaluation[ModelRow]):
 
     def score(self, name: str) -> Score | None:
         row = self.row(name)
-        for kind in self.prompts:
-            for label, values in (("mIoU", row.miou), ("IoU with the teacher's masks", row.agreement)):
-                if kind in values:
-                    return Score(f"{label} {ASKED[kind]}", values[kind], self.objects)
-        return None
+        values = row.miou if self.labelled else row.agreement
+        if not values:
+            return None
+        label = "mIoU" if self.labelled else "IoU with the teacher's masks"
+        kinds = [kind for kind in self.prompts if kind in values]
+        asked = ASKED[kinds[0]] if len(kinds) == 1 else f"(mean of {', '.join(kinds)} prompts)"
+        objects = f"{count(self.objects, 'object')} in {count(self.images, 'image')}"
+        mean = sum(values[kind] for kind in kinds) / len(kinds)
+        return Score(f"{label} {asked}", mean, objects, means_without(self.ious.get(name, {})))
 
     def headline(self, student: str, start: str | None) -> str:
         return encoder_headline(self.prompts, self.row(student), *self.compared(start))

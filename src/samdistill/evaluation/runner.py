@@ -65,7 +65,7 @@ def evaluate_models(
                 tally.add_features(batch, features, sum(example.left_out for example in examples))
                 targets = _targets(promptable, embedded, teacher, source.labelled, batch, masks, valid)
                 if targets is not None:
-                    _ask(promptable, embedded, targets, kinds, tally)
+                    _ask(promptable, embedded, batch.keys, targets, kinds, tally)
                     drawn += _draw(promptable, embedded, targets, kinds, batch, tally, pictures, len(drawn))
             if progress is not None:
                 progress(count)
@@ -83,6 +83,7 @@ def evaluate_models(
         conditions=conditions,
         skipped=tuple(skipped),
         pictures=tuple(drawn),
+        ious={name: tally.objects_by_image(name) for name in models},
     )
 
 
@@ -150,6 +151,7 @@ def _targets(
 def _ask(
     promptable: Mapping[str, Promptable],
     embedded: Mapping[str, Embeddings],
+    keys: Sequence[str],
     targets: Targets,
     kinds: tuple[PromptKind, ...],
     tally: Tally,
@@ -159,7 +161,7 @@ def _ask(
     step = prompts_at_once(batch, (height, width))
     for start in range(0, len(targets), step):
         part = targets.part(start, start + step)
-        tally.add_masks(part, {n: prompted_masks(m, embedded[n], part, kinds) for n, m in promptable.items()})
+        tally.add_masks(keys, part, {n: prompted_masks(m, embedded[n], part, kinds) for n, m in promptable.items()})
 
 
 def _draw(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float
@@ -32,6 +32,7 @@ class Tally:
         compared: Kind of the compared features by model.
         truth: Scores against the ground truth, by model and prompt kind.
         agreed: Scores against the teacher's masks, by model and prompt kind.
+        owners: Key of the image of every object, in the order of the IoU of ``truth`` and ``agreed``.
     """
 
     teacher: str | None
@@ -43,6 +44,7 @@ class Tally:
     compared: dict[str, str] = field(default_factory=dict)
     truth: dict[str, dict[str, MaskScores]] = field(default_factory=lambda: defaultdict(_no_scores))
     agreed: dict[str, dict[str, MaskScores]] = field(default_factory=lambda: defaultdict(_no_scores))
+    owners: list[str] = field(default_factory=list)
 
     def add_features(
         self, batch: ImageBatch, features: Mapping[str, Mapping[str, Float[Tensor, "b _ gh gw"]]], left_out: int
@@ -70,14 +72,21 @@ class Tally:
                     self.compared[name] = kind
                     break
 
-    def add_masks(self, targets: Targets, found: Mapping[str, Mapping[PromptKind, Bool[Tensor, "b n s s"]]]) -> None:
+    def add_masks(
+        self,
+        keys: Sequence[str],
+        targets: Targets,
+        found: Mapping[str, Mapping[PromptKind, Bool[Tensor, "b n s s"]]],
+    ) -> None:
         """Add predicted masks of objects.
 
         Args:
+            keys: Keys of the images.
             targets: The objects.
             found: Masks on the canvas, by model and prompt kind.
         """
         self.objects += int(targets.valid.sum())
+        self.owners += [keys[image] for image in targets.valid.nonzero()[:, 0].tolist()]
         reference = found.get(self.teacher) if self.teacher is not None else None
         for name, by_kind in found.items():
             for kind, masks in by_kind.items():
@@ -85,6 +94,17 @@ class Tally:
                     self.truth[name][kind] = self.truth[name][kind].update(masks, targets.masks, targets.valid)
                 if reference is not None and name != self.teacher:
                     self.agreed[name][kind] = self.agreed[name][kind].update(masks, reference[kind], targets.valid)
+
+    def objects_by_image(self, name: str) -> dict[str, tuple[float, ...]]:
+        """Return the IoU of each object of one model, averaged over the prompt kinds, by key of the image.
+
+        The IoU is that with the ground truth, or with the teacher's masks if the objects are not annotated ones.
+        """
+        kinds = [score.ious for score in (self.truth if self.labelled else self.agreed)[name].values() if score.ious]
+        found = dict[str, tuple[float, ...]]()
+        for key, *ious in zip(self.owners, *kinds, strict=True) if kinds else ():
+            found[key] = (*found.get(key, ()), sum(ious) / len(ious))
+        return found
 
     def row(self, name: str, model: PreTrainedModel, latency_ms: float | None) -> ModelRow:
         """Compute the row of one model."""

@@ -14,7 +14,7 @@ from ..types import UserError
 from .clip_scores import ClipScores
 from .result import DASH, Conditions, Evaluation, Measure, Picture, count
 from .result_story import Tile
-from .verdict import Score
+from .verdict import Score, means_without
 
 WITHOUT, STUDENT, TEACHER = "without memory", "student", "teacher memory"
 """Rows: the student without memory of earlier frames, with its own memory, and with its teacher's feature maps as
@@ -219,7 +219,12 @@ class VideoResult(Evaluation[VideoRow]):
 
     def score(self, name: str) -> Score:
         row = self.row(name)
-        return Score("J&F", row.jf, row.objects)
+        objects = {
+            video.name: [(found["j"] + found["f"]) / 2 for scores in video.objects if (found := scores.summary())]
+            for video in (self.scores[name].videos if name in self.scores else ())
+        }
+        asked = f"{count(row.objects, 'object')} in {count(self.videos, 'video')}"
+        return Score("J&F", row.jf, asked, means_without(objects))
 
     def headline(self, student: str, start: str | None) -> str:
         """Describe the result, including the gain from the memory, which is what the job trains."""

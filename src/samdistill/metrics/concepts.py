@@ -82,12 +82,18 @@ class ConceptScores:
                 best = other
         return self._plus(best)
 
-    def _plus(self, other: ConceptScores) -> ConceptScores:
+    def without(self, part: ConceptScores) -> ConceptScores:
+        """Return the scores without those of ``part``, which must be included. ``pair_f1`` is equal up to rounding."""
+        return self._plus(part, -1)
+
+    def _plus(self, other: ConceptScores, sign: int = 1) -> ConceptScores:
         sums = {}
         for field in fields(self):
             mine, theirs = getattr(self, field.name), getattr(other, field.name)
             each = isinstance(mine, tuple)
-            sums[field.name] = tuple(a + b for a, b in zip(mine, theirs, strict=True)) if each else mine + theirs
+            sums[field.name] = (
+                tuple(a + sign * b for a, b in zip(mine, theirs, strict=True)) if each else mine + sign * theirs
+            )
         return ConceptScores(**sums)
 
     @classmethod

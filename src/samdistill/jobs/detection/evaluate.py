@@ -7,7 +7,8 @@ import torch
 from ...data.concept_questions import concepts_of
 from ...data.saco import ConceptSet, find_concepts
 from ...dist import default_device
-from ...evaluation.concepts import ConceptResult, evaluate_concepts, some_images
+from ...evaluation.concept_result import ConceptResult
+from ...evaluation.concepts import evaluate_concepts, some_images
 from ...inference.concepts import StudentDetector, load_concept_model
 from ...progress import Progress
 from ..base import DISTILLED, TEACHER, UNTRAINED

@@ -10,7 +10,7 @@ from ...checkpoints.report import MergeReport
 from ...data.layouts import data_kind
 from ...dist import default_device
 from ...engine.task import Task
-from ...evaluation.concepts import ConceptResult
+from ...evaluation.concept_result import ConceptResult
 from ...sandbox.render import render_sandbox
 from ...types import UserError
 from ..base import DISTILLED, TEACHER, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
