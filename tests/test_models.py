@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from pycocotools import mask as coco_mask
 
 import samdistill as sd
@@ -80,6 +82,31 @@ def test_a_batch_is_answered_as_its_images_are(name: str, photos: Path, tmp_path
         torch.testing.assert_close(ours.boxes, theirs.boxes, atol=1e-3, rtol=1e-5)
         assert (ours.masks != theirs.masks).float().mean() < 1e-3
     assert torch.equal(together[0].masks, together[3].masks) or (together[0].masks ^ together[3].masks).sum() < 10
+
+
+def test_a_pil_image_is_decoded_in_the_calling_thread(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same undecoded image several times: PIL's decoder fails or gives other pixels if two threads run it."""
+    file = sorted(photos.glob("*.jpg"))[0]
+    image, threads = Image.open(file), set[int]()
+    load = JpegImageFile.load
+
+    def watched(self: JpegImageFile) -> object:
+        if self is image:
+            threads.add(threading.get_ident())
+        return load(self)
+
+    monkeypatch.setattr(JpegImageFile, "load", watched)
+    found = sd.load("sandbox-mobile")([image] * 6, points=[(48, 30)], batch_size=2)
+    assert threads == {threading.get_ident()}
+    assert {result.image.tobytes() for result in found} == {Image.open(file).convert("RGB").tobytes()}
+
+
+def test_a_truncated_pil_image_is_one_clear_line(photos: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(sorted(photos.glob("*.jpg"))[0].read_bytes()[:900])
+    for given in (Image.open(cut), [Image.open(cut)]):
+        with pytest.raises(sd.UserError, match=r"cut\.jpg cannot be decoded: image file is truncated"):
+            sd.load("sandbox-mobile")(given, points=[(4, 4)])
 
 
 def test_a_phrase_is_answered_alike_beside_others(photos: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,11 +15,12 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import UnreadableImage, read_image
+from ..data.images import DECODE_ERRORS, UnreadableImage, read_image
 from ..data.loader import worker_count
 from ..data.skipped import BadInput
 from ..data.transforms import Geometry, Size
 from ..io import as_path
+from ..reading import one_line
 from ..types import ImageBatch, UserError
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -55,12 +56,16 @@ def open_image(image: Picture) -> Image.Image:
     """Open an image in RGB. A file is rotated upright according to its EXIF orientation, a PIL image is not.
 
     Raises:
-        UserError: The file does not exist or cannot be read.
+        UserError: The file does not exist or cannot be read, or a PIL image cannot be decoded.
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(image).convert("RGB")
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            return image.convert("RGB")
+        except DECODE_ERRORS as error:
+            named = getattr(image, "filename", "") or "the PIL image"
+            raise UnreadableImage(f"{named} cannot be decoded: {one_line(error)}") from error
     if not Path(image).is_file():
         raise UserError(f"{image}: no such image")
     return read_image(Path(image))
@@ -94,7 +99,10 @@ def image_batch(pictures: Sequence[Laid]) -> ImageBatch:
 
 
 def batches(images: Sequence[Picture], place: Geometry, batch_size: int) -> Iterator[tuple[list[Laid], list[BadInput]]]:
-    """Read images in order, in batches. Threads decode up to two batches ahead.
+    """Read images in order, in batches. Threads decode the files of up to two batches ahead.
+
+    PIL images are read in the calling thread. PIL decodes an image on first use, and two threads must not do that for
+    the same object.
 
     Yields:
         The readable images of a batch, and the files of the batch that cannot be decoded.
@@ -109,12 +117,19 @@ def batches(images: Sequence[Picture], place: Geometry, batch_size: int) -> Iter
         except UnreadableImage as error:
             return BadInput(str(image), str(error))
 
+    def submit(image: Picture) -> Future[Laid | BadInput]:
+        if not isinstance(image, Image.Image):
+            return pool.submit(one, image)
+        done = Future[Laid | BadInput]()
+        done.set_result(one(image))
+        return done
+
     coming = iter(images)
     with ThreadPoolExecutor(worker_count(_WORKERS)) as pool:
-        waiting = deque(pool.submit(one, image) for image in islice(coming, 2 * batch_size))
+        waiting = deque(submit(image) for image in islice(coming, 2 * batch_size))
         while waiting:
             opened = list[Laid | BadInput]()
             for _ in range(min(batch_size, len(waiting))):
                 opened.append(waiting.popleft().result())
-                waiting.extend(pool.submit(one, image) for image in islice(coming, 1))
+                waiting.extend(submit(image) for image in islice(coming, 1))
             yield [o for o in opened if isinstance(o, Laid)], [o for o in opened if isinstance(o, BadInput)]
