@@ -37,6 +37,7 @@ from transformers import Sam3Config, Sam3Model
 
 from samdistill.engine import check_terms
 from samdistill.engine.groups import parameter_groups
+from samdistill.engine.task import Phase
 from samdistill.jobs.detection import task as detection
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.parts import DetectionParts
@@ -93,15 +94,15 @@ class Stages:
         optimiser = torch.optim.AdamW(
             parameter_groups(student, config.train.weight_decay), phase.lr, config.train.betas, config.train.eps
         )
-        data = task.dataset(epoch)
-        batch = around("read photographs", lambda: task.collate([data[i] for i in range(self.args.batch)]))()
+        data, at = task.dataset(epoch), Phase.of(config.train, epoch)
+        batch = around("read photographs", lambda: task.collate([data[i] for i in range(self.args.batch)], at))()
         batch = around("move to the device", lambda: task.to(batch, self.device))()
         task.teacher.answer = around("teacher, forward", task.teacher.answer)  # type: ignore[method-assign]
         student.forward = around("student, forward", student.forward)
         names = {"match": "matching", "output_terms": "six terms, forward", "feature_terms": "two features, forward"}
         for name, told in names.items():
             setattr(detection, name, around(told, getattr(detection, name)))
-        terms = task.terms(student, batch, epoch).only(phase.terms or DetectionRunConfig.term_names())
+        terms = task.terms(student, batch, at).only(phase.terms or DetectionRunConfig.term_names())
         around("backward", terms.total.backward)()
         clip = around("clip the gradient", torch.nn.utils.clip_grad_norm_)
         norm = clip(student.parameters(), config.train.clip_norm or float("inf")).item()

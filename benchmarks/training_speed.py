@@ -30,7 +30,7 @@ from samdistill import load_config
 from samdistill.config import Run
 from samdistill.data import collate_images
 from samdistill.engine import FitResult, fit, read_lines
-from samdistill.engine.task import Task
+from samdistill.engine.task import Phase, Task
 from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.jobs.encoder.parts import EncoderParts
 from samdistill.jobs.encoder.task import EncoderBatch, EncoderTask, ViewItem
@@ -62,7 +62,7 @@ class InMemory(EncoderTask):
     def dataset(self, epoch: int) -> Dataset:  # type: ignore[override]
         return self._items
 
-    def collate(self, items: Sequence[tuple[ViewItem, Maps]]) -> EncoderBatch:  # type: ignore[override]
+    def collate(self, items: Sequence[tuple[ViewItem, Maps]], phase: Phase = Phase()) -> EncoderBatch:  # type: ignore[override]
         images, _ = collate_images([image for (image, _), _ in items])
         assert images is not None
         return EncoderBatch(images, tuple(map(torch.cat, zip(*(told for _, told in items), strict=True))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -260,7 +260,7 @@ class Terms(Mapping[str, Term]):
         """Weighted sum of the terms."""
         return torch.stack([term.value * term.weight for term in self._terms.values()]).sum()
 
-    def only(self, names: Sequence[str]) -> Terms:
+    def only(self, names: Collection[str]) -> Terms:
         """Return the terms with these names. A term ``name/teacher`` of several teachers is selected by ``name``."""
         return Terms({name: term for name, term in self._terms.items() if name.partition("/")[0] in names})
 

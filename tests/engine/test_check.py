@@ -7,6 +7,7 @@ from toy_task import ToyTask, toy_config
 from samdistill.dist import default_device
 from samdistill.engine.check import check_terms
 from samdistill.engine.schedule import GlobalBatches, Shard
+from samdistill.engine.task import Phase
 from samdistill.types import Term, Terms, UserError
 
 
@@ -71,7 +72,7 @@ class Adapted(ToyTask):
     def export(self, student):
         return student["kept"]
 
-    def terms(self, student, batch, epoch=0):
+    def terms(self, student, batch, phase=Phase()):
         out = student["kept"](batch.images.float() / 255)
         direct = out.square().mean()
         adapted = student["adapter"](out.detach() if self.cut else out).square().mean()
@@ -95,7 +96,7 @@ def test_gradients_are_counted_at_what_is_exported():
 
 def test_infinite_gradient_of_a_finite_term_fails():
     class Steep(ToyTask):
-        def terms(self, student, batch, epoch=0):
+        def terms(self, student, batch, phase=Phase()):
             out = student(batch.images.float() / 255)
             return Terms({"root": Term((out - out.detach()).abs().sum().sqrt(), 1.0)})
 
@@ -114,7 +115,7 @@ def test_every_phase_is_checked_on_its_own_terms_and_its_own_first_batch():
         torch.manual_seed(0)
         student, data = task.build_student(), task.dataset(epoch)
         batch = task.collate([data[i] for i in next(iter(GlobalBatches(22, Shard(4), 0, epoch)))])
-        assert row.value == pytest.approx(task.terms(student, batch, epoch)["cosine"].value.item(), rel=1e-5)
+        assert row.value == pytest.approx(task.terms(student, batch, Phase(epoch))["cosine"].value.item(), rel=1e-5)
     assert report.terms[1].value != report.terms[2].value
     assert [t["phase"] for t in report.to_dict()["terms"]] == ["both", "both", "late"]
 
@@ -132,7 +133,7 @@ def test_a_problem_names_the_phase_it_is_in():
 class InParts(ToyTask):
     """One term on what comes out, one on what comes out of the first convolution alone."""
 
-    def terms(self, student, batch, epoch=0):
+    def terms(self, student, batch, phase=Phase()):
         images = batch.images.float() / 255
         return Terms({"out": Term(student(images).square().mean(), 1.0), "first": Term(student[0](images).mean(), 1.0)})
 
@@ -175,7 +176,7 @@ def test_frozen_batch_norm_is_checked_as_it_is_trained():
         student, data = task.build_student(), task.dataset(epoch)
         student[1].train(epoch == 1)
         batch = task.collate([data[i] for i in next(iter(GlobalBatches(22, Shard(4), 0, epoch)))])
-        assert found[stage] == pytest.approx(task.terms(student, batch, epoch)["mse"].value.item(), rel=1e-5)
+        assert found[stage] == pytest.approx(task.terms(student, batch, Phase(epoch))["mse"].value.item(), rel=1e-5)
 
 
 def test_a_task_adds_the_epochs_at_which_its_terms_change():
@@ -183,8 +184,8 @@ def test_a_task_adds_the_epochs_at_which_its_terms_change():
         def stages(self, train):
             return [*super().stages(train), ("late", 2)]
 
-        def terms(self, student, batch, epoch=0):
-            return super().terms(student, batch).only(("mse", "cosine") if epoch == 2 else ("mse",))
+        def terms(self, student, batch, phase=Phase()):
+            return super().terms(student, batch).only(("mse", "cosine") if phase.epoch == 2 else ("mse",))
 
     report = check_terms(Grows(), "cpu", train=toy_config())
     assert [(t.phase, t.name) for t in report.terms] == [("", "mse"), ("late", "mse"), ("late", "cosine")]

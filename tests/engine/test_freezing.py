@@ -7,6 +7,7 @@ from toy_task import StopAt, ToyTask, toy_config, toy_yaml
 
 from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
 from samdistill.engine.schedule import GlobalBatches, Schedule, Shard
+from samdistill.engine.task import Phase
 from samdistill.types import UserError
 
 TRUNK = ("0.weight", "1.weight", "1.bias")
@@ -160,7 +161,7 @@ def test_a_glob_that_matches_nothing_and_an_epoch_without_training_stop_the_run(
 
 def test_terms_that_reach_frozen_parts_alone_stop_the_run_by_epoch(tmp_path):
     class Deep(ToyTask):
-        def terms(self, student, batch, epoch=0):
+        def terms(self, student, batch, phase=Phase()):
             return super().terms(student[0], batch) if student.training else super().terms(student, batch)
 
         def build_student(self):

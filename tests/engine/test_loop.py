@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from samdistill.engine import Checkpoint, Interrupted, fit, read_lines
 from samdistill.engine.schedule import GlobalBatches, Schedule, Shard
+from samdistill.engine.task import Phase
 from samdistill.types import UserError
 
 logging.getLogger("samdistill.run.0").setLevel(logging.ERROR)
@@ -106,7 +107,7 @@ def test_log_every_thins_the_lines_but_keeps_both_ends(tmp_path):
 
 def test_validation_does_not_disturb_training(whole, tmp_path):
     class Unvalidated(ToyTask):
-        def validate(self, student, epoch=0):
+        def validate(self, student, phase=Phase()):
             return {}
 
     train(tmp_path, Unvalidated(), ema=0.9)
@@ -178,7 +179,7 @@ def test_resume_reads_none_of_the_items_it_skips(tmp_path):
         train(tmp_path, StopAt(at=3), epochs=1)
 
     class NoValidation(ToyTask):
-        def validate(self, student, epoch=0):
+        def validate(self, student, phase=Phase()):
             return {}
 
     task = NoValidation()
@@ -302,7 +303,7 @@ def test_full_disk_stops_and_the_run_can_be_resumed(tmp_path, whole):
 
 def test_a_full_disk_at_the_student_leaves_no_half_of_it(tmp_path):
     class Fills(HostedTask):
-        def validate(self, student, epoch=0):
+        def validate(self, student, phase=Phase()):
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
             return {}
 

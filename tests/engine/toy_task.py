@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from samdistill.config import TrainConfig
 from samdistill.engine import fit, is_worker, launch, leave
-from samdistill.engine.task import Task
+from samdistill.engine.task import Phase, Task
 from samdistill.processes import end_with_parent
 from samdistill.types import ImageBatch, Term, Terms, UserError
 
@@ -79,13 +79,13 @@ class ToyTask(Task[ImageBatch]):
         self.data = Noise(self.items, epoch % 2, self.delay)
         return self.data
 
-    def collate(self, items):
+    def collate(self, items, phase: Phase = Phase()):
         return ImageBatch.full(torch.stack([image for _, image in items]), tuple(key for key, _ in items))
 
     def to(self, batch: ImageBatch, device: torch.device) -> ImageBatch:
         return batch.to(device)
 
-    def terms(self, student: nn.Module, batch: ImageBatch, epoch: int = 0) -> Terms:
+    def terms(self, student: nn.Module, batch: ImageBatch, phase: Phase = Phase()) -> Terms:
         self.seen = getattr(self, "seen", 0) + 1
         self.on_batch()
         images = batch.images.float() / SCALE
@@ -105,7 +105,7 @@ class ToyTask(Task[ImageBatch]):
         if self.broken == "rank1" and int(os.environ.get("RANK", 0)) == 1 and self.seen > self.at:
             raise UserError("image 7 cannot be read")
 
-    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
+    def validate(self, student: nn.Module, phase: Phase = Phase()) -> dict[str, float]:
         assert not student.training
         torch.rand(3)  # draws that must not disturb the training
         images = torch.stack([self.data[i][1] for i in range(2)]).float() / SCALE

@@ -15,7 +15,7 @@ from tiny_jobs import task_of
 
 from samdistill.engine import Checkpoint, fit, read_lines
 from samdistill.engine.schedule import GlobalBatches, Shard
-from samdistill.engine.task import Task
+from samdistill.engine.task import Phase, Task
 from samdistill.jobs import JOBS
 
 EXACT = ("train.eps=1e-3", "train.clip_norm=1.0", "train.precision=fp32")
@@ -58,12 +58,13 @@ def one_thread():
 def counts_of(task: Task[Any], accumulate: int, world: int) -> list[list[int]]:
     """Units of a term in each part of each step of the last epoch."""
     train = task.config.train
-    data, found = task.dataset(train.total_epochs - 1), []
+    phase = Phase.of(train, train.total_epochs - 1)
+    data, found = task.dataset(phase.epoch), []
     shards = [Shard(train.batch_size, accumulate, rank, world) for rank in range(world)]
-    parts = [list(GlobalBatches(len(data), shard, 0, train.total_epochs - 1)) for shard in shards]
+    parts = [list(GlobalBatches(len(data), shard, 0, phase.epoch)) for shard in shards]
     for first in range(0, len(parts[0]), accumulate):
         rows = [own[first + micro] for own in parts for micro in range(accumulate)]
-        found.append([next(iter(task.counts(task.collate([data[i] for i in row])).values())) for row in rows])
+        found.append([next(iter(task.counts(task.collate([data[i] for i in row], phase)).values())) for row in rows])
     return found
 
 

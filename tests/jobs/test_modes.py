@@ -16,7 +16,7 @@ from torch import Tensor
 from samdistill.cli import main
 from samdistill.config import Run
 from samdistill.engine import Checkpoint, Interrupted, fit
-from samdistill.engine.task import Task
+from samdistill.engine.task import Phase, Task
 from samdistill.pipeline import cache, plan
 
 CODEC, RUNS = "cache.codec=fp32", ("cache.mode=online",)
@@ -57,8 +57,9 @@ def step(task: Task[Any], epoch: int) -> tuple[dict[str, Tensor], dict[str, Tens
     """Values of the terms of four items of an epoch, and the gradients of their sum."""
     torch.manual_seed(0)
     student, data = task.build_student().train(), task.dataset(epoch)
-    batch = task.to(task.collate([data[i] for i in range(4)]), torch.device("cpu"))
-    terms = task.terms(student, batch, epoch)
+    phase = Phase.of(task.config.train, epoch)
+    batch = task.to(task.collate([data[i] for i in range(4)], phase), torch.device("cpu"))
+    terms = task.terms(student, batch, phase)
     terms.total.backward()
     grads = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     return {name: term.value.detach() for name, term in terms.items()}, grads

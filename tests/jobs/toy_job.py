@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from samdistill.checkpoints.report import MergeReport
 from samdistill.config.parts import CacheConfig, CachedRun, TrainConfig, loss_block
 from samdistill.data import BadInput, ImageDataset, ImageItem, ReadableImages, collate_images, image_loader
-from samdistill.engine.task import Task
+from samdistill.engine.task import Phase, Task
 from samdistill.evaluation.result import Evaluation, Measure
 from samdistill.evaluation.result_story import Tile
 from samdistill.evaluation.verdict import Score
@@ -131,7 +131,7 @@ class ToyTask(Task[ToyBatch]):
     def dataset(self, epoch: int) -> ReadableImages:
         return self.items
 
-    def collate(self, items: Sequence[tuple[ImageItem, tuple[BadInput, ...]]]) -> ToyBatch:
+    def collate(self, items: Sequence[tuple[ImageItem, tuple[BadInput, ...]]], phase: Phase = Phase()) -> ToyBatch:
         images, _ = collate_images([image for image, _ in items])
         assert images is not None
         return ToyBatch(images, self.signals.read(images))
@@ -141,7 +141,7 @@ class ToyTask(Task[ToyBatch]):
         images = batch.images.to(device)
         return ToyBatch(images, self.signals.answer(images, batch.teacher_features))
 
-    def terms(self, student: nn.Module, batch: ToyBatch, epoch: int = 0) -> Terms:
+    def terms(self, student: nn.Module, batch: ToyBatch, phase: Phase = Phase()) -> Terms:
         predicted, loss = student(batch.images.images), self.config.loss
         return Terms(
             {

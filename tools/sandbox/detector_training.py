@@ -25,7 +25,7 @@ from samdistill.config.parts import FreezeConfig
 from samdistill.dist import default_device
 from samdistill.engine import fit
 from samdistill.engine.state import Checkpoint
-from samdistill.engine.task import Task
+from samdistill.engine.task import Phase, Task
 from samdistill.inference.concepts import detections
 from samdistill.io import replacing
 from samdistill.metrics.concepts import SCORE_THRESHOLD, ConceptScores
@@ -59,7 +59,7 @@ class DetectorTask(Task[Any]):
     def dataset(self, epoch: int) -> SceneNumbers:
         return SceneNumbers(EPOCH_STEPS * self.batch_size, epoch)
 
-    def collate(self, items: Sequence[int]) -> list[int]:
+    def collate(self, items: Sequence[int], phase: Phase = Phase()) -> list[int]:
         return list(items)
 
     def to(self, batch: Sequence[int], device: torch.device) -> Lesson:
@@ -71,10 +71,10 @@ class DetectorTask(Task[Any]):
         naming = self.weights is None and batch[0] < NAMING_EPOCHS * EPOCH_STEPS * self.batch_size
         return Lesson(scenes, None if naming else draw_questions(scenes, PER_SCENE, rng, boxes), masks)
 
-    def terms(self, student: nn.Module, batch: Lesson, epoch: int = 0) -> Terms:
+    def terms(self, student: nn.Module, batch: Lesson, phase: Phase = Phase()) -> Terms:
         return detector_terms(student, batch)
 
-    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
+    def validate(self, student: nn.Module, phase: Phase = Phase()) -> dict[str, float]:
         assert isinstance(student, ConceptLearner)
         return held_out_concepts(student.model, VALIDATION_SCENES)
 

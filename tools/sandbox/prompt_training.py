@@ -19,7 +19,7 @@ from samdistill.checkpoints.promptable import load_promptable
 from samdistill.config import TrainConfig
 from samdistill.dist import default_device
 from samdistill.engine import fit
-from samdistill.engine.task import Task
+from samdistill.engine.task import Phase, Task
 from samdistill.io import replacing
 from samdistill.ops.promptable import Promptable, image_size
 from samdistill.sandbox.scenes import Scenes, render_scenes
@@ -106,7 +106,7 @@ class TeacherTask(Task[Scenes]):
     def dataset(self, epoch: int) -> SceneNumbers:
         return SceneNumbers(EPOCH_STEPS * self.batch_size, epoch)
 
-    def collate(self, items: Sequence[int]) -> list[int]:
+    def collate(self, items: Sequence[int], phase: Phase = Phase()) -> list[int]:
         return list(items)
 
     def to(self, batch: Sequence[int], device: torch.device) -> Scenes:
@@ -114,12 +114,12 @@ class TeacherTask(Task[Scenes]):
         self.generator = torch.Generator(device).manual_seed(batch[0])
         return render_scenes(batch, self.size, TRAIN_SEED, device=device)
 
-    def terms(self, student: nn.Module, batch: Scenes, epoch: int = 0) -> Terms:
+    def terms(self, student: nn.Module, batch: Scenes, phase: Phase = Phase()) -> Terms:
         assert isinstance(student, Promptable) and self.generator is not None
         recipe = self.recipe
         return teacher_terms(student, batch, self.generator, recipe.prompts_per_image, recipe.multimask)
 
-    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
+    def validate(self, student: nn.Module, phase: Phase = Phase()) -> dict[str, float]:
         assert isinstance(student, Promptable)
         return held_out_miou(student, VALIDATION_SCENES)
 

@@ -15,7 +15,7 @@ from ..types import Term, Terms, UserError
 from .frozen_norm import measure_frozen
 from .groups import Freezing, parameter_groups
 from .schedule import GlobalBatches, Shard
-from .task import Task
+from .task import Phase, Task
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,7 @@ def check_terms(
         student.train()
         freezing.start(epoch)
         named = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        terms = _first_terms(task, student, where, epoch, batch_size, seed)
-        wanted = train.phase_at(epoch)
-        if wanted is not None and wanted.terms is not None:
-            terms = terms.only(wanted.terms)
+        terms = _first_terms(task, student, where, Phase.of(train, epoch), batch_size, seed)
         if not terms:
             raise UserError("the task gave no loss term" + (f" for phase {stage!r}" if stage else ""))
         for name, term in terms.items():
@@ -136,15 +133,16 @@ def check_terms(
 
 
 def _first_terms(
-    task: Task[Any], student: torch.nn.Module, device: torch.device, epoch: int, batch_size: int, seed: int
+    task: Task[Any], student: torch.nn.Module, device: torch.device, phase: Phase, batch_size: int, seed: int
 ) -> Terms:
-    """Return the terms of the first items of an epoch's first batch."""
-    data = task.dataset(epoch)
+    """Return the trained terms of the first items of the epoch's first batch."""
+    data = task.dataset(phase.epoch)
     items = len(data)  # type: ignore[arg-type]
     if not items:
         raise UserError("the data set is empty: there is no batch to check the loss terms on")
-    first = next(iter(GlobalBatches(items, Shard(min(batch_size, items)), seed, epoch)))
-    return task.terms(student, task.to(task.collate([data[i] for i in first]), device), epoch)
+    first = next(iter(GlobalBatches(items, Shard(min(batch_size, items)), seed, phase.epoch)))
+    terms = task.terms(student, task.to(task.collate([data[i] for i in first], phase), device), phase)
+    return terms if phase.only is None else terms.only(phase.only)
 
 
 def _gradient_norms(term: Term, parameters: list[torch.nn.Parameter]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config import TrainConfig
 from .schedule import GlobalBatches, Shard
-from .task import Task
+from .task import Phase, Task
 
 PASSES, PER_PASS = 8, 2
 """Forward passes of the measurement, and images in each. They do not depend on ranks and micro-batches."""
@@ -61,7 +61,7 @@ def measure_frozen(task: Task[Any], student: nn.Module, train: TrainConfig, devi
     before = len(unmeasured(student))
     for _, epoch in task.stages(train):
         if unmeasured(student):
-            measure(student, _passes(task, student, train.seed, epoch, device))
+            measure(student, _passes(task, student, train.seed, Phase.of(train, epoch), device))
     return before - len(unmeasured(student))
 
 
@@ -92,10 +92,10 @@ def measure(student: nn.Module, passes: Iterable[Callable[[], object]]) -> None:
 
 
 def _passes(
-    task: Task[Any], student: nn.Module, seed: int, epoch: int, device: torch.device
+    task: Task[Any], student: nn.Module, seed: int, phase: Phase, device: torch.device
 ) -> Iterator[Callable[[], object]]:
-    data = task.dataset(epoch)
+    data = task.dataset(phase.epoch)
     items = len(data)  # type: ignore[arg-type]
-    for rows in islice(GlobalBatches(items, Shard(min(PER_PASS, items)), seed, epoch), PASSES):
-        batch = task.to(task.collate([data[row] for row in rows]), device)
-        yield lambda batch=batch: task.terms(student, batch, epoch)
+    for rows in islice(GlobalBatches(items, Shard(min(PER_PASS, items)), seed, phase.epoch), PASSES):
+        batch = task.to(task.collate([data[row] for row in rows], phase), device)
+        yield lambda batch=batch: task.terms(student, batch, phase)

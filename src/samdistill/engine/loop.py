@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from .state import (
     restore_rng,
     seed_rng,
 )
-from .task import Task
+from .task import Phase, Task
 from .tracking import Tracker
 
 _UNFIT = "what its checkpoint holds does not fit the run; start again with another output"
@@ -231,7 +232,7 @@ class _Loop:
         with StopSignal() as self.stop:
             try:
                 for epoch in range(self.step // self.per_epoch, self.config.total_epochs):
-                    self._epoch(epoch)
+                    self._epoch(Phase.of(self.config, epoch))
             except RuntimeError:
                 if self.shard.world > 1 and self.stop.arrives():  # a collective failed because another rank failed
                     self.tracker.log.error("stopped, another rank failed", exc_info=True)
@@ -246,35 +247,35 @@ class _Loop:
             self.images / ran if ran else 0.0,
         )  # fmt: skip
 
-    def _epoch(self, epoch: int) -> None:
-        data = self.task.dataset(epoch)
+    def _epoch(self, phase: Phase) -> None:
+        epoch, data = phase.epoch, self.task.dataset(phase.epoch)
         if len(data) != self.items:  # type: ignore[arg-type]
             raise UserError(f"epoch {epoch} has {len(data)} image(s), the first had {self.items}: they must be equal")  # type: ignore[arg-type]
         order = GlobalBatches(self.items, self.shard, self.config.seed, epoch, self.step % self.per_epoch)
         generator = torch.Generator().manual_seed(stream_seed(self.config.seed, epoch))
         loader = DataLoader(
-            data, batch_sampler=order, collate_fn=self.task.collate, num_workers=self.workers,
+            data, batch_sampler=order, collate_fn=partial(self.task.collate, phase=phase), num_workers=self.workers,
             worker_init_fn=outlive_signals, generator=generator,
         )  # fmt: skip
         batches = iter(loader)
         try:
-            self._steps(epoch, batches)
+            self._steps(phase, batches)
         finally:
             if self.workers:
                 batches._shutdown_workers()  # type: ignore[attr-defined] # a traceback keeps them alive
         self._save(f"ckpt_epoch_{epoch + 1}.pt", epoch + 1)
-        self._validate(epoch + 1)
+        self._validate(phase)
 
-    def _steps(self, epoch: int, batches: Any) -> None:
+    def _steps(self, phase: Phase, batches: Any) -> None:
         """Run the remaining steps of an epoch."""
         self.model.train()
-        training = self.freezing.start(epoch)
+        epoch, training = phase.epoch, self.freezing.start(phase.epoch)
         if self.config.freeze:
             self.tracker.info(f"epoch {epoch + 1} trains {training} of {len(self.trainable)} parameter tensors")
         stopping = False
         clock = time.perf_counter()
         while self.step < (epoch + 1) * self.per_epoch:
-            stopping = self._step(batches)
+            stopping = self._step(phase, batches)
             clock, before = time.perf_counter(), clock
             self._record(epoch, clock - before)
             if stopping and self.step < (epoch + 1) * self.per_epoch:
@@ -282,24 +283,22 @@ class _Loop:
         if stopping and self.step < self.schedule.total:
             self._interrupt(f"ckpt_epoch_{epoch + 1}.pt", epoch + 1)
 
-    def _step(self, batches: Any) -> bool:
+    def _step(self, phase: Phase, batches: Any) -> bool:
         """Run one optimiser step. Return whether a rank was asked to stop."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step) * group["scale"]
-        epoch = self.step // self.per_epoch
-        phase = self.config.phase_at(epoch)
         values: Tensor | float = 0.0
         parts = [next(batches) for _ in range(self.config.accumulate)]
         for part, factors in zip(parts, self._shares(parts), strict=True):
             batch = self.task.to(part, self.device)
             with self.accelerator.accumulate(self.model):
-                terms = self.task.terms(self.model, batch, epoch).scaled(factors)
-                if phase is not None and phase.terms is not None:
-                    terms = terms.only(phase.terms)
+                terms = self.task.terms(self.model, batch, phase).scaled(factors)
+                if phase.only is not None:
+                    terms = terms.only(phase.only)
                 total = terms.total
                 if not total.requires_grad:
                     raise UserError(
-                        f"epoch {epoch}: no loss term depends on a parameter that trains in it; "
+                        f"epoch {phase.epoch}: no loss term depends on a parameter that trains in it; "
                         "`samdistill check` shows what reaches the student"
                     )
                 self.accelerator.backward(total)
@@ -351,14 +350,14 @@ class _Loop:
     def _averaged(self) -> Any:
         return self.ema.applied(self.student) if self.ema is not None else nullcontext()
 
-    def _validate(self, epoch: int) -> None:
+    def _validate(self, phase: Phase) -> None:
         streams = capture_rng(self.device)
         self.student.eval()
         with self._averaged():
-            figures = self.task.validate(self.student, epoch - 1)
+            figures = self.task.validate(self.student, phase)
         restore_rng(streams, self.device)
         if figures:
-            self.tracker.validation(self.step, epoch, figures)
+            self.tracker.validation(self.step, phase.epoch + 1, figures)
 
     def _save(self, name: str, epochs_done: int) -> Path:
         streams = gather(capture_rng(self.device))

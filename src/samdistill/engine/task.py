@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -14,6 +15,38 @@ from ..config import TrainConfig
 from ..types import Terms
 
 Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The part of a run that an epoch belongs to. The engine gives it to the task with every batch.
+
+    Attributes:
+        epoch: Number of the epoch, from 0, over the whole run.
+        name: Name of the phase in ``train.phases``. Empty without phases.
+        only: Names of the terms that are trained. None trains all.
+    """
+
+    epoch: int = 0
+    name: str = ""
+    only: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, train: TrainConfig, epoch: int) -> Phase:
+        """Return the phase of ``epoch``.
+
+        Example:
+            >>> Phase.of(TrainConfig(), 3)
+            Phase(epoch=3, name='', only=None)
+        """
+        found = train.phase_at(epoch)
+        if found is None:
+            return cls(epoch)
+        return cls(epoch, found.name, None if found.terms is None else frozenset(found.terms))
+
+    def wanted(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the names of the terms that are trained, where ``names`` are all terms of the run."""
+        return frozenset(names) if self.only is None else self.only
 
 
 class Task(ABC, Generic[Batch]):
@@ -62,21 +95,24 @@ class Task(ABC, Generic[Batch]):
         """
 
     @abstractmethod
-    def collate(self, items: Sequence[Any]) -> Batch:
-        """Collate items of the data set into a batch. It runs in loader workers."""
+    def collate(self, items: Sequence[Any], phase: Phase = Phase()) -> Batch:
+        """Collate items of the data set into a batch. It runs in loader workers.
+
+        ``phase`` tells which of the teacher's signals the terms need.
+        """
 
     @abstractmethod
     def to(self, batch: Batch, device: torch.device) -> Batch:
         """Return the batch on ``device``. A task with a running teacher also moves the teacher."""
 
     @abstractmethod
-    def terms(self, student: nn.Module, batch: Batch, epoch: int = 0) -> Terms:
+    def terms(self, student: nn.Module, batch: Batch, phase: Phase = Phase()) -> Terms:
         """Return the loss terms of one batch, attached to the graph.
 
         Args:
             student: The student, which may be wrapped (DDP, mixed precision). Call it, do not use its attributes.
             batch: A batch on the device.
-            epoch: Number of the epoch, from 0. Its phase is ``train.phase_at(epoch)``.
+            phase: The phase. Terms that it does not train may be included; the engine leaves them out.
         """
 
     def counts(self, batch: Batch) -> Mapping[str, int]:
@@ -87,14 +123,14 @@ class Task(ABC, Generic[Batch]):
         """
         return {}
 
-    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
+    def validate(self, student: nn.Module, phase: Phase = Phase()) -> dict[str, float]:
         """Return metrics to log after an epoch.
 
         Every rank calls it with the same data. The random number generators of training are restored afterwards.
 
         Args:
             student: The student, not wrapped, in eval mode, with averaged weights if EMA is on.
-            epoch: Number of the epoch, from 0.
+            phase: The phase of the epoch.
         """
         return {}
 

@@ -23,6 +23,7 @@ from samdistill.config import TrainConfig
 from samdistill.data import open_source
 from samdistill.data.skipped import read_skipped
 from samdistill.engine import Checkpoint, Interrupted, check_terms, fit
+from samdistill.engine.task import Phase
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.detection.task import DetectionBatch, DetectionTask
@@ -31,6 +32,7 @@ from samdistill.teachers import Sam3Detector
 from samdistill.types import Terms, UserError
 
 ALIGN, FEATURES, OUTPUT = range(3)
+PHASES = (Phase(0, "align", frozenset({"fpn"})), Phase(1, "features"), Phase(2, "outputs", frozenset(OUTPUTS)))
 WORDS_ALONE = "questions.boxes=0"
 
 
@@ -64,7 +66,7 @@ def variant(detection: Recipe, task: DetectionTask, tmp_path: Path):
 
 def batch_of(task: DetectionTask, epoch: int, count: int = 2) -> DetectionBatch:
     data = task.dataset(epoch)
-    return task.to(task.collate([data[i] for i in range(count)]), torch.device("cpu"))
+    return task.to(task.collate([data[i] for i in range(count)], PHASES[epoch]), torch.device("cpu"))
 
 
 def assert_trainable(terms: Terms, student: nn.Module) -> None:
@@ -83,7 +85,8 @@ def few(task: DetectionTask, path: Path, count: int, *also: str) -> str:
 
 
 def test_the_phase_decides_which_terms_there_are(task: DetectionTask, student: EfficientSam3Model) -> None:
-    names = {epoch: task.terms(student, batch_of(task, epoch), epoch) for epoch in (ALIGN, FEATURES, OUTPUT)}
+    assert tuple(Phase.of(task.config.train, epoch) for epoch in range(3)) == PHASES
+    names = {epoch: task.terms(student, batch_of(task, epoch), PHASES[epoch]) for epoch in (ALIGN, FEATURES, OUTPUT)}
     assert [tuple(terms) for terms in names.values()] == [("fpn",), TERMS, OUTPUTS]
     for terms in names.values():
         assert {name: term.weight for name, term in terms.items()} == {
@@ -101,10 +104,10 @@ def test_levels_alone_are_compared_without_asking_anybody_anything(
         for who, model in (("teacher", task.teacher.model), ("student", student)) for name in names
     ]  # fmt: skip
     batch = batch_of(task, ALIGN)
-    alone = task.terms(student, batch, ALIGN)
+    alone = task.terms(student, batch, PHASES[ALIGN])
     assert sorted(calls) == ["student vision_encoder", "teacher vision_encoder"]
     calls.clear()
-    among = task.terms(student, batch, FEATURES)
+    among = task.terms(student, batch, PHASES[FEATURES])
     for hook in hooks:
         hook.remove()
     assert sorted(calls) == sorted(f"{who} {name}" for who in ("teacher", "student") for name in names)
@@ -120,7 +123,7 @@ def test_each_model_normalises_for_itself(task: DetectionTask, student: Efficien
     models = (task.teacher.model, student)
     hooks = [model.vision_encoder.register_forward_pre_hook(keep, with_kwargs=True) for model in models]
     batch = batch_of(task, OUTPUT)
-    task.terms(student, batch, OUTPUT)
+    task.terms(student, batch, PHASES[OUTPUT])
     for hook in hooks:
         hook.remove()
     unit = batch.images.images.double() / 255
@@ -145,10 +148,10 @@ def test_every_term_of_every_phase_has_a_gradient_of_its_own(task: DetectionTask
 def test_losses_are_float32_when_the_students_weights_are_not(task: DetectionTask, student: EfficientSam3Model) -> None:
     half, batch = copy.deepcopy(student).to(torch.bfloat16), batch_of(task, FEATURES)
     with torch.autocast("cpu", torch.bfloat16):
-        terms = task.terms(half, batch, FEATURES)
+        terms = task.terms(half, batch, PHASES[FEATURES])
     assert tuple(terms) == TERMS and {term.value.dtype for term in terms.values()} == {torch.float32}
     assert_trainable(terms, half)
-    full = task.terms(student, batch, FEATURES)
+    full = task.terms(student, batch, PHASES[FEATURES])
     for name in ("fpn", "logit", "semantic"):
         assert terms[name].value.item() == pytest.approx(full[name].value.item(), rel=0.05), name
 
@@ -157,7 +160,7 @@ def test_the_same_teacher_gives_the_same_terms(task: DetectionTask, student: Eff
     again = DetectionParts(task.config).task()
     assert again.teacher.fingerprint == task.teacher.fingerprint
     values = [
-        [term.value.item() for term in each.terms(student, batch_of(each, FEATURES), FEATURES).values()]
+        [term.value.item() for term in each.terms(student, batch_of(each, FEATURES), PHASES[FEATURES]).values()]
         for each in (task, again)
     ]
     assert values[0] == values[1]
@@ -169,7 +172,7 @@ def test_without_a_single_detection_every_query_learns_that_there_is_nothing(var
     assert task.teacher.answer(batch.images, batch.prompts).scores.max() < 1
     logits: list[Tensor] = []
     hook = student.register_forward_hook(lambda _, args, out: logits.append(out.pred_logits))
-    terms = task.terms(student, batch, OUTPUT)
+    terms = task.terms(student, batch, PHASES[OUTPUT])
     hook.remove()
     assert [terms[name].value.item() for name in ("mask", "box_l1", "giou")] == [0, 0, 0]
     assert terms["logit"].value.item() == pytest.approx(F.softplus(logits[0]).mean().item(), rel=1e-5)
@@ -184,7 +187,7 @@ def test_a_student_with_more_queries_than_its_teacher_learns(variant) -> None:
     totals = []
     for _ in range(4):
         adam.zero_grad()
-        terms = task.terms(student, batch, OUTPUT)
+        terms = task.terms(student, batch, PHASES[OUTPUT])
         terms.total.backward()
         adam.step()
         totals.append(terms.total.item())
@@ -198,7 +201,7 @@ def test_images_without_an_object_are_trained_on(variant, student, tmp_path: Pat
     task = variant(*folder, "questions={source: generic, negatives: 0, generic: [red circle, square]}")
     batch = batch_of(task, FEATURES, 1)
     assert set(batch.prompts.texts) <= {"red circle", "square"}
-    assert_trainable(task.terms(student, batch, FEATURES), student)
+    assert_trainable(task.terms(student, batch, PHASES[FEATURES]), student)
 
 
 def test_an_unreadable_image_is_named_once_and_training_goes_on(
@@ -234,7 +237,7 @@ def test_a_teacher_at_another_size_brings_the_student_to_it(detection: Recipe, t
     task = DetectionParts(config).task()
     student, batch = task.build_student().train(), batch_of(task, FEATURES)
     assert batch.images.images.shape[-2:] == (168, 168) and student.config.vision_config.image_size == 168
-    assert_trainable(task.terms(student, batch, FEATURES), student)
+    assert_trainable(task.terms(student, batch, PHASES[FEATURES]), student)
     with pytest.raises(UserError, match="126 or 140"):
         DetectionParts(detection(tmp_path, "teacher.image_size=130")).task()
 
@@ -254,7 +257,7 @@ def test_every_question_teaches_the_cls_token_and_a_box_the_box_encoder_too(vari
     for each, boxes in ((task, 0), (shown, 1)):
         batch = batch_of(each, OUTPUT)
         assert batch.prompts.boxes.shape == (4, boxes, 4)
-        terms = each.terms(student, batch, OUTPUT)
+        terms = each.terms(student, batch, PHASES[OUTPUT])
         for part, parameters in parts.items():
             grads = torch.autograd.grad(terms.total, parameters, allow_unused=True, retain_graph=True)
             reached = any(grad is not None and bool(grad.any()) for grad in grads)
@@ -264,12 +267,12 @@ def test_every_question_teaches_the_cls_token_and_a_box_the_box_encoder_too(vari
 
 def test_validation_is_the_mean_over_the_held_out_batches(task: DetectionTask, student: EfficientSam3Model) -> None:
     student.eval()
-    found, rows = task.validate(student, OUTPUT), []
+    found, rows = task.validate(student, PHASES[OUTPUT]), []
     assert task.held_out is not None and len(task.held_out) == 4 and task.config.evaluate.batch_size == 2
     for first in (0, 2):
-        batch = task.collate([task.held_out[i] for i in (first, first + 1)])
+        batch = task.collate([task.held_out[i] for i in (first, first + 1)], PHASES[OUTPUT])
         with torch.no_grad():
-            rows.append({name: term.value.item() for name, term in task.terms(student, batch, OUTPUT).items()})
+            rows.append({name: term.value.item() for name, term in task.terms(student, batch, PHASES[OUTPUT]).items()})
     student.train()
     total = found.pop("total")
     assert total == pytest.approx(sum(getattr(task.config.loss, n) * v for n, v in found.items()), rel=1e-5)
@@ -283,7 +286,7 @@ def test_held_out_figures_do_not_depend_on_the_size_of_a_batch(task, student, va
     other = variant(f"evaluate.batch_size={size}")
     found = []
     for each in (task, other):
-        found.append(each.validate(student.eval(), FEATURES))
+        found.append(each.validate(student.eval(), PHASES[FEATURES]))
     student.train()
     assert set(found[0]) == {*TERMS, "total"} and found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-6)
 
@@ -293,11 +296,11 @@ class StopAt(DetectionTask):
 
     seen = 0
 
-    def terms(self, student: nn.Module, batch: DetectionBatch, epoch: int = 0) -> Terms:
+    def terms(self, student: nn.Module, batch: DetectionBatch, phase: Phase = Phase()) -> Terms:
         self.seen += 1
         if self.seen == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return super().terms(student, batch, epoch)
+        return super().terms(student, batch, phase)
 
 
 def test_interrupted_in_a_phase_and_resumed_it_is_the_uninterrupted_run(

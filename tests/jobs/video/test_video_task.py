@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from samdistill.data.clips import ClipDataset
 from samdistill.engine import Checkpoint, check_terms, fit
+from samdistill.engine.task import Phase
 from samdistill.jobs.video.config import VideoRunConfig
 from samdistill.jobs.video.job import video_task
 from samdistill.jobs.video.parts import VideoParts
@@ -53,7 +54,8 @@ def task(video: VideoRecipe, stores: dict[int, Path], tmp_path: Path) -> VideoTa
 
 def batch_of(task: VideoTask, epoch: int, count: int = 4):
     data = task.dataset(epoch)
-    return task.to(task.collate([data[i] for i in range(count)]), torch.device("cpu"))
+    items = [data[i] for i in range(count)]
+    return task.to(task.collate(items, Phase.of(task.config.train, epoch)), torch.device("cpu"))
 
 
 def test_every_term_reaches_the_memory_and_nothing_else(task: VideoTask) -> None:
@@ -149,7 +151,7 @@ def test_what_is_asked_and_what_is_true_of_it(task: VideoTask) -> None:
     """Against the clips themselves, object by object."""
     data = task.dataset(1)
     items = [data[i] for i in range(4)]
-    batch, row = task.collate(items), 0
+    batch, row = task.collate(items, Phase.of(task.config.train, 1)), 0
     for image, item in enumerate(items):
         assert len(item.objects) > 1
         for slot in range(len(item.objects)):
@@ -177,7 +179,7 @@ def test_without_marks_a_phrase_is_asked_once_and_all_objects_of_that_name_answe
     task = task_of(video(tmp_path, "student.memory.marks=false", f"cache.root={stores[2]}"))
     data = task.dataset(0)
     items = [data[i] for i in range(8)]
-    batch = task.collate(items)
+    batch = task.collate(items, Phase.of(task.config.train, 0))
     assert batch.past.marks is None
     for row, (text, image) in enumerate(zip(batch.prompts.texts, batch.prompts.image.tolist(), strict=True)):
         item = items[image]
@@ -194,9 +196,9 @@ def test_a_clip_without_objects_is_asked_and_teaches_that_nothing_is_there(task:
     data = task.dataset(1)
     item = data[0]
     none = replace(item, masks=item.masks[:0], objects=item.objects[:0], concepts=(), marks=item.marks[:0])
-    batch = task.collate([none])
+    batch = task.collate([none], Phase.of(task.config.train, 1))
     assert batch.prompts.texts == ("object",) and not batch.truth.valid.any() and batch.past.marks.sum() == 0
-    terms = task.terms(task.build_student(), batch, 1)
+    terms = task.terms(task.build_student(), batch, Phase.of(task.config.train, 1))
     assert terms["mask"].value.item() == terms["select"].value.item() == 0 < terms["presence"].value.item()
 
 
@@ -252,7 +254,7 @@ def test_alignment_brings_the_students_level_to_the_teachers(task: VideoTask) ->
     optimiser = torch.optim.AdamW(student.memory_level.parameters(), 0.3)
     values = []
     for _ in range(20):
-        loss = task.terms(student, batch)["align"].value
+        loss = task.terms(student, batch, Phase.of(task.config.train, 0))["align"].value
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -261,7 +263,7 @@ def test_alignment_brings_the_students_level_to_the_teachers(task: VideoTask) ->
     _, own = student(None, batch.past, {}, batch.prompts.image)
     maps = batch.past.teacher[batch.past.valid]
     wanted = F.interpolate(maps, own.shape[-2:], mode="bilinear", antialias=True)
-    assert task.terms(student, batch)["align"].value.item() == pytest.approx(
+    assert task.terms(student, batch, Phase.of(task.config.train, 0))["align"].value.item() == pytest.approx(
         (own - wanted).square().mean().item(), rel=1e-3
     )
 
@@ -271,7 +273,7 @@ def test_statistics_of_the_aligned_level_are_kept_when_the_memory_trains(task: V
     norm = next(m for m in student.memory_level.modules() if isinstance(m, nn.BatchNorm2d))
     seen = [norm.running_mean.clone()]
     for epoch in (0, 3):
-        task.terms(student, batch_of(task, epoch), epoch)
+        task.terms(student, batch_of(task, epoch), Phase.of(task.config.train, epoch))
         seen.append(norm.running_mean.clone())
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2])
 
@@ -295,7 +297,7 @@ def test_the_same_clip_comes_again_and_another_epoch_brings_another(task: VideoT
 
 
 def test_held_out_terms_are_those_of_the_students_own_memory(task: VideoTask) -> None:
-    figures = task.validate(task.build_student().eval(), 1)
+    figures = task.validate(task.build_student().eval(), Phase.of(task.config.train, 1))
     assert set(figures) == {*task.config.term_names()[1:], "total"}
     weights = task.config.loss
     assert figures["total"] == pytest.approx(sum(getattr(weights, n) * v for n, v in figures.items() if n != "total"))
@@ -310,7 +312,7 @@ def test_held_out_figures_do_not_depend_on_the_size_of_a_batch(
         task = task_of(video(tmp_path, LEVEL_3, ALIGNED, f"cache.root={stores[3]}", f"cache.batch_size={size}"))
         torch.manual_seed(0)
         student = student or task.build_student().eval()
-        found.append(task.validate(student, 1))
+        found.append(task.validate(student, Phase.of(task.config.train, 1)))
     assert set(found[0]) == {*task.config.term_names()[1:], "total"}
     assert all(figures == pytest.approx(found[0], rel=1e-3, abs=1e-6) for figures in found)
     data = ClipDataset(task.held_out, task.transform, task.held_out.keys, task.rules(1.0, cached=False))

@@ -19,14 +19,14 @@ from ...checkpoints.words import Words
 from ...data import BadInput, leave_out
 from ...data.questions import QuestionItem, collate_questions
 from ...engine.held_out import held_out_terms
-from ...engine.task import Task
+from ...engine.task import Phase, Task
 from ...ops.images import normalise
 from ...ops.matching import MatchCost, match
 from ...students import EfficientSam3Config, EfficientSam3Model, build_detector, efficient_sam3_config, inherit
 from ...students.backbones import checkpoint_stages
 from ...teachers import DetectorInfo, Maps, MapSignals, RunningMaps, Sam3Detector
 from ...types import ConceptPrompts, ImageBatch, Term, Terms
-from .config import DetectionRunConfig
+from .config import FEATURES, DetectionRunConfig
 from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
 
 
@@ -83,7 +83,7 @@ class DetectionTask(Task[DetectionBatch]):
             held_out: Questions whose terms are logged after every epoch, or None.
         """
         self.config, self.teacher, self.pyramid, self.words = config, teacher, pyramid, words
-        self.taught_by, self.reads = teacher.fingerprint, False  # ``reads``: whether the epoch reads the pyramid
+        self.taught_by = teacher.fingerprint
         self.questions, self.held_out = questions, held_out
         self.student = detector_config(config, teacher.info)
 
@@ -102,12 +102,12 @@ class DetectionTask(Task[DetectionBatch]):
         return student
 
     def dataset(self, epoch: int) -> Dataset[QuestionItem]:
-        self.reads = self.config.of_features(epoch)
         return self.questions(epoch)
 
-    def collate(self, items: Sequence[QuestionItem]) -> DetectionBatch:
+    def collate(self, items: Sequence[QuestionItem], phase: Phase = Phase()) -> DetectionBatch:
         images, prompts, bad = collate_questions(items)
-        return DetectionBatch(images, prompts, self.pyramid.read(images) if self.reads else (), tuple(bad))
+        read = self.pyramid.read(images) if self._of_features(phase) else ()
+        return DetectionBatch(images, prompts, read, tuple(bad))
 
     def to(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
         self.pyramid.to(device)
@@ -118,15 +118,15 @@ class DetectionTask(Task[DetectionBatch]):
         """Return the number of questions, and for ``fpn`` of images."""
         return dict.fromkeys(self.config.loss.named, len(batch.prompts)) | {"fpn": len(batch.images)}
 
-    def terms(self, student: nn.Module, batch: DetectionBatch, epoch: int = 0) -> Terms:
-        """Return the terms of the epoch's phase, and others that need no additional work.
+    def terms(self, student: nn.Module, batch: DetectionBatch, phase: Phase = Phase()) -> Terms:
+        """Return the terms of the phase, and others that need no additional work.
 
         In a phase with ``fpn`` only, just the two vision encoders run.
         """
         vision, device = self.student.vision_config, batch.images.images.device
         pixels = normalise(batch.images.images, tuple(vision.image_mean), tuple(vision.image_std))
-        wanted = self.config.wanted(epoch)
-        if self.config.of_features(epoch):
+        wanted = phase.wanted(self.config.loss.named)
+        if self._of_features(phase):
             levels = student(pixel_values=pixels).fpn_hidden_states
             with torch.autocast(device.type, enabled=False):
                 return self._weighted(
@@ -146,17 +146,21 @@ class DetectionTask(Task[DetectionBatch]):
                 values |= feature_terms(found, teacher, [name for name in loss.named if name in FEATURE_TERMS])
         return self._weighted(values)
 
+    def _of_features(self, phase: Phase) -> bool:
+        """Whether the phase trains on the teacher's feature pyramid only."""
+        return phase.wanted(self.config.loss.named) == FEATURES
+
     def _weighted(self, values: Mapping[str, Tensor]) -> Terms:
         return Terms({name: Term(value, self.config.loss.weight(name)) for name, value in values.items()})
 
     @torch.no_grad()
-    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
+    def validate(self, student: nn.Module, phase: Phase = Phase()) -> dict[str, float]:
         """Return the trained terms and their weighted total on a few batches of held-out questions.
 
         The teacher runs, because held-out images are not cached.
         """
         if self.held_out is None:
             return {}
-        task, wanted = copy(self), self.config.wanted(epoch)
+        task, wanted = copy(self), phase.wanted(self.config.loss.named)
         task.pyramid = RunningMaps(self.teacher, self.teacher.features)
-        return held_out_terms(task, self.held_out, self.config.evaluate.batch_size, student, wanted, epoch)
+        return held_out_terms(task, self.held_out, self.config.evaluate.batch_size, student, wanted, phase)

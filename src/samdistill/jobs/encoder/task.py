@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ...config import StudentConfig
 from ...data import BadInput, ImageItem, collate_images, leave_out
-from ...engine.task import Task
+from ...engine.task import Phase, Task
 from ...ops.images import normalise
 from ...students import StudentTrunk, StudentTrunkConfig, build_trunk
 from ...teachers import Maps, MapSignals, TeacherInfo
@@ -83,7 +83,7 @@ class EncoderTask(Task[EncoderBatch]):
     def dataset(self, epoch: int) -> Dataset[ViewItem]:
         return self.images(epoch)
 
-    def collate(self, items: Sequence[ViewItem]) -> EncoderBatch:
+    def collate(self, items: Sequence[ViewItem], phase: Phase = Phase()) -> EncoderBatch:
         images, _ = collate_images([item for item, _ in items])
         assert images is not None  # every item is an image
         return EncoderBatch(images, self.signals.read(images), tuple(bad for _, found in items for bad in found))
@@ -94,7 +94,7 @@ class EncoderTask(Task[EncoderBatch]):
         images = batch.images.to(device)
         return EncoderBatch(images, self.signals.answer(images, batch.teacher_features))
 
-    def terms(self, student: nn.Module, batch: EncoderBatch, epoch: int = 0) -> Terms:
+    def terms(self, student: nn.Module, batch: EncoderBatch, phase: Phase = Phase()) -> Terms:
         pixels = normalise(batch.images.images, self.teacher.mean, self.teacher.std)
         tokens = student(pixel_values=pixels).last_hidden_state
         predicted = tokens.transpose(1, 2).reshape(batch.target.shape)

@@ -23,7 +23,7 @@ from ...config import TrainConfig
 from ...data.objects import ObjectBatch, ObjectItem, collate_objects
 from ...data.skipped import leave_out
 from ...engine.held_out import held_out_batches, pooled
-from ...engine.task import Task, stages_at
+from ...engine.task import Phase, Task, stages_at
 from ...ops.masks import mask_iou
 from ...ops.promptable import Promptable, decoder_width, embedding_grid, to_canvas, trunk_channels
 from ...students.promptable import build_promptable
@@ -71,7 +71,6 @@ class PromptTask(Task[ObjectBatch]):
         """
         self.config, self.signals = config, signals
         self.taught_by = "" if signals is None else signals.fingerprint
-        self.reads = True  # whether a term of the epoch needs the teachers' signals
         self.objects, self.held_out = objects, held_out
 
     def build_student(self) -> PromptStudent:
@@ -96,12 +95,11 @@ class PromptTask(Task[ObjectBatch]):
         return stages_at(train, [*changes, *(epoch for _, epoch in super().stages(train))])
 
     def dataset(self, epoch: int) -> Dataset[ObjectItem]:
-        self.reads = not term_weights(self.config, epoch).keys().isdisjoint(self.config.distilled)
         return self.objects(epoch)
 
-    def collate(self, items: Sequence[ObjectItem]) -> ObjectBatch:
+    def collate(self, items: Sequence[ObjectItem], phase: Phase = Phase()) -> ObjectBatch:
         batch = collate_objects(items)
-        if self.signals is None or not self.reads:
+        if self.signals is None or term_weights(self.config, phase.epoch).keys().isdisjoint(self.config.distilled):
             return batch
         return replace(batch, teacher_features=self.signals.read(Prompted(batch, batch.groups)))
 
@@ -122,9 +120,9 @@ class PromptTask(Task[ObjectBatch]):
             **dict.fromkeys(("encoder_patch", "prompt_embed"), len(batch.images)),
         }
 
-    def terms(self, student: nn.Module, batch: ObjectBatch, epoch: int = 0) -> Terms:
-        weights = term_weights(self.config, epoch)
-        answers: StudentAnswers = student(batch, self.config.prompts, epoch)
+    def terms(self, student: nn.Module, batch: ObjectBatch, phase: Phase = Phase()) -> Terms:
+        weights = term_weights(self.config, phase.epoch)
+        answers: StudentAnswers = student(batch, self.config.prompts, phase.epoch)
         found: dict[str, Term] = {}
         with torch.autocast(batch.masks.device.type, enabled=False):  # losses are float32 in any precision
             task = [name for name in self.config.loss.named if name in weights]
@@ -201,13 +199,14 @@ class PromptTask(Task[ObjectBatch]):
         return mean_over_images(values, groups, batch.valid)
 
     @torch.no_grad()
-    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
+    def validate(self, student: nn.Module, phase: Phase = Phase()) -> dict[str, float]:
         """Return task terms and mIoU of the last round on a few batches of held-out objects, without teachers."""
         if self.held_out is None:
             return {}
         task = copy(self)
         task.signals = None
-        measured, names = [], [name for name in self.config.loss.named if name in term_weights(self.config, epoch)]
+        weights = term_weights(self.config, phase.epoch)
+        measured, names = [], [name for name in self.config.loss.named if name in weights]
         for batch in held_out_batches(task, self.held_out, self.config.evaluate.batch_size, student):
             answers: StudentAnswers = student(batch, self.config.prompts)
             counts, values = self.counts(batch), self._task_values(answers, batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from ...data.clips import ClipBatch, ClipDataset, ClipItem, ClipRules, collate_c
 from ...data.transforms import ViewTransform
 from ...data.videos import BadVideo, VideoSource
 from ...engine.held_out import held_out_terms
-from ...engine.task import Task, stages_at
+from ...engine.task import Phase, Task, stages_at
 from ...ops.images import to_grid
 from ...ops.masks import masks_to_boxes
 from ...ops.matching import MatchCost, match_truth
@@ -89,7 +90,6 @@ class VideoTask(Task[VideoBatch]):
         self.config, self.start, self.words, self.transform = config, start, words, transform
         self.source, self.keys, self.levels, self.held_out = source, list(keys), levels, held_out
         self.taught_by = "" if levels is None else levels.fingerprint
-        self.reads_all = False  # whether the epoch uses the teacher's maps of all context frames
 
     def build_student(self) -> VideoStudent:
         memory, clips = self.config.student.memory, self.config.clips
@@ -116,16 +116,15 @@ class VideoTask(Task[VideoBatch]):
         return student.model
 
     def dataset(self, epoch: int) -> Dataset[ClipItem]:
-        self.reads_all = ALIGN in self.wanted(epoch)
-        share = 1.0 if self.reads_all else self.own_share(epoch)
+        phase = Phase.of(self.config.train, epoch)
+        share = 1.0 if self._aligns(phase) else self.own_share(epoch)
         rules = self.rules(share, cached=self.levels is not None)
-        read = None if self.levels is None else self._read
+        read = None if self.levels is None else partial(self._read, phase=phase)
         return ClipDataset(self.source, self.transform, self.keys, rules, self.config.data.seed, epoch, read)
 
-    def wanted(self, epoch: int) -> frozenset[str]:
-        """Return the names of the terms in the phase of ``epoch``."""
-        phase = self.config.train.phase_at(epoch)
-        return frozenset(self._memory_terms if phase is None or phase.terms is None else phase.terms)
+    def _aligns(self, phase: Phase) -> bool:
+        """Whether the phase aligns the student's maps with the teacher's, for all context frames."""
+        return ALIGN in phase.wanted(self._memory_terms)
 
     def rules(self, own: float, cached: bool) -> ClipRules:
         """Return the rules of clips.
@@ -167,7 +166,7 @@ class VideoTask(Task[VideoBatch]):
         found, last = super().stages(train), train.total_epochs - 1
         return found if last in [epoch for _, epoch in found] else stages_at(train, [*(e for _, e in found), last])
 
-    def collate(self, items: Sequence[ClipItem]) -> VideoBatch:
+    def collate(self, items: Sequence[ClipItem], phase: Phase = Phase()) -> VideoBatch:
         clips = collate_clips(items)
         asked = [_questions(item, self.config.student.memory.marks, self.config.clips.phrase) for item in items]
         prompts = ConceptPrompts.words(
@@ -183,19 +182,19 @@ class VideoTask(Task[VideoBatch]):
             clips.own, clips.context, None, marks,
         )  # fmt: skip
         read = [item for item in items if item.teacher_features]
-        frames = tuple(frame for item in read for frame in self._frames(item))
+        frames = tuple(frame for item in read for frame in self._frames(item, phase))
         features = tuple(torch.cat(parts) for parts in zip(*(item.teacher_features for item in read), strict=True))
-        theirs = clips.context_valid if self.reads_all else clips.context_valid & ~clips.own
+        theirs = clips.context_valid if self._aligns(phase) else clips.context_valid & ~clips.own
         return VideoBatch(clips.images, prompts, _truth(clips, which), past, frames, theirs, features, clips.bad)
 
-    def _frames(self, item: ClipItem) -> list[Frame]:
+    def _frames(self, item: ClipItem, phase: Phase) -> list[Frame]:
         """Return the context frames of which the teacher's maps are used: all in alignment, else those not ``own``."""
-        numbers = item.context_frames if self.reads_all else item.context_frames[~item.own]
+        numbers = item.context_frames if self._aligns(phase) else item.context_frames[~item.own]
         return [(item.key, number) for number in numbers.tolist()]
 
-    def _read(self, item: ClipItem) -> Maps:
+    def _read(self, item: ClipItem, phase: Phase) -> Maps:
         assert self.levels is not None
-        frames = self._frames(item)
+        frames = self._frames(item, phase)
         return self.levels.read(frames) if frames else ()
 
     def to(self, batch: VideoBatch, device: torch.device) -> VideoBatch:
@@ -217,10 +216,10 @@ class VideoTask(Task[VideoBatch]):
         remembered = dict.fromkeys(ALIGN_TERMS.names(), int(batch.past.valid.sum()))
         return dict.fromkeys(self._memory_terms, len(batch.prompts)) | remembered
 
-    def terms(self, student: nn.Module, batch: VideoBatch, epoch: int = 0) -> Terms:
+    def terms(self, student: nn.Module, batch: VideoBatch, phase: Phase = Phase()) -> Terms:
         loss, device = self.config.loss, batch.images.images.device
         asked = self.words.inputs(batch.prompts, device)
-        if ALIGN in self.wanted(epoch):
+        if self._aligns(phase):
             _, own = student(None, batch.past, asked, batch.prompts.image)
             assert batch.past.teacher is not None
             theirs = to_grid(batch.past.teacher[batch.past.valid], tuple(own.shape[-2:]))
@@ -234,13 +233,14 @@ class VideoTask(Task[VideoBatch]):
         return Terms({name: Term(value, loss.weight(name)) for name, value in values.items()})
 
     @torch.no_grad()
-    def validate(self, student: nn.Module, epoch: int = 0) -> dict[str, float]:
+    def validate(self, student: nn.Module, phase: Phase = Phase()) -> dict[str, float]:
         """Return the trained terms and their weighted total on a few batches of held-out clips."""
-        if self.held_out is None or ALIGN in self.wanted(epoch):
+        if self.held_out is None or self._aligns(phase):
             return {}
         rules = replace(self.rules(1.0, cached=False), lost=0.0)
         clips = ClipDataset(self.held_out, self.transform, self.held_out.keys, rules, self.config.data.seed)
-        return held_out_terms(self, clips, self.config.cache.batch_size, student, self.wanted(epoch), epoch)
+        wanted = phase.wanted(self._memory_terms)
+        return held_out_terms(self, clips, self.config.cache.batch_size, student, wanted, phase)
 
 
 def _questions(item: ClipItem, marked: bool, phrase: str) -> list[tuple[str, list[int]]]:
