@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from torch import nn
+
 from ..checkpoints.report import MergeReport
 from ..checkpoints.words import Words
 from ..config import Run, TeacherConfig, TrainConfig
 from ..data import BadInput
+from ..engine.groups import Freezing
 from ..engine.task import Task
 from ..evaluation.result import Evaluation
 from ..types import UserError
@@ -24,14 +27,25 @@ CHECK_INPUTS = 4
 """Largest number of inputs in the batch of ``check``."""
 
 
-def optimiser_bytes(trained: int, train: TrainConfig) -> int:
+def optimiser_bytes(student: nn.Module, train: TrainConfig) -> int:
     """Return the bytes of weights, gradients, two Adam moments and, with EMA, the weight average, all in float32.
 
+    Parameters that ``train.freeze`` freezes for the whole run have weights only.
+
     Args:
-        trained: Number of trained parameters.
+        student: The student, which may be on the meta device. Its ``requires_grad`` flags are set as in training.
         train: Settings of the training.
+
+    Raises:
+        UserError: A pattern of ``train.freeze`` matches no parameter, or nothing is left to train.
+
+    Example:
+        >>> optimiser_bytes(torch.nn.Linear(9, 1), TrainConfig())
+        160
     """
-    return 4 * trained * (5 if train.ema else 4)
+    Freezing(student, train.freeze, train.total_epochs)
+    counts = {trains: sum(p.numel() for p in student.parameters() if p.requires_grad == trains) for trains in (0, 1)}
+    return 4 * (counts[0] + counts[1] * (5 if train.ema else 4))
 
 
 def teacher_bytes(teacher: TeacherConfig, params: int) -> int:

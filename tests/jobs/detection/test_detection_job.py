@@ -81,6 +81,8 @@ def test_plan_counts_what_is_built(detection: Recipe, tmp_path: Path) -> None:
     assert (found.student_fp16_bytes, found.queries, found.teacher_queries) == (2 * found.student_params, 4, 10)
     assert (found.image_size, found.teacher_levels) == (126, (36, 18, 9))
     assert found.weights_and_optimiser_bytes == found.student_params * 4 * 5
+    held = plan_detection(detection(tmp_path / "run", "train.freeze=[{match: [vision_encoder.*]}]"))
+    assert held.weights_and_optimiser_bytes == 4 * (4 * found.student_params - 3 * found.parts["vision_encoder"])
     assert (found.images, found.held_out_images, found.steps_per_epoch, found.steps) == (16, 4, 3, 9)
     assert found.phases == (("align", 3), ("features", 3), ("outputs", 3))
     assert not (tmp_path / "run").exists()

@@ -92,6 +92,8 @@ def test_memory_follows_the_settings(recipe, tmp_path: Path) -> None:
     params = plain.trunk_params + plain.head_params
     assert plain.weights_and_optimiser_bytes == 16 * params  # float32: weights, gradients, two moments
     assert averaged.weights_and_optimiser_bytes == 20 * params
+    held = plan(recipe(tmp_path, "train.freeze=[{match: [backbone.*]}]"))
+    assert held.weights_and_optimiser_bytes == 4 * plain.trunk_params + 16 * plain.head_params
     config = recipe(tmp_path)
     assert plan(config, world=2).micro_batch == 4
     assert plan(config, world=2).activation_bytes == pytest.approx(plain.activation_bytes / 2, rel=0.01)

@@ -22,6 +22,11 @@ CACHED = "distillation.use_precomputed_features=true"
 DISTILLED = tuple(DISTILLED_TERMS.weights)
 
 
+def own_channels(model: torch.nn.Module) -> int:
+    """Channels that the neck of a SAM reads."""
+    return model.vision_encoder.neck.conv1.in_channels
+
+
 def argv(verb: str, config: PromptRunConfig, folder: Path, *more: str) -> list[str]:
     """The same run as a command."""
     path = folder / "run.yaml"
@@ -50,7 +55,17 @@ def test_the_plan_says_what_the_run_then_needs(prompted, sams, tmp_path, capsys)
         ("large", 0.75, params["large"], (4, 4)), ("small", 0.25, params["small"], (4, 4)),
     ]  # fmt: skip
     assert (found.images, found.held_out_images, found.steps_per_epoch, found.steps) == (14, 8, 3, 6)
-    assert found.weights_and_optimiser_bytes == 5 * 4 * params["student"] and found.teacher_bytes == 0
+    own = models["student"]
+    channels = {name: own_channels(model) for name, model in models.items()}
+    adapters = sum((channels["student"] + 1) * channels[name] for name in ("large", "small"))
+    table = own.shared_image_embedding.positional_embedding.numel()  # never trains
+    whole = params["student"] + adapters
+    assert found.weights_and_optimiser_bytes == 4 * (5 * (whole - table) + table) and found.teacher_bytes == 0
+    held = plan(
+        prompted(tmp_path, CACHED, "train.ema=0.9", *rounds, "train.freeze=[{match: [model.vision_encoder.*]}]")
+    )
+    encoder = sum(p.numel() for p in own.vision_encoder.parameters())
+    assert found.weights_and_optimiser_bytes - held.weights_and_optimiser_bytes == 4 * 4 * encoder
     report = cache(config, device="cpu", progress=False)
     assert (found.bytes_per_image, found.cache_bytes) == (report.bytes_per_record, report.bytes)
     assert main(argv("plan", config, tmp_path, "distillation.use_precomputed_features=false")) == 0

@@ -111,7 +111,7 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
         online=config.online, codec=config.cache.codec, bytes_per_view=per_view,
         raw_bytes_per_view=sum(record_bytes("fp16", shape) for shape in shapes),
         cache_bytes=0 if config.online else per_view * images * config.data.views,
-        weights_and_optimiser_bytes=optimiser_bytes(params, train),
+        weights_and_optimiser_bytes=optimiser_bytes(student, train),
         teacher_bytes=teacher_bytes(config.teacher, info.params),
         batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip

@@ -127,7 +127,7 @@ def plan_encoder(config: EncoderRunConfig, world: int = 1) -> EncoderPlan:
         online=config.online, codec=config.cache.codec, bytes_per_record=per_record,
         cache_bytes=0 if config.online else per_record * images * config.data.views,
         teacher_bytes=teacher_bytes(config.teacher, info.params) if config.online else 0,
-        micro_batch=micro, weights_and_optimiser_bytes=optimiser_bytes(params, train),
+        micro_batch=micro, weights_and_optimiser_bytes=optimiser_bytes(student, train),
         activation_bytes=saved_activation_bytes(student, micro, info.image_size) // half,
         batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip

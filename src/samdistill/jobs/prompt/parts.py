@@ -45,6 +45,7 @@ class PromptStudentInfo:
         image_size: Side of the input in pixels.
         grid: Rows and columns of the image embedding.
         batch_norms: Number of batch norm layers.
+        outline: The model without values, on the meta device.
     """
 
     name: str
@@ -52,10 +53,13 @@ class PromptStudentInfo:
     image_size: int
     grid: tuple[int, int]
     batch_norms: int
+    outline: Promptable
 
     @classmethod
     def of(cls, name: str, model: Promptable) -> PromptStudentInfo:
-        return cls(name, _parts(model), image_size(model), embedding_grid(model), batch_norms(model))
+        with torch.device("meta"):  # `to` would separate parameters that modules share
+            outline = type(model)(model.config)
+        return cls(name, _parts(model), image_size(model), embedding_grid(model), batch_norms(model), outline)
 
 
 class PromptParts(Images[PromptRunConfig]):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from ...checkpoints.promptable import load_promptable
 from ...data.sources import survey
@@ -14,6 +16,7 @@ from ...teachers.stored_signals import record_shapes
 from ..base import Plan, optimiser_bytes
 from .config import PromptRunConfig
 from .parts import PATCH_CHANNELS, PromptParts, _parts
+from .student import PromptStudent
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class PlannedTeacher:
         params: Number of parameters.
         image_size: Side of the input in pixels.
         grid: Rows and columns of the image embedding.
+        patch_channels: Channels of its patch features.
         bytes_per_image: Bytes of its cached features of one view.
     """
 
@@ -36,6 +40,7 @@ class PlannedTeacher:
     params: int
     image_size: int
     grid: tuple[int, int]
+    patch_channels: int
     bytes_per_image: int
 
 
@@ -124,10 +129,19 @@ def plan_prompt(config: PromptRunConfig) -> PromptPlan:
         held_out_images=len(survey(parts.held_out_source()).keys),
         objects=config.prompts.objects, mode=config.prompts.mode, rounds=config.prompts.rounds, cached=config.cached,
         views=config.data.views, codec=config.cache.codec, bytes_per_image=per_image,
-        cache_bytes=per_image * images * config.data.views, weights_and_optimiser_bytes=optimiser_bytes(params, train),
+        cache_bytes=per_image * images * config.data.views,
+        weights_and_optimiser_bytes=_optimiser_bytes(parts, teachers),
         teacher_bytes=0 if config.cached else 4 * sum(teacher.params for teacher in teachers),
         batch_norms=student.batch_norms, steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip
+
+
+def _optimiser_bytes(parts: PromptParts, teachers: Sequence[PlannedTeacher]) -> int:
+    """Return the bytes of the student in training, with its convolutions for the teachers' patch features."""
+    outline = parts.student.outline
+    channels = [one.patch_channels for one in teachers] if "encoder_patch" in parts.config.distilled else []
+    with torch.device("meta"):
+        return optimiser_bytes(PromptStudent(outline, trunk_channels(outline), channels), parts.config.train)
 
 
 def _planned(parts: PromptParts) -> Iterator[PlannedTeacher]:
@@ -140,4 +154,5 @@ def _planned(parts: PromptParts) -> Iterator[PlannedTeacher]:
         shapes = record_shapes(channels, decoder_width(model), grid, config.prompts.objects, config.cache.dense)
         per_image = sum(record_bytes(config.cache.codec, shape) for shape in shapes.values())
         share, size = parts.weights[entry.name], image_size(model)
-        yield PlannedTeacher(entry.name, entry.checkpoint, share, sum(_parts(model).values()), size, grid, per_image)
+        params = sum(_parts(model).values())
+        yield PlannedTeacher(entry.name, entry.checkpoint, share, params, size, grid, channels, per_image)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ...data import BadInput, leave_out
 from ...data.sources import evenly
@@ -115,11 +116,10 @@ def plan_video(parts: VideoParts) -> VideoPlan:
     )
     with torch.device("meta"):
         student = EfficientSam3Model(outline)
-    sizes = {name: _count(getattr(student, name.rstrip("."))) for name in MEMORY}
-    norms = 0
+    trains = nn.ModuleDict({name.rstrip("."): getattr(student, name.rstrip(".")) for name in MEMORY})
     if parts.aligns:
-        level = student.vision_encoder.adapters[COARSEST].smooth
-        sizes["memory_level"], norms = _count(level), batch_norms(level)
+        trains["memory_level"] = student.vision_encoder.adapters[COARSEST].smooth
+    sizes = {name: _count(module) for name, module in trains.items()}
     keys = parts.train_source.keys
     counts = _annotated(parts.train_source, evenly(keys, COUNTED))
     frames = round(sum(counts) / len(counts) * len(keys))
@@ -128,14 +128,14 @@ def plan_video(parts: VideoParts) -> VideoPlan:
     trained, whole = sum(sizes.values()), _count(student)
     return VideoPlan(
         teacher=config.teacher.path, teacher_params=info.params, image_size=info.image_size, record_shape=parts.shape,
-        student=str(parts.start), student_params=whole, parts={n.rstrip("."): size for n, size in sizes.items()},
+        student=str(parts.start), student_params=whole, parts=sizes,
         videos=len(keys), held_out_videos=len(parts.held_out_source.keys), frames=frames, counted=len(counts),
         clips_per_epoch=clips, context=config.clips.context, objects=config.clips.objects, bytes_per_frame=per_frame,
         online=config.online, cache_bytes=per_frame * frames if parts.reads_teacher and not config.online else 0,
         teacher_bytes=teacher_bytes(config.teacher, info.params) if parts.reads_teacher and config.online else 0,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
-        weights_and_optimiser_bytes=optimiser_bytes(trained, train), frozen_bytes=4 * (whole - trained),
-        batch_norms=norms,        steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
+        weights_and_optimiser_bytes=optimiser_bytes(trains, train), frozen_bytes=4 * (whole - trained),
+        batch_norms=batch_norms(trains), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip
 
 
@@ -159,5 +159,5 @@ def _annotated(source: VideoSource, keys: Sequence[str]) -> list[int]:
     return counts
 
 
-def _count(module: torch.nn.Module) -> int:
+def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
