@@ -197,7 +197,7 @@ class DetectorOutput:
         presence_logits: Logit of the concept being in the image.
         semantic_seg: Mask logits of all instances together.
         fpn: The three levels that the heads read, finest first, per image.
-        encoder: Tokens of the DETR encoder as a grid, per question.
+        encoder: Tokens of the DETR encoder as a grid, per question. None for an exported model.
     """
 
     pred_masks: Float[Tensor, "p q h w"]
@@ -206,7 +206,7 @@ class DetectorOutput:
     presence_logits: Float[Tensor, "p 1"]
     semantic_seg: Float[Tensor, "p 1 h w"]
     fpn: tuple[Float[Tensor, "b c _ _"], ...]
-    encoder: Float[Tensor, "p c gh gw"]
+    encoder: Float[Tensor, "p c gh gw"] | None
 
     @property
     def scores(self) -> Float[Tensor, "p q"]:

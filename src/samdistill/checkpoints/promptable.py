@@ -19,6 +19,7 @@ from ..ops.promptable import Promptable
 from ..reading import foreign
 from ..students import MobileSamConfig, MobileSamModel
 from ..types import UserError
+from .exported import PROMPTABLE, exported_kind, open_exported
 from .files import TORCH_SUFFIXES, Weights, locate, open_weights
 from .layout import STUDENT_TRUNK
 from .loading import CONFIG, build_config, model_kinds, open_config, pretrained, read_settings
@@ -48,6 +49,7 @@ def load_promptable(path: str | Path, image_size: int | None = None) -> Promptab
               MobileSAM;
             - a run with such a folder in ``student/`` or ``merged/``;
             - an original ``sam3.pt`` (also with a student merged in), ``sam_vit_*.pth`` or ``mobile_sam.pt``;
+            - a folder that ``samdistill export`` wrote;
             - ``sandbox``, ``sandbox-sam`` or ``sandbox-mobile``, the packaged models.
         image_size: Side of the square input in pixels. None keeps the checkpoint's. A SAM supports only its own.
 
@@ -71,6 +73,8 @@ def load_model(path: str | Path, image_size: int | None = None) -> Promptable | 
     place = locate(path)
     if place.is_file():
         return _original(place, image_size)
+    if exported_kind(place) is not None:
+        return open_exported(place, PROMPTABLE, image_size)
     found = model_kinds(place)
     for folder, name in found.items():
         if (kind := _KINDS.get(name or "")) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,58 @@ _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _PATTERNS = ("tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json", "config.json")
 
 
+class Phrases(ABC):
+    """What a detector reads: any phrase with a tokenizer (``Words``), or the concepts of a fixed list."""
+
+    advice: str
+    """What to do about a phrase that ``problem`` refuses."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> tuple[Int[Tensor, "p t"], Int[Tensor, "p t"]]:
+        """Encode phrases.
+
+        Args:
+            texts: p phrases.
+
+        Returns:
+            Ids and mask (1 for ids, 0 for padding), both int64.
+
+        Raises:
+            UserError: A phrase cannot be read.
+        """
+
+    @abstractmethod
+    def problem(self, text: str, reader: str = "this model") -> str | None:
+        """Return why ``reader`` cannot read a phrase, such as ``longer than ...``, or None."""
+
+    def fits(self, text: str) -> bool:
+        """Whether ``encode`` accepts the phrase."""
+        return bool(text.strip()) and self.problem(text) is None
+
+    def unknown(self, text: str) -> list[str]:
+        """Return the words of a phrase that the vocabulary lacks."""
+        return []
+
+    def inputs(self, prompts: ConceptPrompts, device: torch.device | str) -> dict[str, Tensor]:
+        """Return the text and box inputs of ``EfficientSam3Model`` or ``ops.outputs.ask``.
+
+        Args:
+            prompts: p questions.
+            device: Device of the result.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` (p, t), ``input_boxes`` (p, k, 4), normalised cxcywh, and
+            ``input_boxes_labels`` (p, k), where -10 is padding.
+        """
+        ids, mask = self.encode(prompts.texts)
+        found = {
+            "input_ids": ids, "attention_mask": mask, "input_boxes": prompts.boxes, "input_boxes_labels": prompts.labels
+        }  # fmt: skip
+        return {name: tensor.to(device) for name, tensor in found.items()}
+
+
 @dataclass(frozen=True)
-class Words:
+class Words(Phrases):
     """Tokenizer that pads every phrase to the same length, ``context``, on the right.
 
     A text encoder with convolutions mixes words with their padding. Padding to the longest phrase of a batch would
@@ -42,6 +93,8 @@ class Words:
 
     tokenizer: PreTrainedTokenizerFast
     context: int
+
+    advice = "shorten it"
 
     @classmethod
     def load(cls, place: str | Path, vocab_size: int, context: int = 32) -> Words:
@@ -94,9 +147,10 @@ class Words:
             ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
         return ids, mask
 
-    def fits(self, text: str) -> bool:
-        """Whether ``encode`` accepts the phrase."""
-        return bool(text.strip()) and len(self._tokens([text])[0]) <= self.context
+    def problem(self, text: str, reader: str = "this model") -> str | None:
+        """Return that ``reader`` does not read so many tokens, or None."""
+        fits = len(self._tokens([text])[0]) <= self.context
+        return None if fits else f"longer than the {self.context} tokens {reader} reads"
 
     def unknown(self, text: str) -> list[str]:
         """Return the words of a phrase that the vocabulary lacks.
@@ -107,23 +161,6 @@ class Words:
         if lost is None or lost == self.tokenizer.eos_token_id:  # CLIP's tokenizer has no unknown words
             return []
         return [word for word in text.split() if lost in self._tokens([word])[0]]
-
-    def inputs(self, prompts: ConceptPrompts, device: torch.device | str) -> dict[str, Tensor]:
-        """Return the text and box inputs of ``EfficientSam3Model`` or ``ops.outputs.ask``.
-
-        Args:
-            prompts: p questions.
-            device: Device of the result.
-
-        Returns:
-            ``input_ids`` and ``attention_mask`` (p, ``context``), ``input_boxes`` (p, k, 4), normalised cxcywh, and
-            ``input_boxes_labels`` (p, k), where -10 is padding.
-        """
-        ids, mask = self.encode(prompts.texts)
-        found = {
-            "input_ids": ids, "attention_mask": mask, "input_boxes": prompts.boxes, "input_boxes_labels": prompts.labels
-        }  # fmt: skip
-        return {name: tensor.to(device) for name, tensor in found.items()}
 
     def save(self, folder: str | Path) -> None:
         """Save the tokenizer with its context, so that ``load`` and transformers' ``AutoTokenizer`` can read it."""

@@ -88,7 +88,7 @@ def evaluate_concepts(
             raise UserError(f"no image could be read, {len(skipped)} skipped: {': '.join(next(iter(skipped)))}")
         concepts = replace(concepts, pairs=tuple(pair for pair in concepts.pairs if pair.id in done))
         result = score_files(found, concepts, teacher=teacher, threshold=threshold, pictures=pictures)
-        took, conditions = _latency(models, repeats) if repeats else ({}, None)
+        took, conditions = _latency(models, concepts.pairs[0].text, repeats) if repeats else ({}, None)
     rows = (replace(r, parameters=parameters(models[r.name].model), latency_ms=took.get(r.name)) for r in result.rows)
     leave_out(skipped)
     return replace(result, rows=tuple(rows), conditions=conditions, skipped=(*result.skipped, *skipped))
@@ -164,12 +164,12 @@ def _evaluating(models: Mapping[str, ConceptModel]) -> Iterator[None]:
 
 
 def _readable(concepts: ConceptSet, models: Mapping[str, ConceptModel]) -> ConceptSet:
-    """Remove phrases that exceed the context length of a model, and list them in ``problems``."""
+    """Remove phrases that a model cannot read, and list them in ``problems``."""
     bad = {}
     for text in {pair.text: None for pair in concepts.pairs}:
         for name, model in models.items():
-            if not model.words.fits(text):
-                bad[text] = BadInput(repr(text), f"longer than the {model.words.context} tokens that {name} reads")
+            if (why := model.words.problem(text, f"that {name}")) is not None:
+                bad[text] = BadInput(repr(text), why)
     pairs = tuple(pair for pair in concepts.pairs if pair.text not in bad)
     if not pairs:
         raise UserError(f"no phrase is left to evaluate: {': '.join(next(iter(bad.values())))}")
@@ -228,15 +228,15 @@ def _ask(
 
 
 def _latency(
-    models: Mapping[str, ConceptModel], repeats: int, seconds: float = 120.0
+    models: Mapping[str, ConceptModel], phrase: str, repeats: int, seconds: float = 120.0
 ) -> tuple[dict[str, float], Conditions]:
-    """Return the median latency of one pair in milliseconds, by model.
+    """Return the median latency of one pair with ``phrase`` in milliseconds, by model.
 
     The models take turns, so that a change in the machine's speed affects all. A warm-up run of each is not counted. No
     new round begins after ``seconds``.
     """
     times: dict[str, list[float]] = {name: [] for name in models}
-    prompts = ConceptPrompts.words(["object"], [0])
+    prompts = ConceptPrompts.words([phrase], [0])
     begun = time.perf_counter()
     for done in range(repeats + 1):
         if done > 1 and time.perf_counter() - begun > seconds:

@@ -125,7 +125,7 @@ def _features(model: PreTrainedModel, embedded: Embeddings | None, batch: ImageB
     if embedded is None:
         return {TRUNK: embed_trunk(model, batch)}
     decoded = {EMBEDDING: embedded.image_embedding}
-    return decoded if isinstance(model, SamModel) else {TRUNK: embedded.trunk} | decoded
+    return decoded if isinstance(model, SamModel) or embedded.trunk is None else {TRUNK: embedded.trunk} | decoded
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from ..checkpoints.words import Words
+from ..checkpoints.words import Phrases
 from ..data.skipped import BadInput, leave_out
 from ..data.transforms import Geometry
 from ..data.videos import BadVideo, VideoRecord, VideoSource
@@ -148,7 +148,7 @@ def frames_of(source: VideoSource, key: str, indices: Sequence[int]) -> Iterator
         yield from source.frames(key, indices[start : start + _READ_AT_ONCE])
 
 
-def phrase_of(record: VideoRecord, column: int, words: Words) -> str | None:
+def phrase_of(record: VideoRecord, column: int, words: Phrases) -> str | None:
     """Return the most specific name of an object that the student can tokenise, or None if there is none."""
     names = record.concepts[column] if record.concepts else ()
     return next((name for name in reversed(names) if words.fits(name)), None)

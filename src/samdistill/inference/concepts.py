@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert
 
+from ..checkpoints.exported import exported_kind, open_exported
 from ..checkpoints.files import SANDBOX, TORCH_SUFFIXES, locate
 from ..checkpoints.loading import model_kinds, open_config, pretrained
-from ..checkpoints.words import Words
+from ..checkpoints.words import Phrases, Words
 from ..config import TeacherConfig
 from ..data.transforms import Size
 from ..ops.images import normalise
@@ -46,7 +47,7 @@ class ConceptModel(Protocol):
     def image_size(self) -> int: ...
 
     @property
-    def words(self) -> Words: ...
+    def words(self) -> Phrases: ...
 
     @property
     def model(self) -> nn.Module: ...
@@ -57,7 +58,7 @@ class ConceptModel(Protocol):
 class StudentDetector:
     """An ``EfficientSam3Model`` with its tokenizer. It runs on the model's device."""
 
-    def __init__(self, model: EfficientSam3Model, words: Words) -> None:
+    def __init__(self, model: EfficientSam3Model, words: Phrases) -> None:
         self.model, self.words = model, words
 
     @property
@@ -83,8 +84,8 @@ def load_concept_model(
 
     Args:
         path: One of: the folder of an ``EfficientSam3Model``; a run folder with a student in ``student/`` or a detector
-            in ``merged/``; a folder or hub id of a ``Sam3Model`` or ``Sam3VideoModel``; an original ``sam3.pt``;
-            ``sandbox``, the packaged detector.
+            in ``merged/``; a folder that ``samdistill export`` wrote; a folder or hub id of a ``Sam3Model`` or
+            ``Sam3VideoModel``; an original ``sam3.pt``; ``sandbox``, the packaged detector.
         image_size: Side of the input in pixels. None keeps the checkpoint's.
         device: Device of the model.
 
@@ -100,6 +101,8 @@ def load_concept_model(
         if place.suffix not in TORCH_SUFFIXES:
             raise UserError(f"{path}: give a model's folder, or an original sam3.pt")
         return Sam3Detector(teacher, device)
+    if exported_kind(place) is not None:
+        return open_exported(place, "detector", image_size)
     kinds = model_kinds(place)
     for folder, kind in kinds.items():
         if kind == _STUDENT:
@@ -249,7 +252,7 @@ def _ask(
         yield [detections(output, row, threshold, picture.size, (side, side), picture.original) for row in rows]
 
 
-def warn_unknown(words: Words, text: str) -> None:
+def warn_unknown(words: Phrases, text: str) -> None:
     """Log a warning if ``text`` has words that the model's vocabulary does not contain."""
     if unknown := words.unknown(text):
         logger.warning(
@@ -257,19 +260,19 @@ def warn_unknown(words: Words, text: str) -> None:
         )
 
 
-def check_prompts(words: Words, text: str | None, boxes: Sequence[Box], size: Size) -> None:
-    """Check a phrase and boxes against the tokenizer's context length and an image of ``size`` (height, width).
+def check_prompts(words: Phrases, text: str | None, boxes: Sequence[Box], size: Size) -> None:
+    """Check a phrase and boxes against what a model reads and an image of ``size`` (height, width).
 
     Raises:
-        UserError: There is neither a phrase nor a box, the phrase is empty or too long, or a box is empty or extends
+        UserError: There is neither a phrase nor a box, the model cannot read the phrase, or a box is empty or extends
             beyond the image.
     """
     if text is None and not boxes:
         raise UserError("no prompt given: give --text, --box or both")
     if text is not None and not text.strip():
         raise UserError("--text: empty; give a noun phrase such as 'red car'")
-    if text is not None and not words.fits(text):
-        raise UserError(f"--text: {text!r} is longer than the {words.context} tokens this model reads; shorten it")
+    if text is not None and (why := words.problem(text)) is not None:
+        raise UserError(f"--text: {text!r} is {why}; {words.advice}")
     height, width = size
     for box in boxes:
         shown = ",".join(f"{value:g}" for value in box)

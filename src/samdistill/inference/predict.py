@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoints.exported import PROMPTABLE, exported_kind
 from ..checkpoints.files import locate
 from ..checkpoints.loading import model_kinds
 from ..checkpoints.promptable import load_promptable, prompted_alone
@@ -213,11 +214,13 @@ def predict_images(
 def answers_prompts(model: str | Path | ConceptModel | Promptable) -> bool:
     """Whether ``model`` is a promptable model and not a detector.
 
-    Decided by the model type in its ``config.json``, or by the tensor names of a checkpoint file.
+    Decided by the model type in its ``config.json``, the kind in its ``export.json``, or the tensor names of a file.
     """
     if not isinstance(model, str | Path):
         return isinstance(model, Promptable)
     place = locate(model)
     if place.is_file():
         return prompted_alone(place)
+    if (kind := exported_kind(place)) is not None:
+        return kind == PROMPTABLE
     return any(name in _PROMPTED for name in model_kinds(place).values())

@@ -76,7 +76,7 @@ def take_images(vision: T, index: Int[Tensor, " p"]) -> T:
     """
     return type(vision)(
         fpn_hidden_states=tuple(level.index_select(0, index) for level in vision.fpn_hidden_states),
-        fpn_position_encoding=tuple(p[:1].expand(len(index), -1, -1, -1) for p in vision.fpn_position_encoding),
+        fpn_position_encoding=tuple(p[:1].expand(index.shape[0], -1, -1, -1) for p in vision.fpn_position_encoding),
     )
 
 
@@ -117,7 +117,7 @@ def ask(
         UserError: The model cannot run, for example because its configuration does not fit it.
     """
     if boxes is None or not boxes.shape[1]:
-        boxes = text.new_zeros(len(text), 1, 4)
+        boxes = text.new_zeros(text.shape[0], 1, 4)
         labels = torch.full(boxes.shape[:2], PADDING, device=boxes.device)
     encoder = model.detr_encoder
     with (

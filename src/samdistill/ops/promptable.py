@@ -1,7 +1,8 @@
 """Run a promptable SAM: encode images once, then predict masks for any number of prompts.
 
 The functions accept any ``Sam3TrackerModel``, with any trunk, and any ``SamModel``, MobileSAM included. They record
-gradients unless the caller disables them, so teachers, students, training and inference share them.
+gradients unless the caller disables them, so teachers, students, training and inference share them. A subclass that
+computes its answers in another way registers its own ``encode`` and ``decode``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -31,11 +33,12 @@ class Embeddings:
     Attributes:
         levels: Feature maps, finest first. The last one is the image embedding. A SAM 3 tracker has two more, with 4
             and 2 times its resolution. A SAM has none.
-        trunk: Output of the trunk before the neck, which encoder distillation compares.
+        trunk: Output of the trunk before the neck, which encoder distillation compares. None for an exported model,
+            whose files do not give it.
     """
 
     levels: tuple[Tensor, ...]
-    trunk: Float[Tensor, "b d gh gw"]
+    trunk: Float[Tensor, "b d gh gw"] | None
 
     @property
     def image_embedding(self) -> Float[Tensor, "b c gh gw"]:
@@ -44,8 +47,7 @@ class Embeddings:
 
     def one_image(self, index: int) -> Embeddings:
         """Return image ``index`` as a batch of one."""
-        at = slice(index, index + 1)
-        return Embeddings(tuple(level[at] for level in self.levels), self.trunk[at])
+        return self._at(slice(index, index + 1))
 
     def rows(self, index: Int[Tensor, " g"]) -> Embeddings:
         """Gather images into a batch. Gradients flow back to the original tensors.
@@ -53,8 +55,12 @@ class Embeddings:
         Args:
             index: Images in the wanted order, of shape (g,).
         """
-        index = index.to(self.trunk.device)
-        return Embeddings(tuple(level[index] for level in self.levels), self.trunk[index])
+        return self._at(index.to(self.image_embedding.device))
+
+    def _at(self, index: slice | Tensor) -> Embeddings:
+        return Embeddings(
+            tuple(level[index] for level in self.levels), None if self.trunk is None else self.trunk[index]
+        )
 
 
 @dataclass(frozen=True)
@@ -65,15 +71,17 @@ class MaskPrediction:
         low_res_masks: Mask logits of shape (b, n, m, h, w). h and w are 4 times those of the image embedding. m is 1,
             or 3 with multimask.
         iou_scores: Predicted IoU of shape (b, n, m): in 0..1 for SAM 3, unbounded for SAM.
-        mask_tokens: The decoder's four mask tokens after the two-way transformer, for any m.
+        mask_tokens: The decoder's four mask tokens after the two-way transformer, for any m. None for an exported
+            model.
         prompt_embed: Image embedding plus dense prompt embedding, as it enters the first two-way block. k is n if the
-            prompts have masks. Otherwise k is 1, because it is the same for all prompts of an image.
+            prompts have masks. Otherwise k is 1, because it is the same for all prompts of an image. None for an
+            exported model.
     """
 
     low_res_masks: Float[Tensor, "b n m h w"]
     iou_scores: Float[Tensor, "b n m"]
-    mask_tokens: Float[Tensor, "b n t c"]
-    prompt_embed: Float[Tensor, "b k c gh gw"]
+    mask_tokens: Float[Tensor, "b n t c"] | None
+    prompt_embed: Float[Tensor, "b k c gh gw"] | None
 
     def best(self) -> tuple[Float[Tensor, "b n h w"], Float[Tensor, "b n"]]:
         """Select the mask with the highest predicted IoU for each prompt.
@@ -141,31 +149,47 @@ def embed(model: Promptable, batch: ImageBatch) -> Embeddings:
         Kirillov et al., Segment Anything, 2023.
     """
     with running(model):
-        return _embed_tracker(model, batch) if isinstance(model, Sam3TrackerModel) else _embed_sam(model, batch)
+        return encode(model, sam_pixels(model, batch) if isinstance(model, SamModel) else normalise(batch.images))
 
 
-def _embed_sam(model: SamModel, batch: ImageBatch) -> Embeddings:
+@singledispatch
+def encode(model: Promptable, pixels: Float[Tensor, "b 3 s s"]) -> Embeddings:
+    """Encode normalised images. Registered for each class of promptable models."""
+    raise TypeError(f"{type(model).__name__} is not a promptable model")
+
+
+def sam_pixels(model: SamModel, batch: ImageBatch) -> Float[Tensor, "b 3 s s"]:
+    """Normalise images for a SAM, with padding set to zero.
+
+    Raises:
+        UserError: The canvas does not have the size that the model needs.
+    """
     canvas = (batch.images.shape[-2], batch.images.shape[-1])
     if canvas != (image_size(model),) * 2:
         raise UserError(
             f"a {type(model).__name__} needs images of {image_size(model)} x {image_size(model)} px, "
             f"got {canvas[0]} x {canvas[1]} px"
         )
-    pixels = normalise(batch.images, *statistics(model)) * batch.valid(canvas)[:, None]
+    return normalise(batch.images, *statistics(model)) * batch.valid(canvas)[:, None]
+
+
+@encode.register(SamModel)
+def _encode_sam(model: SamModel, pixels: Float[Tensor, "b 3 s s"]) -> Embeddings:
     with _inputs(model.vision_encoder.neck) as seen:
         embedding = model.vision_encoder(pixels.to(model.dtype)).last_hidden_state
     return Embeddings((embedding,), seen[0].permute(0, 3, 1, 2))
 
 
-def _embed_tracker(model: Sam3TrackerModel, batch: ImageBatch) -> Embeddings:
-    features = model.get_image_features(normalise(batch.images).to(model.dtype), return_dict=True)
+@encode.register(Sam3TrackerModel)
+def _encode_tracker(model: Sam3TrackerModel, pixels: Float[Tensor, "b 3 s s"]) -> Embeddings:
+    features = model.get_image_features(pixels.to(model.dtype), return_dict=True)
     sizes = model.backbone_feature_sizes
     # the fourth level of a neck is read by no head, but transformers adds the embedding to that level
     maps = list(features.fpn_hidden_states[: len(sizes)])
     maps[-1] = maps[-1] + model.no_memory_embedding
     return Embeddings(
-        tuple(m.permute(1, 2, 0).reshape(len(batch), -1, *s) for m, s in zip(maps, sizes, strict=True)),
-        as_grid(features.last_hidden_state, model, batch),
+        tuple(m.permute(1, 2, 0).reshape(len(pixels), -1, *s) for m, s in zip(maps, sizes, strict=True)),
+        as_grid(features.last_hidden_state, model, pixels),
     )
 
 
@@ -180,11 +204,13 @@ def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def as_grid(tokens: Float[Tensor, "b n d"], model: PreTrainedModel, batch: ImageBatch) -> Float[Tensor, "b d gh gw"]:
+def as_grid(
+    tokens: Float[Tensor, "b n d"], model: PreTrainedModel, pixels: Float[Tensor, "b 3 h w"]
+) -> Float[Tensor, "b d gh gw"]:
     """Reshape the patch tokens of a SAM 3 trunk, (b, n, d), to a feature map (b, d, gh, gw)."""
     patch = model.config.vision_config.backbone_config.patch_size
-    height, width = batch.images.shape[-2] // patch, batch.images.shape[-1] // patch
-    return tokens.transpose(1, 2).reshape(len(batch), -1, height, width)
+    height, width = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+    return tokens.transpose(1, 2).reshape(len(pixels), -1, height, width)
 
 
 def embed_trunk(model: PreTrainedModel, batch: ImageBatch) -> Float[Tensor, "b d gh gw"]:
@@ -203,8 +229,8 @@ def embed_trunk(model: PreTrainedModel, batch: ImageBatch) -> Float[Tensor, "b d
     if isinstance(model, SamModel):
         return embed(model, batch).trunk  # includes the neck, whose cost is small
     with running(model):
-        tokens = model.vision_encoder.backbone(normalise(batch.images).to(model.dtype)).last_hidden_state
-        return as_grid(tokens, model, batch)
+        pixels = normalise(batch.images)
+        return as_grid(model.vision_encoder.backbone(pixels.to(model.dtype)).last_hidden_state, model, pixels)
 
 
 def predict(model: Promptable, embeddings: Embeddings, prompts: Prompts, multimask: bool = False) -> MaskPrediction:
@@ -228,13 +254,20 @@ def predict(model: Promptable, embeddings: Embeddings, prompts: Prompts, multima
     Example:
         >>> masks, iou = predict(model, embed(model, batch), prompts).best()
     """
+    with running(model):
+        return decode(model, embeddings, prompts, multimask)
+
+
+@singledispatch
+def decode(model: Promptable, embeddings: Embeddings, prompts: Prompts, multimask: bool) -> MaskPrediction:
+    """Predict masks. Registered for each class of promptable models; see ``predict``."""
     b, n = prompts.valid.shape
     levels, points, labels, boxes, masks = embeddings.levels, prompts.points, prompts.labels, prompts.boxes, None
     if prompts.masks is not None:
         levels = tuple(level.repeat_interleave(n, 0) for level in levels)
         masks = prompts.masks.flatten(0, 1)[:, None].to(model.dtype)
         points, labels, boxes = (t if t is None else t.flatten(0, 1)[:, None] for t in (points, labels, boxes))
-    with running(model), _decoder(model) as seen:
+    with _decoder(model) as seen:
         out = model(
             image_embeddings=list(levels) if isinstance(model, Sam3TrackerModel) else levels[-1],
             input_points=points, input_labels=labels, input_boxes=boxes, input_masks=masks,

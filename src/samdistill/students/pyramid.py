@@ -104,7 +104,7 @@ class PyramidModel(TimmModel):
         the last few tables.
         """
         table = self.position_encoding((1, *level.shape[1:]), level.device, level.dtype)
-        return table.expand(len(level), -1, -1, -1)
+        return table.expand(level.shape[0], -1, -1, -1)
 
 
 AutoModel.register(PyramidConfig, PyramidModel)

@@ -68,7 +68,7 @@ class EfficientSam3Output(ModelOutput):
             ValueError: The output has no predictions, because there were no prompts.
         """
         parts = (self.pred_masks, self.pred_boxes, self.pred_logits, self.presence_logits, self.semantic_seg)
-        if any(part is None for part in parts) or self.fpn_hidden_states is None or self.encoder_grid is None:
+        if any(part is None for part in parts) or self.fpn_hidden_states is None:
             raise ValueError("the output has no predictions, because no prompts were given")
         return DetectorOutput(*parts, self.fpn_hidden_states, self.encoder_grid)  # type: ignore[arg-type]
 
@@ -190,7 +190,7 @@ class EfficientSam3Model(Sam3LiteTextModel):
         boxes = None if input_boxes is None else input_boxes.to(self.dtype)
         recall = None
         if memory_features is not None:
-            prompts = torch.arange(len(text_embeds.pooler_output), device=memory_features.device)
+            prompts = torch.arange(text_embeds.pooler_output.shape[0], device=memory_features.device)
             image = prompts if prompt_images is None else prompt_images
             if memory_masks is None:
                 memory = self.remember(memory_features, memory_ages, memory_valid)[image]
