@@ -6,17 +6,35 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 NEWEST := .venv-newest
 LOWEST := .venv-lowest
+WEB := build/web
+# programs of the tests in the browser that are not here
+ABSENT = $(if $(wildcard /usr/bin/chromium /usr/bin/chromium-browser),,chromium) $(if $(shell command -v npm),,nodejs npm)
 INSTALL := -m pip install --quiet --disable-pip-version-check
 # a thread per process: small tensors gain nothing from more, and two processes share two cores
 SUITE := -m pytest -n 2 --dist loadfile -m "not slow" -rs --durations=10
 
-.PHONY: demo test test-lowest constraints lint clean
+.PHONY: demo test test-web test-lowest constraints lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/samdistill demo --out $(OUT)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
+
+# the page in the browser: its types, its arithmetic, and its answers on exports of the sandbox's models
+test-web: $(INSTALLED) $(WEB)/.installed
+	$(WEB)/node_modules/.bin/tsc -p tests/web/tsconfig.json
+	OMP_NUM_THREADS=1 $(BIN)/python tests/web/arithmetic.py $(WEB)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/web/answers.py $(WEB)
+	node --test tests/web/arithmetic.test.mjs
+	PYTHON=$(abspath $(BIN)/python) node --test tests/web/page.test.mjs
+
+$(WEB)/.installed: tests/web/package.json tests/web/package-lock.json
+	$(if $(strip $(ABSENT)),apt-get update -qq && apt-get install -y -qq --no-install-recommends $(ABSENT))
+	mkdir -p $(WEB)
+	cp tests/web/package.json tests/web/package-lock.json $(WEB)/
+	cd $(WEB) && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
 
 # the suite on the lowest versions that pyproject.toml declares
 test-lowest: $(LOWEST)/.installed
@@ -48,4 +66,4 @@ $(LOWEST)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(LOWEST) runs
+	rm -rf $(VENV) $(NEWEST) $(LOWEST) $(WEB) runs
