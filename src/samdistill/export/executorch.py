@@ -1,0 +1,90 @@
+"""ExecuTorch files (``NAME.pte``) for phones, with XNNPACK as the CPU's backend."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .parts import Part
+from .programs import program, quiet, refuse_dynamic, telling
+from .targets import TARGETS, Contents, Session, extra
+
+NAMES = "input_names"
+"""Method of a file that returns the names of its inputs, with commas between. The format itself has only positions."""
+
+
+@TARGETS.register("executorch")
+class ExecuTorch:
+    """ExecuTorch through ``torch.export``. Operators that XNNPACK lacks run in the portable kernels."""
+
+    extension, needs, ran_here = ".pte", ("executorch",), True
+    install, precisions = extra("executorch"), ("fp32",)
+
+    @staticmethod
+    def convert(part: Part, path: Path, static: bool) -> None:
+        """Convert a part with fixed axes.
+
+        Raises:
+            UserError: An axis is dynamic, or the part has an operator that ExecuTorch does not have.
+        """
+        refuse_dynamic(
+            part,
+            static,
+            "ExecuTorch",
+            "a file reserves the memory of its largest sizes and does not say which axes vary",
+        )
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+        traced = program(part)
+        with telling(part, "ExecuTorch"), quiet():
+            lowered = to_edge_transform_and_lower(
+                traced, partitioner=[XnnpackPartitioner()],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+                constant_methods={NAMES: ",".join(port.name for port in part.inputs)},
+            )  # fmt: skip
+            path.write_bytes(lowered.to_executorch().buffer)
+
+    @staticmethod
+    def open(path: Path) -> Session:
+        """Load a file. All files of this process then run with as many threads as torch uses."""
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+        from executorch.runtime import Runtime
+
+        _unsafe_reset_threadpool(torch.get_num_threads())
+        method = Runtime.get().load_program(path).load_method("forward")
+        assert method is not None
+
+        def run(*inputs: np.ndarray) -> list[np.ndarray]:
+            found = method.execute([torch.from_numpy(one) for one in inputs])
+            return [one.numpy().copy() for one in found]  # the next call writes into the same memory
+
+        return run
+
+    @staticmethod
+    def read(path: Path) -> Contents:
+        """Read inputs, operators and the parts that XNNPACK runs, counted as ``XnnpackBackend``."""
+        from executorch.exir._serialize._program import deserialize_pte_binary
+
+        plans = {plan.name: plan for plan in deserialize_pte_binary(path.read_bytes()).program.execution_plan}
+        names = _value(plans[NAMES], plans[NAMES].outputs[0]).string_val.split(",")
+        plan = plans["forward"]
+        shapes = [tuple(_value(plan, place).sizes) for place in plan.inputs]
+        inputs: dict[str, tuple[int | str, ...]] = dict(zip(names, shapes, strict=True))
+        operators = Counter(_operator(plan, call.instr_args) for chain in plan.chains for call in chain.instructions)
+        return Contents(inputs, dict(sorted((name, n) for name, n in operators.items() if name)))
+
+
+def _value(plan: Any, place: int) -> Any:
+    return plan.values[place].val
+
+
+def _operator(plan: Any, call: Any) -> str:
+    """Return the name of what an instruction runs. Empty for jumps and releases of memory."""
+    if hasattr(call, "op_index"):
+        return str(plan.operators[call.op_index].name)
+    return str(plan.delegates[call.delegate_index].id) if hasattr(call, "delegate_index") else ""
