@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .evaluation.evaluate import evaluate, evaluate_concepts
     from .evaluation.evaluate_masks import evaluate_masks
     from .evaluation.evaluate_videos import evaluate_videos
+    from .export.folder import export
     from .inference.label import label_images
     from .inference.predict import predict
     from .inference.predict_video import predict_video
@@ -61,6 +62,7 @@ __all__ = [
     "evaluate_concepts",
     "evaluate_masks",
     "evaluate_videos",
+    "export",
     "inspect",
     "label_images",
     "list_models",
@@ -95,6 +97,7 @@ _HOMES = {
     "evaluate_concepts": "evaluation.evaluate",
     "evaluate_masks": "evaluation.evaluate_masks",
     "evaluate_videos": "evaluation.evaluate_videos",
+    "export": "export.folder",
     "inspect": "checkpoints.inspect",
     "label_images": "inference.label",
     "list_models": "students.catalogue",

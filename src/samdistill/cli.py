@@ -55,6 +55,7 @@ _VERBS = {
         "inspect": "describe a checkpoint, a run or a feature store",
         "evaluate": "measure mIoU, cgF1 or J&F, size and speed of a model",
         "predict": "segment images or a video by a phrase, boxes or points",
+        "export": "write files for a device, compared with the model",
     },
     "data": {
         "prepare": "build a data set from downloaded archives",
@@ -169,6 +170,29 @@ def _model_verbs(verbs: argparse._SubParsersAction) -> None:
     predict.add_argument("--json", action="store_true", help="print JSON, with the masks")
 
 
+def _export_option(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--export", action="append", default=[], metavar="TARGET",
+                      help="export the result at the end, such as onnx; repeatable")  # fmt: skip
+
+
+def _export_verb(verbs: argparse._SubParsersAction) -> None:
+    export = _verb(verbs, "export", "runs/mine --to onnx --out device")
+    export.add_argument("model", type=_name, help="a run, a model's folder, an original file, or a sandbox name")
+    export.add_argument("--to", nargs="+", default=["onnx"], metavar="TARGET",
+                        help="formats: onnx, openvino, executorch, coreml, litert (default: onnx)")  # fmt: skip
+    export.add_argument("--out", type=_path, required=True, metavar="DIR", help="the folder to write")
+    export.add_argument("--precision", nargs="+", default=["fp32"], metavar="P",
+                        help="fp32, fp16 or int8, or several (default: fp32)")  # fmt: skip
+    export.add_argument("--calibrate", type=_path, metavar="DATA", help="images from which int8 takes its ranges")
+    export.add_argument("--vocabulary", type=_name, metavar="PHRASES",
+                        help="a fixed list, such as 'red car,dog', or a file of lines, for a detector")  # fmt: skip
+    export.add_argument("--image-size", type=int, metavar="PX", help="side of the input (default: the model's)")
+    export.add_argument("--static", action="store_true", help="fix all axes: one image, one prompt, one point or box")
+    export.add_argument("--web", action="store_true", help="add a page that runs the files in a browser")
+    export.add_argument("--keep-failed", action="store_true", help="deliver files that fail the gate, named so")
+    export.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="samdistill", usage="samdistill [-h] [--version] VERB ...", formatter_class=_RAW,
@@ -182,6 +206,8 @@ def _parser() -> argparse.ArgumentParser:
         "--job", choices=list(JOBS), default=next(iter(JOBS)), help="what is distilled (default: %(default)s)"
     )
     demo.add_argument("--out", type=_path, help="folder of data and run (default: runs/demo, runs/demo-JOB)")
+    _export_option(demo)
+    demo.add_argument("--web", action="store_true", help="export to onnx and serve a page that runs it, until Ctrl-C")
     run = _verb(verbs, "run", "photos --teacher facebook/sam3 --student es_rv_m --out runs/mine")
     run.add_argument("images", type=_path, help="a folder of images, SA-1B, COCO, images with masks; or videos")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
@@ -191,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "--job", choices=list(JOBS), default=next(iter(JOBS)), help="what is distilled (default: %(default)s)"
     )
     run.add_argument("--out", type=_path, required=True, help="run folder")
+    _export_option(run)
     models = _verb(verbs, "models", "es_rv_m")
     models.add_argument("name", nargs="?", help="one student or any timm model: its modules")
     models.add_argument("--json", action="store_true", help="print JSON")
@@ -214,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("path", type=_path, help="a file or a folder")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     _model_verbs(verbs)
+    _export_verb(verbs)
     _data_verbs(verbs)
     return parser
 

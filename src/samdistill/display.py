@@ -332,6 +332,22 @@ def _predict_video(args: argparse.Namespace) -> int:
     return 0
 
 
+def export(args: argparse.Namespace) -> int:
+    from .export.folder import export as run
+
+    found = run(
+        args.model, args.out, to=args.to, precision=args.precision, calibrate=args.calibrate,
+        vocabulary=() if args.vocabulary is None else args.vocabulary, image_size=args.image_size, static=args.static,
+        web=args.web, keep_failed=args.keep_failed, progress=not args.json,
+    )  # fmt: skip
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        console.print(found.table())
+        console.print(found.summary(), markup=False)
+    return 0 if found.passed else 1
+
+
 def prepare(args: argparse.Namespace) -> int:
     report = prepare_sa1b(args.source, args.target, args.val_fraction)
     console.print(str(report), markup=False)
@@ -353,7 +369,13 @@ def run(args: argparse.Namespace) -> int:
     from .pipeline import distill
 
     result = distill(
-        args.job, args.images, teacher=args.teacher, student=args.student, out=args.out, overrides=args.overrides
+        args.job,
+        args.images,
+        teacher=args.teacher,
+        student=args.student,
+        out=args.out,
+        overrides=args.overrides,
+        export=args.export,
     )
     print(result.summary())
     return 0
@@ -363,5 +385,10 @@ def demo(args: argparse.Namespace) -> int:
     from .pipeline import demo as whole
 
     out = args.out or Path("runs/demo" if args.job == next(iter(JOBS)) else f"runs/demo-{args.job}")
-    print(whole(out, args.job).summary())
+    result = whole(out, args.job, export=args.export, web=args.web)
+    print(result.summary())
+    if args.web and result.exported is not None:
+        from .export.page import serve_page
+
+        serve_page(result.exported.folder, lambda line: console.print(line, markup=False, soft_wrap=True))
     return 0

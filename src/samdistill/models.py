@@ -20,6 +20,8 @@ from .dist import default_device
 from .evaluation.evaluate import evaluate, evaluate_concepts
 from .evaluation.evaluate_videos import evaluate_videos
 from .evaluation.result import Evaluation
+from .export.folder import export
+from .export.record import Exported
 from .inference.concepts import Box, ConceptModel, StudentDetector, load_concept_model
 from .inference.label import find_images
 from .inference.pictures import Picture
@@ -171,14 +173,30 @@ class Model:
             return evaluate_videos(self.source, place, **settings)
         return evaluate_concepts(self.source, place, **settings)
 
+    def export(self, out: str | Path, **settings: Any) -> Exported:
+        """Export the model to a folder for devices, see ``export``. It is loaded again from ``source``.
+
+        Args:
+            out: The folder.
+            settings: Keyword arguments of ``export``, such as ``to`` or ``vocabulary``.
+
+        Raises:
+            UserError: As ``export``.
+
+        Example:
+            >>> model.export("exported", vocabulary="red circle,star").table()  # doctest: +SKIP
+        """
+        return export(self.source, out, **settings)
+
 
 def load(model: str | Path, *, device: str | torch.device | None = None) -> Model:
     """Load a model for inference.
 
     Args:
-        model: A run folder or its ``student/`` or ``merged/`` folder, a Hugging Face folder or hub id, an original
-            checkpoint file (``sam3.pt``, ``sam_vit_b_01ec64.pth``, ``mobile_sam.pt``), or a sandbox name (``sandbox``,
-            ``sandbox-student``, ``sandbox-sam``, ``sandbox-mobile``).
+        model: A run folder or its ``student/`` or ``merged/`` folder, a folder that ``samdistill export`` wrote, a
+            Hugging Face folder or hub id, an original checkpoint file (``sam3.pt``, ``sam_vit_b_01ec64.pth``,
+            ``mobile_sam.pt``), or a sandbox name (``sandbox``, ``sandbox-student``, ``sandbox-sam``,
+            ``sandbox-mobile``).
         device: Device of the model. None uses CUDA or MPS if available, and the CPU otherwise.
 
     Returns:

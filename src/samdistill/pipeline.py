@@ -1,4 +1,4 @@
-"""The pipeline of any job: plan, cache, check, train, merge, evaluate, report.
+"""The pipeline of any job: plan, cache, check, train, merge, evaluate, export, report.
 
 ``plan``, ``cache``, ``check`` and ``train`` are single stages. ``distill``, ``run`` and ``demo`` run all of them.
 """
@@ -9,10 +9,9 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,61 +20,25 @@ from .checkpoints.report import MergeReport
 from .config import Run
 from .data import reporting
 from .dist import default_device, process_rank
-from .engine import CheckReport, FitResult, check_terms, fit, newest, read_lines
+from .engine import CheckReport, FitResult, check_terms, fit, newest
 from .engine.frozen_norm import small_batch
-from .evaluation.verdict import Circumstances, verdict
 from .io import as_path, write_json
 from .jobs import JOBS
-from .jobs.base import Evaluated, Given, Plan
+from .jobs.base import Given, Plan
 from .jobs.caching import CacheCall, CacheReport
 from .jobs.fitting import fitted
 from .jobs.loading import load_config
 from .locks import locked
 from .registry import did_you_mean
-from .report import CacheFacts, MergeGroup, ReportData, describe_machine, human_bytes, write_report
+from .report import human_bytes, write_report
+from .run_result import RunResult, report_of
 from .types import UserError
+
+if TYPE_CHECKING:
+    from .export.record import Exported
 
 logger = logging.getLogger("samdistill")
 console = Console(soft_wrap=True, highlight=False)
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Results of the stages of a run, and the path of its HTML report. None: the stage is not part of the run."""
-
-    config: Run
-    planned: Plan
-    cached: CacheReport | None
-    checked: CheckReport
-    trained: FitResult
-    merged: MergeReport | None
-    evaluated: Evaluated | None
-    report: Path
-
-    @property
-    def verdict(self) -> str:
-        """A sentence that says whether the student improved. Empty if the run has no evaluation."""
-        if self.evaluated is None:
-            return ""
-        result, names = self.evaluated.result, JOBS[self.config.job].report_names(self.config)
-        scores = {name: result.score(name) for name in result.names}
-        student = scores.get(names.student)
-        if student is None:
-            return ""
-        train = self.config.train
-        share = 1.0 if train.lr_batch is None or train.phases is not None else train.batch_size / train.lr_batch
-        about = Circumstances(self.planned.steps, self.planned.inputs, share)
-        teacher = scores.get(result.teacher) if result.teacher is not None else None
-        return verdict(student, scores.get(names.start), teacher, about)
-
-    def summary(self) -> str:
-        """Return the last lines of a run: verdict, figures, and the paths of the model and the report."""
-        lines = [] if self.evaluated is None else JOBS[self.config.job].summary(self.evaluated)
-        if self.verdict:
-            lines.insert(0, self.verdict)
-        lines.append(f"student: {self.trained.student}" if self.merged is None else f"merged model: {self.merged.out}")
-        notes = () if self.evaluated is None else self.evaluated.notes
-        return "\n".join([*lines, *notes, f"report: {self.report}"])
 
 
 def plan(config: Run, *, world: int = 1) -> Plan:
@@ -230,9 +193,9 @@ def _train(config: Run, resume: Path | None) -> FitResult:
 def distill(
     job: str, data: str | Path, *, teacher: str | Path | None = None,
     teachers: Mapping[str, float] | None = None, student: str | Path | None = None, out: str | Path,
-    train: Mapping[str, Any] | None = None, overrides: Sequence[str] = (),
+    train: Mapping[str, Any] | None = None, overrides: Sequence[str] = (), export: Sequence[str] = (),
 ) -> RunResult:  # fmt: skip
-    """Run all stages of a job on a data set: plan, cache, check, train, merge, evaluate, report.
+    """Run all stages of a job on a data set: plan, cache, check, train, merge, evaluate, export, report.
 
     An interrupted run is resumed by the same call.
 
@@ -245,6 +208,7 @@ def distill(
         out: Run folder.
         train: Settings of the block ``train``, such as ``{"epochs": 5}``.
         overrides: Further settings as ``key=value``.
+        export: Targets for which the result is exported to ``export/`` in the run folder, such as ``onnx``.
 
     Returns:
         The results of all stages. ``summary()`` returns the most important lines.
@@ -258,6 +222,7 @@ def distill(
     """
     if (teacher is None) == (teachers is None):
         raise UserError("give either teacher, or teachers with their weights")
+    check_targets(export)
     place = as_path(data)
     given = Given(
         place, teachers if teachers is not None else {str(teacher): 1.0}, None if student is None else str(student)
@@ -277,12 +242,13 @@ def distill(
         )  # fmt: skip
     config = load_config(recipe, [*settings, *further])
     with locked(config.output, "run"):
-        return run_pipeline(fitted(config, chosen.train_items(config), further))
+        return run_pipeline(fitted(config, chosen.train_items(config), further), export)
 
 
 def run(
-    images: str | Path, teacher: str | Path, student: str, out: str | Path, *, overrides: Sequence[str] = ()
-) -> RunResult:
+    images: str | Path, teacher: str | Path, student: str, out: str | Path, *, overrides: Sequence[str] = (),
+    export: Sequence[str] = (),
+) -> RunResult:  # fmt: skip
     """Distil the image encoder of a SAM 3 into a small one. Same as ``distill`` with the encoder job.
 
     Args:
@@ -291,6 +257,7 @@ def run(
         student: Name of a student such as ``es_rv_m``, or any timm backbone.
         out: Run folder.
         overrides: Settings as ``key=value``.
+        export: As for ``distill``.
 
     Returns:
         The results of all stages.
@@ -301,16 +268,23 @@ def run(
     Example:
         >>> run("photos", "facebook/sam3", "es_rv_m", "runs/mine").summary()  # doctest: +SKIP
     """
-    return distill(next(iter(JOBS)), images, teacher=teacher, student=student, out=out, overrides=overrides)
+    return distill(
+        next(iter(JOBS)), images, teacher=teacher, student=student, out=out, overrides=overrides, export=export
+    )
 
 
-def demo(out: str | Path, job: str | None = None, *, overrides: Sequence[str] = ()) -> RunResult:
+def demo(
+    out: str | Path, job: str | None = None, *, overrides: Sequence[str] = (), export: Sequence[str] = (),
+    web: bool = False,
+) -> RunResult:  # fmt: skip
     """Run all stages of a job on rendered data with a bundled teacher. It takes minutes on two CPU cores.
 
     Args:
         out: Output folder. The data are written to ``data/`` and the run to ``run/``.
         job: Name of the job. None for ``encoder``.
         overrides: Settings as ``key=value``.
+        export: As for ``distill``.
+        web: Export to ``onnx`` too, with the page that runs the files in a browser (``serve_page`` serves it).
 
     Returns:
         The results of all stages.
@@ -321,16 +295,21 @@ def demo(out: str | Path, job: str | None = None, *, overrides: Sequence[str] = 
     Example:
         >>> demo("runs/demo", "prompt").summary()  # doctest: +SKIP
     """
+    export = list(dict.fromkeys([*export, "onnx"])) if web else export
+    check_targets(export, web)
     chosen, out = JOBS[next(iter(JOBS)) if job is None else job], as_path(out)
     with locked(out, "demo"):
         console.print("[bold]render[/]   the data of the demo")
         recipe, settings = chosen.demo(out / "data")
         run_folder = f"output={json.dumps(str(out / 'run'))}"
-        return run_pipeline(load_config(recipe, [run_folder, *settings, *overrides]))
+        return run_pipeline(load_config(recipe, [run_folder, *settings, *overrides]), export, web)
 
 
-def run_pipeline(config: Run) -> RunResult:
-    """Run all stages of a configuration. Each stage keeps the results that exist and adds what is missing."""
+def run_pipeline(config: Run, export: Sequence[str] = (), web: bool = False) -> RunResult:
+    """Run all stages of a configuration. Each stage keeps the results that exist and adds what is missing.
+
+    ``export`` names the targets of the last stage; without any, nothing is exported. ``web`` adds the page.
+    """
     job = JOBS[config.job]
     config = job.resolve(config)
     planned = plan(config)
@@ -362,29 +341,31 @@ def run_pipeline(config: Run) -> RunResult:
     else:
         write_json(config.output / "evaluation.json", evaluated.result.to_dict(), indent=1)
         console.print(evaluated.result.table())
-    result = RunResult(config, planned, cached, checked, trained, merged, evaluated, config.output / "report.html")
-    write_report(result.report, _report_of(result))
+    exported = _export(config, merged, export, web) if export else None
+    report = config.output / "report.html"
+    result = RunResult(config, planned, cached, checked, trained, merged, evaluated, exported, report)
+    write_report(result.report, report_of(result))
     return result
 
 
-def _report_of(result: RunResult) -> ReportData:
-    """Collect the contents of the HTML report."""
-    config, cached, merged = result.config, result.cached, result.merged
-    names, raw = JOBS[config.job].report_names(config), result.planned.raw_record_bytes
-    facts = None
-    if cached is not None and raw is not None:
-        facts = CacheFacts(
-            cached.records, cached.codec, cached.bytes_per_record, raw, cached.seconds if cached.written else None,
-            names.cached, names.record,
-        )  # fmt: skip
-    return ReportData(
-        title=names.title, student=names.student, start=names.start,
-        evaluation=None if result.evaluated is None else result.evaluated.result, check=result.checked.terms,
-        verdict=result.verdict,
-        history=read_lines(config.output / "metrics.jsonl"), cache=facts,
-        merge=[MergeGroup(name, t["tensors"], t["elements"]) for name, t in (merged.totals.items() if merged else ())],
-        merged="" if merged is None else merged.out, skipped={"cache": cached.skipped if cached else []},
-        seconds=({"cache": cached.seconds} if cached else {}) | {"train": result.trained.seconds},
-        config=config.to_yaml(), machine=describe_machine(str(default_device())),
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )  # fmt: skip
+def check_targets(names: Sequence[str], web: bool = False) -> None:
+    """Raise ``UserError`` if a target is unknown or a library is missing, also the page's, before anything is spent."""
+    if web:
+        from .export.page import find_runtime
+
+        find_runtime()
+    if names:
+        from .export.targets import target
+
+        for name in names:
+            target(name)
+
+
+def _export(config: Run, merged: MergeReport | None, targets: Sequence[str], web: bool) -> Exported:
+    """Export what the run made: the merged model, or the student."""
+    from .export.folder import export
+
+    console.print(f"[bold]export[/]   to {', '.join(targets)}")
+    found = export(config.output if merged is None else merged.out, config.output / "export", to=targets, web=web)
+    console.print(found.table())
+    return found

@@ -63,6 +63,21 @@ class MergeGroup:
 
 
 @dataclass(frozen=True)
+class ExportRow:
+    """A file that was exported for a device.
+
+    Attributes:
+        path: Path of the file.
+        bytes: Its size.
+        result: Result of its comparison with the model.
+    """
+
+    path: str
+    bytes: int
+    result: str
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Content of a report. Sections whose data are empty or None are omitted.
 
@@ -77,6 +92,7 @@ class ReportData:
         cache: The feature store.
         merge: Result of the merge by group of keys.
         merged: Path of the merged model.
+        exported: Files for devices.
         skipped: Unreadable inputs by stage. Those of ``evaluation`` are added.
         seconds: Wall-clock seconds by stage.
         config: The resolved configuration as YAML.
@@ -94,6 +110,7 @@ class ReportData:
     cache: CacheFacts | None = None
     merge: Sequence[MergeGroup] = ()
     merged: str = ""
+    exported: Sequence[ExportRow] = ()
     skipped: Mapping[str, Sequence[BadInput]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     config: str = ""

@@ -1,0 +1,108 @@
+"""The faults for which there are work-arounds are still there. A test that fails here: remove its work-around."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_students import tiny_detector
+from torch import Tensor, nn
+
+from samdistill.export import workarounds
+from samdistill.export.onnx import _quiet
+
+
+class Call(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+def symbols(function: Callable[..., Tensor], *inputs: Tensor, free: tuple = ()) -> list[tuple]:
+    """Trace a function with dynamic axes, and return the shapes of its inputs and of its output."""
+    axes = [{axis: torch.export.Dim.AUTO for axis in some} for some in free] or [{} for _ in inputs]
+    program = torch.export.export(Call(function), inputs, dynamic_shapes=(tuple(axes),), strict=False)
+    given = program.graph_signature.user_inputs
+    nodes = [node.meta["val"] for node in program.graph.nodes if node.name in given]
+    nodes.append(next(reversed(program.graph.nodes)).args[0][0].meta["val"])
+    return [tuple(map(str, node.shape)) for node in nodes]
+
+
+def test_every_fault_has_a_test() -> None:
+    here = {name.removeprefix("test_fault_") for name in globals() if name.startswith("test_fault_")}
+    assert here == set(workarounds.FAULTS)
+    assert all(fault.present for fault in workarounds.FAULTS.values())
+    assert not workarounds.Fault("torch", "1.0", mended=(2, 0)).present
+    assert workarounds.Fault("torch", "1.0", mended=(99, 0)).present
+
+
+def test_fault_repeat_interleave() -> None:
+    """The count is a number of the graph; with a constant one the translation is right."""
+
+    def repeated(x: Tensor, like: Tensor) -> Tensor:
+        return x.repeat_interleave(like.shape[1], 0)
+
+    x, like = torch.arange(12.0).view(2, 3, 2), torch.zeros(1, 2)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                Call(repeated), (x, like), dynamo=True, verbose=False, optimize=False,
+                dynamic_shapes=(({0: "a"}, {1: "b"}),),
+            )  # fmt: skip
+        found = program(x, like)[0].numpy()
+    except Exception:
+        return
+    wanted = repeated(x, like).numpy()
+    assert found.shape != wanted.shape or not np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("decoder", workarounds._DECODERS)
+def test_fault_coordinates(decoder: type) -> None:
+    """The length of the result depends on the value of a tensor."""
+
+    def coordinates(sizes: Tensor) -> Tensor:
+        return decoder._get_coords(SimpleNamespace(), sizes[0], sizes[1], torch.float32, sizes.device)[0]
+
+    try:
+        shape = symbols(coordinates, torch.tensor([4, 5]))[-1]
+    except Exception:
+        return
+    assert not shape[0].isdigit()
+
+
+@pytest.mark.parametrize("encoder", workarounds._GEOMETRY)
+def test_fault_boxes(encoder: type) -> None:
+    """``roi_align`` gets a list, so the number of prompts is fixed."""
+    model = tiny_detector().model.geometry_encoder
+    width = model.hidden_size
+    given = (torch.rand(3, 2, 4), torch.ones(3, 2).bool(), torch.ones(3, 2).long(), torch.rand(3, width, 6, 6))
+
+    def encoded(*inputs: Tensor) -> Tensor:
+        return encoder._encode_boxes(model, *inputs)[0]
+
+    with torch.no_grad():
+        assert symbols(encoded, *given, free=((0,),) * 4)[0][0] == "3"
+
+
+def test_fault_reshape() -> None:
+    """Two axes, of which one may also be 0, become one."""
+
+    def grouped(points: Tensor, labels: Tensor) -> Tensor:
+        return points.reshape(*labels.shape, 2)
+
+    points, labels, _ = symbols(grouped, torch.zeros(2, 3, 5, 2), torch.zeros(2, 3, 5), free=((0, 1, 2),) * 2)
+    assert points[1] == labels[1]
+
+
+def test_the_replaced_methods_are_there() -> None:
+    for one in workarounds._DECODERS:
+        assert list(inspect.signature(one._get_coords).parameters) == ["self", "height", "width", "dtype", "device"]
