@@ -41,9 +41,10 @@ def resident() -> int:
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:"))
 
 
-def reachable(session: VideoSession, model: torch.nn.Module) -> int:
-    """Bytes of the tensors and arrays that a session holds, without the model's weights."""
-    weights = {id(t) for t in (*model.parameters(), *model.buffers())}
+def reachable(session: Any, model: Any) -> int:
+    """Bytes of the tensors and arrays that a session holds, without its model and the weights of a module."""
+    own = (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ()
+    weights = {id(tensor) for tensor in own}
     seen, queue, found = set[int](), [session], 0
     while queue:
         one: Any = queue.pop()

@@ -199,6 +199,17 @@ VIDEO = [
         ],
     ),
     Benchmark(
+        "export_stream", "A long stream through an export",
+        "The same video followed by `predict.py` from ONNX files.",
+        [
+            Claim("time per frame, last hundred over second hundred", last_against_second("ms"), "{:.2f}"),
+            Claim("bytes held by the session, last over second hundred", last_against_second("session"), "{:.3f}"),
+            Claim("frames in which an id or its visibility differs from `VideoSession`",
+                  at("compared", "frames with other ids"), "{:.0f}", Goal("at most", 0)),
+            Claim("least IoU of a mask with that of `VideoSession`", at("compared", "least IoU"), "{:.4f}"),
+        ],
+    ),
+    Benchmark(
         "full_size_video", "Video distillation at full size",
         "SAM 3 (840M) and EfficientSam3 with a memory, random float32 weights, 504 px, a real SA-V video. Only `parts` "
         "and `predict` had a core of their own.",
