@@ -29,6 +29,7 @@ Recipe = Callable[..., EncoderRunConfig]
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 MAY_SKIP = (
+    r"(openvino|executorch|coremltools|litert_torch) is not installed$",  # too large for the tests' environment
     r"no real .* sample at ",  # ../shared/data is not part of the repository; the same code is tested on drawn data
     r"no mount namespace|no tmpfs here",  # a disk that is really full; an error of the system call is tested anywhere
     r"such names cannot exist on Windows",

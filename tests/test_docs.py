@@ -163,7 +163,8 @@ def test_help_of_a_verb_has_an_example_and_every_default(verb: str) -> None:
                 and action.option_strings
                 and action.default != []
             ):
-                assert f"default: {action.default})" in text, action.dest
+                shown = " ".join(action.default) if isinstance(action.default, list) else action.default
+                assert f"default: {shown})" in text, action.dest
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -176,7 +177,7 @@ def test_the_readme_is_short_and_its_commands_are_ones_the_program_takes() -> No
     page = ROOT / "README.md"
     assert len(page.read_bytes()) < 8000
     found = inline_commands(page)
-    assert {arguments[0] for arguments in found} == {"run", "evaluate", "predict"}
+    assert {arguments[0] for arguments in found} == {"run", "evaluate", "predict", "export"}
     parsed = [_parse(arguments) for arguments in found]
     assert {arguments.job for arguments in parsed if arguments.verb == "run"} == set(JOBS)
 

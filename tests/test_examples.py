@@ -20,8 +20,8 @@ from samdistill.sandbox.write import write_sa1b
 from samdistill.sandbox.write_videos import write_sav
 from samdistill.students import StudentTrunkConfig, build_trunk
 
-LONG = {"demo", "distill", "run"}
-"""Whole pipelines. ``tests/jobs`` runs them with settings that take seconds."""
+LONG = {"demo", "distill", "export", "run"}
+"""Whole pipelines. ``tests/jobs`` and ``tests/export`` run them with settings that take seconds."""
 ELSEWHERE = {"cache": "train", "check": "train"}
 """Names whose example is part of another name's."""
 NAMES = sorted(set(samdistill.__all__) - {"UserError", "__version__"})

@@ -210,7 +210,7 @@ def test_distill_is_the_pipeline_of_any_job(world: Path, tmp_path: Path, monkeyp
     from samdistill import pipeline
 
     asked = []
-    monkeypatch.setattr(pipeline, "run_pipeline", asked.append)
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda config, export: asked.append(config))
     sd.distill("encoder", world, teacher="sandbox", student="es_ev_s", out=tmp_path / "a", train={"epochs": 5})
     sd.distill("prompt", world, teachers={"sandbox-sam": 0.7, "sandbox-mobile": 0.3}, student="sandbox-mobile",
                out=str(tmp_path / "b"))  # fmt: skip
@@ -235,7 +235,7 @@ def test_the_sandbox_s_teacher_on_photographs_and_unknown_words_are_warned_of(
 ) -> None:
     from samdistill import pipeline
 
-    monkeypatch.setattr(pipeline, "run_pipeline", lambda config: config)
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda config, export: config)
     sd.distill("encoder", world / "images" / "train", teacher="sandbox", student="es_ev_s", out=tmp_path / "a")
     assert "was trained on rendered scenes only" in caplog.text
     caplog.clear()

@@ -88,6 +88,15 @@ def predict_video(n: Notebook) -> None:
     assert (n.tmp / "a.mp4").stat().st_size > 0
 
 
+def export(n: Notebook) -> None:
+    """Without its files, whose conversion takes a minute; see ``tests/export``."""
+    from samdistill.export import folder
+
+    n.monkeypatch.setattr(folder, "parts_of", lambda *_: [])
+    found = sd.export(n.detector(), n.out("device"), vocabulary=["circle"], progress=False)
+    assert found.folder == n.tmp / "device" and (n.tmp / "device" / "vocabulary.json").is_file()
+
+
 def evaluate_concepts(n: Notebook) -> None:
     write_coco(n.tmp / "scenes", 2, (60, 90), 3, "val")
     write_concept_set(n.tmp / "scenes", 2, (60, 90), 3)
@@ -164,6 +173,7 @@ CELLS: dict[str, Callable[[Notebook], Any]] = {
     "cache": lambda n: sd.cache(n.config(f"cache.root={n.out('store')}"), device="cpu", progress=False),
     "check": lambda n: sd.check(n.config(f"cache.root={n.cached.store_root}"), device="cpu"),
     "demo": demo,
+    "export": export,
     "evaluate": lambda n: sd.evaluate("sandbox", n.as_(n.world), images=1, prompts=["box"], progress=False),
     "evaluate_concepts": evaluate_concepts,
     "evaluate_masks": evaluate_masks,

@@ -276,7 +276,7 @@ def test_stopped_in_the_middle_then_the_same_command_gives_the_same_bytes(
     assert process.returncode == code and "Traceback" not in said
     if code == 130:
         assert said.splitlines()[-1].startswith("samdistill cache: interrupted; what was finished is kept")
-    assert 9 * RECORD <= values.stat().st_size < len(expected)
+    assert 8 * RECORD <= values.stat().st_size < len(expected)  # the batch that was being written may be lost
     assert main(argv) == 0
     assert values.read_bytes() == expected
     assert (killed.store_root / "rank0-keys.txt").read_bytes() == (whole.store_root / "rank0-keys.txt").read_bytes()

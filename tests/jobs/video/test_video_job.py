@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -187,7 +187,7 @@ def test_the_demo_is_the_sandbox_recipe_on_videos_of_its_own(
 ) -> None:  # fmt: skip
     asked: dict[str, object] = {}
 
-    def walk(config: VideoRunConfig) -> None:
+    def walk(config: VideoRunConfig, export: Sequence[str]) -> None:
         asked["config"] = config
         raise KeyboardInterrupt
 
