@@ -187,7 +187,7 @@ def test_the_demo_is_the_sandbox_recipe_on_videos_of_its_own(
 ) -> None:  # fmt: skip
     asked: dict[str, object] = {}
 
-    def walk(config: VideoRunConfig, export: Sequence[str]) -> None:
+    def walk(config: VideoRunConfig, export: Sequence[str], web: bool) -> None:
         asked["config"] = config
         raise KeyboardInterrupt
 
