@@ -83,8 +83,9 @@ export class Detector {
    * @param {Vision} vision
    */
   remembered(vision) {
-    const { memory_features: features } = vision;
-    if (!features) throw new Trouble("vision_encoder has no memory_features: export the model again.");
+    const name = `vision_features.${this.model.memory?.level}`;
+    const features = vision[name];
+    if (!features) throw new Trouble(`vision_encoder has no ${name}: export the model again.`);
     return { features: features.values, shape: features.shape };
   }
 

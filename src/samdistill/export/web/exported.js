@@ -51,7 +51,7 @@ export async function openModel(folder, precision = null) {
     phrases: words.phrases, concepts: [...words.phrases, ...words.hidden], files,
     memory: record.kind !== "detector with memory" ? null : {
       context: config.memory_context, stride: config.memory_stride, marks: config.memory_marks,
-      unnamed: config.memory_phrase,
+      unnamed: config.memory_phrase, level: config.memory_level,
     },
   };
 }

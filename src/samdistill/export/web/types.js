@@ -39,7 +39,7 @@
  * @property {string[]} phrases Words that a person can choose.
  * @property {string[]} concepts All phrases of the file, in the order of its index.
  * @property {FileRecord[]} files
- * @property {{context: number, stride: number, marks: boolean, unnamed: string} | null} memory
+ * @property {{context: number, stride: number, marks: boolean, unnamed: string, level: number} | null} memory
  *
  * @typedef {object} About What the page shows once a model is open.
  * @property {string} title
