@@ -20,7 +20,7 @@ from ..types import UserError
 from .parts import Part, seeing
 
 QUANTISED = ["Conv", "MatMul", "Gemm"]
-"""Operators that are quantised. All operators together lose much more (figures in docs/export.md)."""
+"""Operators that are quantised. Other operators lose more than they save."""
 _KEPT = ("Resize", "GridSample", "RoiAlign", "TopK", "CumSum", "Range")
 """Operators that stay fp32 in an fp16 file: coordinates need more than 11 bits."""
 
