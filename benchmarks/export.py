@@ -45,8 +45,8 @@ GOAL = 0.7
 def parts_of(model: str, static: bool) -> list[Any]:
     """Return the files of a bundled model."""
     from samdistill.checkpoints.promptable import load_promptable
-    from samdistill.export import folder
-    from samdistill.export.parts_detector import bake
+    from samdistill.deployment import folder
+    from samdistill.deployment.parts_detector import bake
     from samdistill.inference.concepts import load_concept_model
 
     if model in ("tracker", "mobile", "sam"):
@@ -94,8 +94,8 @@ def ratios(file: Callable[[], Any], eager: Callable[[], Any], rounds: int) -> di
 
 def measure(part: Any, name: str, rounds: int) -> dict[str, Any]:
     """Convert one part and compare it. The reason is returned if it cannot be converted."""
-    from samdistill.export.gate import LIMITS, check
-    from samdistill.export.targets import target
+    from samdistill.deployment.gate import LIMITS, check
+    from samdistill.deployment.targets import target
     from samdistill.types import UserError
 
     static, start = name in STATIC, time.monotonic()
@@ -125,8 +125,8 @@ def full_size(name: str, size: int, threads: int, rounds: int) -> list[dict[str,
     """Measure the image encoder of an encoder student, trunk and head, on one image with random weights."""
     from torch import nn
 
-    from samdistill.export.parts import Part, pictures, ports
-    from samdistill.export.targets import target
+    from samdistill.deployment.parts import Part, pictures, ports
+    from samdistill.deployment.targets import target
     from samdistill.students.trunk import StudentTrunkConfig, build_trunk
 
     class Encoder(nn.Module):

@@ -29,7 +29,7 @@ LEVELS = (
     {"losses", "metrics", "ops"},
     {"teachers", "students", "data", "store", "checkpoints"},
     {"inference"},
-    {"engine", "evaluation", "export", "sandbox", "report", "report_figures"},
+    {"engine", "evaluation", "deployment", "sandbox", "report", "report_figures"},
     {"jobs"},
     {"pipeline", "run_result", "models"},
     {"__init__", "_registration", "display"},
@@ -39,7 +39,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 APART = ({"teachers", "students"},)
 """Rooms that never import each other, although their level would let them."""
 MOST_LINES, MOST_FUNCTION_LINES = 400, 60
-ONE_FILE = {"src/samdistill/export/runtime/predict.py": 1250}
+ONE_FILE = {"src/samdistill/deployment/runtime/predict.py": 1250}
 """A file that may be longer, and how long: it is copied into every export, and a device gets a single file."""
 
 

@@ -21,7 +21,7 @@ from samdistill.sandbox.write_videos import write_sav
 from samdistill.students import StudentTrunkConfig, build_trunk
 
 LONG = {"demo", "distill", "export", "run"}
-"""Whole pipelines. ``tests/jobs`` and ``tests/export`` run them with settings that take seconds."""
+"""Whole pipelines. ``tests/jobs`` and ``tests/deployment`` run them with settings that take seconds."""
 ELSEWHERE = {"cache": "train", "check": "train"}
 """Names whose example is part of another name's."""
 NAMES = sorted(set(samdistill.__all__) - {"UserError", "__version__"})

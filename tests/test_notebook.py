@@ -89,8 +89,8 @@ def predict_video(n: Notebook) -> None:
 
 
 def export(n: Notebook) -> None:
-    """Without its files, whose conversion takes a minute; see ``tests/export``."""
-    from samdistill.export import folder
+    """Without its files, whose conversion takes a minute; see ``tests/deployment``."""
+    from samdistill.deployment import folder
 
     n.monkeypatch.setattr(folder, "parts_of", lambda *_: [])
     found = sd.export(n.detector(), n.out("device"), vocabulary=["circle"], progress=False)

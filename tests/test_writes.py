@@ -29,11 +29,11 @@ ALLOWED = {
     ("store/reader.py", "np.memmap"): "opened for reading",
     ("jobs/prompt/cache.py", "np.save"): "into memory",
     ("ops/images.py", "save"): "into memory",
-    ("export/coreml.py", "TemporaryDirectory"): "Core ML writes a folder, which is packed into the file",
-    ("export/openvino.py", "TemporaryDirectory"): "the ONNX file that OpenVINO reads",
-    ("export/executorch.py", "write_bytes"): "in the new folder that ``export`` puts into place",
-    ("export/precision.py", "unlink"): "an intermediate file in the new folder",
-    ("export/runtime/predict.py", "mkdir"): "runs without the package",
+    ("deployment/coreml.py", "TemporaryDirectory"): "Core ML writes a folder, which is packed into the file",
+    ("deployment/openvino.py", "TemporaryDirectory"): "the ONNX file that OpenVINO reads",
+    ("deployment/executorch.py", "write_bytes"): "in the new folder that ``export`` puts into place",
+    ("deployment/precision.py", "unlink"): "an intermediate file in the new folder",
+    ("deployment/runtime/predict.py", "mkdir"): "runs without the package",
 }
 
 

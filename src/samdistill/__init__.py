@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from .checkpoints.inspect import inspect_path as inspect
     from .checkpoints.merge import merge
     from .data import prepare_sa1b
+    from .deployment.folder import export
     from .errors import UserError
     from .evaluation.evaluate import evaluate, evaluate_concepts
     from .evaluation.evaluate_masks import evaluate_masks
     from .evaluation.evaluate_videos import evaluate_videos
-    from .export.folder import export
     from .inference.label import label_images
     from .inference.predict import predict
     from .inference.predict_video import predict_video
@@ -97,7 +97,7 @@ _HOMES = {
     "evaluate_concepts": "evaluation.evaluate",
     "evaluate_masks": "evaluation.evaluate_masks",
     "evaluate_videos": "evaluation.evaluate_videos",
-    "export": "export.folder",
+    "export": "deployment.folder",
     "inspect": "checkpoints.inspect",
     "label_images": "inference.label",
     "list_models": "students.catalogue",

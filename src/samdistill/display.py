@@ -333,7 +333,7 @@ def _predict_video(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from .export.folder import export as run
+    from .deployment.folder import export as run
 
     found = run(
         args.model, args.out, to=args.to, precision=args.precision, calibrate=args.calibrate,
@@ -388,7 +388,7 @@ def demo(args: argparse.Namespace) -> int:
     result = whole(out, args.job, export=args.export, web=args.web)
     print(result.summary())
     if args.web and result.exported is not None:
-        from .export.page import serve_page
+        from .deployment.page import serve_page
 
         serve_page(result.exported.folder, lambda line: console.print(line, markup=False, soft_wrap=True))
     return 0

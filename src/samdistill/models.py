@@ -16,12 +16,12 @@ from .checkpoints.promptable import load_promptable
 from .data.layouts import video_kind
 from .data.saco import find_concepts
 from .data.skipped import leave_out
+from .deployment.folder import export
+from .deployment.record import Exported
 from .dist import default_device
 from .evaluation.evaluate import evaluate, evaluate_concepts
 from .evaluation.evaluate_videos import evaluate_videos
 from .evaluation.result import Evaluation
-from .export.folder import export
-from .export.record import Exported
 from .inference.concepts import Box, ConceptModel, StudentDetector, load_concept_model
 from .inference.label import find_images
 from .inference.pictures import Picture

@@ -35,7 +35,7 @@ from .run_result import RunResult, report_of
 from .types import UserError
 
 if TYPE_CHECKING:
-    from .export.record import Exported
+    from .deployment.record import Exported
 
 logger = logging.getLogger("samdistill")
 console = Console(soft_wrap=True, highlight=False)
@@ -351,11 +351,11 @@ def run_pipeline(config: Run, export: Sequence[str] = (), web: bool = False) -> 
 def check_targets(names: Sequence[str], web: bool = False) -> None:
     """Raise ``UserError`` if a target is unknown or a library is missing, also the page's, before anything is spent."""
     if web:
-        from .export.page import find_runtime
+        from .deployment.page import find_runtime
 
         find_runtime()
     if names:
-        from .export.targets import target
+        from .deployment.targets import target
 
         for name in names:
             target(name)
@@ -363,7 +363,7 @@ def check_targets(names: Sequence[str], web: bool = False) -> None:
 
 def _export(config: Run, merged: MergeReport | None, targets: Sequence[str], web: bool) -> Exported:
     """Export what the run made: the merged model, or the student."""
-    from .export.folder import export
+    from .deployment.folder import export
 
     console.print(f"[bold]export[/]   to {', '.join(targets)}")
     found = export(config.output if merged is None else merged.out, config.output / "export", to=targets, web=web)

@@ -18,7 +18,7 @@ from .jobs.caching import CacheReport
 from .report import CacheFacts, MergeGroup, ReportData, describe_machine
 
 if TYPE_CHECKING:
-    from .export.record import Exported
+    from .deployment.record import Exported
 
 
 @dataclass(frozen=True)

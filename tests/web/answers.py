@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 import samdistill as sd
-from samdistill.export.folder import export
-from samdistill.export.page import write_page
+from samdistill.deployment.folder import export
+from samdistill.deployment.page import write_page
 from samdistill.inference.concepts import Box, StudentDetector, ask_image
 from samdistill.inference.geometry import canvas_of
 from samdistill.inference.pictures import image_batch, lay

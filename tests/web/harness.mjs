@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 
 export const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 export const BUILD = join(ROOT, "build", "web");
-export const SOURCE = join(ROOT, "src", "samdistill", "export", "web");
+export const SOURCE = join(ROOT, "src", "samdistill", "deployment", "web");
 const ARGUMENTS = [
   "--headless=new", "--no-sandbox", "--disable-background-networking", "--disable-component-update",
   "--disable-sync", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
@@ -48,7 +48,7 @@ export async function serve(folder) {
 
 /** Serve a folder with the headers for several threads. */
 export async function serveIsolated(folder) {
-  const code = "import sys; from pathlib import Path; from samdistill.export.page import serve_page; serve_page(Path(sys.argv[1]), print)";
+  const code = "import sys; from pathlib import Path; from samdistill.deployment.page import serve_page; serve_page(Path(sys.argv[1]), print)";
   return started(["-c", code, folder]);
 }
 

@@ -12,7 +12,7 @@ from ..types import UserError
 
 RECORD = "export.json"
 PROMPTABLE = "promptable"
-OPENERS: Registry[Callable[[Path], Any]] = Registry("kind of exported model", "samdistill.export.opened")
+OPENERS: Registry[Callable[[Path], Any]] = Registry("kind of exported model", "samdistill.deployment.opened")
 """Functions that open an exported folder, by the ``kind`` in its ``export.json``."""
 
 

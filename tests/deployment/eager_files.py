@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from samdistill.export.companions import canvas, kind_of, network_of
-from samdistill.export.folder import parts_of
-from samdistill.export.parts import Part
-from samdistill.export.parts_detector import bake
-from samdistill.export.runtime import predict as runtime
+from samdistill.deployment.companions import canvas, kind_of, network_of
+from samdistill.deployment.folder import parts_of
+from samdistill.deployment.parts import Part
+from samdistill.deployment.parts_detector import bake
+from samdistill.deployment.runtime import predict as runtime
 from samdistill.inference.concepts import ConceptModel
 from samdistill.ops.promptable import Promptable
 

@@ -13,9 +13,9 @@ from parts_toy import Toy, eager_target, toy_part
 
 import samdistill as sd
 from samdistill.cli import main
+from samdistill.deployment import folder as module
+from samdistill.deployment.targets import TARGETS
 from samdistill.errors import UserError
-from samdistill.export import folder as module
-from samdistill.export.targets import TARGETS
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 import torch
 from parts_toy import Broken, Toy, eager_target, example, toy_part
 
-from samdistill.export.gate import LIMITS, Limits, check, cosine, difference, latency, mask_iou
-from samdistill.export.parts import Part
+from samdistill.deployment.gate import LIMITS, Limits, check, cosine, difference, latency, mask_iou
+from samdistill.deployment.parts import Part
 
 EXACT = LIMITS["fp32"]
 

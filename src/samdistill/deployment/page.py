@@ -44,7 +44,7 @@ def write_page(folder: Path, runtime: Path | None = None) -> list[str]:
     package = find_runtime(runtime)
     written = []
     make_folder(folder / "web" / "ort")
-    with as_file(files("samdistill") / "export" / "web") as source:
+    with as_file(files("samdistill") / "deployment" / "web") as source:
         for file in sorted(source.iterdir()):
             name = file.name if file.suffix == ".html" else f"web/{file.name}"
             copy_file(file, folder / name)

@@ -12,12 +12,12 @@ from parts_toy import toy_part
 from tiny_students import tiny_detector
 from torch import Tensor, nn
 
-from samdistill.export import workarounds
-from samdistill.export.gate import LIMITS, check
-from samdistill.export.onnx import Onnx
-from samdistill.export.parts import Part, ports
-from samdistill.export.parts_detector import bake, detector_parts
-from samdistill.export.parts_promptable import promptable_parts
+from samdistill.deployment import workarounds
+from samdistill.deployment.gate import LIMITS, check
+from samdistill.deployment.onnx import Onnx
+from samdistill.deployment.parts import Part, ports
+from samdistill.deployment.parts_detector import bake, detector_parts
+from samdistill.deployment.parts_promptable import promptable_parts
 from samdistill.inference.concepts import StudentDetector
 from samdistill.students import MobileSamConfig, MobileSamModel
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samdistill.export.parts import Part, Sizes, ports
-from samdistill.export.targets import Contents
+from samdistill.deployment.parts import Part, Sizes, ports
+from samdistill.deployment.targets import Contents
 
 Broken = Callable[[int, list[np.ndarray]], list[np.ndarray]]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from samdistill.deployment import page
+from samdistill.deployment.page import RUNTIME, page_server, serve_page, write_page
 from samdistill.errors import UserError
-from samdistill.export import page
-from samdistill.export.page import RUNTIME, page_server, serve_page, write_page
 
 WEB = Path(page.__file__).parent / "web"
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import samdistill as sd
+from samdistill.deployment.parts_detector import bake
+from samdistill.deployment.vocabulary import phrases_of
 from samdistill.errors import UserError
-from samdistill.export.parts_detector import bake
-from samdistill.export.vocabulary import phrases_of
 from samdistill.types import VISUAL
 
 

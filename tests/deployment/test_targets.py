@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from samdistill import UserError
-from samdistill.export import targets
-from samdistill.export.gate import LIMITS, check
-from samdistill.export.parts import Part, Port, ports
-from samdistill.export.programs import dotted, plain
-from samdistill.export.targets import TARGETS, target
+from samdistill.deployment import targets
+from samdistill.deployment.gate import LIMITS, check
+from samdistill.deployment.parts import Part, Port, ports
+from samdistill.deployment.programs import dotted, plain
+from samdistill.deployment.targets import TARGETS, target
 
 FIXED = ("coreml", "executorch", "litert")
 RAN = ("executorch", "litert", "openvino")
@@ -105,7 +105,7 @@ def test_a_core_ml_package_has_the_inputs_and_says_that_it_was_not_run(tmp_path:
 
 def test_openvino_in_half_precision_is_half_as_large_and_agrees(tmp_path: Path) -> None:
     needs("openvino")
-    from samdistill.export.openvino import OpenVino, halve
+    from samdistill.deployment.openvino import OpenVino, halve
 
     part, whole, half = small(False), tmp_path / "small.xml", tmp_path / "half.xml"
     OpenVino.convert(part, whole, False)

@@ -9,7 +9,7 @@ import pytest
 
 from samdistill import pipeline
 from samdistill.cli import main
-from samdistill.export import folder, page
+from samdistill.deployment import folder, page
 from samdistill.jobs import JOBS
 from samdistill.types import UserError
 

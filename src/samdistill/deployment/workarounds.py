@@ -46,7 +46,7 @@ FAULTS = {
     "boxes": Fault("transformers", "5.24"),
     "reshape": Fault("torch", "2.14"),
 }
-"""Faults with a work-around here. Their reproductions are in tests/export/test_workarounds.py and docs/export.md."""
+"""Faults with a work-around here. tests/deployment/test_workarounds.py and docs/export.md reproduce them."""
 _DECODERS = (modeling_sam3.Sam3DetrDecoder, modeling_sam3_lite_text.Sam3LiteTextDetrDecoder)
 _GEOMETRY = (modeling_sam3.Sam3GeometryEncoder, modeling_sam3_lite_text.Sam3LiteTextGeometryEncoder)
 _dynamic = False

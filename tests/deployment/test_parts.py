@@ -7,9 +7,9 @@ import torch
 from tiny_students import tiny_detector, tiny_tracker
 
 from samdistill.checkpoints.promptable import load_promptable
-from samdistill.export.folder import parts_of
-from samdistill.export.parts import Part
-from samdistill.export.parts_detector import bake
+from samdistill.deployment.folder import parts_of
+from samdistill.deployment.parts import Part
+from samdistill.deployment.parts_detector import bake
 
 
 def compared(part: Part) -> None:

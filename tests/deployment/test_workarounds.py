@@ -12,8 +12,8 @@ import torch
 from tiny_students import tiny_detector
 from torch import Tensor, nn
 
-from samdistill.export import workarounds
-from samdistill.export.onnx import _quiet
+from samdistill.deployment import workarounds
+from samdistill.deployment.onnx import _quiet
 
 
 class Call(nn.Module):

@@ -13,12 +13,12 @@ from tiny_students import tiny_detector
 
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
+from samdistill.deployment import folder as module
+from samdistill.deployment import quality
+from samdistill.deployment.gate import LIMITS
+from samdistill.deployment.quality import Calibration, calibration
+from samdistill.deployment.targets import TARGETS
 from samdistill.errors import UserError
-from samdistill.export import folder as module
-from samdistill.export import quality
-from samdistill.export.gate import LIMITS
-from samdistill.export.quality import Calibration, calibration
-from samdistill.export.targets import TARGETS
 from samdistill.sandbox.write import write_coco, write_concept_set
 
 LABELS = {"measured": False, "reason": "the calibration data have no labels for this model"}

@@ -66,7 +66,7 @@ class Target(Protocol):
         """Read a file's own description."""
 
 
-TARGETS: Registry[type[Target]] = Registry("export target", "samdistill.export.targets_known")
+TARGETS: Registry[type[Target]] = Registry("export target", "samdistill.deployment.targets_known")
 """Targets by the names of ``--to``."""
 
 

@@ -1,0 +1,1 @@
+"""Export of models to files for devices. `samdistill.export` is the function."""
