@@ -25,7 +25,7 @@ from common import Sheet, arguments, use_device
 from video_stream import PART, pictures, reachable, resident
 
 from samdistill import export
-from samdistill.deployment.runtime.predict import Model
+from samdistill.deployment.runtime import Model
 from samdistill.inference.concepts import StudentDetector, load_concept_model
 from samdistill.inference.video import VideoSession
 

@@ -33,7 +33,7 @@ ALLOWED = {
     ("deployment/openvino.py", "TemporaryDirectory"): "the ONNX file that OpenVINO reads",
     ("deployment/executorch.py", "write_bytes"): "in the new folder that ``export`` puts into place",
     ("deployment/precision.py", "unlink"): "an intermediate file in the new folder",
-    ("deployment/runtime/predict.py", "mkdir"): "runs without the package",
+    ("deployment/runtime/command.py", "mkdir"): "runs without the package",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from samdistill.deployment.runtime import predict as runtime
+from samdistill.deployment import runtime
 from samdistill.sandbox.concepts import sandbox_words
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from samdistill.deployment import runtime
 from samdistill.deployment.companions import canvas, kind_of, network_of
 from samdistill.deployment.folder import parts_of
 from samdistill.deployment.parts import Part
 from samdistill.deployment.parts_detector import bake
-from samdistill.deployment.runtime import predict as runtime
 from samdistill.inference.concepts import ConceptModel
 from samdistill.ops.promptable import Promptable
 
@@ -50,7 +50,7 @@ def eager(
     baked = bake(model, vocabulary) if vocabulary else None  # type: ignore[arg-type]
     found = runtime.Model.__new__(runtime.Model)
     found.record = {"canvas": canvas(model), "context": getattr(getattr(model, "words", None), "context", None)}
-    found.folder, found.kind, found.canvas = folder, kind_of(model), runtime._canvas(found.record)
+    found.folder, found.kind, found.canvas = folder, kind_of(model), runtime.canvas_of(found.record)
     found.config, found._tokenizer, found._concepts = (
         json.loads(network_of(model).config.to_json_string(False)),
         None,

@@ -18,9 +18,8 @@ from tiny_students import save_tiny
 
 import samdistill as sd
 from samdistill.cli import main
-from samdistill.deployment import opened
+from samdistill.deployment import opened, runtime
 from samdistill.deployment.folder import export
-from samdistill.deployment.runtime import predict as runtime
 from samdistill.inference.concepts import StudentDetector
 from samdistill.inference.geometry import canvas_of
 from samdistill.inference.pictures import image_batch, lay

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from samdistill.checkpoints.words import Words
 from samdistill.data.transforms import Geometry
-from samdistill.deployment.runtime import predict as runtime
+from samdistill.deployment import runtime
 from samdistill.sandbox.concepts import sandbox_words
 
 WORDS = (

@@ -8,7 +8,8 @@ from colour_files import exported
 from colour_model import ColourModel, picture, session, square
 from scipy.optimize import linear_sum_assignment
 
-from samdistill.deployment.runtime.predict import ModelError, assign
+from samdistill.deployment.runtime import ModelError
+from samdistill.deployment.runtime.video import assign
 
 
 def scenario(seed: int, frames: int = 16) -> list[tuple[np.ndarray, list[tuple[str, tuple]]]]:

@@ -11,8 +11,8 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from samdistill.inference.concepts import StudentDetector
-from samdistill.inference.tracks import Tracked
 from samdistill.inference.video import VideoSession
+from samdistill.ops.sights import Tracked
 from samdistill.sandbox.concepts import build_tokenizer, sandbox_words
 from samdistill.types import DetectorOutput
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from samdistill.checkpoints.student import load_with_memory
 from samdistill.inference.concepts import StudentDetector, ask_image
-from samdistill.inference.video import MOST_OBJECTS, SAME, VideoSession
+from samdistill.inference.video import VideoSession
+from samdistill.ops.sights import MOST_OBJECTS, SAME
 from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
 from samdistill.students import EfficientSam3Model, efficient_sam3_config
 from samdistill.types import UserError

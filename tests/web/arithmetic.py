@@ -18,8 +18,9 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
 from samdistill.data.transforms import Geometry
-from samdistill.inference.tracks import Ring, Sight, apart, overlap
+from samdistill.inference.tracks import Ring
 from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD, normalise
+from samdistill.ops.sights import Sight, apart, overlap
 
 SIZES = [(480, 640), (126, 126), (90, 300), (60, 60), (17, 333), (1, 5), (126, 200), (900, 1)]
 

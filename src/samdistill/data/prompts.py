@@ -18,7 +18,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..config import PromptsConfig
-from ..ops.masks import centre_points, masks_to_boxes, tight_box
+from ..ops.masks import centre_points, masks_to_boxes
+from ..ops.sights import tight_box
 from ..types import Prompts, UserError
 from .transforms import Size
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import AugmentConfig
+from ..ops.sights import Size
 from ..types import UserError
 
 PAD = 128
@@ -24,9 +25,6 @@ PAD = 128
 _REVISION = 1  # part of every fingerprint; increase it if a change to this module changes pixels
 _LUMA = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
-
-Size = tuple[int, int]
-"""Height, width in pixels."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ..checkpoints.files import SANDBOX
 from ..checkpoints.promptable import load_promptable
 from ..inference.concepts import ConceptModel, load_concept_model
 from ..inference.predict import answers_prompts
-from ..io import as_path, copy_file, make_folder, remove, replacing
+from ..io import as_path, copy_file, make_folder, remove, replacing, write_text
 from ..ops.promptable import Promptable
 from ..progress import Progress
 from ..reading import foreign
@@ -25,7 +25,7 @@ from .parts_promptable import promptable_parts
 from .precision import needs_images, reduce
 from .quality import Calibration, calibration, shortfall
 from .record import RECORD, Exported, File, write_card, write_record
-from .runtime import predict as runtime
+from .standalone import standalone
 from .targets import Target, target
 from .vocabulary import phrases_of
 
@@ -131,7 +131,7 @@ def _finish(
 ) -> None:
     """Write what stands beside the files. The record is last, because it has the checksums of all others."""
     write_companions(folder, network, baked)
-    copy_file(Path(runtime.__file__), folder / "predict.py")
+    write_text(folder / "predict.py", standalone())
     if web:
         write_page(folder)
     write_card(folder, exported)

@@ -30,7 +30,7 @@ from ..reading import foreign
 from ..students import EfficientSam3Model, MobileSamModel
 from ..students.sam3 import EfficientSam3Output
 from ..types import ConceptPrompts, DetectorOutput, ImageBatch, Prompts, UserError
-from .runtime import predict as runtime
+from . import runtime
 
 Opened = TypeVar("Opened", bound=PreTrainedModel)
 
@@ -81,12 +81,12 @@ class Files:
             return self._tensors(network.rows(rows, shared), given)
 
     def remembered(self, given: Mapping[str, Tensor]) -> Tensor:
-        """Return memory tokens; see ``runtime.predict.Model.remember``."""
+        """Return memory tokens; see ``runtime.Model.remember``."""
         with _one_line():
             return torch.from_numpy(self.model.remember(self._arrays(given))).to(given["memory_features"].device)
 
     def prompted(self, features: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run the prompt decoder; see ``runtime.predict.Model.decode``."""
+        """Run the prompt decoder; see ``runtime.Model.decode``."""
         with _one_line():
             return self._tensors(self.model.decode(self._arrays(features), self._arrays(given)), features)
 

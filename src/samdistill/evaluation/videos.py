@@ -28,11 +28,12 @@ from ..data.skipped import BadInput, leave_out
 from ..data.transforms import Geometry
 from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
-from ..inference.video import MOST_OBJECTS, VideoSession
+from ..inference.video import VideoSession
 from ..io import scratch
 from ..metrics.video import score_videos
 from ..metrics.video_files import MaskFile, load_objects
 from ..metrics.video_frames import VideoConvention, first_frame_objects
+from ..ops.sights import MOST_OBJECTS
 from ..types import ImageBatch
 from .latency import device_name, parameters
 from .result import Conditions

@@ -17,17 +17,11 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteT
 
 from ..data.transforms import Geometry, Size
 from ..ops.images import normalise
+from ..ops.sights import LEAST_SCORE, MOST_OBJECTS, SAME, Sight, Track, Tracked, apart, overlap
 from ..types import VISUAL, DetectorOutput, UserError
 from .concepts import Box, StudentDetector, check_prompts, detections
 from .geometry import check_geometry, own_geometry
-from .tracks import Memory, Ring, Sight, Track, Tracked, apart, assign, overlap
-
-MOST_OBJECTS = 20
-"""Maximum number of objects of a session, equal to the maximum of a training clip."""
-SAME = 0.5
-"""Minimum IoU for two instances, or an instance and a box prompt, to be the same object."""
-LEAST_SCORE = 0.05
-"""Minimum score of an instance to be matched with a box prompt or with a tracked object."""
+from .tracks import Memory, Ring, assign
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from .sights import tight_box
+
 
 def mask_iou(first: Bool[Tensor, "*n h w"], second: Bool[Tensor, "*n h w"]) -> Float[Tensor, "*n"]:
     """Compute the intersection over union of pairs of masks.
@@ -43,21 +45,6 @@ def masks_to_boxes(masks: Bool[Tensor, "*n h w"]) -> Float[Tensor, "*n 4"]:
     top, bottom = torch.where(rows, y, height).amin(-1), torch.where(rows, y + 1, 0).amax(-1)
     boxes = torch.stack([left, top, right, bottom], -1).float()
     return boxes * rows.any(-1)[..., None]
-
-
-def tight_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
-    """Compute the box of one mask as ``masks_to_boxes`` does, but in less time on a CPU.
-
-    Args:
-        mask: Mask of shape (h, w).
-
-    Returns:
-        left, top, right, bottom in pixels. All are 0 for an empty mask.
-    """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if len(rows) == 0:
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _deepest(mask: np.ndarray) -> tuple[int, int, float]:
