@@ -32,8 +32,10 @@ def lost(monkeypatch: pytest.MonkeyPatch):
     made.precisions = ("fp32", "int8")
     monkeypatch.setattr(module, "parts_of", lambda *_: [part])
     monkeypatch.setattr(module, "limits_of", lambda *_: LIMITS["fp32"])
-    monkeypatch.setattr(module, "reduce", lambda part, source, path, *_: shutil.copyfile(source, path))
-    monkeypatch.setitem(TARGETS._entries, "toy", made)
+    made.reduce = staticmethod(lambda part, source, path, *_: shutil.copyfile(source, path))
+    TARGETS.names()  # registers the real ones before one is replaced
+    for name in ("onnx", "toy"):
+        monkeypatch.setitem(TARGETS._entries, name, made)
 
     def use(loss: float | None) -> None:
         measure = None if loss is None else lambda folder: {"figures": {"mIoU box": {"model": 0.7, "file": 0.7 - loss}}}
@@ -43,7 +45,7 @@ def lost(monkeypatch: pytest.MonkeyPatch):
     return use
 
 
-COMMAND = ["export", "sandbox-mobile", "--to", "toy", "--precision", "fp32", "int8", "--calibrate", "photos", "--out"]
+COMMAND = ["export", "sandbox-mobile", "--to", "onnx", "--precision", "fp32", "int8", "--calibrate", "photos", "--out"]
 
 
 @pytest.mark.parametrize("loss", [None, 0.005])
@@ -54,6 +56,13 @@ def test_the_record_says_what_was_lost_or_that_it_was_not_measured(lost, loss: f
     assert found == LABELS if loss is None else found["measured"] and found["lost"] == pytest.approx(0.005)
 
 
+def test_it_is_measured_with_the_files_that_load_opens(lost, tmp_path: Path) -> None:
+    lost(0.02)
+    assert main([one if one != "onnx" else "toy" for one in COMMAND] + [str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "export.json").read_text())["quality"]["int8"]
+    assert found == {"measured": False, "reason": "it is measured with the files of the target onnx"}
+
+
 def test_too_large_a_loss_is_refused_or_named(lost, tmp_path: Path, capsys) -> None:
     lost(0.02)
     assert main([*COMMAND, str(tmp_path / "out")]) == 2
@@ -62,10 +71,10 @@ def test_too_large_a_loss_is_refused_or_named(lost, tmp_path: Path, capsys) -> N
     assert main([*COMMAND, str(tmp_path / "out"), "--keep-failed"]) == 1
     rows = json.loads((tmp_path / "out" / "export.json").read_text())["files"]
     assert {row["path"]: row["passed"] for row in rows} == {
-        "toy/toy.json": True,
-        "toy/toy_quantized.failed.json": False,
+        "onnx/toy.json": True,
+        "onnx/toy_quantized.failed.json": False,
     }
-    assert {path.name for path in (tmp_path / "out" / "toy").iterdir()} == {"toy.json", "toy_quantized.failed.json"}
+    assert {path.name for path in (tmp_path / "out" / "onnx").iterdir()} == {"toy.json", "toy_quantized.failed.json"}
 
 
 def test_one_half_calibrates_and_the_other_measures(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,14 +103,46 @@ def test_a_core_ml_package_has_the_inputs_and_says_that_it_was_not_run(tmp_path:
     assert list(contents.inputs) == ["features.0", "index", "valid"] and contents.operators["linear"] == 1
 
 
-def test_openvino_in_half_precision_is_half_as_large_and_agrees(tmp_path: Path) -> None:
-    needs("openvino")
-    from samdistill.deployment.openvino import OpenVino, halve
+PIXELS = torch.zeros(16, 3, 8, 8)  # the small part takes its features from the seed
+REDUCED = [(name, precision) for name in TARGETS.names() for precision in TARGETS.get(name).precisions[1:]]
 
-    part, whole, half = small(False), tmp_path / "small.xml", tmp_path / "half.xml"
-    OpenVino.convert(part, whole, False)
-    halve(whole, half)
-    given = part.example({"batch": 3}, 0)
-    found = OpenVino.open(half)(*(one.numpy() for one in given))
-    assert torch.allclose(torch.from_numpy(found[0]), part.module(*given)[0], atol=1e-2)
-    assert half.with_suffix(".bin").stat().st_size < 0.7 * whole.with_suffix(".bin").stat().st_size
+
+class Wide(nn.Module):
+    """Layers whose weights are most of the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+
+    def forward(self, features: Tensor) -> tuple[Tensor]:
+        return (self.mix(features),)
+
+
+def wide(static: bool) -> Part:
+    torch.manual_seed(0)
+    module = Wide().eval()
+
+    def drawn(sizes: dict[str, int], seed: int) -> tuple[Tensor]:
+        return (torch.randn(sizes["batch"], 256, generator=torch.Generator().manual_seed(seed)),)
+
+    given, made = ports(["features"], "batch", 256), ports(["mixed"], "batch", 256)
+    return Part("wide", module, given, made, drawn, {"batch": 2}, ({"batch": 1 + static},), module)
+
+
+@pytest.mark.parametrize(("name", "precision"), REDUCED)
+def test_a_reduced_file_is_small_and_agrees(name: str, precision: str, tmp_path: Path) -> None:
+    needs(name)
+    static, kind = name in FIXED, TARGETS.get(name)
+    part = wide(static)
+    whole, made = (tmp_path / f"{stem}{kind.extension}" for stem in ("whole", "made"))
+    kind.convert(part, whole, static)
+    kind.reduce(part, whole, made, precision, PIXELS)
+    verdict, contents = check(part, made, kind, static, LIMITS[precision])
+    assert verdict.passed, verdict.problems
+    assert verdict.ran == kind.ran_here and contents.inputs["features"] == ((2, 256) if static else part_axes(name))
+    before, after = (sum(one.stat().st_size for one in tmp_path.glob(f"{stem}.*")) for stem in ("whole", "made"))
+    assert after < (0.3 if precision == "int8" else 0.6) * before
+
+
+def part_axes(name: str) -> tuple[int | str, ...]:
+    return ("batch" if name == "onnx" else "?", 256)

@@ -20,15 +20,20 @@ from .programs import dotted, plain, program, quiet, refuse_dynamic, telling
 from .targets import TARGETS, Contents, Session, extra
 
 _MODEL = "Data/com.apple.CoreML/model.mlmodel"
+_SMALLEST = 512  # weights with fewer elements stay as they are in int8
 _DTYPES = {torch.float32: np.float32, torch.int64: np.int32, torch.bool: np.float32}
 
 
 @TARGETS.register("coreml")
 class CoreMl:
-    """An ML program for iOS 17 and macOS 14, in float32. Whole numbers are int32, and yes or no is 1.0 or 0.0."""
+    """An ML program for iOS 17 and macOS 14. Whole numbers are int32, and yes or no is 1.0 or 0.0.
+
+    In fp16 it also computes in float16. In int8 it has the weights of fp32 as 8-bit numbers, each output channel with a
+    scale of its own: ranges of activations need a run, and so a Mac.
+    """
 
     extension, needs, ran_here = ".mlpackage.zip", ("coremltools",), False
-    install, precisions = extra("coreml"), ("fp32",)
+    install, precisions = extra("coreml"), ("fp32", "fp16", "int8")
 
     @staticmethod
     def convert(part: Part, path: Path, static: bool) -> None:
@@ -41,24 +46,28 @@ class CoreMl:
                 outputs than the part.
         """
         refuse_dynamic(part, static, "Core ML", "a model with open sizes runs on the CPU alone there")
+        _convert(part, path, "FLOAT32")
+
+    @staticmethod
+    def reduce(part: Part, source: Path, path: Path, precision: str, pixels: Tensor | None) -> None:
+        """Convert again for fp16, or write the weights of the fp32 package in int8.
+
+        Raises:
+            UserError: The part has an operator that Core ML does not have.
+        """
+        if precision == "fp16":
+            return _convert(part, path, "FLOAT16")
         with quiet():
             import coremltools as ct
+            from coremltools.optimize import coreml as smaller
 
-        traced = mended(program(part, _Numbers(part)).run_decompositions())
-        example = part.example(part.traced, 0)
-        inputs = [
-            ct.TensorType(name=plain(port.name), shape=tuple(one.shape), dtype=_DTYPES[port.dtype])
-            for port, one in zip(part.inputs, example, strict=True)
-        ]
-        with telling(part, "Core ML"), quiet(), torch.no_grad(), TemporaryDirectory() as folder:
-            model = ct.convert(
-                traced, inputs=inputs, outputs=[ct.TensorType(name=plain(port.name)) for port in part.outputs],
-                compute_precision=ct.precision.FLOAT32, minimum_deployment_target=ct.target.iOS17,
-                skip_model_load=True,
-            )  # fmt: skip
-            _check_outputs(part, model.get_spec(), [tuple(one.shape) for one in part.module(*example)])
-            package = Path(folder) / "model.mlpackage"
-            model.save(str(package))
+        weights = smaller.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=_SMALLEST)
+        with telling(part, "int8 in Core ML"), quiet(), TemporaryDirectory() as folder, zipfile.ZipFile(source) as file:
+            file.extractall(folder)
+            whole = ct.models.MLModel(str(next(Path(folder).glob("*.mlpackage"))), skip_model_load=True)
+            made = smaller.linear_quantize_weights(whole, smaller.OptimizationConfig(global_config=weights))
+            package = Path(folder) / "reduced.mlpackage"
+            made.save(str(package))
             pack(package, path)
 
     @staticmethod
@@ -78,6 +87,30 @@ class CoreMl:
         inputs = {dotted(port.name): tuple(port.type.multiArrayType.shape) for port in model.description.input}
         operators = Counter(_operators(model.mlProgram))
         return Contents(inputs, dict(sorted(operators.items())))
+
+
+def _convert(part: Part, path: Path, precision: str) -> None:
+    """Convert a part with fixed axes. Inputs and outputs are float32 in any precision."""
+    with quiet():
+        import coremltools as ct
+
+    traced = mended(program(part, _Numbers(part)).run_decompositions())
+    example = part.example(part.traced, 0)
+    inputs = [
+        ct.TensorType(name=plain(port.name), shape=tuple(one.shape), dtype=_DTYPES[port.dtype])
+        for port, one in zip(part.inputs, example, strict=True)
+    ]
+    with telling(part, "Core ML"), quiet(), torch.no_grad(), TemporaryDirectory() as folder:
+        model = ct.convert(
+            traced, inputs=inputs,
+            outputs=[ct.TensorType(name=plain(port.name), dtype=np.float32) for port in part.outputs],
+            compute_precision=ct.precision[precision], minimum_deployment_target=ct.target.iOS17,
+            skip_model_load=True,
+        )  # fmt: skip
+        _check_outputs(part, model.get_spec(), [tuple(one.shape) for one in part.module(*example)])
+        package = Path(folder) / "model.mlpackage"
+        model.save(str(package))
+        pack(package, path)
 
 
 class _Numbers(nn.Module):

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..types import UserError
 from .parts import Part
 from .programs import program, quiet, refuse_dynamic, telling
 from .targets import TARGETS, Contents, Session, extra
@@ -48,6 +50,11 @@ class ExecuTorch:
                 constant_methods={NAMES: ",".join(port.name for port in part.inputs)},
             )  # fmt: skip
             path.write_bytes(lowered.to_executorch().buffer)
+
+    @staticmethod
+    def reduce(part: Part, source: Path, path: Path, precision: str, pixels: Tensor | None) -> None:
+        """Raises ``UserError``: there is fp32 alone."""
+        raise UserError(f"{part.name}: {precision} is not available for ExecuTorch")
 
     @staticmethod
     def open(path: Path) -> Session:

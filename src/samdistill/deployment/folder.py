@@ -22,7 +22,7 @@ from .page import find_runtime, write_page
 from .parts import Part, seeing
 from .parts_detector import Baked, bake, detector_parts
 from .parts_promptable import promptable_parts
-from .precision import needs_images, reduce
+from .precision import needs_images
 from .quality import Calibration, calibration, shortfall
 from .record import RECORD, Exported, File, write_card, write_record
 from .standalone import standalone
@@ -31,6 +31,7 @@ from .vocabulary import phrases_of
 
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}
 """Endings of file names by precision, as transformers.js has them."""
+_OPENED = "onnx"  # the target whose files ``load`` opens, and of which the quality on held-out data is measured
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,13 @@ def _finish(
 
 
 def _measure(folder: Path, exported: Exported, order: Order) -> None:
-    """Measure what the int8 files lose on held-out data, and write the record again with it."""
+    """Measure what the int8 files for onnxruntime lose on held-out data, and write the record again with it."""
     if order.calibration is None:
         return
-    reduced = [file for file in exported.files if file.precision == "int8"]
-    if all(file.verdict.passed for file in reduced):
+    reduced = [file for file in exported.files if file.precision == "int8" and file.target == _OPENED]
+    if not reduced:
+        found = {"measured": False, "reason": f"it is measured with the files of the target {_OPENED}"}
+    elif all(file.verdict.passed for file in reduced):
         found = order.calibration.quality(folder)
     else:
         found = {"measured": False, "reason": "a file failed the gate"}
@@ -170,9 +173,9 @@ def _deliver(part: Part, name: str, kind: type[Target], order: Order, folder: Pa
     for precision in order.precisions:
         made = whole if precision == "fp32" else reduced
         if made is reduced:
-            reduce(part, whole, made, precision, None if images is None else images.pixels)
+            kind.reduce(part, whole, made, precision, None if images is None else images.pixels)
         limits = limits_of(part, precision)
-        if precision == "int8" and images is not None and images.agrees:
+        if precision == "int8" and name == _OPENED and images is not None and images.agrees:
             limits = replace(limits, agreement=None)  # measured on annotated objects, at the end
         with nullcontext() if images is None else seeing(images.held_out):
             verdict, contents = check(part, made, kind, order.static, limits)

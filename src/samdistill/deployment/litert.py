@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..types import UserError
 from .parts import Part
 from .programs import dotted, plain, quiet, refuse_dynamic, telling
 from .targets import TARGETS, Contents, Session
@@ -47,6 +48,11 @@ class LiteRt:
         with exporting(part.module, example, False), quiet(), telling(part, "LiteRT"), redirect_stdout(StringIO()):
             model = litert_torch.convert(_Named(part.module, tuple(given)).eval(), sample_kwargs=given)
             model.export(str(path))
+
+    @staticmethod
+    def reduce(part: Part, source: Path, path: Path, precision: str, pixels: Tensor | None) -> None:
+        """Raises ``UserError``: there is fp32 alone."""
+        raise UserError(f"{part.name}: {precision} is not available for LiteRT")
 
     @staticmethod
     def open(path: Path) -> Session:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..types import UserError
+from . import precision as reduced
 from . import workarounds
 from .parts import Part
 from .targets import TARGETS, Contents, Session, extra
@@ -52,6 +54,11 @@ class Onnx:
                 raise UserError(f"{part.name}: cannot be exported to ONNX: {_cause(error)}") from error
         assert program is not None
         program.save(path, external_data=False)
+
+    @staticmethod
+    def reduce(part: Part, source: Path, path: Path, precision: str, pixels: Tensor | None) -> None:
+        """Write a file in fp16 or int8, see ``precision``."""
+        reduced.reduce(part, source, path, precision, pixels)
 
     @staticmethod
     def open(path: Path) -> Session:

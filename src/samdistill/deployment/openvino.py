@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .onnx import Onnx
-from .parts import Part
+from .parts import Part, samples
 from .programs import quiet, telling
 from .targets import TARGETS, Contents, Session, extra
 
@@ -28,8 +28,8 @@ On processors with bfloat16 units the plugin computes float32 models in bfloat16
 class OpenVino:
     """OpenVINO's intermediate representation, converted from the ONNX file of the same part."""
 
-    extension, needs, ran_here = ".xml", ("openvino", "onnx", "onnxscript"), True
-    install, precisions = extra("openvino"), ("fp32",)
+    extension, needs, ran_here = ".xml", ("openvino", "nncf", "onnx", "onnxscript"), True
+    install, precisions = extra("openvino"), ("fp32", "fp16", "int8")
 
     @staticmethod
     def convert(part: Part, path: Path, static: bool) -> None:
@@ -46,6 +46,21 @@ class OpenVino:
             with telling(part, "OpenVINO"), quiet():
                 model = openvino.convert_model(source)
         openvino.save_model(model, path, compress_to_fp16=False)
+
+    @staticmethod
+    def reduce(part: Part, source: Path, path: Path, precision: str, pixels: Tensor | None) -> None:
+        """Write weights in float16, which the device computes with as it likes, or weights and activations in int8.
+
+        Raises:
+            UserError: NNCF cannot quantise the part.
+        """
+        import openvino
+
+        model = openvino.Core().read_model(source)
+        if precision == "int8":
+            assert pixels is not None
+            model = _quantised(part, model, pixels)
+        openvino.save_model(model, path, compress_to_fp16=precision == "fp16")
 
     @staticmethod
     def open(path: Path) -> Session:
@@ -77,32 +92,11 @@ def _length(dimension: Any) -> int | str:
     return "?" if dimension.is_dynamic else dimension.get_length()
 
 
-def halve(path: Path, to: Path) -> None:
-    """Write a file again with weights in float16. They are computed with in the precision of the device.
-
-    Args:
-        path: A file with weights in float32.
-        to: The new file.
-    """
-    import openvino
-
-    openvino.save_model(openvino.Core().read_model(path), to, compress_to_fp16=True)
-
-
-def quantise(path: Path, to: Path, samples: Iterable[Sequence[np.ndarray]]) -> None:
-    """Write a file again with weights and activations in int8, by NNCF's post-training quantisation.
-
-    Args:
-        path: A file with weights in float32.
-        to: The new file.
-        samples: Inputs on held-out data, in the order of the file's inputs. A few hundred images are enough.
-    """
+def _quantised(part: Part, model: Any, pixels: Tensor) -> Any:
+    """Return a model with weights and activations in int8, by NNCF's post-training quantisation."""
     import nncf
-    import openvino
 
-    model = openvino.Core().read_model(path)
     names = [port.get_any_name() for port in model.inputs]
-    given = [dict(zip(names, sample, strict=True)) for sample in samples]
-    with quiet():
-        small = nncf.quantize(model, nncf.Dataset(given), subset_size=len(given))
-    openvino.save_model(small, to, compress_to_fp16=False)
+    given = [dict(zip(names, sample, strict=True)) for sample in samples(part, pixels)]
+    with quiet(), telling(part, "int8 by NNCF"):
+        return nncf.quantize(model, nncf.Dataset(given), subset_size=len(given))

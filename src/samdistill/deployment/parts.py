@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -107,3 +108,12 @@ def pictures(count: int, size: int, seed: int) -> Float[Tensor, "b 3 s s"]:
     fields = F.interpolate(torch.randn(count, 3, 5, 5, generator=generator), (size, size), mode="nearest")
     shades = F.interpolate(torch.randn(count, 3, 9, 9, generator=generator), (size, size), mode="bilinear")
     return fields + 0.5 * shades + 0.1 * torch.randn(count, 3, size, size, generator=generator)
+
+
+def samples(part: Part, images: Float[Tensor, "n 3 s s"]) -> list[tuple[np.ndarray, ...]]:
+    """Return inputs of a part that come from images, one image each, in the order of its inputs."""
+    sizes, found = {**part.traced, "batch": 1}, []
+    for seed, image in enumerate(images):
+        with torch.no_grad(), seeing(image[None]):
+            found.append(tuple(one.numpy() for one in part.example(sizes, seed)))
+    return found

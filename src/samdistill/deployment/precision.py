@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..types import UserError
-from .parts import Part, seeing
+from .parts import Part, samples
 
 QUANTISED = ["Conv", "MatMul", "Gemm"]
 """Operators that are quantised. Other operators lose more than they save."""
@@ -65,28 +64,18 @@ def _quantise(part: Part, source: Path, path: Path, pixels: Tensor) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = path.with_name(f"{path.name}.prepared")
+    prepared, names = path.with_name(f"{path.name}.prepared"), [port.name for port in part.inputs]
+    given = [dict(zip(names, sample, strict=True)) for sample in samples(part, pixels)]
     try:
         with _quiet():
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             quantize_static(
-                str(prepared), str(path), _Reader(_inputs(part, pixels)),  # type: ignore[arg-type]
+                str(prepared), str(path), _Reader(given),  # type: ignore[arg-type]
                 quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTISED, per_channel=True, reduce_range=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )  # fmt: skip
     finally:
         prepared.unlink(missing_ok=True)
-
-
-def _inputs(part: Part, pixels: Tensor) -> list[dict[str, np.ndarray]]:
-    """Return inputs of a part that come from the calibration images, one image each."""
-    sizes = {axis: part.traced.get(axis, 1) for axis in part.traced} | {"batch": 1}
-    found = []
-    for seed, image in enumerate(pixels):
-        with torch.no_grad(), seeing(image[None]):
-            given = part.example(sizes, seed)
-        found.append({port.name: one.numpy() for port, one in zip(part.inputs, given, strict=True)})
-    return found
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
+from torch import Tensor
 
 from ..registry import Registry
 from ..types import UserError
@@ -43,7 +44,7 @@ class Target(Protocol):
         extension: Suffix of its files.
         install: How ``needs`` is installed, see ``extra``.
         needs: Modules that it imports.
-        precisions: Precisions that it has.
+        precisions: Precisions that it has. ``convert`` writes the first, fp32, and ``reduce`` the others.
         ran_here: Whether ``open`` can run a file on this machine. The gate compares the structure alone otherwise.
     """
 
@@ -56,6 +57,21 @@ class Target(Protocol):
     @staticmethod
     def convert(part: Part, path: Path, static: bool) -> None:
         """Write ``part`` to ``path``. Raises ``UserError`` with the reason if the format cannot express it."""
+
+    @staticmethod
+    def reduce(part: Part, source: Path, path: Path, precision: str, pixels: Tensor | None) -> None:
+        """Write ``part`` again in a smaller precision. Inputs and outputs keep their types.
+
+        Args:
+            part: What the file was made of.
+            source: The fp32 file, which ``convert`` wrote.
+            path: The file to write.
+            precision: One of ``precisions`` other than fp32.
+            pixels: Calibration images as normalised input (n, 3, s, s), for int8.
+
+        Raises:
+            UserError: The format cannot express the part in this precision.
+        """
 
     @staticmethod
     def open(path: Path) -> Session:
