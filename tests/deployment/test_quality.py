@@ -13,8 +13,8 @@ from tiny_students import tiny_detector
 
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
+from samdistill.deployment import delivery, quality
 from samdistill.deployment import folder as module
-from samdistill.deployment import quality
 from samdistill.deployment.gate import LIMITS
 from samdistill.deployment.quality import Calibration, calibration
 from samdistill.deployment.targets import TARGETS
@@ -31,7 +31,7 @@ def lost(monkeypatch: pytest.MonkeyPatch):
     made = eager_target(part.module)
     made.precisions = ("fp32", "int8")
     monkeypatch.setattr(module, "parts_of", lambda *_: [part])
-    monkeypatch.setattr(module, "limits_of", lambda *_: LIMITS["fp32"])
+    monkeypatch.setattr(delivery, "limits_of", lambda *_: LIMITS["fp32"])
     made.reduce = staticmethod(lambda part, source, path, *_: shutil.copyfile(source, path))
     TARGETS.names()  # registers the real ones before one is replaced
     for name in ("onnx", "toy"):

@@ -3,54 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.files import SANDBOX
 from ..checkpoints.promptable import load_promptable
 from ..inference.concepts import ConceptModel, load_concept_model
 from ..inference.predict import answers_prompts
-from ..io import as_path, copy_file, make_folder, remove, replacing, write_text
+from ..io import as_path, make_folder, replacing, write_text
 from ..ops.promptable import Promptable
 from ..progress import Progress
 from ..reading import foreign
 from ..types import UserError
 from .companions import about_model, kind_of, write_companions
-from .gate import check, limits_of, refusal, sha256
+from .delivery import OPENED, SUFFIXES, Order, deliver
+from .gate import refusal, sha256
 from .page import find_runtime, write_page
-from .parts import Part, seeing
+from .parts import Part
 from .parts_detector import Baked, bake, detector_parts
 from .parts_promptable import promptable_parts
 from .precision import needs_images
-from .quality import Calibration, calibration, shortfall
-from .record import RECORD, Exported, File, write_card, write_record
+from .quality import calibration, shortfall
+from .record import RECORD, Exported, write_card, write_record
 from .standalone import standalone
-from .targets import Target, target
+from .targets import target
 from .vocabulary import phrases_of
-
-SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}
-"""Endings of file names by precision, as transformers.js has them."""
-_OPENED = "onnx"  # the target whose files ``load`` opens, and of which the quality on held-out data is measured
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is exported, and how.
-
-    Attributes:
-        targets: Export targets by name.
-        precisions: Some of ``SUFFIXES``.
-        static: Whether all axes are fixed.
-        keep_failed: Whether files that fail the gate are delivered under a name that says so.
-        calibration: Images for ``int8``.
-    """
-
-    targets: dict[str, type[Target]]
-    precisions: tuple[str, ...]
-    static: bool
-    keep_failed: bool
-    calibration: Calibration | None = None
 
 
 def export(
@@ -105,9 +82,9 @@ def export(
     with replacing(folder) as new:
         make_folder(new)
         with Progress("exporting", len(parts) * len(order.targets), "files", progress) as bar:
-            for name, kind in order.targets.items():
+            for name in order.targets:
                 for part in parts:
-                    exported.files += _deliver(part, name, kind, order, new)
+                    exported.files += deliver(part, name, order, new)
                     bar.advance(1)
         _finish(new, exported, network, baked, web)
         _measure(new, exported, order)
@@ -145,9 +122,9 @@ def _measure(folder: Path, exported: Exported, order: Order) -> None:
     """Measure what the int8 files for onnxruntime lose on held-out data, and write the record again with it."""
     if order.calibration is None:
         return
-    reduced = [file for file in exported.files if file.precision == "int8" and file.target == _OPENED]
+    reduced = [file for file in exported.files if file.precision == "int8" and file.target == OPENED]
     if not reduced:
-        found = {"measured": False, "reason": f"it is measured with the files of the target {_OPENED}"}
+        found = {"measured": False, "reason": f"it is measured with the files of the target {OPENED}"}
     elif all(file.verdict.passed for file in reduced):
         found = order.calibration.quality(folder)
     else:
@@ -161,46 +138,6 @@ def _measure(folder: Path, exported: Exported, order: Order) -> None:
         write_card(folder, exported)
         exported.others["README.md"] = sha256(folder / "README.md")
     write_record(folder, exported)
-
-
-def _deliver(part: Part, name: str, kind: type[Target], order: Order, folder: Path) -> list[File]:
-    """Write the files of one part, one per precision, and rename those that passed."""
-    place, found = folder / name, list[File]()
-    make_folder(place)
-    whole, reduced = (place / f".{part.name}{ending}{kind.extension}" for ending in ("", "_reduced"))
-    kind.convert(part, whole, order.static)
-    size, images = _bytes(whole), order.calibration
-    for precision in order.precisions:
-        made = whole if precision == "fp32" else reduced
-        if made is reduced:
-            kind.reduce(part, whole, made, precision, None if images is None else images.pixels)
-        limits = limits_of(part, precision)
-        if precision == "int8" and name == _OPENED and images is not None and images.agrees:
-            limits = replace(limits, agreement=None)  # measured on annotated objects, at the end
-        with nullcontext() if images is None else seeing(images.held_out):
-            verdict, contents = check(part, made, kind, order.static, limits)
-        own = _bytes(made)
-        if limits.size is not None and own > limits.size * size:
-            verdict.problems.append(f"its size is {own / size:.2f} of fp32, over {limits.size:g}")
-        stem = f"{part.name}{SUFFIXES[precision]}"
-        if not verdict.passed and not order.keep_failed:
-            raise refusal(f"{name}/{stem}{kind.extension}", verdict)
-        path = place / f"{stem}{'' if verdict.passed else '.failed'}{kind.extension}"
-        for one in _written(made):
-            copy_file(one, path.with_suffix(one.suffix))
-        found.append(File(f"{name}/{path.name}", part, name, precision, own, sha256(path), verdict, contents))
-    for one in (*_written(whole), *_written(reduced)):
-        remove(one)
-    return found
-
-
-def _written(path: Path) -> list[Path]:
-    """Return a file and those beside it that belong to it: OpenVINO's weights are a second file."""
-    return sorted(path.parent.glob(f"{path.stem}.*"))
-
-
-def _bytes(path: Path) -> int:
-    return sum(one.stat().st_size for one in _written(path))
 
 
 def _precisions(kinds: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:

@@ -63,7 +63,8 @@ class Verdict:
         agreement: Smallest agreement of any output in any comparison.
         comparisons: Number of comparisons.
         problems: Why the file is refused. Empty if it passed.
-        milliseconds: Median time of the file and of the eager module on the smallest case, with the same threads.
+        milliseconds: Median time of the file and of the eager module on the smallest case, with the same threads, and
+            their ratio: the median over the rounds (``ratio``), the least and the greatest.
         ran: Whether the file was run. Formats that cannot run here are checked by their structure alone.
     """
 
@@ -190,7 +191,7 @@ def cosine(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def latency(part: Part, session: Session) -> dict[str, float]:
-    """Return the median milliseconds of the file and of the eager module, alternating, on the smallest case."""
+    """Time the file and the eager module on the smallest case, alternating. Returns ``Verdict.milliseconds``."""
     case = min(part.cases, key=lambda sizes: math.prod(max(1, size) for size in sizes.values()))
     given = part.example(case, 0)
     arrays = [one.numpy() for one in given]
@@ -205,7 +206,9 @@ def latency(part: Part, session: Session) -> dict[str, float]:
                 start = time.perf_counter()
                 run()
                 spent[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(times) for name, times in spent.items()}
+    each = [ours / theirs for ours, theirs in zip(spent["file"], spent["eager"], strict=True)]
+    ratios = {"ratio": statistics.median(each), "least": min(each), "greatest": max(each)}
+    return {name: statistics.median(times) for name, times in spent.items()} | ratios
 
 
 def sha256(path: Path) -> str:
