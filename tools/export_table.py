@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pages import ROOT, between, markdown, write
@@ -17,31 +18,54 @@ BEGIN, END = "<!-- table: written by tools/export_table.py -->", "<!-- end of ta
 
 
 def cell(row: Mapping[str, Any]) -> str:
-    """Return what is known of one file in one format: a figure, or a footnote's number for what does not work."""
+    """Return what is known of one file: the largest difference or the agreement, the size, and the time."""
     if "bytes" not in row:
         return "no"
     size = f"{row['bytes'] / 1e6:.2f} MB"
     if not row["ran"]:
         return f"converted, not run; {size}"
-    told = f"{row['difference']:.0e}, {size}"
-    return f"**failed**: {told}" if row["reason"] else f"{told}, x {row['ratio']:.2f}"
+    near = f"{row['difference']:.0e}" if row["precision"] == "fp32" else f"agrees {row['agreement']:.3f}"
+    if row["reason"]:
+        return f"**failed**: {near}, {size}"
+    return f"{near}, {size}, x {row['milliseconds']['ratio']:.2f}"
 
 
 def lines(kept: Mapping[str, Any]) -> list[str]:
-    """Return the table, and the reasons of all cells that do not work."""
-    rows = kept["figures"]["rows"]
+    """Return the table, the reasons of all cells that do not work, and the quality of the ONNX files."""
+    rows = [row for row in kept["figures"]["rows"] if "quality" not in row]
     targets = list(dict.fromkeys(row["target"] for row in rows))
-    files = dict.fromkeys((row["model"], row["part"]) for row in rows)
-    found = {(row["model"], row["part"], row["target"]): row for row in rows}
+    keys = sorted({(row["model"], row["part"], row["precision"]) for row in rows}, key=_order(rows))
+    found = {(row["model"], row["part"], row["precision"], row["target"]): row for row in rows}
     cells = [
-        [model, f"`{part}`", *(cell(found[key]) if (key := (model, part, name)) in found else "-" for name in targets)]
-        for model, part in files
-    ]
-    bad = [row for row in rows if row["reason"]]
-    reasons = [f"- {row['model']}, `{row['part']}`, {row['target']}: {row['reason']}" for row in bad]
-    machine = f"{kept['machine']['processor']}, one thread, fp32, {kept['date']}. `{kept['command']}`"
-    table = markdown(["model", "file", *targets], cells, "l" * (2 + len(targets)))
-    return [machine, "", *table, "", *(["What does not work, and why:", "", *reasons, ""] if reasons else [])]
+        [model, f"`{part}`", precision,
+         *(cell(found[key]) if (key := (model, part, precision, name)) in found else "-" for name in targets)]
+        for model, part, precision in keys
+    ]  # fmt: skip
+    reasons = defaultdict(list)
+    for row in rows:
+        if row["reason"]:
+            reasons[row["target"], row["reason"]].append(f"{row['model']} `{row['part']}` {row['precision']}")
+    told = [f"- {target}: {reason} ({', '.join(which)})" for (target, reason), which in reasons.items()]
+    machine = f"{kept['machine']['processor']}, one thread, {kept['date']}. `{kept['command']}`"
+    table = markdown(["model", "file", "precision", *targets], cells, "l" * (3 + len(targets)))
+    quality = _quality([row for row in kept["figures"]["rows"] if "quality" in row])
+    return [machine, "", *table, "", *(["What does not work, and why:", "", *told, ""] if told else []), *quality]
+
+
+def _order(rows: Sequence[Mapping[str, Any]]) -> Callable[[tuple[str, str, str]], tuple[int, int]]:
+    """Return the place of a file and precision in the table: files as they come, fp32 before the others."""
+    places = {key: place for place, key in enumerate(dict.fromkeys((row["model"], row["part"]) for row in rows))}
+    return lambda key: (places[key[:2]], ("fp32", "fp16", "int8").index(key[2]) if key[2] != "-" else 3)
+
+
+def _quality(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    precisions = ("eager", "fp32", "fp16", "int8")
+    cells = [
+        [row["model"], metric, *(f"{found[p][metric]:.4f}" if p in found else "-" for p in precisions)]
+        for row in rows for found in (row["quality"],) for metric in found["eager"]
+    ]  # fmt: skip
+    table = markdown(["model", "metric", *precisions], cells, "ll" + "r" * len(precisions))
+    return ["Quality of the ONNX files on held-out scenes of the sandbox:", "", *table, ""]
 
 
 def main(arguments: list[str] | None = None) -> int:
