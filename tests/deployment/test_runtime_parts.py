@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from samdistill.checkpoints.words import Words
+from samdistill.data.images import read_image
 from samdistill.data.transforms import Geometry
 from samdistill.deployment import runtime
 from samdistill.sandbox.concepts import sandbox_words
@@ -114,6 +115,22 @@ def test_masks_are_written_as_runs_of_columns() -> None:
     for one in (mask, ~mask, np.zeros((3, 4), bool), np.ones((3, 4), bool)):
         rle = coco.frPyObjects(runtime.runs(one), *one.shape)
         assert np.array_equal(coco.decode(rle).astype(bool), one)
+
+
+@pytest.mark.parametrize("name", ["deep.png", "bits.tif", "float.tif", "grey.png", "palette.png", "print.jpg"])
+def test_pixels_are_those_that_the_package_reads(name: str, tmp_path: Path) -> None:
+    values, file = np.random.default_rng(3).random((6, 5)), tmp_path / name
+    tags = {"tiffinfo": {281: 4095}} if name == "bits.tif" else {}
+    picture = {
+        "deep.png": Image.fromarray((40000 * values).astype(np.uint16)),
+        "bits.tif": Image.fromarray((900 * values).astype(np.uint16)),
+        "float.tif": Image.fromarray(values.astype(np.float32)),
+        "grey.png": Image.fromarray((255 * values).astype(np.uint8)).convert("LA"),
+        "palette.png": Image.fromarray((255 * values).astype(np.uint8)).convert("P"),
+        "print.jpg": Image.fromarray((255 * values).astype(np.uint8)).convert("CMYK"),
+    }[name]
+    picture.save(file, **tags)
+    assert np.array_equal(runtime.open_image(file), np.asarray(read_image(file)))
 
 
 def test_images_are_read_upright_over_white(tmp_path: Path) -> None:

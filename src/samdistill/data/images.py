@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 
 import av
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
+from ..ops.pixels import eight_bits, to_rgb
 from ..reading import one_line
 from ..types import UserError
 from .transforms import Size
@@ -40,8 +40,7 @@ _TURNS = {
 }  # fmt: skip
 """Transposition that turns an image upright, by EXIF orientation."""
 _SIDEWAYS = (5, 6, 7, 8)
-_BITS, _WHITE_IS_ZERO, _LARGEST = 258, 262, (281, 341)  # TIFF: BitsPerSample, Photometric.., (S)MaxSampleValue
-_REDUCED, _FAINT = 0b101, 1 / 16
+_REDUCED = 0b101
 
 
 class UnreadableImage(UserError):
@@ -97,7 +96,7 @@ def read_image(path: Path) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
         except (*DECODE_ERRORS, KeyError, AttributeError):
             image.info.pop("exif", None)  # the pixels are valid, but the orientation is unknown
-        return _to_rgb(image)
+        return to_rgb(image)
 
 
 def upright_size(path: Path) -> Size:
@@ -179,56 +178,5 @@ def _deep_colour(path: Path) -> Image.Image:
         frame = next(container.decode(video=0))
     # with more threads a loader worker that is forked later would wait for threads of the converter and never return
     values = frame.reformat(format="rgba64le", threads=1).to_ndarray()
-    scaled, alpha = _eight_bits(values[..., :3]), (values[..., 3:] / 257).round().astype(np.uint8)
-    return _to_rgb(Image.fromarray(np.concatenate([scaled, alpha], -1)))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy() if getattr(image, "fp", None) is not None else image
-    if image.mode.startswith("I") or image.mode == "F":
-        tags = getattr(image, "tag_v2", {})
-        values = _eight_bits(np.asarray(image), _said(tags))
-        return Image.fromarray(255 - values if tags.get(_WHITE_IS_ZERO) == 0 else values).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _said(tags: dict[int, object]) -> float | None:
-    """Return the largest pixel value that a TIFF declares, or None if its values fill their bytes."""
-    for tag in _LARGEST:
-        largest = tags.get(tag)
-        if isinstance(largest, tuple) and largest and float(largest[0]) > 0:
-            return float(largest[0])
-    bits = tags.get(_BITS)
-    return 2.0 ** bits[0] - 1 if isinstance(bits, tuple) and bits and 8 < bits[0] < 16 else None
-
-
-def _eight_bits(values: Shaped[np.ndarray, "*n"], said: float | None = None) -> UInt8[np.ndarray, "*n"]:
-    """Scale integers or floats to 0..255.
-
-    Args:
-        values: Pixel values; NaN and infinity become 0.
-        said: Largest value that the file declares, or None.
-
-    Raises:
-        ValueError: There are negative values, or no finite value.
-    """
-    whole = values.dtype.kind in "iu"
-    numbers: Float[np.ndarray, "*n"] = values.astype(np.float64)
-    if not whole:
-        numbers = np.where(np.isfinite(numbers), numbers, 0.0)
-    low, high = float(numbers.min(initial=0)), float(numbers.max(initial=0))
-    if not whole and values.size and not np.isfinite(values).any():
-        raise ValueError("it has no finite value")
-    if low < 0:
-        raise ValueError(f"it has negative values, down to {low:g}: scale it to 8 bits")
-    if said is not None and high <= said:
-        white = said
-    elif not whole and high < 2:  # 0..1; resampling may exceed 1 by a little
-        white = 1.0 if high >= _FAINT or high == 0 else high
-    else:
-        white = 2.0 ** max(8 if whole else 1, int(np.ceil(np.log2(high + 1)))) - 1
-    return (numbers * (255 / white)).round().clip(0, 255).astype(np.uint8)
+    scaled, alpha = eight_bits(values[..., :3]), (values[..., 3:] / 257).round().astype(np.uint8)
+    return to_rgb(Image.fromarray(np.concatenate([scaled, alpha], -1)))

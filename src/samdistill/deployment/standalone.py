@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
 MODULES = (
-    "ops/sights", "deployment/runtime/files", "deployment/runtime/phrases", "deployment/runtime/images",
+    "ops/sights", "ops/pixels", "deployment/runtime/files", "deployment/runtime/phrases", "deployment/runtime/images",
     "deployment/runtime/video", "deployment/runtime/model", "deployment/runtime/command",
 )  # fmt: skip
 """The joined modules, each after those whose names it uses at import. The last one is the command."""

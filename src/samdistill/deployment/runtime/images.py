@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from ...ops.pixels import to_rgb
 from ...ops.sights import Size, tight_box
 from .files import Array, ModelError, one_line
 
@@ -140,17 +141,15 @@ def open_image(image: Any) -> Array:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ModelError(f"an image must be a uint8 array (height, width, 3), got {image.dtype} of {image.shape}")
         return image
-    if not isinstance(image, Image.Image):
-        try:
-            with Image.open(image) as file:
-                image = ImageOps.exif_transpose(file)
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ModelError(f"{image}: not a readable image: {one_line(error)}") from None
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(image.convert("RGB"))
+    try:
+        if isinstance(image, Image.Image):
+            return np.asarray(to_rgb(image))
+        with Image.open(image) as file:
+            file.load()
+            ImageOps.exif_transpose(file, in_place=True)
+            return np.asarray(to_rgb(file))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ModelError(f"{image}: not a readable image: {one_line(error)}") from None
 
 
 def list_frames(folder: Path) -> list[Path]:
