@@ -44,6 +44,10 @@ PEERS = {
     "EdgeSAM": "github.com/chongzhou96/EdgeSAM",
 }
 SAM_SIDE = 1024
+SIZED = 504
+"""Side at which the detector is also written in fp16 and int8."""
+MOST_MB = {"onnx": 145, "fp16": 75, "int8": 40}
+"""Largest sizes of the detector's file."""
 GOAL = 0.7
 """Largest ratio of exported to eager time."""
 
@@ -202,10 +206,25 @@ def measure(case: str, size: int, rounds: int, peers: Path | None) -> dict[str, 
                 row["difference"][name] = apart(session(*arrays), wanted)
                 row["bytes"][name] = sum(one.stat().st_size for one in path.parent.glob("ours.*"))
                 runs[name] = partial(session, *arrays)
+            if case == "detector" and size == SIZED:
+                row["bytes"] |= reduced_bytes(part, Path(folder) / "ours.onnx", size)
         if peers is not None and (found := peer_of(case, size, peers)) is not None:
             add_peer(*found, size, Path(folder) / "theirs.onnx", runs, row)
         row["ms"] = alternate(runs, rounds)
     return row
+
+
+def reduced_bytes(part: Any, source: Path, size: int) -> dict[str, int]:
+    """Return the sizes of an ONNX file in fp16 and int8. The ranges are of four random images."""
+    from samdistill.deployment.parts import pictures
+    from samdistill.deployment.targets import target
+
+    found = {}
+    for precision in ("fp16", "int8"):
+        path = source.with_name(f"reduced_{precision}.onnx")
+        target("onnx").reduce(part, source, path, precision, pictures(4, size, 0))
+        found[precision] = path.stat().st_size
+    return found
 
 
 def add_peer(
@@ -281,6 +300,12 @@ def say(sheet: Sheet, rows: list[dict[str, Any]]) -> None:
     columns = ["case, project", "M parameters", "MB", "difference", "their file ms", "their file / their eager",
                "our ONNX / their ONNX"]  # fmt: skip
     sheet.table("image encoders of other projects, their export, onnxruntime", columns, others)
+    sized = [row["bytes"] for row in rows if "int8" in row["bytes"]][:1]
+    cells = [
+        [name, f"{one[name] / 1e6:.1f}", str(most), "met" if one[name] <= most * 1e6 else "missed"]
+        for one in sized for name, most in MOST_MB.items()
+    ]  # fmt: skip
+    sheet.table(f"size of the detector at {SIZED} px (onnx: fp32)", ["file", "MB", "at most", "goal"], cells)
     for line in failed:
         sheet.say(line)
 
