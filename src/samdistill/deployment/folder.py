@@ -17,7 +17,7 @@ from ..progress import Progress
 from ..reading import foreign
 from ..types import UserError
 from .companions import about_model, kind_of, write_companions
-from .gate import check, limits_of, refusal, sha256
+from .gate import LIMITS, check, limits_of, refusal, sha256
 from .page import find_runtime, write_page
 from .parts import Part, seeing
 from .parts_detector import Baked, bake, detector_parts
@@ -174,9 +174,11 @@ def _deliver(part: Part, name: str, kind: type[Target], order: Order, folder: Pa
         made = whole if precision == "fp32" else reduced
         if made is reduced:
             kind.reduce(part, whole, made, precision, None if images is None else images.pixels)
-        limits = limits_of(part, precision)
-        if precision == "int8" and name == _OPENED and images is not None and images.agrees:
-            limits = replace(limits, agreement=None)  # measured on annotated objects, at the end
+        limits = LIMITS[precision]
+        if name == _OPENED:  # int8 is judged by its quality too
+            limits = limits_of(part, precision)
+            if precision == "int8" and images is not None and images.agrees:
+                limits = replace(limits, agreement=None)  # measured on annotated objects, at the end
         with nullcontext() if images is None else seeing(images.held_out):
             verdict, contents = check(part, made, kind, order.static, limits)
         own = _bytes(made)
