@@ -97,6 +97,7 @@ class ExecuTorch:
 
 def _write(part: Part, traced: ExportedProgram, path: Path) -> None:
     """Lower a program to XNNPACK and write it."""
+    import executorch.kernels.quantized  # noqa: F401  for conversions to and from int8 that XNNPACK leaves over
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 

@@ -16,10 +16,10 @@ from .targets import TARGETS, Contents, Session
 from .workarounds import exporting
 
 ENVIRONMENT = (
-    "python -m venv litert && litert/bin/pip install samdistill 'litert-torch>=0.10,<0.11' && "
-    "litert/bin/samdistill export ..."
+    "python -m venv litert && litert/bin/pip install samdistill 'litert-torch>=0.10,<0.11' 'pydantic<2.12' "
+    "'typing-extensions<4.13' && litert/bin/samdistill export ..."
 )
-"""The commands that make an environment for LiteRT and export in it. Its converter needs an older pydantic."""
+"""The commands that make an environment for LiteRT and export in it. Its converter needs older libraries."""
 
 QUANTISED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED", "BATCH_MATMUL")
 """Operators that have smaller weights in fp16 and int8."""
