@@ -32,6 +32,7 @@ def lost(monkeypatch: pytest.MonkeyPatch):
     made.precisions = ("fp32", "int8")
     monkeypatch.setattr(module, "parts_of", lambda *_: [part])
     monkeypatch.setattr(delivery, "limits_of", lambda *_: LIMITS["fp32"])
+    monkeypatch.setattr(delivery, "LIMITS", dict.fromkeys(LIMITS, LIMITS["fp32"]))
     made.reduce = staticmethod(lambda part, source, path, *_: shutil.copyfile(source, path))
     TARGETS.names()  # registers the real ones before one is replaced
     for name in ("onnx", "toy"):

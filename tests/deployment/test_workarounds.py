@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,9 @@ from tiny_students import tiny_detector
 from torch import Tensor, nn
 
 from samdistill.deployment import workarounds
+from samdistill.deployment.coreml import mended
 from samdistill.deployment.onnx import _quiet
+from samdistill.deployment.programs import quiet
 
 
 class Call(nn.Module):
@@ -101,6 +104,88 @@ def test_fault_reshape() -> None:
 
     points, labels, _ = symbols(grouped, torch.zeros(2, 3, 5, 2), torch.zeros(2, 3, 5), free=((0, 1, 2),) * 2)
     assert points[1] == labels[1]
+
+
+def coreml(function: Callable[..., Tensor], *inputs: Tensor, mend: bool = False) -> None:
+    """Convert a function to Core ML."""
+    if find_spec("coremltools") is None:
+        pytest.skip("coremltools is not installed")
+    import coremltools as ct
+
+    traced = torch.export.export(Call(function), inputs, strict=False).run_decompositions()
+    given = [ct.TensorType(shape=tuple(one.shape), dtype=_NUMBERS[one.dtype]) for one in inputs]
+    with quiet():
+        ct.convert(
+            mended(traced) if mend else traced, inputs=given, minimum_deployment_target=ct.target.iOS17,
+            skip_model_load=True,
+        )  # fmt: skip
+
+
+def detached(index: Tensor) -> Tensor:
+    return torch.ops.aten.alias(torch.arange(6.0).view(3, 2)).index_select(0, index)
+
+
+def either(a: Tensor, b: Tensor) -> Tensor:
+    return ((a > 0) | (b > 0)).float()
+
+
+def counted(x: Tensor, values: Tensor) -> Tensor:
+    return x.scatter(1, (x > 0).sum(1, keepdim=True), values)
+
+
+_NUMBERS = {torch.float32: np.float32, torch.int64: np.int32}
+_CORE_ML = {
+    "alias": (detached, torch.tensor([2, 0])),
+    "bitwise_or": (either, torch.randn(2, 3), torch.randn(2, 3)),
+    "scatter": (counted, torch.tensor([[1.0, -1.0, -1.0], [1.0, 1.0, -1.0]]), torch.full((2, 1), 5.0)),
+}
+"""A function and its inputs by operator."""
+
+
+@pytest.mark.parametrize("operator", _CORE_ML)
+def test_the_rewrites_for_core_ml_change_no_value(operator: str) -> None:
+    function, *inputs = _CORE_ML[operator]
+    traced = torch.export.export(Call(function), tuple(inputs), strict=False).run_decompositions()
+    before = traced.graph_module.code
+    found = mended(traced).graph_module
+    found.recompile()
+    assert found.code != before
+    assert torch.equal(traced.module()(*inputs), function(*inputs))
+
+
+def test_fault_coreml_alias() -> None:
+    """A buffer that is detached."""
+    with pytest.raises(RuntimeError, match="Unsupported fx node alias"):
+        coreml(*_CORE_ML["alias"])
+    coreml(*_CORE_ML["alias"], mend=True)
+
+
+def test_fault_coreml_bitwise_or() -> None:
+    with pytest.raises(RuntimeError, match="Unsupported fx node bitwise_or"):
+        coreml(*_CORE_ML["bitwise_or"])
+    coreml(*_CORE_ML["bitwise_or"], mend=True)
+
+
+def test_fault_coreml_scatter() -> None:
+    """The sum of truth values has the type float32, and an index must be a whole number."""
+    with pytest.raises(Exception, match="indices"):
+        coreml(*_CORE_ML["scatter"])
+    coreml(*_CORE_ML["scatter"], mend=True)
+
+
+def test_fault_litert_axes() -> None:
+    """Neither a linear layer nor a reshape with a dynamic axis can be lowered."""
+    if find_spec("litert_torch") is None:
+        pytest.skip("litert_torch is not installed")
+    import litert_torch
+
+    def grouped(x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1], 2, 4)
+
+    axes = {"inputs": ({0: torch.export.Dim("batch", min=2, max=8)},)}
+    for function, given in ((nn.Linear(8, 4), torch.randn(3, 8)), (grouped, torch.randn(3, 5, 8))):
+        with pytest.raises((AssertionError, TypeError)):
+            litert_torch.convert(Call(function).eval(), (given,), dynamic_shapes=axes)
 
 
 def test_the_replaced_methods_are_there() -> None:

@@ -18,8 +18,10 @@ from ..types import UserError
 from .parts import Part
 from .programs import dotted, plain, program, quiet, refuse_dynamic, telling
 from .targets import TARGETS, Contents, Session, extra
+from .workarounds import FAULTS
 
 _MODEL = "Data/com.apple.CoreML/model.mlmodel"
+_FIXED = "an axis needs a largest size there, and only its default size runs on the Neural Engine"
 _SMALLEST = 512  # weights with fewer elements stay as they are in int8
 _DTYPES = {torch.float32: np.float32, torch.int64: np.int32, torch.bool: np.float32}
 
@@ -45,7 +47,7 @@ class CoreMl:
             UserError: An axis is dynamic, the part has an operator that Core ML does not have, or the package has other
                 outputs than the part.
         """
-        refuse_dynamic(part, static, "Core ML", "a model with open sizes runs on the CPU alone there")
+        refuse_dynamic(part, static, "Core ML", _FIXED)
         _convert(part, path, "FLOAT32")
 
     @staticmethod
@@ -132,19 +134,19 @@ def _check_outputs(part: Part, spec: Any, shapes: list[tuple[int, ...]]) -> None
 
 
 def mended(traced: ExportedProgram) -> ExportedProgram:
-    """Rewrite what Core ML's converter (9.0) cannot take; no value changes. See docs/export_targets.md.
+    """Rewrite what Core ML's converter (9.0) cannot take; no value changes. See ``FAULTS``.
 
     It has no ``alias`` and no ``bitwise_or``, which is only used for truth values here. It gives sums of truth values
     the type float32, so indices of ``scatter`` that are computed from one need a conversion to whole numbers.
     """
     graph, aten = traced.graph_module.graph, torch.ops.aten
     for node in list(graph.nodes):
-        if node.target in (aten.alias.default, aten.detach.default):
+        if node.target in (aten.alias.default, aten.detach.default) and FAULTS["coreml_alias"].present:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target is aten.bitwise_or.Tensor:
+        elif node.target is aten.bitwise_or.Tensor and FAULTS["coreml_bitwise_or"].present:
             node.target = aten.logical_or.default
-        elif node.target in (aten.scatter.src, aten.scatter.value):
+        elif node.target in (aten.scatter.src, aten.scatter.value) and FAULTS["coreml_scatter"].present:
             values, axis, index, *rest = node.args
             with graph.inserting_before(node):
                 whole = graph.call_function(aten._to_copy.default, (index,), {"dtype": torch.int64})

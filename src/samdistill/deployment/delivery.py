@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..io import copy_file, make_folder, remove
-from .gate import check, limits_of, refusal, sha256
+from .gate import LIMITS, check, limits_of, refusal, sha256
 from .parts import Part, seeing
 from .quality import Calibration
 from .record import File
@@ -63,9 +63,11 @@ def deliver(part: Part, name: str, order: Order, folder: Path) -> Iterator[File]
         made = whole if precision == "fp32" else reduced
         if made is reduced:
             kind.reduce(part, whole, made, precision, None if images is None else images.pixels)
-        limits = limits_of(part, precision)
-        if precision == "int8" and name == OPENED and images is not None and images.agrees:
-            limits = replace(limits, agreement=None)  # measured on annotated objects, at the end
+        limits = LIMITS[precision]
+        if name == OPENED:  # int8 is judged by its quality too
+            limits = limits_of(part, precision)
+            if precision == "int8" and images is not None and images.agrees:
+                limits = replace(limits, agreement=None)  # measured on annotated objects, at the end
         with nullcontext() if images is None else seeing(images.held_out):
             verdict, contents = check(part, made, kind, order.static, limits)
         own = _bytes(made)

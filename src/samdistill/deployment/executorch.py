@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
-from ..types import UserError
-from .parts import Part
+from .parts import Part, samples
 from .programs import program, quiet, refuse_dynamic, telling
 from .targets import TARGETS, Contents, Session, extra
 
@@ -24,7 +24,7 @@ class ExecuTorch:
     """ExecuTorch through ``torch.export``. Operators that XNNPACK lacks run in the portable kernels."""
 
     extension, needs, ran_here = ".pte", ("executorch",), True
-    install, precisions = extra("executorch"), ("fp32",)
+    install, precisions = extra("executorch"), ("fp32", "int8")
 
     @staticmethod
     def convert(part: Part, path: Path, static: bool) -> None:
@@ -37,24 +37,33 @@ class ExecuTorch:
             part,
             static,
             "ExecuTorch",
-            "a file reserves the memory of its largest sizes and does not say which axes vary",
+            "an axis needs a largest size, for which the file has memory, and the file does not say which axes vary",
         )
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-
-        traced = program(part)
-        with telling(part, "ExecuTorch"), quiet():
-            lowered = to_edge_transform_and_lower(
-                traced, partitioner=[XnnpackPartitioner()],
-                compile_config=EdgeCompileConfig(_check_ir_validity=False),
-                constant_methods={NAMES: ",".join(port.name for port in part.inputs)},
-            )  # fmt: skip
-            path.write_bytes(lowered.to_executorch().buffer)
+        _write(part, program(part), path)
 
     @staticmethod
     def reduce(part: Part, source: Path, path: Path, precision: str, pixels: Tensor | None) -> None:
-        """Raises ``UserError``: there is fp32 alone."""
-        raise UserError(f"{part.name}: {precision} is not available for ExecuTorch")
+        """Trace again, with weights and activations in int8 where XNNPACK computes with them.
+
+        Raises:
+            UserError: The part has an operator that torchao or ExecuTorch does not have.
+        """
+        assert precision == "int8" and pixels is not None
+        with quiet():
+            from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+                XNNPACKQuantizer,
+                get_symmetric_quantization_config,
+            )
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+        given = [tuple(map(torch.from_numpy, sample)) for sample in samples(part, pixels)]
+        with telling(part, "int8 in ExecuTorch"), quiet(), torch.no_grad():
+            watched = prepare_pt2e(program(part).module(), quantizer)
+            for one in given:
+                watched(*one)
+            small = torch.export.export(convert_pt2e(watched), given[0], strict=False)
+        _write(part, small, path)
 
     @staticmethod
     def open(path: Path) -> Session:
@@ -84,6 +93,20 @@ class ExecuTorch:
         inputs: dict[str, tuple[int | str, ...]] = dict(zip(names, shapes, strict=True))
         operators = Counter(_operator(plan, call.instr_args) for chain in plan.chains for call in chain.instructions)
         return Contents(inputs, dict(sorted((name, n) for name, n in operators.items() if name)))
+
+
+def _write(part: Part, traced: ExportedProgram, path: Path) -> None:
+    """Lower a program to XNNPACK and write it."""
+    import executorch.kernels.quantized  # noqa: F401  for conversions to and from int8 that XNNPACK leaves over
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    with telling(part, "ExecuTorch"), quiet():
+        lowered = to_edge_transform_and_lower(
+            traced, partitioner=[XnnpackPartitioner()], compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods={NAMES: ",".join(port.name for port in part.inputs)},
+        )  # fmt: skip
+        path.write_bytes(lowered.to_executorch().buffer)
 
 
 def _value(plan: Any, place: int) -> Any:

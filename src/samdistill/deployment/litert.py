@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..types import UserError
-from .parts import Part
+from .parts import Part, samples
 from .programs import dotted, plain, quiet, refuse_dynamic, telling
 from .targets import TARGETS, Contents, Session
 from .workarounds import exporting
 
 ENVIRONMENT = (
-    "python -m venv litert && litert/bin/pip install samdistill 'litert-torch>=0.10,<0.11' && "
-    "litert/bin/samdistill export ..."
+    "python -m venv litert && litert/bin/pip install samdistill 'litert-torch>=0.10,<0.11' 'pydantic<2.12' "
+    "'typing-extensions<4.13' && litert/bin/samdistill export ..."
 )
-"""The commands that make an environment for LiteRT and export in it. Its converter needs an older pydantic."""
+"""The commands that make an environment for LiteRT and export in it. Its converter needs older libraries."""
+
+QUANTISED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED", "BATCH_MATMUL")
+"""Operators that have smaller weights in fp16 and int8."""
+_SIGNATURE = "serving_default"
 
 
 @TARGETS.register("litert")
@@ -30,7 +31,7 @@ class LiteRt:
     """LiteRT (TensorFlow Lite) through ``litert_torch``."""
 
     extension, needs, ran_here = ".tflite", ("litert_torch", "ai_edge_litert"), True
-    install, precisions = f"in an environment of its own: {ENVIRONMENT}", ("fp32",)
+    install, precisions = f"in an environment of its own: {ENVIRONMENT}", ("fp32", "fp16", "int8")
 
     @staticmethod
     def convert(part: Part, path: Path, static: bool) -> None:
@@ -39,20 +40,37 @@ class LiteRt:
         Raises:
             UserError: An axis is dynamic, or the part has an operator that LiteRT does not have.
         """
-        refuse_dynamic(part, static, "LiteRT", "its converter needs the sizes of every reshape")
+        refuse_dynamic(part, static, "LiteRT", "its converter cannot lower a layer with a dynamic axis")
         with quiet():
             import litert_torch
 
         example = tuple(one.contiguous() for one in part.example(part.traced, 0))
         given = {plain(port.name): one for port, one in zip(part.inputs, example, strict=True)}
-        with exporting(part.module, example, False), quiet(), telling(part, "LiteRT"), redirect_stdout(StringIO()):
+        with exporting(part.module, example, False), quiet(), telling(part, "LiteRT"):
             model = litert_torch.convert(_Named(part.module, tuple(given)).eval(), sample_kwargs=given)
             model.export(str(path))
 
     @staticmethod
     def reduce(part: Part, source: Path, path: Path, precision: str, pixels: Tensor | None) -> None:
-        """Raises ``UserError``: there is fp32 alone."""
-        raise UserError(f"{part.name}: {precision} is not available for LiteRT")
+        """Write weights in float16, which are computed with in float32, or weights and activations in int8.
+
+        Raises:
+            UserError: The quantiser cannot quantise the part.
+        """
+        with quiet():
+            from ai_edge_quantizer import qtyping, quantizer
+            from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+        with telling(part, f"{precision} in LiteRT"), quiet():
+            made = quantizer.Quantizer(str(source))
+            for name in map(qtyping.TFLOperationName, QUANTISED):
+                if precision == "int8":
+                    made.add_static_config(".*", name, activation_num_bits=8, weight_num_bits=8)
+                else:
+                    whole = qtyping.QuantGranularity.TENSORWISE
+                    made.add_weight_only_config(".*", name, 16, whole, AlgorithmName.FLOAT_CASTING)
+            ranges = {} if pixels is None else made.calibrate({_SIGNATURE: _given(part, pixels)}, num_threads=1)
+            made.quantize(ranges).export_model(str(path), overwrite=True)
 
     @staticmethod
     def open(path: Path) -> Session:
@@ -83,6 +101,15 @@ class LiteRt:
         }
         operators = Counter(one["op_name"] for one in interpreter._get_ops_details())
         return Contents(inputs, dict(sorted(operators.items())))
+
+
+def _given(part: Part, pixels: Tensor) -> list[dict[str, np.ndarray]]:
+    """Return calibration inputs by name, with int32 in the place of int64."""
+    names = [plain(port.name) for port in part.inputs]
+    return [
+        {name: one.astype(np.int32) if one.dtype == np.int64 else one for name, one in zip(names, sample, strict=True)}
+        for sample in samples(part, pixels)
+    ]
 
 
 class _Named(nn.Module):

@@ -6,11 +6,14 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from functools import partialmethod
+from io import StringIO
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from tqdm import tqdm
 
 from ..reading import one_line
 from ..types import UserError
@@ -25,14 +28,14 @@ def refuse_dynamic(part: Part, static: bool, target: str, reason: str) -> None:
         part: The part.
         static: Whether all axes are fixed.
         target: Name of the format, for people.
-        reason: Why the format cannot have dynamic axes.
+        reason: Why the axes have to be fixed.
 
     Raises:
         UserError: The part has dynamic axes and ``static`` is not set.
     """
     if not static and part.axes:
         kinds = f"axis {part.axes[0]}" if len(part.axes) == 1 else f"axes {', '.join(part.axes)}"
-        raise UserError(f"{part.name}: the {kinds} cannot be dynamic in {target}, because {reason}; add --static")
+        raise UserError(f"{part.name}: the {kinds} must be fixed for {target}, because {reason}; add --static")
 
 
 def plain(name: str) -> str:
@@ -81,9 +84,9 @@ def telling(part: Part, target: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings and log lines of a converter inside a ``with`` block."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings():
+    """Silence warnings, log lines, prints and progress bars of a converter inside a ``with`` block."""
+    before, silent = logging.root.manager.disable, partialmethod(tqdm.__init__, disable=True)
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), workarounds.replaced(tqdm, "__init__", silent):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -45,8 +45,15 @@ FAULTS = {
     "coordinates": Fault("transformers", "5.24"),
     "boxes": Fault("transformers", "5.24"),
     "reshape": Fault("torch", "2.14"),
+    "coreml_alias": Fault("coremltools", "9.0"),
+    "coreml_bitwise_or": Fault("coremltools", "9.0"),
+    "coreml_scatter": Fault("coremltools", "9.0"),
+    "litert_axes": Fault("litert-torch", "0.10"),
 }
-"""Faults with a work-around here. tests/deployment/test_workarounds.py and docs/export.md reproduce them."""
+"""Faults with a work-around here, in ``coreml`` or in ``litert``.
+
+tests/deployment/test_workarounds.py reproduces them; see docs/export.md and docs/export_targets.md.
+"""
 _DECODERS = (modeling_sam3.Sam3DetrDecoder, modeling_sam3_lite_text.Sam3LiteTextDetrDecoder)
 _GEOMETRY = (modeling_sam3.Sam3GeometryEncoder, modeling_sam3_lite_text.Sam3LiteTextGeometryEncoder)
 _dynamic = False
@@ -80,14 +87,14 @@ def exporting(module: nn.Module, example: Sequence[Tensor], dynamic: bool) -> It
 
 
 @contextmanager
-def replaced(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Replace a method of one module inside a ``with`` block."""
-    before = vars(module).get(name)
-    setattr(module, name, method)
+def replaced(owner: Any, name: str, method: Any) -> Iterator[None]:
+    """Replace a method of one module or class inside a ``with`` block."""
+    before = vars(owner).get(name)
+    setattr(owner, name, method)
     try:
         yield
     finally:
-        delattr(module, name) if before is None else setattr(module, name, before)
+        delattr(owner, name) if before is None else setattr(owner, name, before)
 
 
 def _grid() -> Callable[..., tuple[Tensor, Tensor]]:
