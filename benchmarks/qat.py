@@ -4,8 +4,9 @@
 
 The bundled detection student is trained on from its weights with the sandbox's recipe, once with and once without
 ``train.qat``: the same scenes, steps and seed, all terms, fixed batch norm statistics. Each, and the student as it was,
-is exported to int8 with the words of the held-out questions as constants, calibrated on training images, and the file is
-compared with its model on held-out scenes: cgF1 of both, and the IoU of what they find. Finished stages are not repeated.
+is exported to int8 with the words of the held-out questions as constants, calibrated on training images. The file is
+compared with its model on held-out scenes: cgF1 of both, and the IoU of what they find. Finished stages are not
+repeated.
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ def say(sheet: Sheet, found: dict[str, dict[str, Any]]) -> None:
 
 def parse() -> argparse.Namespace:
     parser = arguments(__doc__, "qat")
-    parser.add_argument("--scenes", type=int, default=1600, help="to train on (1600)")
-    parser.add_argument("--held-out", type=int, default=256, help="scenes (256)")
+    parser.add_argument("--scenes", type=int, default=800, help="to train on (800)")
+    parser.add_argument("--held-out", type=int, default=128, help="scenes (128)")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
