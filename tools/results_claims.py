@@ -22,6 +22,7 @@ from results_readers import (
     followed_rows,
     gained,
     head_rows,
+    int8_rows,
     last_against_second,
     latency_ratio,
     loader_ratio,
@@ -126,6 +127,15 @@ DETECTION = [
         [Claim("peak memory of a step of phase 1 without checkpointing, GB",
                lambda f: [f["stages"]["step of phase 1"]["peak_bytes"] / 1e9], "{:.2f}", Goal("below", 10.0))],
         [STAGES, Table("Parts of one step of phase 1", "part", ["seconds"], ["{:.2f}"], part_rows("step of phase 1"))],
+    ),
+    Benchmark(
+        "qat", "Training for int8", "The bundled student, trained on with and without `train.qat`, as int8 ONNX files.",
+        [
+            Claim("IoU of the int8 file with its model, bundled student",
+                  lambda f: [f["rows"]["bundled student"]["agreement"]], "{:.3f}", Goal("at least", 0.90)),
+            Claim("size of the int8 file, of fp32", lambda f: [f["rows"]["bundled student"]["size"]], "{:.3f}"),
+        ],
+        [Table("Held-out questions", "student", ["cgF1", "cgF1 in int8", "IoU of both"], ["{:.3f}"] * 3, int8_rows)],
     ),
 ]  # fmt: skip
 

@@ -127,6 +127,13 @@ def head_rows(figures: Figures) -> dict[str, list[Values]]:
     }  # fmt: skip
 
 
+def int8_rows(figures: Figures) -> dict[str, list[Values]]:
+    return {
+        name: [[row["cgf1"]["model"]], [row["cgf1"]["file"]], [row["agreement"]]]
+        for name, row in figures["rows"].items()
+    }  # fmt: skip
+
+
 def codec_bytes(figures: Figures) -> dict[str, list[Values]]:
     sizes = figures["bytes"]["full_size"]
     return {name: [[size], [size / sizes["fp16"]]] for name, size in sizes.items()}

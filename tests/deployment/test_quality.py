@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from parts_toy import eager_target, toy_part
@@ -13,6 +14,8 @@ from tiny_students import tiny_detector
 
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
+from samdistill.data.saco import to_rle
+from samdistill.data.saco_predictions import PredictedInstance
 from samdistill.deployment import delivery, quality
 from samdistill.deployment import folder as module
 from samdistill.deployment.gate import LIMITS
@@ -105,6 +108,26 @@ def test_questions_measure_a_detector(tmp_path: Path, monkeypatch: pytest.Monkey
     found = calibration(student, tmp_path)
     said = found.quality(tmp_path)
     assert found.pixels.shape == (2, 3, 64, 64) and said["measured"] and set(said["figures"]) == {"cgF1"}
+    assert said["agreement"] == {"words": 1.0}
+
+
+def test_two_detectors_agree_by_the_union_of_what_they_find() -> None:
+    """Four questions on an image of 4 x 4 pixels, by hand."""
+
+    def found(*columns: tuple[float, list[int]]) -> list[PredictedInstance]:
+        rows = []
+        for score, some in columns:
+            mask = np.zeros((4, 4), bool)
+            mask[:, some] = True
+            rows.append(PredictedInstance(score, to_rle(mask)))
+        return rows
+
+    first = {1: found((0.9, [0]), (0.6, [1]), (0.4, [3])), 2: found((0.3, [0])), 3: found((0.8, [0])), 4: []}
+    second = {1: found((0.7, [1, 2])), 2: [], 3: found((0.4, [0])), 4: found((0.9, []))}
+    # 1: columns 0 and 1 against 1 and 2; 2: nothing and nothing; 3: a mask and nothing; 4: nothing and an empty mask
+    assert quality.union_iou(first, second) == pytest.approx((1 / 3 + 0) / 2)
+    assert quality.union_iou(first, second, 0.35) == pytest.approx((1 / 4 + 1) / 2)
+    assert quality.union_iou({1: []}, {1: []}) == 1 == quality.union_iou(first, first)
 
 
 def test_images_alone_measure_nothing(world: Path) -> None:

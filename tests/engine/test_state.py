@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from samdistill.engine import state
+from samdistill.engine import rng, state
 from samdistill.engine.state import Checkpoint, Ema
 from samdistill.types import UserError
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def checkpoint(step=1, size=4):
     weights = {"w": torch.arange(size, dtype=torch.float32)}
-    return Checkpoint(step, 0, weights, None, {}, None, [state.capture_rng(CPU)], "a: 1", 10, {"mse": 0.5}, 1.0)
+    return Checkpoint(step, 0, weights, None, {}, None, [rng.capture_rng(CPU)], "a: 1", 10, {"mse": 0.5}, 1.0)
 
 
 def draw():
@@ -27,12 +27,12 @@ def draw():
 
 
 def test_random_streams_go_on_where_they_were_saved(tmp_path):
-    state.seed_rng(5)
+    rng.seed_rng(5)
     np.random.randn(), random.gauss(0, 1)  # leave a cached second normal in both generators
     checkpoint().save(tmp_path / "c.pt")
     expected = draw()
-    state.seed_rng(9)
-    state.restore_rng(Checkpoint.load(tmp_path / "c.pt").rng[0], CPU)
+    rng.seed_rng(9)
+    rng.restore_rng(Checkpoint.load(tmp_path / "c.pt").rng[0], CPU)
     assert draw() == expected
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -252,6 +253,11 @@ ONE_SCHEDULE = ("epochs", "lr", "warmup_lr", "min_lr", "warmup_epochs")
 """Keys of ``train`` that ``phases`` replaces."""
 
 
+def _step(given: Any) -> Any:
+    """Return the step that ``true`` and ``false`` stand for: the first one and none."""
+    return (0 if given else None) if isinstance(given, bool) else given
+
+
 class TrainConfig(Strict):
     """Settings of the training. ``batch_size`` is global: processes and accumulation divide it."""
 
@@ -278,6 +284,8 @@ class TrainConfig(Strict):
     sync_bn: bool = True
     """With ``batch_norm: batch``, compute the statistics over the micro-batches of all processes."""
     compile: bool = False
+    qat: Annotated[Count | None, BeforeValidator(_step)] = None
+    """Step, from 0, from which the student computes with the roundings of an int8 export. True is 0."""
     seed: Seed = 0
     keep: Positive = 3
     """Number of epoch checkpoints to keep. The last one is always kept."""
@@ -288,7 +296,9 @@ class TrainConfig(Strict):
     """Consecutive phases, instead of ``epochs`` and the rates. None trains one phase with those."""
 
     @model_validator(mode="after")
-    def _phases_differ(self) -> TrainConfig:
+    def _consistent(self) -> TrainConfig:
+        if self.qat is not None and self.compile:
+            raise ValueError("train.qat and train.compile exclude each other; leave one out")
         names = [phase.name for phase in self.phases or ()]
         if len(set(names)) < len(names):
             raise ValueError(f"two phases have the same name: {', '.join(names)}")

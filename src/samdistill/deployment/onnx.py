@@ -53,6 +53,8 @@ class Onnx:
             except Exception as error:  # the exporter raises errors of many libraries, with the cause at the end
                 raise UserError(f"{part.name}: cannot be exported to ONNX: {_cause(error)}") from error
         assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces: paths of this machine, a quarter of a small file
         program.save(path, external_data=False)
 
     @staticmethod

@@ -1,14 +1,19 @@
 """ONNX files in reduced precision: fp16, and int8 with ranges from real images.
 
 int8 is onnxruntime's static quantisation of convolutions and matrix products, with 7-bit weights (``reduce_range``):
-processors without VNNI add pairs of products in 16 bits, which 8-bit weights overflow.
+processors without VNNI add pairs of products in 16 bits, which 8-bit weights overflow. Ranges of inputs are
+percentiles, because single outliers widen the range of smallest and largest value with every further image. Matrix
+products return float32: their kernels need no quantised output, and what follows them (biases, norms, softmax) would
+lose by it.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,12 @@ from .parts import Part, samples
 
 QUANTISED = ["Conv", "MatMul", "Gemm"]
 """Operators that are quantised. Other operators lose more than they save."""
+_PRODUCTS = ["MatMul", "Gemm"]
+_SMALL = 1024
+"""Layers of at most this many weights stay fp32. They save nothing, and the most sensitive ones are among them: the
+first convolutions, and what reads or writes coordinates and scores.
+"""
+_PERCENTILE = 99.99
 _KEPT = ("Resize", "GridSample", "RoiAlign", "TopK", "CumSum", "Range")
 """Operators that stay fp32 in an fp16 file: coordinates need more than 11 bits."""
 
@@ -51,21 +62,32 @@ def _half(source: Path, path: Path) -> None:
 
 
 class _Reader:
-    """Gives the calibration inputs of a part one by one."""
+    """Gives the calibration inputs of a part one by one. ``set_range`` selects some of them."""
 
     def __init__(self, inputs: Sequence[dict[str, np.ndarray]]) -> None:
-        self._inputs = iter(inputs)
+        self._inputs, self._left = inputs, iter(inputs)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = iter(self._inputs[start_index:end_index])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._inputs, None)
+        return next(self._left, None)
 
 
 def _quantise(part: Part, source: Path, path: Path, pixels: Tensor) -> None:
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared, names = path.with_name(f"{path.name}.prepared"), [port.name for port in part.inputs]
     given = [dict(zip(names, sample, strict=True)) for sample in samples(part, pixels)]
+    options = {
+        "CalibPercentile": _PERCENTILE, "OpTypesToExcludeOutputQuantization": _PRODUCTS,
+        "CalibStridedMinMax": 1,  # an image at a time, with any method: all at once would hold every tensor of all
+    }  # fmt: skip
     try:
         with _quiet():
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -73,18 +95,54 @@ def _quantise(part: Part, source: Path, path: Path, pixels: Tensor) -> None:
                 str(prepared), str(path), _Reader(given),  # type: ignore[arg-type]
                 quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTISED, per_channel=True, reduce_range=True,
                 activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                nodes_to_exclude=_small(onnx.load(str(prepared)).graph),
+                calibrate_method=CalibrationMethod.Percentile, extra_options=options,
             )  # fmt: skip
     finally:
         prepared.unlink(missing_ok=True)
+    made = onnx.load(str(path))
+    _shorten(made.graph)
+    onnx.save(made, str(path))
+
+
+def _small(graph: Any) -> list[str]:
+    """Return the names of the layers of at most ``_SMALL`` weights."""
+    sizes = {one.name: math.prod(one.dims) for one in graph.initializer}
+    layers = (node for node in graph.node if node.op_type in QUANTISED)
+    return [node.name for node in layers if sizes.get(node.input[1], _SMALL + 1) <= _SMALL]
+
+
+def _shorten(graph: Any) -> None:
+    """Give the tensors of a graph short names, except inputs and outputs, and leave out what repeats them.
+
+    Quantisation adds a thousand tensors to a detector, whose names are a tenth of a small file. A graph with subgraphs,
+    which may read any tensor by its name, is left as it is.
+    """
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return
+    given = {port.name for port in (*graph.input, *graph.output)} | {""}
+    names = dict[str, str]()
+
+    def short(name: str) -> str:
+        return name if name in given else names.setdefault(name, f"t{len(names)}")
+
+    for node in graph.node:
+        node.name = ""
+        for tensors in (node.input, node.output):
+            tensors[:] = [short(name) for name in tensors]
+    for tensor in graph.initializer:
+        tensor.name = short(tensor.name)
+    del graph.value_info[:]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the advice that onnxruntime logs with every quantisation."""
+    """Silence the advice that onnxruntime logs with every quantisation, and the progress that it prints."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from ..data.layouts import held_out_images
-from ..data.saco import ConceptSet, find_concepts
+from ..data.saco import ConceptSet, Rle, find_concepts
+from ..data.saco_predictions import PredictedInstance
 from ..data.sources import Source
 from ..data.transforms import Geometry
+from ..evaluation.concept_result import Found
 from ..evaluation.concepts import evaluate_concepts
 from ..evaluation.runner import evaluate_models
 from ..inference.concepts import ConceptModel
@@ -21,6 +25,7 @@ from ..inference.geometry import canvas_of, own_geometry
 from ..inference.label import find_images
 from ..inference.pictures import image_batch, lay
 from ..io import as_path
+from ..metrics.concepts import SCORE_THRESHOLD
 from ..ops.images import normalise
 from ..ops.promptable import Promptable, image_size
 from .companions import canvas
@@ -42,7 +47,8 @@ class Calibration:
         pixels: The first half, which gives the ranges, as normalised input of the model.
         held_out: The second half, for the gate. It is the first again if there is one image.
         measure: Function of a folder to what its int8 files give on the second half: ``figures`` of ``model`` and
-            ``file`` by metric, and of a promptable model ``agreement`` of the two by prompt kind. None without labels.
+            ``file`` by metric, and ``agreement`` of the two by prompt kind, ``words`` for a detector. None without
+            labels.
         agrees: Whether ``measure`` gives the agreement, on the annotated objects. The gate then leaves it to that.
     """
 
@@ -129,7 +135,42 @@ def _masks(model: Promptable, opened: Promptable, source: Source) -> dict[str, A
 def _concepts(model: ConceptModel, opened: ConceptModel, concepts: ConceptSet) -> dict[str, Any]:
     """Questions outside a fixed vocabulary are left out for both."""
     found = evaluate_concepts({"model": model, "file": opened}, concepts, pictures=0, repeats=0)
-    return {"figures": {"cgF1": {row.name: row.cgf1 for row in found.rows}}}
+    figures = {"cgF1": {row.name: row.cgf1 for row in found.rows}}
+    return {
+        "figures": figures,
+        "agreement": {"words": union_iou(found.predictions["model"], found.predictions["file"])},
+    }
+
+
+def union_iou(first: Found, second: Found, threshold: float = SCORE_THRESHOLD) -> float:
+    """Return the agreement of two detectors: the mean IoU of all that each finds for a question.
+
+    What a detector finds is the union of its masks with a score of at least ``threshold``. Questions for which both
+    find nothing are left out; if only one of them finds something, the IoU is 0.
+
+    Args:
+        first: Predictions by question.
+        second: Predictions of the other detector for the same questions.
+        threshold: Minimum score.
+
+    Returns:
+        The mean, 1 if neither finds anything.
+    """
+    both = []
+    for question, theirs in second.items():
+        unions = [_union(some, threshold) for some in (first[question], theirs)]
+        if None not in unions:
+            both.append(float(coco_mask.iou([unions[0]], [unions[1]], [0])[0, 0]))
+        elif unions != [None, None]:
+            both.append(0.0)
+    return statistics.fmean(both) if both else 1.0
+
+
+def _union(found: Sequence[PredictedInstance], threshold: float) -> Rle | None:
+    """Return the union of masks. None if it is empty."""
+    masks = [one.rle for one in found if one.score >= threshold]
+    union = coco_mask.merge(masks) if masks else None
+    return union if union is not None and coco_mask.area(union) else None
 
 
 def _pixels(model: ConceptModel | Promptable, files: Sequence[Path]) -> Float[Tensor, "n 3 s s"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..dist import default_device
 from ..types import Term, Terms, UserError
 from .frozen_norm import measure_frozen
 from .groups import Freezing, parameter_groups
+from .quantised import Quantisation
 from .schedule import GlobalBatches, Shard
 from .task import Phase, Task
 
@@ -115,12 +117,16 @@ def check_terms(
     exported = {id(p) for p in task.export(student).parameters()}
     if train.batch_norm == "frozen":
         measure_frozen(task, student, train, where)
+    quantised = Quantisation(student, task.export(student), None if train.qat is None else 0, 1)
     reports, reached = list[TermReport](), set[str]()
     for stage, epoch in task.stages(train):
         student.train()
         freezing.start(epoch)
         named = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        terms = _first_terms(task, student, where, Phase.of(train, epoch), batch_size, seed)
+        first = partial(_first_terms, task, student, where, Phase.of(train, epoch), batch_size, seed)
+        if len(quantised):
+            quantised.measure(first)
+        terms = first()
         if not terms:
             raise UserError("the task gave no loss term" + (f" for phase {stage!r}" if stage else ""))
         for name, term in terms.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from contextlib import ExitStack, nullcontext
@@ -14,23 +13,23 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..checkpoints.files import STUDENT_FOLDER
 from ..config import TrainConfig
 from ..data import reporting, worker_count
-from ..dist import default_device
 from ..io import replacing, write_text
 from ..locks import locked
 from ..processes import outlive_signals
 from ..reading import foreign
 from ..types import UserError
+from .accelerator import make_accelerator
 from .frozen_norm import measure_frozen
 from .groups import Freezing, parameter_groups
 from .norm import synchronise_batch_norm
+from .quantised import Quantisation
+from .rng import capture_rng, restore_rng, seed_rng
 from .schedule import GlobalBatches, Phases, Shard, stream_seed
 from .shares import shares
 from .signals import Interrupted, StopSignal
@@ -38,7 +37,6 @@ from .state import (
     INTERRUPT,
     Checkpoint,
     Ema,
-    capture_rng,
     data_digest,
     gather,
     kept,
@@ -46,14 +44,11 @@ from .state import (
     on_main,
     open_run,
     prune,
-    restore_rng,
-    seed_rng,
 )
 from .task import Phase, Task
 from .tracking import Tracker
 
 _UNFIT = "what its checkpoint holds does not fit the run; start again with another output"
-_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 _RANK_0_FIRST = 5.0
 """Seconds that other ranks wait before they fail, so that only rank 0, on the console, reports an error of all ranks.
@@ -106,7 +101,7 @@ def fit(
             gradient is not finite (weights are not changed then); the disk is full. The last good checkpoint is always
             kept.
     """
-    accelerator = _accelerator(config, task.leaves_unused or bool(config.freeze))
+    accelerator = make_accelerator(config, task.leaves_unused or bool(config.freeze))
     try:
         with ExitStack() as stack:
             on_main(lambda: stack.enter_context(locked(run_dir, "train")))
@@ -149,24 +144,6 @@ def _fit(
             raise
 
 
-def _accelerator(config: TrainConfig, leaves_unused: bool) -> Accelerator:
-    if config.precision == "fp16" and default_device().type == "cpu":
-        raise UserError("train.precision=fp16 needs a GPU (its loss scaling does); use bf16 or fp32 here")
-    AcceleratorState._reset_state()  # Accelerate would keep the precision of the first run in this process
-    GradientState._reset_state()
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    kind = default_device().type
-    accelerator = Accelerator(
-        mixed_precision=_PRECISION[config.precision],
-        gradient_accumulation_steps=config.accumulate,
-        cpu=kind == "cpu" or (kind == "mps" and world > 1),  # without it, Accelerate does not connect CPU ranks
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=leaves_unused)],
-    )
-    if accelerator.num_processes != world:
-        raise RuntimeError(f"WORLD_SIZE={world}, but this process is one of {accelerator.num_processes}")
-    return accelerator
-
-
 class _Loop:
     """State of one call of ``fit``."""
 
@@ -184,6 +161,12 @@ class _Loop:
         self.student = self._build()
         frozen = config.batch_norm == "frozen"
         self.freezing = Freezing(self.student, config.freeze, config.total_epochs, frozen)
+        self.quantised = Quantisation(self.student, task.export(self.student), config.qat, schedule.total)
+        if layers := len(self.quantised):
+            tracker.info(
+                f"{layers} layer(s) compute in int8 from step {self.quantised.start + 1}, their ranges are fixed from "
+                f"step {self.quantised.fixed + 1}"
+            )
         groups = parameter_groups(self.student, config.weight_decay, config.rates)
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         if saved:
@@ -215,6 +198,8 @@ class _Loop:
         self.step, self.terms, self.seconds = saved.step, saved.terms, saved.seconds
         if self.ema is not None and saved.ema is not None:
             self.ema.load(saved.ema)
+        if saved.ranges is not None:
+            self.quantised.load(saved.ranges)
         if self.accelerator.scaler is not None and saved.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved.scaler)
         if len(saved.rng) == self.shard.world:
@@ -287,6 +272,7 @@ class _Loop:
         """Run one optimiser step. Return whether a rank was asked to stop."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step) * group["scale"]
+        self.quantised.begin(self.step)
         values: Tensor | float = 0.0
         parts = [next(batches) for _ in range(self.config.accumulate)]
         for part, factors in zip(parts, self._shares(parts), strict=True):
@@ -313,6 +299,7 @@ class _Loop:
         self._require_finite()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.quantised.update()
         if self.ema is not None:
             self.ema.update(self.student, self.step)
         self.step += 1
@@ -368,7 +355,7 @@ class _Loop:
             Checkpoint(
                 self.step, epochs_done, self.student.state_dict(), self.ema.shadow if self.ema else None,
                 self.optimizer.state_dict(), scaler.state_dict() if scaler else None, streams, self.resolved,
-                self.items, self.terms, self.seconds, self.digest, self.task.taught_by,
+                self.items, self.terms, self.seconds, self.digest, self.task.taught_by, self.quantised.state(),
             ).save(path)  # fmt: skip
             if name != INTERRUPT:
                 prune(self.run_dir, self.config.keep)

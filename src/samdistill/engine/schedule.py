@@ -95,11 +95,19 @@ class Phases:
 
     @classmethod
     def of(cls, config: TrainConfig, steps_per_epoch: int) -> Phases:
-        """Return the schedules of ``config.phases``, or the single schedule of a run without phases."""
-        if config.phases is None:
-            return cls((Schedule.of(config, steps_per_epoch),))
+        """Return the schedules of ``config.phases``, or the single schedule of a run without phases.
+
+        Raises:
+            UserError: A schedule is not possible, or ``config.qat`` begins after the last step.
+        """
         scale = rate_scale(config)
-        return cls(tuple(Schedule.of_phase(phase, scale, steps_per_epoch) for phase in config.phases))
+        if config.phases is None:
+            found = cls((Schedule.of(config, steps_per_epoch),))
+        else:
+            found = cls(tuple(Schedule.of_phase(phase, scale, steps_per_epoch) for phase in config.phases))
+        if config.qat is not None and config.qat >= found.total:
+            raise UserError(f"train.qat={config.qat}: the run has {found.total} steps; begin earlier")
+        return found
 
     @property
     def total(self) -> int:

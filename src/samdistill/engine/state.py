@@ -1,9 +1,8 @@
-"""State of a run for exact resume: checkpoints, random number generators, and the weight average."""
+"""State of a run for exact resume: checkpoints and the weight average."""
 
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,18 +10,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from ..checkpoints.files import STUDENT_FOLDER, check_archive
 from ..io import remove, sweep, writing
 from ..reading import fits
 from ..types import UserError
+from .rng import Streams
 
 T = TypeVar("T")
 INTERRUPT = "ckpt_interrupt.pt"
@@ -46,15 +44,6 @@ Earlier versions did not write this key; it is compared only if the old config h
 """
 
 
-class _Streams(TypedDict):
-    """State of random number generators, see ``capture_rng``."""
-
-    python: tuple[int, Tensor, float | None]
-    numpy: tuple[str, Tensor, int, int, float]
-    torch: Tensor
-    device: Tensor | None
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """State of a run. It can be loaded with ``weights_only=True``.
@@ -73,6 +62,7 @@ class Checkpoint:
         seconds: Training time.
         data: Digest of the data set's keys (``data_digest``), or empty.
         teacher: Fingerprint of the teacher, ``Task.taught_by``.
+        ranges: Ranges of the inputs of quantised layers (``train.qat``), or None.
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
@@ -83,13 +73,14 @@ class Checkpoint:
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
-    rng: Annotated[list[_Streams], Field(min_length=1)]
+    rng: Annotated[list[Streams], Field(min_length=1)]
     config: str
     items: Annotated[int, Field(ge=0)]
     terms: dict[str, float]
     seconds: float
     data: str = ""
     teacher: str = ""
+    ranges: Tensor | None = None
 
     def save(self, path: Path) -> None:
         """Write the file atomically: to a temporary name, flushed to disk, then renamed.
@@ -286,40 +277,6 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-
-def capture_rng(device: torch.device) -> dict[str, Any]:
-    """Return the states of the global generators of Python, NumPy and torch, in types that ``weights_only`` loads."""
-    version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    return {
-        "python": (version, torch.tensor(words), gauss),
-        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-        "device": _device_rng(device).get_rng_state() if device.type != "cpu" else None,
-    }
-
-
-def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
-    """Restore the states of ``capture_rng``."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if state["device"] is not None and device.type != "cpu":
-        _device_rng(device).set_rng_state(state["device"])
-
-
-def _device_rng(device: torch.device) -> Any:
-    return getattr(torch, device.type)
-
-
-def seed_rng(seed: int) -> None:
-    """Seed all global generators of this process."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 class Ema:

@@ -1,0 +1,121 @@
+"""Files in reduced precision: what is rounded, with which ranges, and what the files hold besides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from samdistill.deployment.onnx import Onnx
+from samdistill.deployment.parts import Part, pictures, ports
+from samdistill.deployment.precision import reduce
+from samdistill.engine.quantised import rounded_weight
+
+SIDE, IMAGES = 32, 12
+
+
+class Net(nn.Module):
+    """A layer that is too small to be quantised, a convolution, and a matrix product with a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.small, self.conv, self.linear = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 64, 3), nn.Linear(64, 40)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor]:
+        return (self.linear(self.conv(self.small(pixels)).relu().flatten(2).transpose(1, 2)),)
+
+
+@pytest.fixture(scope="module")
+def part() -> Part:
+    module = Net().eval()
+    return Part(
+        "net", module, ports(["pixels"], "batch", 3, SIDE, SIDE), ports(["out"], "batch", (SIDE - 2) ** 2, 40),
+        lambda sizes, seed: (pictures(sizes["batch"], SIDE, seed),), {"batch": 2}, ({"batch": 1},), module,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(part: Part, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("fp32") / "net.onnx"
+    Onnx.convert(part, path, False)
+    return path
+
+
+def made(part: Part, source: Path, path: Path, precision: str, pixels: Tensor | None = None) -> onnx.ModelProto:
+    reduce(part, source, path, precision, pixels)
+    return onnx.load(str(path))
+
+
+def values(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+
+
+def images(seed: int = 9) -> Tensor:
+    return torch.randn(IMAGES, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def test_no_file_has_a_path_of_this_machine(source: Path) -> None:
+    """torch writes the stack trace of every operator into the file, a quarter of a small one."""
+    assert b"test_precision" not in source.read_bytes() and b"site-packages" not in source.read_bytes()
+
+
+def test_int8_weights_are_those_that_training_for_int8_computes_with(
+    part: Part, source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = made(part, source, tmp_path / "net.onnx", "int8", images())
+    assert capfd.readouterr().out == "", "onnxruntime prints its progress"
+    known, found = values(model), {}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and known.get(node.input[0], np.zeros(0)).dtype == np.int8:
+            axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
+            whole, scale = known[node.input[0]], known[node.input[1]]
+            shape = [-1 if at == axis else 1 for at in range(whole.ndim)]
+            assert abs(whole).max() <= 64 and not known[node.input[2]].any()
+            found[whole.shape] = whole * scale.reshape(shape)
+    net = part.module
+    assert set(found) == {(64, 4, 3, 3), (64, 40)}, "the layer of 12 weights stays fp32"
+    assert np.allclose(found[64, 4, 3, 3], rounded_weight(net.conv.weight).detach(), atol=1e-6)
+    assert np.allclose(found[64, 40], rounded_weight(net.linear.weight).detach().T, atol=1e-6)
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert kinds["QuantizeLinear"] == 3, "inputs of both layers and the output of the convolution"
+    assert all(len(name) < 5 for node in model.graph.node for name in (node.name, *node.input, *node.output)
+               if name not in ("pixels", "out"))  # fmt: skip
+
+
+def test_int8_is_close_to_eager_at_any_batch(part: Part, source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    reduce(part, source, path, "int8", images())
+    assert Onnx.read(path).inputs == {"pixels": ("batch", 3, SIDE, SIDE)}
+    session, given = Onnx.open(path), images(1)[:3]
+    wanted = part.module(given)[0].detach().numpy()
+    assert np.abs(session(given.numpy())[0] - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_one_outlier_does_not_widen_a_range(part: Part, source: Path, tmp_path: Path) -> None:
+    """A single pixel in 24576 that is 30 times brighter than all others."""
+
+    def step(pixels: Tensor) -> float:
+        """Step of the convolution's input."""
+        model = made(part, source, tmp_path / "net.onnx", "int8", pixels)
+        return float(values(model)[next(n for n in model.graph.node if n.op_type == "QuantizeLinear").input[1]])
+
+    odd = torch.cat([images(), images(1)])
+    usual = step(odd)
+    odd[3, :, 5, 5] = 100
+    assert step(odd) < 1.5 * usual
+
+
+def test_fp16_halves_the_file_and_keeps_the_types_of_its_ports(part: Part, source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    reduce(part, source, path, "fp16", None)
+    assert {one.dtype for one in values(onnx.load(str(path))).values()} >= {np.dtype("float16")}
+    found = Onnx.open(path)(images()[:1].numpy())[0]
+    wanted = part.module(images()[:1])[0].detach().numpy()
+    assert found.dtype == np.float32 and 0 < np.abs(found - wanted).max() < 5e-3 * np.abs(wanted).max()
