@@ -1,8 +1,8 @@
 """Pictures, a video, and what the package's own models answer for them, for tests/web/page.test.mjs.
 
 ``python tests/web/answers.py FOLDER`` writes ``exports/`` (sandbox models with the page), ``scene.png``, ``scene.webm``
-and ``answers.json``. ``--keep`` leaves exports that are there. Nearly all of its time is that of ``torch.onnx.export``, so
-there is one export of each kind, and of a detector with one layer in its encoder and one in its decoder.
+and ``answers.json``. ``--keep`` leaves exports that are there. Nearly all of its time is that of ``torch.onnx.export``,
+so there is one export of each kind, and of a detector with one layer in its encoder and one in its decoder.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ FRAMES, RATE = 14, 12
 INSIDE, OUTSIDE, BOX = (120, 150, 1), (60, 190, 0), (60.0, 100.0, 180.0, 220.0)
 WORDS, EXAMPLE = ("circle", "square", "star", "pill", "red", "blue"), (250.0, 20.0, 400.0, 170.0)
 REMEMBERED = {"words": WORDS[:1], "boxes": [(20.5, 30.5, 70.5, 80.5)], "threshold": 0.3}
-"""What a session with a memory is asked: little, as an untrained memory barely tells objects of one phrase apart. The box
-fills all pixels that it touches, and ends within pixels, so that the rounding of a pointer's place touches no more."""
+"""What a session with a memory is asked: little, as an untrained memory barely tells objects of one phrase apart. The
+box fills all pixels that it touches, and ends within pixels, so that the rounding of a pointer's place touches no
+more."""
 SEEN = {"words": WORDS[:2], "boxes": [], "threshold": 0.1}
 """What a session without a memory is asked: a detector that is one file takes no boxes."""
 LOW = 0.1
