@@ -75,8 +75,8 @@ def with_memory(detector: Any) -> Any:
 
 def convert(model: str, name: str, scenes: Path) -> list[dict[str, Any]]:
     """Return a row for each file and precision of a model in one format."""
-    from samdistill.deployment.delivery import Order, deliver
     from samdistill.deployment.folder import parts_of
+    from samdistill.deployment.part_files import Order, write_part
     from samdistill.deployment.parts_detector import bake
     from samdistill.deployment.quality import calibration
     from samdistill.deployment.targets import target
@@ -95,7 +95,7 @@ def convert(model: str, name: str, scenes: Path) -> list[dict[str, Any]]:
                 order = Order({name: kind}, tuple(left), static, True, images)
                 start = time.monotonic()
                 try:
-                    for file in deliver(part, name, order, Path(place)):
+                    for file in write_part(part, name, order, Path(place)):
                         rows.append(row_of(file.to_dict()) | {"seconds": time.monotonic() - start})
                         left.remove(file.precision)
                         start = time.monotonic()

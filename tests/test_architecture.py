@@ -31,7 +31,7 @@ LEVELS = (
     {"inference"},
     {"engine", "evaluation", "deployment", "sandbox", "report", "report_figures"},
     {"jobs"},
-    {"pipeline", "run_result", "models"},
+    {"pipeline", "run_result", "delivery", "models"},
     {"__init__", "_registration", "display"},
     {"cli", "__main__"},
 )

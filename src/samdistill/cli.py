@@ -175,6 +175,11 @@ def _export_option(verb: argparse.ArgumentParser) -> None:
                       help="export the result at the end, such as onnx; repeatable")  # fmt: skip
 
 
+def _vocabulary_option(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--vocabulary", type=_name, metavar="PHRASES",
+                      help="a fixed list, such as 'red car,dog', or a file of lines, for a detector")  # fmt: skip
+
+
 def _export_verb(verbs: argparse._SubParsersAction) -> None:
     export = _verb(verbs, "export", "runs/mine --to onnx --out device")
     export.add_argument("model", type=_name, help="a run, a model's folder, an original file, or a sandbox name")
@@ -184,8 +189,7 @@ def _export_verb(verbs: argparse._SubParsersAction) -> None:
     export.add_argument("--precision", nargs="+", default=["fp32"], metavar="P",
                         help="fp32, fp16 or int8, or several (default: fp32)")  # fmt: skip
     export.add_argument("--calibrate", type=_path, metavar="DATA", help="images from which int8 takes its ranges")
-    export.add_argument("--vocabulary", type=_name, metavar="PHRASES",
-                        help="a fixed list, such as 'red car,dog', or a file of lines, for a detector")  # fmt: skip
+    _vocabulary_option(export)
     export.add_argument("--image-size", type=int, metavar="PX", help="side of the input (default: the model's)")
     export.add_argument("--static", action="store_true", help="fix all axes: one image, one prompt, one point or box")
     export.add_argument("--web", action="store_true", help="add a page that runs the files in a browser")
@@ -218,6 +222,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", type=_path, required=True, help="run folder")
     _export_option(run)
+    run.add_argument("--web", action="store_true", help="export to onnx too, with a page that runs it in a browser")
+    _vocabulary_option(run)
     models = _verb(verbs, "models", "es_rv_m")
     models.add_argument("name", nargs="?", help="one student or any timm model: its modules")
     models.add_argument("--json", action="store_true", help="print JSON")

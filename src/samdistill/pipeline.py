@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from .checkpoints.files import SANDBOX, STUDENT_FOLDER
-from .checkpoints.report import MergeReport
 from .config import Run
 from .data import reporting
+from .delivery import Delivery
 from .dist import default_device, process_rank
 from .engine import CheckReport, FitResult, check_terms, fit, newest
 from .engine.frozen_norm import small_batch
@@ -35,7 +35,7 @@ from .run_result import RunResult, report_of
 from .types import UserError
 
 if TYPE_CHECKING:
-    from .deployment.record import Exported
+    pass
 
 logger = logging.getLogger("samdistill")
 console = Console(soft_wrap=True, highlight=False)
@@ -194,6 +194,7 @@ def distill(
     job: str, data: str | Path, *, teacher: str | Path | None = None,
     teachers: Mapping[str, float] | None = None, student: str | Path | None = None, out: str | Path,
     train: Mapping[str, Any] | None = None, overrides: Sequence[str] = (), export: Sequence[str] = (),
+    web: bool = False, vocabulary: str | Path | Sequence[str] = (),
 ) -> RunResult:  # fmt: skip
     """Run all stages of a job on a data set: plan, cache, check, train, merge, evaluate, export, report.
 
@@ -209,6 +210,9 @@ def distill(
         train: Settings of the block ``train``, such as ``{"epochs": 5}``.
         overrides: Further settings as ``key=value``.
         export: Targets for which the result is exported to ``export/`` in the run folder, such as ``onnx``.
+        web: Export to ``onnx`` too, with the page that runs the files in a browser (``serve_page`` serves it). A
+            detector's page needs ``vocabulary``.
+        vocabulary: Phrases that become constants of the exported files, as for ``export``. Only for a detector.
 
     Returns:
         The results of all stages. ``summary()`` returns the most important lines.
@@ -222,12 +226,12 @@ def distill(
     """
     if (teacher is None) == (teachers is None):
         raise UserError("give either teacher, or teachers with their weights")
-    check_targets(export)
+    chosen = JOBS[job]
+    delivery = Delivery.of(chosen, export, web, vocabulary)
     place = as_path(data)
     given = Given(
         place, teachers if teachers is not None else {str(teacher): 1.0}, None if student is None else str(student)
     )
-    chosen = JOBS[job]
     recipe, settings = chosen.begin(given)
     settings.append(f"output={json.dumps(str(as_path(out)))}")
     if default_device().type != "cuda":
@@ -242,12 +246,12 @@ def distill(
         )  # fmt: skip
     config = load_config(recipe, [*settings, *further])
     with locked(config.output, "run"):
-        return run_pipeline(fitted(config, chosen.train_items(config), further), export)
+        return run_pipeline(fitted(config, chosen.train_items(config), further), delivery)
 
 
 def run(
     images: str | Path, teacher: str | Path, student: str, out: str | Path, *, overrides: Sequence[str] = (),
-    export: Sequence[str] = (),
+    export: Sequence[str] = (), web: bool = False,
 ) -> RunResult:  # fmt: skip
     """Distil the image encoder of a SAM 3 into a small one. Same as ``distill`` with the encoder job.
 
@@ -258,6 +262,7 @@ def run(
         out: Run folder.
         overrides: Settings as ``key=value``.
         export: As for ``distill``.
+        web: As for ``distill``.
 
     Returns:
         The results of all stages.
@@ -269,7 +274,7 @@ def run(
         >>> run("photos", "facebook/sam3", "es_rv_m", "runs/mine").summary()  # doctest: +SKIP
     """
     return distill(
-        next(iter(JOBS)), images, teacher=teacher, student=student, out=out, overrides=overrides, export=export
+        next(iter(JOBS)), images, teacher=teacher, student=student, out=out, overrides=overrides, export=export, web=web
     )
 
 
@@ -284,7 +289,7 @@ def demo(
         job: Name of the job. None for ``encoder``.
         overrides: Settings as ``key=value``.
         export: As for ``distill``.
-        web: Export to ``onnx`` too, with the page that runs the files in a browser (``serve_page`` serves it).
+        web: As for ``distill``. The page of a detector has the phrases of the rendered data.
 
     Returns:
         The results of all stages.
@@ -295,21 +300,17 @@ def demo(
     Example:
         >>> demo("runs/demo", "prompt").summary()  # doctest: +SKIP
     """
-    export = list(dict.fromkeys([*export, "onnx"])) if web else export
-    check_targets(export, web)
     chosen, out = JOBS[next(iter(JOBS)) if job is None else job], as_path(out)
+    delivery = Delivery.of(chosen, export, web, chosen.phrases if web else ())
     with locked(out, "demo"):
         console.print("[bold]render[/]   the data of the demo")
         recipe, settings = chosen.demo(out / "data")
         run_folder = f"output={json.dumps(str(out / 'run'))}"
-        return run_pipeline(load_config(recipe, [run_folder, *settings, *overrides]), export, web)
+        return run_pipeline(load_config(recipe, [run_folder, *settings, *overrides]), delivery)
 
 
-def run_pipeline(config: Run, export: Sequence[str] = (), web: bool = False) -> RunResult:
-    """Run all stages of a configuration. Each stage keeps the results that exist and adds what is missing.
-
-    ``export`` names the targets of the last stage; without any, nothing is exported. ``web`` adds the page.
-    """
+def run_pipeline(config: Run, delivery: Delivery | None = None) -> RunResult:
+    """Run all stages of a configuration. Each stage keeps the results that exist and adds what is missing."""
     job = JOBS[config.job]
     config = job.resolve(config)
     planned = plan(config)
@@ -341,31 +342,8 @@ def run_pipeline(config: Run, export: Sequence[str] = (), web: bool = False) -> 
     else:
         write_json(config.output / "evaluation.json", evaluated.result.to_dict(), indent=1)
         console.print(evaluated.result.table())
-    exported = _export(config, merged, export, web) if export else None
+    exported = delivery.export(config, merged) if delivery is not None else None
     report = config.output / "report.html"
     result = RunResult(config, planned, cached, checked, trained, merged, evaluated, exported, report)
     write_report(result.report, report_of(result))
     return result
-
-
-def check_targets(names: Sequence[str], web: bool = False) -> None:
-    """Raise ``UserError`` if a target is unknown or a library is missing, also the page's, before anything is spent."""
-    if web:
-        from .deployment.page import find_runtime
-
-        find_runtime()
-    if names:
-        from .deployment.targets import target
-
-        for name in names:
-            target(name)
-
-
-def _export(config: Run, merged: MergeReport | None, targets: Sequence[str], web: bool) -> Exported:
-    """Export what the run made: the merged model, or the student."""
-    from .deployment.folder import export
-
-    console.print(f"[bold]export[/]   to {', '.join(targets)}")
-    found = export(config.output if merged is None else merged.out, config.output / "export", to=targets, web=web)
-    console.print(found.table())
-    return found

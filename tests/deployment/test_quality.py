@@ -16,8 +16,8 @@ from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
 from samdistill.data.saco import to_rle
 from samdistill.data.saco_predictions import PredictedInstance
-from samdistill.deployment import delivery, quality
 from samdistill.deployment import folder as module
+from samdistill.deployment import part_files, quality
 from samdistill.deployment.gate import LIMITS
 from samdistill.deployment.quality import Calibration, calibration
 from samdistill.deployment.targets import TARGETS
@@ -34,8 +34,8 @@ def lost(monkeypatch: pytest.MonkeyPatch):
     made = eager_target(part.module)
     made.precisions = ("fp32", "int8")
     monkeypatch.setattr(module, "parts_of", lambda *_: [part])
-    monkeypatch.setattr(delivery, "limits_of", lambda *_: LIMITS["fp32"])
-    monkeypatch.setattr(delivery, "LIMITS", dict.fromkeys(LIMITS, LIMITS["fp32"]))
+    monkeypatch.setattr(part_files, "limits_of", lambda *_: LIMITS["fp32"])
+    monkeypatch.setattr(part_files, "LIMITS", dict.fromkeys(LIMITS, LIMITS["fp32"]))
     made.reduce = staticmethod(lambda part, source, path, *_: shutil.copyfile(source, path))
     TARGETS.names()  # registers the real ones before one is replaced
     for name in ("onnx", "toy"):

@@ -9,6 +9,7 @@ import pytest
 
 from samdistill import pipeline
 from samdistill.cli import main
+from samdistill.delivery import Delivery
 from samdistill.deployment import folder, page
 from samdistill.jobs import JOBS
 from samdistill.types import UserError
@@ -22,17 +23,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list:
     monkeypatch.setattr(page, "find_runtime", lambda *_: Path("ort"))
     monkeypatch.setattr(page, "serve_page", lambda folder, say: found.append(("serve", folder)))
     monkeypatch.setattr(type(JOBS["prompt"]), "demo", lambda job, folder: ("recipe", []))
-    monkeypatch.setattr(pipeline, "run_pipeline", lambda config, *given: found.append(given) or result)
+    monkeypatch.setattr(pipeline, "run_pipeline", lambda config, given: found.append(given) or result)
     return found
 
 
 @pytest.mark.parametrize(
     ("arguments", "given"),
     [
-        ([], [([], False)]),
-        (["--export", "onnx"], [(["onnx"], False)]),
-        (["--web"], [(["onnx"], True), ("serve", Path("exported"))]),
-        (["--export", "onnx", "--web"], [(["onnx"], True), ("serve", Path("exported"))]),
+        ([], [Delivery()]),
+        (["--export", "onnx"], [Delivery(("onnx",))]),
+        (["--web"], [Delivery(("onnx",), True), ("serve", Path("exported"))]),
+        (["--export", "onnx", "--web"], [Delivery(("onnx",), True), ("serve", Path("exported"))]),
     ],
 )
 def test_the_demo_exports_and_serves(
@@ -43,10 +44,28 @@ def test_the_demo_exports_and_serves(
     assert asked == given and "done" in capsys.readouterr().out
 
 
-def test_run_and_distill_pass_the_targets_on(asked: list, world: Path, tmp_path: Path) -> None:
-    arguments = ["run", str(world), "--teacher", "sandbox", "--student", "es_rv_s", "--out", str(tmp_path / "run")]
-    assert main([*arguments, "--export", "onnx"]) == 0
-    assert asked == [(["onnx"],)]
+@pytest.mark.parametrize("job", ["detection", "video"])
+def test_the_page_of_a_detector_in_the_demo_has_the_phrases_of_its_data(asked: list, job: str, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_config", lambda *_: None)
+    monkeypatch.setattr(type(JOBS[job]), "demo", lambda *_: ("recipe", []))
+    pipeline.demo(tmp_path, job, web=True)
+    assert "red circle" in asked[0].vocabulary and asked[0].targets == ("onnx",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (["--export", "onnx"], Delivery(("onnx",))),
+        (["--web"], Delivery(("onnx",), True)),
+        (["--export", "onnx", "--vocabulary", "star"], Delivery(("onnx",), False, "star")),
+    ],
+)
+def test_run_and_distill_pass_on_what_is_exported(
+    asked: list, arguments: list[str], given: Delivery, world: Path, tmp_path: Path
+) -> None:
+    own = ["run", str(world), "--teacher", "sandbox", "--student", "es_rv_s", "--out", str(tmp_path / "run")]
+    assert main([*own, *arguments]) == 0
+    assert asked == [given]
 
 
 @pytest.mark.parametrize("web", [False, True])
@@ -54,11 +73,37 @@ def test_the_last_stage_exports_what_the_run_made(web: bool, monkeypatch: pytest
     given: list = []
     made = SimpleNamespace(table=lambda: "table")
     monkeypatch.setattr(folder, "export", lambda model, out, **options: given.append((model, out, options)) or made)
-    config = SimpleNamespace(output=tmp_path)
-    assert pipeline._export(config, None, ["onnx"], web) is made
-    assert pipeline._export(config, SimpleNamespace(out=tmp_path / "merged"), ["onnx"], web) is made
-    options = {"to": ["onnx"], "web": web}
+    config, delivery = SimpleNamespace(output=tmp_path), Delivery(("onnx",), web, ("star",))
+    assert delivery.export(config, None) is made
+    assert delivery.export(config, SimpleNamespace(out=tmp_path / "merged")) is made
+    options = {"to": ("onnx",), "web": web, "vocabulary": ("star",)}
     assert given == [(tmp_path, tmp_path / "export", options), (tmp_path / "merged", tmp_path / "export", options)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--job", "detection", "--web"], "--vocabulary"),
+        (["--job", "detection", "--vocabulary", "star"], "add --export onnx"),
+    ],
+)
+def test_words_that_are_missing_or_of_no_use_are_said_before_anything_is_loaded(
+    asked: list, arguments: list[str], line: str, world: Path, tmp_path: Path, capsys
+) -> None:
+    assert main(["run", str(world), "--teacher", "sandbox", "--out", str(tmp_path / "run"), *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert line in error and "\n" not in error and asked == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "line"),
+    [("sandbox-mobile", {"to": "openvino"}, "ONNX"), ("sandbox-student", {}, "--vocabulary")],
+)
+def test_a_page_that_could_not_answer_is_refused(model, options, line, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(folder, "find_runtime", lambda: None)
+    monkeypatch.setattr(folder, "target", lambda name: SimpleNamespace(precisions=("fp32",)))
+    with pytest.raises(UserError, match=line):
+        folder.export(model, tmp_path / "out", web=True, **options)
 
 
 @pytest.mark.parametrize("arguments", [["--export", "onxx"], ["--web"]])

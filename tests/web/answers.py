@@ -1,19 +1,22 @@
 """Pictures, a video, and what the package's own models answer for them, for tests/web/page.test.mjs.
 
 ``python tests/web/answers.py FOLDER`` writes ``exports/`` (sandbox models with the page), ``scene.png``, ``scene.webm``
-and ``answers.json``. ``--keep`` leaves exports that are there.
+and ``answers.json``. ``--keep`` leaves exports that are there. Nearly all of its time is that of ``torch.onnx.export``,
+so there is one export of each kind, and of a detector with one layer in its encoder and one in its decoder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import onnx
 import torch
 from arithmetic import packed
 from jaxtyping import UInt8
@@ -22,6 +25,7 @@ from torch import Tensor
 
 import samdistill as sd
 from samdistill.deployment.folder import export
+from samdistill.deployment.gate import sha256
 from samdistill.deployment.page import write_page
 from samdistill.inference.concepts import Box, StudentDetector, ask_image
 from samdistill.inference.geometry import canvas_of
@@ -40,30 +44,33 @@ PICTURE, FRAME = (324, 432), (126, 168)
 FRAMES, RATE = 14, 12
 INSIDE, OUTSIDE, BOX = (120, 150, 1), (60, 190, 0), (60.0, 100.0, 180.0, 220.0)
 WORDS, EXAMPLE = ("circle", "square", "star", "pill", "red", "blue"), (250.0, 20.0, 400.0, 170.0)
-REMEMBERED = {"words": WORDS[:1], "boxes": [(20.0, 30.0, 70.0, 80.0)], "threshold": 0.3}
-"""What a session with a memory is asked: little, as an untrained memory barely tells objects of one phrase apart."""
+REMEMBERED = {"words": WORDS[:1], "boxes": [(20.5, 30.5, 70.5, 80.5)], "threshold": 0.3}
+"""What a session with a memory is asked: little, as an untrained memory barely tells objects of one phrase apart. The
+box fills all pixels that it touches, and ends within pixels, so that the rounding of a pointer's place touches no
+more."""
 SEEN = {"words": WORDS[:2], "boxes": [], "threshold": 0.1}
 """What a session without a memory is asked: a detector that is one file takes no boxes."""
 LOW = 0.1
 """Lowest score in the tests with words: the bundled student is small."""
 
 
-def promptable(model: Promptable, picture: Image.Image) -> dict[str, Any]:
-    """Answers for a click, a corrective click with the first mask as a prompt, two clicks without, and a box."""
+def promptable(model: Promptable, picture: Image.Image, static: bool) -> dict[str, Any]:
+    """Answers for a click, a corrective click with the first mask as a prompt, and a box.
+
+    A decoder of fixed axes has one point, so that the corrective click and the mask are all that it gets.
+    """
 
     def one(points: Sequence[Point], boxes: Sequence[Box] = ()) -> dict[str, Any]:
         found = segment_image(model, picture, points, boxes)
         return {"mask": packed(found.masks[0].numpy().view(np.uint8)), "score": float(found.scores[0])}
 
-    return {
-        "click": one([INSIDE]), "clicks": one([INSIDE, OUTSIDE]), "box": one([], [BOX]),
-        "corrected": corrected(model, picture),
-    }  # fmt: skip
+    clicks = slice(1, None) if static else slice(None)
+    return {"click": one([INSIDE]), "box": one([], [BOX]), "corrected": corrected(model, picture, clicks)}
 
 
 @torch.no_grad()
-def corrected(model: Promptable, picture: Image.Image) -> dict[str, Any]:
-    """Answer for two clicks and the mask of the first."""
+def corrected(model: Promptable, picture: Image.Image, clicks: slice) -> dict[str, Any]:
+    """Answer for those of two clicks that are in ``clicks``, and the mask of the first."""
     place = canvas_of(model)
     laid = lay(picture, place)
     xy = torch.tensor([INSIDE[:2], OUTSIDE[:2]], dtype=torch.float32)
@@ -71,7 +78,8 @@ def corrected(model: Promptable, picture: Image.Image) -> dict[str, Any]:
     labels, valid = torch.tensor([[[1, 0]]]), torch.ones(1, 1, dtype=torch.bool)
     seen = embed(model, image_batch([laid]))
     first, _ = predict(model, seen, Prompts(valid, points[..., :1, :], labels[..., :1]), multimask=True).best()
-    logits, score = predict(model, seen, Prompts(valid, points, labels, masks=first)).best()
+    again = Prompts(valid, points[..., clicks, :], labels[..., clicks], masks=first)
+    logits, score = predict(model, seen, again).best()
     side = (place.image_size, place.image_size)
     canvas = torch.nn.functional.interpolate(logits, side, mode="bilinear", align_corners=False)[0]
     mask = place.masks_back(canvas, laid.original)[0] > 0
@@ -106,19 +114,40 @@ def video(model: StudentDetector, frames: UInt8[np.ndarray, "t h w 3"], asked: d
     return {**asked, "frames": found}
 
 
-def student_with_memory(folder: Path) -> StudentDetector:
-    """Save the bundled student with an untrained memory. Its answers are poor, but depend on all that it remembers."""
+def small_student(folder: Path, latents: int) -> StudentDetector:
+    """Save the first layers of the bundled student, with an untrained memory unless ``latents`` is 0.
+
+    Its answers are poor, but depend on all that it sees and remembers.
+    """
     student = sd.load("sandbox-student").network
     config = student.model.config
-    config.memory_latents, config.memory_context, config.memory_stride, config.memory_marks = 12, 4, 2, True
+    config.detr_encoder_config.num_layers = config.detr_decoder_config.num_layers = 1
+    config.memory_latents, config.memory_context, config.memory_stride, config.memory_marks = latents, 4, 2, True
     torch.manual_seed(0)
     model = EfficientSam3Model(config)
     model.load_state_dict(student.model.state_dict(), strict=False)
-    assert model.memory_resampler is not None and model.memory_attention is not None
-    warm_start(model.memory_resampler, model.memory_attention)
+    if model.memory_resampler is not None and model.memory_attention is not None:
+        warm_start(model.memory_resampler, model.memory_attention)
     model.save_pretrained(folder)
     student.words.save(folder)
     return sd.load(folder).network
+
+
+def fix_axes(source: Path, out: Path) -> None:
+    """Copy an export and fix the axes of its files to the lengths of ``--static``, without another conversion."""
+    shutil.copytree(source, out, dirs_exist_ok=True)
+    record = json.loads((out / "export.json").read_text())
+    lengths = {"frames": record["config"]["memory_context"]}
+    for row in record["files"]:
+        model = onnx.load(out / row["path"])
+        for port in (*model.graph.input, *model.graph.output):
+            for axis in port.type.tensor_type.shape.dim:
+                if axis.HasField("dim_param"):
+                    axis.dim_value = lengths.get(axis.dim_param, 1)
+        del model.graph.value_info[:]
+        onnx.save(model, out / row["path"])
+        row |= {"bytes": (out / row["path"]).stat().st_size, "sha256": sha256(out / row["path"])}
+    (out / "export.json").write_text(json.dumps(record | {"static": True}))
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
@@ -142,22 +171,25 @@ def main(folder: Path, keep: bool) -> None:
     picture.save(folder / "scene.png")
     write_video(folder / "scene.webm", frames)
     tracker = Path(sd.__file__).parent / "sandbox" / "weights" / "tracker"
-    sources = {"mobile": "sandbox-mobile", "tracker": tracker, "words": "sandbox-student", "memory": folder / "memory"}
-    remembering = student_with_memory(folder / "memory")
-    detector = sd.load("sandbox-student").network
+    detector, remembering = (small_student(folder / name, latents) for name, latents in (("words", 0), ("memory", 12)))
     answers = {
-        "picture": {"inside": INSIDE, "outside": OUTSIDE, "box": BOX, "words": WORDS, "example": EXAMPLE},
-        "low": LOW, "mobile": promptable(sd.load("sandbox-mobile").network, picture),
-        "tracker": promptable(sd.load(tracker).network, picture), "words": words(detector, picture),
+        "picture": {"inside": INSIDE, "outside": OUTSIDE, "box": BOX, "words": WORDS, "example": EXAMPLE}, "low": LOW,
+        "mobile": promptable(sd.load("sandbox-mobile").network, picture, static=False),
+        "tracker": promptable(sd.load(tracker).network, picture, static=True), "words": words(detector, picture),
         "memory": {"words": words(remembering, picture), "box": words(remembering, picture, [EXAMPLE])},
         "remembered": video(remembering, frames, REMEMBERED), "seen": video(detector, frames, SEEN),
     }  # fmt: skip
     (folder / "answers.json").write_text(json.dumps(answers))
-    for name, source in sources.items():
-        out = folder / "exports" / name
-        if not (keep and (out / "export.json").is_file()):
-            export(source, out, vocabulary=WORDS if name in ("words", "memory") else (), progress=False)
-        write_page(out, folder)
+    exports = folder / "exports"
+    sources: dict[str, tuple[str | Path, dict[str, Any]]] = {
+        "mobile": ("sandbox-mobile", {}), "tracker": (tracker, {"static": True}),
+        "words": (folder / "words", {"vocabulary": WORDS}), "memory": (folder / "memory", {"vocabulary": WORDS}),
+    }  # fmt: skip
+    for name, (source, options) in sources.items():
+        if not (keep and (exports / name / "export.json").is_file()):
+            export(source, exports / name, progress=False, **options)
+        write_page(exports / name, folder)
+    fix_axes(exports / "memory", exports / "fixed")
 
 
 if __name__ == "__main__":

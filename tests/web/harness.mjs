@@ -16,6 +16,9 @@ const ARGUMENTS = [
   "--disable-sync", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
 ];
 
+/** Milliseconds after which a test hangs. A busy machine needs a small part of it. */
+const PATIENCE = 1_200_000;
+
 const TYPES = { uint8: Uint8Array, float32: Float32Array, bool: Uint8Array };
 
 /** An array that arithmetic.py or answers.py packed. */
@@ -78,8 +81,9 @@ export async function browser(more = NO_GPU) {
   const profile = mkdtempSync(join(tmpdir(), "samdistill-web-"));
   const context = await chromium.launchPersistentContext(profile, {
     executablePath: path, args: [...ARGUMENTS, ...more], viewport: { width: 1280, height: 900 },
-    ignoreDefaultArgs: ["--headless"], headless: true, permissions: ["camera"],
+    ignoreDefaultArgs: ["--headless"], headless: true, permissions: ["camera"], timeout: PATIENCE,
   });
+  context.setDefaultTimeout(PATIENCE);
   return {
     context,
     async stop() {
@@ -113,9 +117,7 @@ export async function openPage(context, address, query = "") {
 
 /** Wait until the page has dispatched `count` events of a name, and return the last of them. Masks become base64. */
 export async function event(page, name, count = 1) {
-  await page.waitForFunction(([n, c]) => window.seen[n].length >= c || (n !== "trouble" && window.seen.trouble.length), [name, count], {
-    timeout: 120_000,
-  });
+  await page.waitForFunction(([n, c]) => window.seen[n].length >= c || (n !== "trouble" && window.seen.trouble.length), [name, count]);
   const { detail, trouble } = await page.evaluate((n) => {
     const plain = (value) => {
       if (value instanceof Uint8Array) {

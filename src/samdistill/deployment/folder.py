@@ -16,9 +16,9 @@ from ..progress import Progress
 from ..reading import foreign
 from ..types import UserError
 from .companions import about_model, kind_of, write_companions
-from .delivery import OPENED, SUFFIXES, Order, deliver
 from .gate import refusal, sha256
 from .page import find_runtime, write_page
+from .part_files import OPENED, SUFFIXES, Order, write_part
 from .parts import Part
 from .parts_detector import Baked, bake, detector_parts
 from .parts_promptable import promptable_parts
@@ -27,7 +27,7 @@ from .quality import calibration, shortfall
 from .record import RECORD, Exported, write_card, write_record
 from .standalone import standalone
 from .targets import target
-from .vocabulary import phrases_of
+from .vocabulary import NO_WORDS, phrases_of
 
 
 def export(
@@ -50,7 +50,7 @@ def export(
             phrase per line. The files then need no text encoder and no tokenizer. Only for a detector.
         image_size: Side of the input in pixels. None keeps the model's.
         static: Fix all axes: one image, one prompt, one point or one box, and a full memory.
-        web: Add a page that runs the files in a browser. It needs the npm package ``onnxruntime-web``.
+        web: Add a page that runs them in a browser. It needs ``onnxruntime-web`` of npm, a detector ``vocabulary`` too.
         keep_failed: Deliver files that fail the gate, as ``NAME.failed.EXT``.
         progress: Show a progress bar.
 
@@ -70,9 +70,9 @@ def export(
     order = Order({name: target(name) for name in names}, _precisions(kinds, names), static, keep_failed)
     folder = _free_folder(as_path(out))
     if web:
-        find_runtime()  # before the conversions, which take minutes
+        _check_page(names)  # before the conversions, which take minutes
     network = _load(model, image_size)
-    baked = _baked(network, vocabulary)
+    baked = _baked(network, vocabulary, web)
     if calibrate is not None:
         order = replace(order, calibration=calibration(network, calibrate))
     with foreign(model, "cannot be exported"):
@@ -84,7 +84,7 @@ def export(
         with Progress("exporting", len(parts) * len(order.targets), "files", progress) as bar:
             for name in order.targets:
                 for part in parts:
-                    exported.files += deliver(part, name, order, new)
+                    exported.files += write_part(part, name, order, new)
                     bar.advance(1)
         _finish(new, exported, network, baked, web)
         _measure(new, exported, order)
@@ -168,8 +168,16 @@ def _load(model: str | Path, image_size: int | None) -> ConceptModel | Promptabl
     return load_concept_model(model, image_size, "cpu")
 
 
-def _baked(network: ConceptModel | Promptable, vocabulary: str | Path | Sequence[str]) -> Baked | None:
+def _check_page(targets: Sequence[str]) -> None:
+    if "onnx" not in targets:
+        raise UserError("--web: the page runs ONNX files; add onnx to --to")
+    find_runtime()
+
+
+def _baked(network: ConceptModel | Promptable, vocabulary: str | Path | Sequence[str], web: bool) -> Baked | None:
     if not isinstance(vocabulary, str | Path) and not vocabulary:
+        if web and not isinstance(network, Promptable):
+            raise UserError(NO_WORDS)
         return None
     if isinstance(network, Promptable):
         raise UserError("--vocabulary: is for a detector; a promptable model takes points and boxes, no phrases")

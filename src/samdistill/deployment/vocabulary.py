@@ -10,6 +10,8 @@ from ..io import as_path
 from ..reading import foreign
 from ..types import VISUAL, UserError
 
+NO_WORDS = '--web: the page of a detector has no text encoder; give its words, such as --vocabulary "red car,dog"'
+
 
 def phrases_of(given: str | Path | Sequence[str], words: Words) -> tuple[str, ...]:
     """Return the phrases of a vocabulary.

@@ -172,12 +172,14 @@ class Job(ABC, Generic[Config]):
         config: Class of the configuration.
         layouts: Values of ``cache --layout``.
         unmeasured: Reason that is printed if ``evaluate`` returns None.
+        phrases: Phrases of the demo's data, for a job whose model finds phrases.
     """
 
     name: ClassVar[str]
     config: ClassVar[type[Run]]
     layouts: ClassVar[tuple[str, ...]] = ("store",)
     unmeasured: ClassVar[str] = "the merged model cannot be run here"
+    phrases: ClassVar[tuple[str, ...]] = ()
 
     def resolve(self, config: Config) -> Config:
         """Return the config with all values that are found on disk."""

@@ -4,7 +4,7 @@ import { Client } from "./client.js";
 import { Trouble } from "./files.js";
 import { close, frameOf, openCamera, openVideo, photograph, seek } from "./media.js";
 import { Stage, colourOf } from "./stage.js";
-import { element, nameOf, percent, showInstances, showTimes, wordChips } from "./view.js";
+import { element, megabytes, nameOf, percent, showInstances, showTimes, takeDropped, wordChips } from "./view.js";
 
 /** @typedef {import("./types.js").About} About */
 /** @typedef {import("./types.js").Answer} Answer */
@@ -51,8 +51,6 @@ const stage = new Stage(element("canvas", HTMLCanvasElement), {
   },
 });
 
-/** @param {number} bytes */
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 const promptable = () => state.about?.family === "promptable";
 const inVideo = () => state.source?.kind === "video" || (state.source?.kind === "camera" && !state.source.frozen);
 const tool = () => /** @type {HTMLInputElement} */ (document.querySelector("[name=tool]:checked")).value;
@@ -63,6 +61,12 @@ function choose(name) {
   if (!input || input.disabled) return;
   input.checked = true;
   input.dispatchEvent(new Event("change", { bubbles: true }));
+}
+
+/** Begin a picture or a question: answers to earlier ones are no longer waited for. */
+function nextTurn() {
+  stage.canvas.classList.remove("busy");
+  return ++state.turn;
 }
 
 /** @param {string} text */
@@ -143,7 +147,7 @@ function advise() {
 
 /** @param {Picture} picture @param {Source} source */
 async function start(picture, source) {
-  state.turn++;
+  nextTurn();
   if (source.kind !== "video" && !(source.kind === "camera" && !source.frozen)) close(video);
   Object.assign(state, { source, picture, points: [], boxes: [], history: [], answer: null, following: false, over: false });
   element("empty").hidden = true;
@@ -185,7 +189,7 @@ function describe() {
  * @param {boolean} [correct] Start from the last mask.
  */
 async function ask(correct = false) {
-  const turn = ++state.turn;
+  const turn = nextTurn();
   const { points, boxes, phrases, threshold } = state;
   if (promptable() ? !points.length && !boxes.length : !boxes.length && !phrases.size) return show(null);
   stage.canvas.classList.add("busy");
@@ -193,7 +197,7 @@ async function ask(correct = false) {
   const answer = await (promptable()
     ? client.ask("segment", { points, box: boxes[0] ?? null, correct })
     : client.ask("detect", { phrases: [...phrases], boxes, threshold })
-  ).finally(() => stage.canvas.classList.remove("busy"));
+  ).finally(() => turn === state.turn && stage.canvas.classList.remove("busy"));
   if (turn === state.turn) show(answer);
 }
 
@@ -224,8 +228,9 @@ function addPoint(point) {
 /** @param {Box} box */
 function addBox(box) {
   if (!state.about?.boxes) return;
-  state.boxes = promptable() ? [box] : [...state.boxes, box];
-  if (promptable()) state.history = state.history.filter((kind) => kind !== "box");
+  const several = inVideo() || state.about.several;
+  state.boxes = several ? [...state.boxes, box] : [box];
+  if (!several) state.history = state.history.filter((kind) => kind !== "box");
   state.history.push("box");
   if (promptable() && tool() === "box") choose("inside");
   refresh();
@@ -261,7 +266,7 @@ function clear() {
   Object.assign(state, { points: [], boxes: [], history: [] });
   state.phrases.clear();
   for (const input of element("chips").querySelectorAll("input")) input.checked = false;
-  state.turn++;
+  nextTurn();
   if (inVideo()) void attempt(restart);
   else show(null);
 }
@@ -269,7 +274,7 @@ function clear() {
 async function restart() {
   const { source } = state;
   state.following = false;
-  state.turn++;
+  nextTurn();
   if (source?.kind === "video") await seek(video, 0, source.rate);
   if (source) await start(frameOf(video), source);
   stage.masks(null);
@@ -359,18 +364,7 @@ for (const id of ["photo", "video-file"]) {
     if (file) void attempt(() => openFile(file));
   });
 }
-const area = element("stage");
-area.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  area.classList.add("over");
-});
-area.addEventListener("dragleave", () => area.classList.remove("over"));
-area.addEventListener("drop", (event) => {
-  event.preventDefault();
-  area.classList.remove("over");
-  const file = event.dataTransfer?.files[0];
-  if (file && state.about) void attempt(() => openFile(file));
-});
+takeDropped(element("stage"), (file) => state.about && void attempt(() => openFile(file)));
 element("camera").addEventListener("click", () => void attempt(openLive));
 element("take").addEventListener("click", () => void attempt(() => start(frameOf(video), { kind: "camera", frozen: true })));
 element("follow").addEventListener("click", () => {

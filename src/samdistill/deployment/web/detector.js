@@ -101,7 +101,6 @@ export class Detector {
     const prompts = phrases.length;
     /** @type {Record<string, Numbers>} */
     const inputs = {
-      ...vision,
       concepts: { values: int64(phrases.map((phrase) => this.concept(phrase))), shape: [prompts] },
       prompt_images: { values: new BigInt64Array(prompts), shape: [prompts] },
     };
@@ -117,7 +116,7 @@ export class Detector {
       inputs.memory_tokens = await this.#recall(vision, prompts, memory);
       file = "decoder_memory";
     }
-    const out = await this.sessions.run(file, inputs);
+    const out = await this.sessions.rows(file, inputs, vision, this.model.fixed);
     const [, queries, height, width] = out.pred_masks.shape;
     return {
       masks: out.pred_masks.values, boxes: out.pred_boxes.values, logits: out.pred_logits.values,
@@ -126,7 +125,8 @@ export class Detector {
   }
 
   /**
-   * The tokens of the memory, one row for each prompt.
+   * The tokens of the memory, one row for each prompt. A file of fixed axes reads a full memory, in which the frames that
+   * are not there yet are not valid, and come first, as the oldest.
    *
    * @param {Vision} vision
    * @param {number} prompts
@@ -136,25 +136,30 @@ export class Detector {
   async #recall(vision, prompts, { ring, number, stride, objects }) {
     const [, channels, height, width] = this.remembered(vision).shape;
     const { frames } = ring;
+    const length = this.model.fixed ? ring.length : frames.length;
+    const empty = length - frames.length;
     const rows = objects.length || 1; // without marks the prompts share one memory
     const cells = height * width;
-    const size = frames.length * channels * cells;
-    const features = new Float32Array(rows * size);
-    const masks = new Float32Array(rows * frames.length * cells);
+    const features = new Float32Array(rows * length * channels * cells);
+    const masks = new Float32Array(rows * length * cells);
+    const ages = new Float32Array(rows * length);
+    const valid = new Uint8Array(rows * length);
     for (let row = 0; row < rows; row++) {
+      const first = row * length + empty;
       frames.forEach((frame, index) => {
-        features.set(frame.features, row * size + index * channels * cells);
+        features.set(frame.features, (first + index) * channels * cells);
         const mark = frame.marks.get(objects[row]);
-        if (mark) masks.set(mark, (row * frames.length + index) * cells);
+        if (mark) masks.set(mark, (first + index) * cells);
       });
+      ages.set(ring.ages(number, stride), first);
+      valid.fill(1, first, first + frames.length);
     }
-    const ages = ring.ages(number, stride);
-    const out = await this.sessions.run("memory", {
-      memory_features: { values: features, shape: [rows, frames.length, channels, height, width] },
-      memory_ages: { values: Float32Array.from(Array(rows).fill(ages).flat()), shape: [rows, frames.length] },
-      memory_valid: { values: new Uint8Array(rows * frames.length).fill(1), shape: [rows, frames.length] },
-      memory_masks: { values: masks, shape: [rows, frames.length, height, width] },
-    });
+    const out = await this.sessions.rows("memory", {
+      memory_features: { values: features, shape: [rows, length, channels, height, width] },
+      memory_ages: { values: ages, shape: [rows, length] },
+      memory_valid: { values: valid, shape: [rows, length] },
+      memory_masks: { values: masks, shape: [rows, length, height, width] },
+    }, {}, this.model.fixed);
     const tokens = out.memory_tokens;
     if (objects.length) return tokens;
     const repeated = new Float32Array(prompts * tokens.values.length);

@@ -7,6 +7,8 @@ import { Trouble, readJson } from "./files.js";
 
 /** Newest version of export.json that this page reads. */
 const FORMAT = 1;
+/** Frames between two searches for a word, of a model that does not say. */
+const STRIDE = 4;
 const PRECISIONS = ["fp32", "fp16", "int8"];
 
 /**
@@ -17,7 +19,8 @@ const PRECISIONS = ["fp32", "fp16", "int8"];
  */
 const PARTS = {
   promptable: {
-    needed: ["vision_encoder", "prompt_encoder_mask_decoder"], also: ["prompt_encoder_mask_decoder_masks"],
+    needed: ["vision_encoder", "prompt_encoder_mask_decoder"],
+    also: ["prompt_encoder_mask_decoder_boxes", "prompt_encoder_mask_decoder_masks"],
   },
   detector: { needed: [], also: ["detector", "vision_encoder", "decoder", "decoder_boxes"] },
   "detector with memory": {
@@ -48,9 +51,10 @@ export async function openModel(folder, precision = null) {
   return {
     title: record.name, family: detector ? "detector" : "promptable", side: canvas.image_size,
     geometry: canvas.geometry, mean: canvas.mean, std: canvas.std, zeroPadding: canvas.zero_padding,
-    phrases: words.phrases, concepts: [...words.phrases, ...words.hidden], files,
+    phrases: words.phrases, concepts: [...words.phrases, ...words.hidden], files, fixed: Boolean(record.static),
+    stride: config.memory_stride ?? STRIDE,
     memory: record.kind !== "detector with memory" ? null : {
-      context: config.memory_context, stride: config.memory_stride, marks: config.memory_marks,
+      context: config.memory_context, marks: config.memory_marks,
       unnamed: config.memory_phrase, level: config.memory_level,
     },
   };

@@ -6,9 +6,15 @@ import { Trouble } from "./files.js";
 
 /** Longest side of a photograph and of a video's frame in pixels; larger ones are reduced. */
 const LONGEST = { photograph: 2048, video: 960 };
+/** The frame rate is measured over this many frames, from the one at this time in seconds back. */
 const FRAMES_TO_MEASURE = 8;
-/** Milliseconds to wait for a frame after the video has gone there. */
-const LONGEST_WAIT = 1000;
+const TIME_TO_MEASURE = 1;
+/** Seconds. Browsers round times, so a shorter step can end in the same frame. */
+const JUST_BEFORE = 0.004;
+/** Milliseconds to wait for a frame after the video has gone there, and after no frame came. */
+const LONGEST_WAIT = 20_000;
+const SHORTEST_WAIT = 200;
+let longestWait = LONGEST_WAIT;
 
 /**
  * Pixels of an image or of a video's current frame.
@@ -86,11 +92,13 @@ export async function openCamera(video) {
  */
 export async function openVideo(video, file) {
   close(video);
+  const shown = nextFrame(video);
   video.src = URL.createObjectURL(file);
   await new Promise((resolve, reject) => {
     video.onloadeddata = resolve;
     video.onerror = () => reject(new Trouble(`${file.name} is no video that this browser can read.`));
   });
+  await inTime(shown);
   const rate = await frameRate(video);
   await seek(video, 0, rate);
   return rate;
@@ -107,59 +115,70 @@ export function close(video) {
 }
 
 /**
- * Frames per second of a video, from the times of its first frames. HTML does not tell it. 30 if it cannot be measured.
+ * Frames per second of a video, which HTML does not tell: from the times of some frames, found by going back from one to
+ * the one before it. 30 if the browser does not tell the time of a frame.
  *
  * @param {HTMLVideoElement} video
  * @returns {Promise<number>}
  */
 async function frameRate(video) {
-  if (!("requestVideoFrameCallback" in video)) return 30;
-  /** @type {number[]} */
-  const times = [];
-  const counted = new Promise((resolve) => {
-    /** @param {number} _ @param {{mediaTime: number}} frame */
-    const next = (_, { mediaTime }) => {
-      times.push(mediaTime);
-      if (times.length > FRAMES_TO_MEASURE) resolve(null);
-      else video.requestVideoFrameCallback(next);
-    };
-    video.requestVideoFrameCallback(next);
-    video.onended = () => resolve(null);
-    setTimeout(resolve, 2000);
-  });
-  video.muted = true;
-  await video.play().catch(() => {});
-  await counted;
-  video.pause();
-  video.onended = null;
-  const gaps = times.slice(1).map((time, i) => time - times[i]).filter((gap) => gap > 0);
-  if (!gaps.length) return 30;
-  // a slow machine leaves frames out, so the shortest gap is one frame
-  const exact = 1 / Math.min(...gaps);
+  const last = await frameAt(video, Math.min(TIME_TO_MEASURE, video.duration));
+  let [first, count] = [last, 0];
+  while (first && count < FRAMES_TO_MEASURE) {
+    const before = await frameAt(video, first - JUST_BEFORE);
+    if (before === null || before >= first) break;
+    [first, count] = [before, count + 1];
+  }
+  if (last === null || first === null || !count) return 30;
+  const exact = count / (last - first);
   return Math.abs(exact - Math.round(exact)) < 0.02 * exact ? Math.round(exact) : exact;
 }
 
 /**
- * Go to a frame of a video and wait until it is shown. `seeked` alone can come before the frame does.
+ * Go to a frame of a video and wait until it is shown.
  *
  * @param {HTMLVideoElement} video
  * @param {number} frame Number of the frame.
  * @param {number} rate Frames per second.
  */
 export async function seek(video, frame, rate) {
-  const time = (frame + 0.5) / rate;
-  const seeked = new Promise((resolve) => (video.onseeked = resolve));
-  const shown = new Promise((resolve) => {
-    if (!("requestVideoFrameCallback" in video)) return resolve(null);
-    /** @param {number} _ @param {{mediaTime: number}} found */
-    const check = (_, { mediaTime }) => {
-      if (Math.abs(mediaTime + 0.5 / rate - time) < 0.5 / rate) resolve(null);
-      else if (Math.abs(video.currentTime - time) < 1e-3) video.requestVideoFrameCallback(check);
-    };
-    video.requestVideoFrameCallback(check);
+  await frameAt(video, (frame + 0.5) / rate);
+}
+
+/**
+ * Go to a time of a video and wait until its frame is shown. `seeked` alone can come before the frame does.
+ *
+ * @param {HTMLVideoElement} video
+ * @param {number} time In seconds.
+ * @returns {Promise<number | null>} When the frame begins. Null if the browser does not tell.
+ */
+async function frameAt(video, time) {
+  const there = Math.min(Math.max(time, 0), video.duration);
+  if (Math.abs(video.currentTime - there) < 1e-6) return null; // no frame is shown anew
+  const seeked = new Promise((resolve, reject) => {
+    video.onseeked = resolve;
+    video.onerror = () => reject(new Trouble("This browser cannot read the rest of the video."));
   });
-  video.currentTime = time;
+  const shown = nextFrame(video);
+  video.currentTime = there;
   await seeked;
-  // no frame is shown anew if it is there already, or if the page is in the background
-  await Promise.race([shown, new Promise((resolve) => setTimeout(resolve, LONGEST_WAIT))]);
+  return inTime(shown);
+}
+
+/**
+ * When the next frame that is shown begins, in seconds. Null if the browser does not tell.
+ *
+ * @param {HTMLVideoElement} video
+ * @returns {Promise<number | null>}
+ */
+function nextFrame(video) {
+  if (!("requestVideoFrameCallback" in video)) return Promise.resolve(null);
+  return new Promise((resolve) => video.requestVideoFrameCallback((_, { mediaTime }) => resolve(mediaTime)));
+}
+
+/** Wait for a frame, but not for ever: a page in the background shows none. @param {Promise<number | null>} shown */
+async function inTime(shown) {
+  const found = await Promise.race([shown, new Promise((resolve) => setTimeout(resolve, longestWait, null))]);
+  longestWait = found === null ? SHORTEST_WAIT : LONGEST_WAIT;
+  return found;
 }

@@ -14,9 +14,12 @@ import { sightOf } from "./tracks.js";
 /** @typedef {import("./types.js").Point} Point */
 /** @typedef {import("./types.js").Size} Size */
 /** @typedef {{points: Point[], box: Box | null, correct: boolean}} Question `correct`: start from the last mask. */
+/** @typedef {{score: number, values: Float32Array, grid: Size}} Mask Logits of the last mask, and its score. */
 
 const DECODER = "prompt_encoder_mask_decoder";
 const CORRECTOR = "prompt_encoder_mask_decoder_masks";
+/** With fixed axes: the decoder of a box. */
+const BOXER = "prompt_encoder_mask_decoder_boxes";
 
 export class Promptable {
   /**
@@ -29,7 +32,7 @@ export class Promptable {
     this.geometry = new Geometry(model.side, model.geometry);
     /** @type {{picture: Picture, levels: Record<string, Numbers>} | null} */
     this.kept = null;
-    /** @type {{values: Float32Array, grid: Size} | null} Logits of the last mask. */
+    /** @type {Mask | null} */
     this.last = null;
   }
 
@@ -38,6 +41,22 @@ export class Promptable {
     const { side, mean, std, zeroPadding } = this.model;
     const values = this.geometry.input(picture, mean, std, zeroPadding);
     return this.sessions.run("vision_encoder", { pixel_values: { values, shape: [1, 3, side, side] } });
+  }
+
+  /**
+   * The questions that a decoder answers in one run each. A decoder of fixed axes takes one point or one box, so that each
+   * further point corrects the mask of those before.
+   *
+   * @param {Question} question
+   * @returns {Question[]}
+   */
+  #steps({ points, box, correct }) {
+    const goesOn = correct && Boolean(this.last) && this.sessions.has(CORRECTOR);
+    if (!this.model.fixed) return [{ points, box, correct: goesOn }];
+    /** @type {Question[]} */
+    const each = points.map((point, index) => ({ points: [point], box: null, correct: goesOn || Boolean(box) || index > 0 }));
+    if (goesOn) return each.slice(-1);
+    return box ? [{ points: [], box, correct: false }, ...each] : each;
   }
 
   /**
@@ -58,11 +77,11 @@ export class Promptable {
       input_boxes: { values: this.geometry.points(box ?? [], size), shape: [1, box ? 1 : 0, 4] },
     };
     const { last } = this;
-    if (correct && last && this.sessions.has(CORRECTOR)) {
+    if (correct && last) {
       inputs.input_masks = { values: last.values, shape: [1, 1, ...last.grid] };
       return this.sessions.run(CORRECTOR, inputs);
     }
-    return this.sessions.run(DECODER, inputs);
+    return this.sessions.run(this.model.fixed && box ? BOXER : DECODER, inputs);
   }
 
   /**
@@ -85,11 +104,9 @@ export class Promptable {
       times["image encoder"] = performance.now() - started;
     }
     const started = performance.now();
-    const found = await this.#decode(this.kept.levels, size, question);
-    const { points, box } = question;
-    const { score, logits, grid } = best(found, points.length === 1 && !box && points[0].label === 1);
-    this.last = { values: logits, grid };
-    const mask = positive(this.geometry.back(logits, grid, size));
+    for (const step of this.#steps(question)) this.last = best(await this.#decode(this.kept.levels, size, step), step);
+    const { score, values, grid } = /** @type {Mask} */ (this.last);
+    const mask = positive(this.geometry.back(values, grid, size));
     times["mask decoder"] = performance.now() - started;
     const tight = sightOf(score, mask, size)?.box ?? [0, 0, 0, 0];
     const instances = [{ mask, box: tight, score, phrase: null }];
@@ -113,18 +130,20 @@ export class Promptable {
 }
 
 /**
- * The mask with the highest predicted IoU of the three for an ambiguous prompt, otherwise the single mask.
+ * The mask with the highest predicted IoU of the three for an ambiguous prompt, a click alone, otherwise the single mask.
  *
- * @param {Record<string, {values: Float32Array, shape: number[]}>} found
- * @param {boolean} ambiguous
+ * @param {import("./runtime.js").Outputs} found
+ * @param {Question} question
+ * @returns {Mask}
  */
-function best(found, ambiguous) {
+function best(found, { points, box, correct }) {
+  const ambiguous = points.length === 1 && points[0].label === 1 && !box && !correct;
   const [scores, masks] = ambiguous || !found.single_masks
     ? [found.iou_scores, found.pred_masks]
     : [found.single_iou_scores, found.single_masks];
   const [count, height, width] = masks.shape.slice(2);
   let index = 0;
   for (let i = 1; i < count; i++) if (scores.values[i] > scores.values[index]) index = i;
-  const logits = masks.values.slice(index * height * width, (index + 1) * height * width);
-  return { score: scores.values[index], logits, grid: /** @type {Size} */ ([height, width]) };
+  const values = masks.values.slice(index * height * width, (index + 1) * height * width);
+  return { score: scores.values[index], values, grid: [height, width] };
 }

@@ -8,6 +8,7 @@ import { Trouble } from "./files.js";
 /** @typedef {"wasm" | "webgpu"} Backend */
 /** @typedef {Int32Array | BigInt64Array | Float32Array | Uint8Array} Values */
 /** @typedef {{values: Values, shape: number[]}} Numbers */
+/** @typedef {Record<string, {values: Float32Array, shape: number[]}>} Outputs */
 
 const BUNDLES = { wasm: "ort.wasm.min.mjs", webgpu: "ort.webgpu.min.mjs" };
 const MOST_THREADS = 4;
@@ -97,7 +98,7 @@ export class Sessions {
    *
    * @param {string} name
    * @param {Record<string, Numbers>} inputs
-   * @returns {Promise<Record<string, {values: Float32Array, shape: number[]}>>}
+   * @returns {Promise<Outputs>}
    */
   async run(name, inputs) {
     const session = this.sessions.get(name);
@@ -121,6 +122,27 @@ export class Sessions {
     );
   }
 
+  /**
+   * Run a file on inputs with a row for each prompt: on all at once, or one by one where its axes are fixed.
+   *
+   * @param {string} name
+   * @param {Record<string, Numbers>} given Inputs with a row for each prompt.
+   * @param {Record<string, Numbers>} shared Inputs that are the same for all prompts.
+   * @param {boolean} fixed
+   * @returns {Promise<Outputs>}
+   */
+  async rows(name, given, shared, fixed) {
+    const count = Object.values(given)[0].shape[0];
+    if (!fixed || count === 1) return this.run(name, { ...shared, ...given });
+    /** @type {Outputs[]} */
+    const found = [];
+    for (let row = 0; row < count; row++) {
+      const one = Object.entries(given).map(([key, numbers]) => [key, rowOf(numbers, row)]);
+      found.push(await this.run(name, { ...shared, ...Object.fromEntries(one) }));
+    }
+    return Object.fromEntries(Object.keys(found[0]).map((key) => [key, joined(found.map((one) => one[key]))]));
+  }
+
   /** @param {Numbers} numbers */
   #tensor({ values, shape }) {
     if (values instanceof BigInt64Array) return new this.ort.Tensor("int64", values, shape);
@@ -132,6 +154,20 @@ export class Sessions {
     for (const session of this.sessions.values()) await session.release();
     this.sessions.clear();
   }
+}
+
+/** @param {Numbers} numbers @param {number} row @returns {Numbers} */
+function rowOf({ values, shape }, row) {
+  const size = values.length / shape[0];
+  return { values: values.slice(row * size, (row + 1) * size), shape: [1, ...shape.slice(1)] };
+}
+
+/** @param {{values: Float32Array, shape: number[]}[]} rows */
+function joined(rows) {
+  const size = rows[0].values.length;
+  const values = new Float32Array(rows.length * size);
+  rows.forEach((row, index) => values.set(row.values, index * size));
+  return { values, shape: [rows.length, ...rows[0].shape.slice(1)] };
 }
 
 /** @param {unknown} error */

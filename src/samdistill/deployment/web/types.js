@@ -39,13 +39,16 @@
  * @property {string[]} phrases Words that a person can choose.
  * @property {string[]} concepts All phrases of the file, in the order of its index.
  * @property {FileRecord[]} files
- * @property {{context: number, stride: number, marks: boolean, unnamed: string, level: number} | null} memory
+ * @property {number} stride Frames between two that are remembered, and between two searches for a word.
+ * @property {boolean} fixed Whether all axes are fixed: a file reads one prompt at a time, and a memory all its frames.
+ * @property {{context: number, marks: boolean, unnamed: string, level: number} | null} memory
  *
  * @typedef {object} About What the page shows once a model is open.
  * @property {string} title
  * @property {Family} family
  * @property {string[]} phrases
  * @property {boolean} boxes Whether a box can be drawn.
+ * @property {boolean} several Whether a concept can be shown with several boxes.
  * @property {boolean} memory
  * @property {number} bytes
  * @property {number} threads

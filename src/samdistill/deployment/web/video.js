@@ -35,7 +35,7 @@ export class VideoSession {
     const { memory } = detector.model;
     this.detector = detector;
     this.threshold = threshold;
-    this.stride = memory?.stride ?? 4;
+    this.stride = detector.model.stride;
     this.context = memory?.context ?? 0;
     this.marks = Boolean(memory?.marks && this.context);
     this.unnamed = memory?.unnamed ?? "object";

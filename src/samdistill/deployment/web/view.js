@@ -21,6 +21,31 @@ export function percent(share) {
   return `${Math.round(100 * Math.min(Math.max(share, 0), 1))} %`;
 }
 
+/** @param {number} bytes */
+export function megabytes(bytes) {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+/**
+ * Take a file that is dropped on an element.
+ *
+ * @param {HTMLElement} area
+ * @param {(file: File) => void} take
+ */
+export function takeDropped(area, take) {
+  area.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    area.classList.add("over");
+  });
+  area.addEventListener("dragleave", () => area.classList.remove("over"));
+  area.addEventListener("drop", (event) => {
+    event.preventDefault();
+    area.classList.remove("over");
+    const file = event.dataTransfer?.files[0];
+    if (file) take(file);
+  });
+}
+
 /** @param {Record<string, number>} times Milliseconds by step. */
 export function showTimes(times) {
   element("timing").hidden = false;

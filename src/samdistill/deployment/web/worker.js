@@ -71,7 +71,8 @@ const requests = {
     network = build(about, sessions);
     return {
       title: about.title, family: about.family, phrases: about.phrases, bytes: total, threads,
-      boxes: network instanceof Promptable || network.boxes, memory: Boolean(about.memory),
+      boxes: network instanceof Promptable || network.boxes, several: network instanceof Detector && !about.fixed,
+      memory: Boolean(about.memory),
     };
   },
 

@@ -11,6 +11,7 @@ from ...data.layouts import data_kind
 from ...dist import default_device
 from ...engine.task import Task
 from ...evaluation.concept_result import ConceptResult
+from ...sandbox.concepts import PHRASES
 from ...sandbox.render import render_sandbox
 from ...types import UserError
 from ..base import DISTILLED, TEACHER, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
@@ -27,6 +28,7 @@ class DetectionJob(Job[DetectionRunConfig]):
     """EfficientSam3 learns the answers of a SAM 3 to questions, and its features."""
 
     name = "detection"
+    phrases = PHRASES
     config = DetectionRunConfig
     unmeasured = "the images have no masks with names; set evaluate.concepts to a SA-Co file, or give COCO data"
 

@@ -16,6 +16,7 @@ from ...dist import process_rank
 from ...engine.task import Task
 from ...evaluation.clip_scores import LOOKALIKES
 from ...evaluation.video_result import STUDENT, TEACHER, WITHOUT, VideoResult
+from ...sandbox.concepts import PHRASES
 from ...sandbox.render import render_sandbox
 from ...teachers import FrameSignals, StoredMaps
 from ...types import UserError
@@ -61,6 +62,7 @@ class VideoJob(Job[VideoRunConfig]):
     """A frozen detector gets a memory, trained with its teacher's maps and the masks of videos."""
 
     name = "video"
+    phrases = PHRASES
     config = VideoRunConfig
 
     def resolve(self, config: VideoRunConfig) -> VideoRunConfig:

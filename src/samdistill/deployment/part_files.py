@@ -39,7 +39,7 @@ class Order:
     calibration: Calibration | None = None
 
 
-def deliver(part: Part, name: str, order: Order, folder: Path) -> Iterator[File]:
+def write_part(part: Part, name: str, order: Order, folder: Path) -> Iterator[File]:
     """Write the files of one part, one per precision, and rename those that passed.
 
     Args:
