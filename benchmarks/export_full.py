@@ -3,12 +3,13 @@
     python benchmarks/export_full.py --peers DIR --out benchmarks/results/export_full.txt
     python benchmarks/export_full.py --cases repvit_m0_9 --sizes 504      # a part, without other exports
 
-All weights are random. Encoders are trunk and head of encoder students, on one image; ``detector`` is the 35M detection
+All weights are random. Encoders are trunk and published head of encoder students, on one image, and one with the
+default head (``+fused``); ``detector`` is the 35M detection
 student with three phrases as constants, on one image and one phrase. ``--peers`` is a folder with clones of the
 repositories in ``PEERS``: their image encoders with the same backbone, exported as their scripts do it (or, where they
 have none, by ``torch.onnx.export`` with its tracer), and run in the same rounds. Eager, our files and theirs alternate
-with the same threads; a ratio is the median over the rounds, with the smallest and the largest. Each case is a process
-of its own, and finished cases in ``--work`` are not repeated.
+with the same threads; a ratio is the median over the rounds, with the smallest and the largest. Each case and size is a
+process of its own, and finished cases in ``--work`` are not repeated.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from common import Sheet, arguments, note, open_work
 from torch import Tensor, nn
 
 BACKBONES = ("repvit_m0_9", "repvit_m1_1", "efficientvit_b0", "efficientvit_b1", "tiny_vit_5m_224")
-CASES = (*BACKBONES, "detector", "mobile_sam", "edge_sam")
+FUSED = "repvit_m0_9+fused"
+CASES = (*BACKBONES, FUSED, "detector", "mobile_sam", "edge_sam")
 TARGETS = ("onnx", "openvino")
 PHRASES = ("red circle", "blue square", "green star")
 PEERS = {
@@ -55,13 +57,14 @@ Run = Callable[[], Any]
 
 
 class Encoder(nn.Module):
-    """Trunk and head of an encoder student."""
+    """Trunk and head of an encoder student, the published head or the one that its name ends with."""
 
-    def __init__(self, backbone: str, size: int) -> None:
+    def __init__(self, name: str, size: int) -> None:
         super().__init__()
         from samdistill.students.trunk import StudentTrunkConfig, build_trunk
 
-        self.trunk = build_trunk(StudentTrunkConfig(backbone=backbone, image_size=size))
+        backbone, _, head = name.partition("+")
+        self.trunk = build_trunk(StudentTrunkConfig(backbone=backbone, image_size=size, head=head or "published"))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
         return (self.trunk.image_embedding(pixel_values),)
@@ -173,45 +176,52 @@ class TheirEncoder(nn.Module):
         return nn.functional.interpolate(found, (self.grid, self.grid), mode="bilinear", align_corners=False)
 
 
-def onnx_session(path: Path) -> Any:
-    from samdistill.deployment.targets import target
-
-    return target("onnx").open(path)
-
-
-def measure(case: str, size: int, rounds: int, peers: Path | None) -> dict[str, Any]:
-    """Convert, compare and time all files of a case."""
+def measure(case: str, size: int, threads: list[int], rounds: int, peers: Path | None) -> list[dict[str, Any]]:
+    """Convert and compare all files of a case, and time them with each number of threads. Returns a row for each."""
     from samdistill.deployment.targets import target
 
     torch.manual_seed(0)
-    runs: dict[str, Run] = {}
-    row: dict[str, Any] = {
-        "case": case,
-        "size": size,
-        "threads": torch.get_num_threads(),
-        "difference": {},
-        "bytes": {},
-    }
+    row: dict[str, Any] = {"case": case, "size": size, "difference": {}, "bytes": {}}
+    paths: dict[str, Path] = {}
+    eager: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
     with TemporaryDirectory() as folder, torch.no_grad():
         if case != "edge_sam":
             part = part_of(case, size)
-            given = part.example({"batch": 1, "prompts": 1}, 0)
-            arrays, wanted = [one.numpy() for one in given], [one.numpy() for one in part.module(*given)]
             row["parameters"] = sum(one.numel() for one in part.module.parameters())
-            runs["eager"] = partial(part.module, *given)
+            eager["eager"] = part.module, part.example({"batch": 1, "prompts": 1}, 0)
             for name in TARGETS:
-                path = Path(folder) / f"ours{target(name).extension}"
-                target(name).convert(part, path, False)
-                session = target(name).open(path)
-                row["difference"][name] = apart(session(*arrays), wanted)
-                row["bytes"][name] = sum(one.stat().st_size for one in path.parent.glob("ours.*"))
-                runs[name] = partial(session, *arrays)
+                paths[name] = Path(folder) / f"ours{target(name).extension}"
+                target(name).convert(part, paths[name], False)
+                row["bytes"][name] = sum(one.stat().st_size for one in _files(paths[name]))
             if case == "detector" and size == SIZED:
-                row["bytes"] |= reduced_bytes(part, Path(folder) / "ours.onnx", size)
+                row["bytes"] |= reduced_bytes(part, paths["onnx"], size)
         if peers is not None and (found := peer_of(case, size, peers)) is not None:
-            add_peer(*found, size, Path(folder) / "theirs.onnx", runs, row)
-        row["ms"] = alternate(runs, rounds)
-    return row
+            add_peer(*found, size, Path(folder), paths, eager, row)
+        return [row | time_all(paths, eager, number, rounds) for number in threads]
+
+
+def _files(path: Path) -> list[Path]:
+    """Return a file and the weights beside it."""
+    return [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+
+
+def time_all(
+    paths: dict[str, Path], eager: dict[str, tuple[nn.Module, tuple[Tensor, ...]]], threads: int, rounds: int
+) -> dict[str, Any]:
+    """Open all files with a number of threads, compare them, and return differences and milliseconds."""
+    from samdistill.deployment.targets import target
+
+    torch.set_num_threads(threads)
+    runs, apart = dict[str, Run](), dict[str, float]()
+    for name, (module, given) in eager.items():
+        runs[name] = partial(module, *given)
+    for name, path in paths.items():
+        module, given = eager["eager" if name in TARGETS else f"{name} eager"]
+        session, arrays = target("openvino" if name == "openvino" else "onnx").open(path), [x.numpy() for x in given]
+        wanted = module(*given)
+        apart[name] = difference(session(*arrays), wanted if isinstance(wanted, tuple) else (wanted,))
+        runs[name] = partial(session, *arrays)
+    return {"threads": threads, "difference": apart, "ms": alternate(runs, rounds)}
 
 
 def reduced_bytes(part: Any, source: Path, size: int) -> dict[str, int]:
@@ -228,29 +238,27 @@ def reduced_bytes(part: Any, source: Path, size: int) -> dict[str, int]:
 
 
 def add_peer(
-    name: str, encoder: nn.Module, options: dict[str, Any], size: int, path: Path, runs: dict[str, Run],
-    row: dict[str, Any],
+    name: str, encoder: nn.Module, options: dict[str, Any], size: int, folder: Path, paths: dict[str, Path],
+    eager: dict[str, tuple[nn.Module, tuple[Tensor, ...]]], row: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Export another project's encoder and add its runs, or the reason why that fails."""
-    pixels = torch.randn(1, 3, size, size)
+    """Export another project's encoder, or keep the reason why that fails."""
+    pixels, path = torch.randn(1, 3, size, size), folder / "theirs.onnx"
     encoder.eval()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(encoder, (pixels,), path, dynamo=False, **options)
-        session, wanted = onnx_session(path), encoder(pixels)
     except Exception as error:  # of any library
         row["peer"] = {"name": name, "reason": str(error).strip().splitlines()[-1][:200]}
         return
     row["peer"] = {"name": name, "parameters": sum(one.numel() for one in encoder.parameters())}
-    row["difference"][name] = apart(session(pixels.numpy()), [wanted.numpy()])
     row["bytes"][name] = path.stat().st_size
-    runs |= {f"{name} eager": partial(encoder, pixels), name: partial(session, pixels.numpy())}
+    paths[name], eager[f"{name} eager"] = path, (encoder, (pixels,))
 
 
-def apart(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
+def difference(found: list[np.ndarray], wanted: tuple[Tensor, ...]) -> float:
     """Return the largest difference of any output, relative to the output's largest value."""
-    pairs = zip(found, wanted, strict=True)
+    pairs = [(one, true.numpy()) for one, true in zip(found, wanted, strict=True)]
     return max(float(np.abs(one - true).max() / max(np.abs(true).max(), 1e-12)) for one, true in pairs)
 
 
@@ -305,7 +313,8 @@ def say(sheet: Sheet, rows: list[dict[str, Any]]) -> None:
         [name, f"{one[name] / 1e6:.1f}", str(most), "met" if one[name] <= most * 1e6 else "missed"]
         for one in sized for name, most in MOST_MB.items()
     ]  # fmt: skip
-    sheet.table(f"size of the detector at {SIZED} px (onnx: fp32)", ["file", "MB", "at most", "goal"], cells)
+    if cells:
+        sheet.table(f"size of the detector at {SIZED} px (onnx: fp32)", ["file", "MB", "at most", "goal"], cells)
     for line in failed:
         sheet.say(line)
 
@@ -317,40 +326,41 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2", help="separated by commas")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peers", type=Path, help="a folder with clones of the other projects")
-    parser.add_argument("--stage", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def stages(args: argparse.Namespace) -> list[tuple[str, str, str]]:
-    """Return case, size and threads of each process."""
-    cases = args.cases.split(",")
+def stages(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return case and size of each process."""
+    cases = [case for case in args.cases.split(",") if case != "edge_sam" or args.peers]
     return [
-        (case, size, threads) for case in cases
+        (case, size) for case in cases
         for size in ([str(SAM_SIDE)] if case.endswith("_sam") else args.sizes.split(","))
-        for threads in args.threads.split(",") if case != "edge_sam" or args.peers
     ]  # fmt: skip
 
 
 def main() -> None:
     args = parse()
+    threads = [int(number) for number in args.threads.split(",")]
     if args.stage:
-        case, size, threads = args.stage
-        torch.set_num_threads(int(threads))
-        args.result.write_text(json.dumps(measure(case, int(size), args.rounds, args.peers)))
+        case, size = args.stage
+        args.result.write_text(json.dumps(measure(case, int(size), threads, args.rounds, args.peers)))
         return
     args.work, sheet, rows = args.work.resolve(), Sheet("cpu"), []
-    open_work(args.work, "export_full", {"rounds": args.rounds})
+    open_work(args.work, "export_full", {"rounds": args.rounds, "threads": args.threads})
     for words in stages(args):
         kept = args.work / "stages" / f"{'_'.join(words)}.json"
         if not kept.is_file():
             note(" ".join(words))
             result = kept.with_suffix(".partial")
-            options = ["--rounds", str(args.rounds), *(["--peers", str(args.peers)] if args.peers else [])]
+            options = ["--rounds", str(args.rounds), "--threads", args.threads]
+            options += ["--peers", str(args.peers)] if args.peers else []
             command = [sys.executable, __file__, "--stage", *words, "--result", str(result), *options]
-            subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, "OMP_NUM_THREADS": words[2]})
+            environment = {**os.environ, "OMP_NUM_THREADS": str(max(threads))}
+            subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
             result.rename(kept)
-        rows.append(json.loads(kept.read_text()))
+        rows += json.loads(kept.read_text())
     say(sheet, rows)
     sheet.save(args.out, {"goal": GOAL, "rows": rows})
 
