@@ -276,6 +276,13 @@ describe("what can go wrong is one clear line", () => {
       assert.match(await event(page, "trouble"), /notes\.png is no picture/);
     }));
 
+  test("a file that is no video", () =>
+    withPage(folderOf("words"), async (page) => {
+      await event(page, "ready");
+      await page.setInputFiles("#video-file", { name: "film.mp4", mimeType: "video/mp4", buffer: Buffer.from("no video") });
+      assert.match(await event(page, "trouble"), /film\.mp4 is no video/);
+    }));
+
   test("no WebGPU: wasm stays, and the page says so", () =>
     withPage(folderOf("mobile"), async (page) => {
       await event(page, "ready");

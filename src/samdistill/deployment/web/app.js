@@ -52,6 +52,8 @@ const stage = new Stage(element("canvas", HTMLCanvasElement), {
 });
 
 const promptable = () => state.about?.family === "promptable";
+/** Whether a finger is what points: it scrolls the page, and there are no files to drop. */
+const touch = matchMedia("(pointer: coarse)").matches;
 const inVideo = () => state.source?.kind === "video" || (state.source?.kind === "camera" && !state.source.frozen);
 const tool = () => /** @type {HTMLInputElement} */ (document.querySelector("[name=tool]:checked")).value;
 
@@ -100,8 +102,9 @@ async function open() {
   element("model").textContent = about.title;
   document.title = `${about.title} – samdistill`;
   facts("wasm");
-  element("invitation").textContent = about.memory ? "Drop a photograph or a video here" : "Drop a photograph here";
-  element("hint").textContent = "or choose one above";
+  const things = promptable() ? "a photograph" : "a photograph or a video";
+  element("invitation").textContent = touch ? `Choose ${things} above` : `Drop ${things} here`;
+  element("hint").textContent = touch ? "" : "or choose one above";
   element("progress").hidden = true;
   for (const id of ["photo", "camera", "video-file"]) enable(id);
   element("choose-video").hidden = promptable();
@@ -141,7 +144,7 @@ function advise() {
   const boxes = "Drag on the picture: the box gives an example of what to look for.";
   const video = "Drag on the picture: the object in the box is followed.";
   element("advice").textContent = promptable()
-    ? "Click on the object; correct the mask with further clicks. Drag to draw a box."
+    ? `Click on the object; correct the mask with further clicks. ${touch ? "Choose Box, then drag, for a box." : "Drag to draw a box."}`
     : inVideo() ? video : boxes;
 }
 
