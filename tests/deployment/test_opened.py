@@ -329,3 +329,16 @@ def test_another_kind_or_size_is_refused(mobile: Path, scene: Path) -> None:
     with pytest.raises(UserError, match="exported for images of 126 px"):
         load_promptable(mobile, 252)
     assert load_promptable(mobile, 126).to("cpu").config.image_size == 126
+
+
+def test_prompts_that_fixed_axes_do_not_take_are_refused(scene: Path, tmp_path: Path) -> None:
+    own = eager(sd.load("sandbox-mobile").network, tmp_path, static=True)
+    found = own(scene, points=[(20, 20)])
+    assert own(scene, boxes=[(5, 5, 30, 30), (9, 9, 20, 20)]).masks.shape[0] == 2
+    assert own(scene, points=[(20, 20)], mask=found.logits).masks.shape == found.masks.shape
+    with pytest.raises(runtime.ModelError, match="reads boxes alone; give no point"):
+        own(scene, points=[(20, 20)], boxes=[(5, 5, 30, 30)])
+    with pytest.raises(runtime.ModelError, match="an axis of input_points has 2 elements instead of 1"):
+        own(scene, points=[(20, 20), (3, 3, 0)])
+    with pytest.raises(runtime.ModelError, match="an axis of input_points has 0 elements instead of 1"):
+        own(scene, boxes=[(5, 5, 30, 30)], mask=found.logits)

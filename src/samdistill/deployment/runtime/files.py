@@ -49,12 +49,23 @@ class Network:
         if missing := [name for name in self.inputs if name not in values]:
             raise ModelError(f"{self.path}: needs the input {missing[0]}, which this prompt does not have")
         feeds = {n: np.ascontiguousarray(values[n], _TYPES[one.type[7:-1]]) for n, one in self.inputs.items()}
+        self.check(feeds)
         try:
             found = self.session.run(None, feeds)
         except Exception as error:  # onnxruntime raises many types
             raise ModelError(f"{self.path}: cannot run: {one_line(error)}") from None
         names = [one.name for one in self.session.get_outputs()]
         return {n: v.astype(np.float32) if v.dtype == np.float16 else v for n, v in zip(names, found, strict=True)}
+
+    def check(self, given: Mapping[str, Array]) -> None:
+        """Raise ``ModelError`` if an axis of the file is fixed and an input has another length."""
+        for name, one in self.inputs.items():
+            for axis, length in zip(one.shape, given[name].shape, strict=True):
+                if isinstance(axis, int) and axis != length:
+                    raise ModelError(
+                        f"{self.path}: its axes are fixed, and an axis of {name} has {length} elements instead of "
+                        f"{axis}; give it one prompt of its kind, or export without --static"
+                    )
 
     def rows(self, given: Mapping[str, Array], shared: Mapping[str, Array], most: int = 0) -> dict[str, Array]:
         """Run the network on at most ``most`` rows of ``given`` at a time (0: all) and join the results.

@@ -254,7 +254,10 @@ class Model:
             name += "_masks"
         elif f"{name}_boxes" in self.networks and given["input_boxes"].shape[1]:  # files of fixed axes
             name += "_boxes"
-        network, count = self.network(name), max(given[n].shape[1] for n in ("input_labels", "input_boxes"))
+        network = self.network(name)
+        if given["input_labels"].shape[2] and "input_labels" not in network.inputs:
+            raise ModelError(f"{network.path}: reads boxes alone; give no point, or export without --static")
+        count = max(given[n].shape[1] for n in ("input_labels", "input_boxes"))
         fixed = any(one.shape[1] == 1 for n, one in network.inputs.items() if n in ("input_labels", "input_boxes"))
         step = 1 if fixed else count
         parts = ({n: v[:, i : i + step] for n, v in given.items()} for i in range(0, count, step))
