@@ -173,11 +173,24 @@ def test_fault_coreml_scatter() -> None:
     coreml(*_CORE_ML["scatter"], mend=True)
 
 
-def test_fault_litert_axes() -> None:
-    """Neither a linear layer nor a reshape with a dynamic axis can be lowered."""
+def litert(function: Callable[..., Tensor], given: Tensor, **options: object) -> None:
+    """Convert a function to LiteRT."""
     if find_spec("litert_torch") is None:
         pytest.skip("litert_torch is not installed")
     import litert_torch
+
+    litert_torch.convert(Call(function).eval(), (given,), **options)
+
+
+def test_fault_litert_power() -> None:
+    """A number to the power of whole numbers is float64, which LiteRT does not have. The memory has such a power."""
+    with pytest.raises(ValueError, match="pow"):
+        litert(lambda x: x * 0.5 ** torch.arange(4), torch.randn(3, 4))
+    litert(lambda x: x * 0.5 ** torch.arange(4, dtype=torch.float32), torch.randn(3, 4))
+
+
+def test_fault_litert_axes() -> None:
+    """Neither a linear layer nor a reshape with a dynamic axis can be lowered."""
 
     def grouped(x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], x.shape[1], 2, 4)
@@ -185,7 +198,7 @@ def test_fault_litert_axes() -> None:
     axes = {"inputs": ({0: torch.export.Dim("batch", min=2, max=8)},)}
     for function, given in ((nn.Linear(8, 4), torch.randn(3, 8)), (grouped, torch.randn(3, 5, 8))):
         with pytest.raises((AssertionError, TypeError)):
-            litert_torch.convert(Call(function).eval(), (given,), dynamic_shapes=axes)
+            litert(function, given, dynamic_shapes=axes)
 
 
 def test_the_replaced_methods_are_there() -> None:

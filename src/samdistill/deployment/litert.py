@@ -21,8 +21,9 @@ ENVIRONMENT = (
 )
 """The commands that make an environment for LiteRT and export in it. Its converter needs older libraries."""
 
-QUANTISED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED", "BATCH_MATMUL")
-"""Operators that have smaller weights in fp16 and int8."""
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED")
+QUANTISED = {"fp16": _WEIGHTED, "int8": (*_WEIGHTED, "BATCH_MATMUL")}
+"""Operators that are smaller in each precision."""
 _SIGNATURE = "serving_default"
 
 
@@ -63,7 +64,7 @@ class LiteRt:
 
         with telling(part, f"{precision} in LiteRT"), quiet():
             made = quantizer.Quantizer(str(source))
-            for name in map(qtyping.TFLOperationName, QUANTISED):
+            for name in map(qtyping.TFLOperationName, QUANTISED[precision]):
                 if precision == "int8":
                     made.add_static_config(".*", name, activation_num_bits=8, weight_num_bits=8)
                 else:

@@ -49,8 +49,9 @@ FAULTS = {
     "coreml_bitwise_or": Fault("coremltools", "9.0"),
     "coreml_scatter": Fault("coremltools", "9.0"),
     "litert_axes": Fault("litert-torch", "0.10"),
+    "litert_power": Fault("litert-torch", "0.10"),
 }
-"""Faults with a work-around here, in ``coreml`` or in ``litert``.
+"""Faults with a work-around here, in ``coreml``, in ``litert`` or, the power, in ``students.memory``.
 
 tests/deployment/test_workarounds.py reproduces them; see docs/export.md and docs/export_targets.md.
 """

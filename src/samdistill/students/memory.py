@@ -174,7 +174,8 @@ class PerceiverResampler(nn.Module):
             seen = seen & valid[:, None, :, None]
         if share is not None:
             seen = seen & self._followed(share, valid)
-        slopes = 0.5 ** torch.arange(self.layers[0].attention.num_attention_heads, device=device)
+        # float32 exponents: a power of whole numbers is float64 in litert-torch, which LiteRT does not have
+        slopes = 0.5 ** torch.arange(self.layers[0].attention.num_attention_heads, device=device, dtype=torch.float32)
         older = (slopes[:, None, None, None] * ages[:, None, None, :, None]).to(like.dtype)
         recency = -older.expand(b, -1, 1, t, h * w)
         return recency.masked_fill(~seen[:, None], torch.finfo(like.dtype).min).flatten(3)
