@@ -18,8 +18,13 @@ from results_readers import (
     codec_points,
     concept_rows,
     detector_rows,
+    exported,
+    exported_loss,
+    exported_rows,
+    exported_size,
     followed_gain,
     followed_rows,
+    full_size_rows,
     gained,
     head_rows,
     int8_rows,
@@ -32,6 +37,7 @@ from results_readers import (
     mutations,
     official_difference,
     opening_seconds,
+    other_exports,
     over_kills,
     part_rows,
     runs,
@@ -236,6 +242,34 @@ VIDEO = [
     ),
 ]  # fmt: skip
 
+EXPORT = [
+    Benchmark(
+        "export", "Exported files",
+        "Bundled models in every format and precision, compared with eager. The whole table is in "
+        "[export targets](export_targets.md#what-works).",
+        [
+            Claim("largest difference of an output of an ONNX file, of its largest value",
+                  exported("difference", "fp32", max), "{:.1e}", Goal("at most", 1e-4)),
+            Claim("least agreement of an fp16 ONNX file", exported("agreement", "fp16", min), "{:.4f}",
+                  Goal("at least", 0.98)),
+            Claim("largest size of an fp16 ONNX file, of fp32", exported_size("fp16"), "{:.3f}", Goal("at most", 0.6)),
+            Claim("largest size of an int8 ONNX file, of fp32", exported_size("int8"), "{:.3f}", Goal("at most", 0.3)),
+            Claim("largest loss of mIoU or cgF1 in int8, held-out scenes", exported_loss, "{:.4f}",
+                  Goal("at most", 0.01)),
+        ],
+        [Table("Files that passed", "format", ["passed", "files"], ["{:.0f}"] * 2, exported_rows)],
+    ),
+    Benchmark(
+        "export_full", "Export at full size",
+        "Random weights, one image. Exported file and eager alternate with the same threads.",
+        tables=[
+            Table("Time of a file over eager", "case", ["eager, ms", "ONNX / eager", "OpenVINO / eager"],
+                  ["{:.0f}", "{:.2f}", "{:.2f}"], full_size_rows),
+            Table("Our ONNX file beside another project's", "case", ["ours / theirs"], ["{:.2f}"], other_exports),
+        ],
+    ),
+]  # fmt: skip
+
 BUNDLED = [
     Benchmark(
         "teacher", "The bundled tracker", "Held-out scenes. The targets were set for a training on a GPU.",
@@ -370,6 +404,7 @@ PAGES: dict[str, Sequence[Benchmark]] = {
     "Detection job": DETECTION,
     "Prompt job": PROMPT,
     "Video job": VIDEO,
+    "Export": EXPORT,
     "Bundled models": BUNDLED,
     "Cache, loading and processes": STORAGE,
     "Equality with the original code": EQUALITY,
