@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from samdistill.deployment.onnx import Onnx
 from samdistill.deployment.parts import Part, pictures, ports
-from samdistill.deployment.precision import reduce
+from samdistill.deployment.precision import _left_out, reduce
 from samdistill.engine.quantised import rounded_weight
 
 SIDE, IMAGES = 32, 12
@@ -110,6 +110,22 @@ def test_one_outlier_does_not_widen_a_range(part: Part, source: Path, tmp_path: 
     usual = step(odd)
     odd[3, :, 5, 5] = 100
     assert step(odd) < 1.5 * usual
+
+
+def test_small_layers_and_lookups_of_indices_stay_as_they_are() -> None:
+    """Products of two activations are quantised, and tables of text."""
+
+    def tensor(name: str, *shape: int, kind: int = TensorProto.FLOAT) -> onnx.TensorProto:
+        return helper.make_tensor(name, kind, shape, np.zeros(shape).ravel())
+
+    tables = [tensor("large", 32, 33), tensor("small", 32, 32), tensor("rows", 40, 40, kind=TensorProto.INT64)]
+    given = {"MatMul": ("x large", "x small", "x x"), "Gemm": ("x small b",), "Conv": ("x large", "x small"),
+             "Gather": ("large i", "small i", "rows i", "x i"), "Add": ("x small",)}  # fmt: skip
+    nodes = [helper.make_node(kind, inputs.split(), [f"{kind}{n}"], name=f"{kind} {inputs}")
+             for kind, some in given.items() for n, inputs in enumerate(some)]  # fmt: skip
+    assert _left_out(helper.make_graph(nodes, "g", [], [], tables)) == [
+        "MatMul x small", "Gemm x small b", "Conv x small", "Gather small i", "Gather rows i", "Gather x i",
+    ]  # fmt: skip
 
 
 def test_fp16_halves_the_file_and_keeps_the_types_of_its_ports(part: Part, source: Path, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from .parts import Part, samples
 
 QUANTISED = ["Conv", "MatMul", "Gemm"]
 """Operators that are quantised. Other operators lose more than they save."""
+_TABLE = "Gather"
+"""Lookup in a table of token embeddings or of text features, which can be most of a file."""
 _PRODUCTS = ["MatMul", "Gemm"]
 _SMALL = 1024
 """Layers of at most this many weights stay fp32. They save nothing, and the most sensitive ones are among them: the
@@ -91,11 +93,11 @@ def _quantise(part: Part, source: Path, path: Path, pixels: Tensor) -> None:
     try:
         with _quiet():
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            left_out = _left_out(onnx.load(str(prepared)).graph)
             quantize_static(
                 str(prepared), str(path), _Reader(given),  # type: ignore[arg-type]
-                quant_format=QuantFormat.QDQ, op_types_to_quantize=QUANTISED, per_channel=True, reduce_range=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                nodes_to_exclude=_small(onnx.load(str(prepared)).graph),
+                quant_format=QuantFormat.QDQ, op_types_to_quantize=[*QUANTISED, _TABLE], nodes_to_exclude=left_out,
+                per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.Percentile, extra_options=options,
             )  # fmt: skip
     finally:
@@ -105,11 +107,16 @@ def _quantise(part: Part, source: Path, path: Path, pixels: Tensor) -> None:
     onnx.save(made, str(path))
 
 
-def _small(graph: Any) -> list[str]:
-    """Return the names of the layers of at most ``_SMALL`` weights."""
-    sizes = {one.name: math.prod(one.dims) for one in graph.initializer}
-    layers = (node for node in graph.node if node.op_type in QUANTISED)
-    return [node.name for node in layers if sizes.get(node.input[1], _SMALL + 1) <= _SMALL]
+def _left_out(graph: Any) -> list[str]:
+    """Return the names of the operators that stay fp32: of at most ``_SMALL`` weights, and lookups in no table."""
+    floats = {one.name: math.prod(one.dims) for one in graph.initializer if one.data_type == 1}
+
+    def kept(node: Any) -> bool:
+        if node.op_type == _TABLE:
+            return floats.get(node.input[0], 0) <= _SMALL
+        return node.op_type in QUANTISED and floats.get(node.input[1], _SMALL + 1) <= _SMALL
+
+    return [node.name for node in graph.node if kept(node)]
 
 
 def _shorten(graph: Any) -> None:
