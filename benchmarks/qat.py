@@ -105,9 +105,9 @@ def main() -> None:
     args = parse()
     sheet = Sheet(use_device(args.device))
     args.work = args.work.resolve()
-    samdistill.render_sandbox(
-        args.work / "scenes", train=args.scenes, val=args.held_out, format="coco", progress=False
-    )  # fmt: skip
+    scenes = args.work / "scenes"
+    if not (scenes / "concepts_val.json").is_file():  # written last
+        samdistill.render_sandbox(scenes, train=args.scenes, val=args.held_out, format="coco", progress=False)
     start = Path(str(files("samdistill") / "sandbox" / "weights" / "student"))
     runs, found = {name: args.work / f"qat-{qat}-seed{args.seed}" for name, qat in VARIANTS.items()}, {}
     for name, run in runs.items():

@@ -53,9 +53,13 @@ COMMAND = ["export", "sandbox-mobile", "--to", "onnx", "--precision", "fp32", "i
 
 
 @pytest.mark.parametrize("loss", [None, 0.005])
-def test_the_record_says_what_was_lost_or_that_it_was_not_measured(lost, loss: float | None, tmp_path: Path) -> None:
+def test_the_record_says_what_was_lost_or_that_it_was_not_measured(
+    lost, loss: float | None, tmp_path: Path, capsys
+) -> None:
     lost(loss)
     assert main([*COMMAND, str(tmp_path / "out")]) == 0
+    said = "int8 on held-out data: mIoU box 0.700 -> 0.695"
+    assert (said in capsys.readouterr().out) == (loss is not None)
     found = json.loads((tmp_path / "out" / "export.json").read_text())["quality"]["int8"]
     assert found == LABELS if loss is None else found["measured"] and found["lost"] == pytest.approx(0.005)
 

@@ -135,9 +135,17 @@ class Exported:
         return [ExportRow(f"{self.folder.name}/{file.path}", file.bytes, _gate(file.verdict)) for file in self.files]
 
     def summary(self) -> str:
-        """Return the folder and its size as a line."""
+        """Return the folder and its size as a line, and what reduced files lose on held-out data."""
         size = _size(sum(file.bytes for file in self.files))
-        return f"{self.folder}: {len(self.files)} files ({self.kind}), {size}"
+        lines = [f"{self.folder}: {len(self.files)} files ({self.kind}), {size}"]
+        for precision, found in self.about.get("quality", {}).items():
+            if found["measured"]:
+                figures = [f"{name} {one['model']:.3f} -> {one['file']:.3f}" for name, one in found["figures"].items()]
+                figures += [
+                    f"IoU with the model, {kind} {value:.3f}" for kind, value in found.get("agreement", {}).items()
+                ]
+                lines.append(f"{precision} on held-out data: {', '.join(figures)}")
+        return "\n".join(lines)
 
 
 def _gate(found: Verdict) -> str:
