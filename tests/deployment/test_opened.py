@@ -342,3 +342,13 @@ def test_prompts_that_fixed_axes_do_not_take_are_refused(scene: Path, tmp_path: 
         own(scene, points=[(20, 20), (3, 3, 0)])
     with pytest.raises(runtime.ModelError, match="an axis of input_points has 0 elements instead of 1"):
         own(scene, boxes=[(5, 5, 30, 30)], mask=found.logits)
+
+
+def test_a_precision_in_which_a_part_failed_is_not_opened(tmp_path: Path) -> None:
+    def row(part: str, precision: str, passed: bool = True) -> dict[str, object]:
+        return {"part": part, "precision": precision, "target": "onnx", "passed": passed, "path": f"{part}.{precision}"}
+
+    rows = [row("encoder", "fp16"), row("decoder", "fp16"), row("encoder", "int8", False), row("decoder", "int8")]
+    assert files_of({"files": rows}, None, tmp_path) == {"encoder": "encoder.fp16", "decoder": "decoder.fp16"}
+    with pytest.raises(runtime.ModelError, match="no ONNX files in int8; there is: fp16"):
+        files_of({"files": rows}, "int8", tmp_path)

@@ -64,7 +64,7 @@ class Model:
         load_onnxruntime()
         self.folder = Path(folder)
         self.record = check_folder(self.folder)
-        files = _files_of(self.record, precision, self.folder)
+        files = files_of(self.record, precision, self.folder)
         self.networks = {name: Network(self.folder / path, providers, threads) for name, path in files.items()}
         self.config: dict[str, Any] = self.record["config"]
         self.kind: str = self.record["kind"]
@@ -265,14 +265,17 @@ class Model:
         return {n: np.concatenate([one[n] for one in found], 1) for n in found[0]}
 
 
-def _files_of(record: Mapping[str, Any], precision: str | None, folder: Path) -> dict[str, str]:
-    """Return the path of each part's ONNX file in one precision."""
-    rows = [row for row in record["files"] if row["target"] == "onnx" and row["passed"]]
-    there = [name for name in PRECISIONS if name in {row["precision"] for row in rows}]
+def files_of(record: Mapping[str, Any], precision: str | None, folder: Path) -> dict[str, str]:
+    """Return the path of each part's ONNX file in one precision. A precision in which a part failed is left out."""
+    rows = [row for row in record["files"] if row["target"] == "onnx"]
+    found = {
+        name: {r["part"]: r["path"] for r in rows if r["precision"] == name and r["passed"]} for name in PRECISIONS
+    }
+    there = [name for name in PRECISIONS if found[name] and len(found[name]) == len({row["part"] for row in rows})]
     if not there or precision not in (None, *there):
         wanted = precision or "any precision"
         raise ModelError(f"{folder}: no ONNX files in {wanted}; there is: {', '.join(there) or '-'}")
-    return {row["part"]: row["path"] for row in rows if row["precision"] == (precision or there[0])}
+    return found[precision or there[0]]
 
 
 def canvas_of(record: Mapping[str, Any]) -> Canvas:
