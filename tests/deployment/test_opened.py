@@ -20,6 +20,7 @@ import samdistill as sd
 from samdistill.cli import main
 from samdistill.deployment import opened, runtime
 from samdistill.deployment.folder import export
+from samdistill.deployment.runtime.model import files_of
 from samdistill.inference.concepts import StudentDetector
 from samdistill.inference.geometry import canvas_of
 from samdistill.inference.pictures import image_batch, lay
