@@ -127,70 +127,9 @@ def head_rows(figures: Figures) -> dict[str, list[Values]]:
     }  # fmt: skip
 
 
-def int8_rows(figures: Figures) -> dict[str, list[Values]]:
-    return {
-        name: [[row["cgf1"]["model"]], [row["cgf1"]["file"]], [row["agreement"]]]
-        for name, row in figures["rows"].items()
-    }  # fmt: skip
-
-
-def exported(key: str, precision: str, worst: Callable[[list[float]], float]) -> Callable[[Figures], Values]:
-    """Return a reader of the worst figure of the ONNX files in a precision."""
-    return lambda figures: [worst([row[key] for row in _onnx(figures, precision)])]
-
-
-def exported_size(precision: str) -> Callable[[Figures], Values]:
-    """Return a reader of the largest size of an ONNX file in a precision, relative to its fp32 file."""
-
-    def read(figures: Figures) -> Values:
-        whole = {(row["model"], row["part"]): row["bytes"] for row in _onnx(figures, "fp32")}
-        return [max(row["bytes"] / whole[row["model"], row["part"]] for row in _onnx(figures, precision))]
-
-    return read
-
-
 def _onnx(figures: Figures, precision: str) -> list[Figures]:
     rows = [row for row in figures["rows"] if "bytes" in row and row["target"] == "onnx"]
     return [row for row in rows if row["precision"] == precision]
-
-
-def exported_loss(figures: Figures) -> Values:
-    """Return the largest loss of mIoU or cgF1 of int8 ONNX files."""
-    found = [row["quality"] for row in figures["rows"] if "quality" in row and "int8" in row["quality"]]
-    return [max(one["eager"][metric] - one["int8"][metric] for one in found for metric in one["eager"])]
-
-
-def exported_rows(figures: Figures) -> dict[str, list[Values]]:
-    """Return files that passed the gate, and all, by format."""
-    rows = [row for row in figures["rows"] if "quality" not in row]
-    found = {}
-    for name in dict.fromkeys(row["target"] for row in rows):
-        own = [row for row in rows if row["target"] == name]
-        found[name] = [[sum(not row["reason"] for row in own)], [len(own)]]
-    return found
-
-
-def full_size_rows(figures: Figures) -> dict[str, list[Values]]:
-    """Return eager milliseconds, and for both formats the ratio to eager of each round, by case."""
-    found = {}
-    for row in figures["rows"]:
-        if "eager" in row["ms"]:
-            spent = row["ms"]
-            name = f"{row['case']}, {row['size']} px, {row['threads']} thread(s)"
-            ratios = [[a / b for a, b in zip(spent[k], spent["eager"], strict=True)] for k in ("onnx", "openvino")]
-            found[name] = [spent["eager"], *ratios]
-    return found
-
-
-def other_exports(figures: Figures) -> dict[str, list[Values]]:
-    """Return the ratio of our ONNX file's time to that of another project's in each round, by case."""
-    found = {}
-    for row in figures["rows"]:
-        name = row.get("peer", {}).get("name")
-        if name in row["ms"] and "onnx" in row["ms"]:
-            pairs = zip(row["ms"]["onnx"], row["ms"][name], strict=True)
-            found[f"{row['case']}, {row['size']} px, {row['threads']} thread(s), {name}"] = [[a / b for a, b in pairs]]
-    return found
 
 
 def codec_bytes(figures: Figures) -> dict[str, list[Values]]:
