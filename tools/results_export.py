@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from results_readers import Benchmark, Claim, Figures, Goal, Table, Values, _onnx
+from results_readers import Benchmark, Claim, Figures, Goal, Table, Values
+
+
+def _onnx(figures: Figures, precision: str) -> list[Figures]:
+    rows = [row for row in figures["rows"] if "bytes" in row and row["target"] == "onnx"]
+    return [row for row in rows if row["precision"] == precision]
 
 
 def exported(key: str, precision: str, worst: Callable[[list[float]], float]) -> Callable[[Figures], Values]:

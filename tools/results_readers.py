@@ -127,11 +127,6 @@ def head_rows(figures: Figures) -> dict[str, list[Values]]:
     }  # fmt: skip
 
 
-def _onnx(figures: Figures, precision: str) -> list[Figures]:
-    rows = [row for row in figures["rows"] if "bytes" in row and row["target"] == "onnx"]
-    return [row for row in rows if row["precision"] == precision]
-
-
 def codec_bytes(figures: Figures) -> dict[str, list[Values]]:
     sizes = figures["bytes"]["full_size"]
     return {name: [[size], [size / sizes["fp16"]]] for name, size in sizes.items()}
