@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from results_export import EXPORT
 from results_readers import (
     PROMPTS,
     Benchmark,
@@ -18,16 +19,10 @@ from results_readers import (
     codec_points,
     concept_rows,
     detector_rows,
-    exported,
-    exported_loss,
-    exported_rows,
-    exported_size,
     followed_gain,
     followed_rows,
-    full_size_rows,
     gained,
     head_rows,
-    int8_rows,
     last_against_second,
     latency_ratio,
     loader_ratio,
@@ -37,7 +32,6 @@ from results_readers import (
     mutations,
     official_difference,
     opening_seconds,
-    other_exports,
     over_kills,
     part_rows,
     runs,
@@ -133,15 +127,6 @@ DETECTION = [
         [Claim("peak memory of a step of phase 1 without checkpointing, GB",
                lambda f: [f["stages"]["step of phase 1"]["peak_bytes"] / 1e9], "{:.2f}", Goal("below", 10.0))],
         [STAGES, Table("Parts of one step of phase 1", "part", ["seconds"], ["{:.2f}"], part_rows("step of phase 1"))],
-    ),
-    Benchmark(
-        "qat", "Training for int8", "The bundled student, trained on with and without `train.qat`, as int8 ONNX files.",
-        [
-            Claim("IoU of the int8 file with its model, bundled student",
-                  lambda f: [f["rows"]["bundled student"]["agreement"]], "{:.3f}", Goal("at least", 0.90)),
-            Claim("size of the int8 file, of fp32", lambda f: [f["rows"]["bundled student"]["size"]], "{:.3f}"),
-        ],
-        [Table("Held-out questions", "student", ["cgF1", "cgF1 in int8", "IoU of both"], ["{:.3f}"] * 3, int8_rows)],
     ),
 ]  # fmt: skip
 
@@ -239,34 +224,6 @@ VIDEO = [
                   at("stages", "train", "found", "checkpoint_bytes"), "{:,.0f}"),
         ],
         [STAGES],
-    ),
-]  # fmt: skip
-
-EXPORT = [
-    Benchmark(
-        "export", "Exported files",
-        "Bundled models in every format and precision, compared with eager. The whole table is in "
-        "[export targets](export_targets.md#what-works).",
-        [
-            Claim("largest difference of an output of an ONNX file, of its largest value",
-                  exported("difference", "fp32", max), "{:.1e}", Goal("at most", 1e-4)),
-            Claim("least agreement of an fp16 ONNX file", exported("agreement", "fp16", min), "{:.4f}",
-                  Goal("at least", 0.98)),
-            Claim("largest size of an fp16 ONNX file, of fp32", exported_size("fp16"), "{:.3f}", Goal("at most", 0.6)),
-            Claim("largest size of an int8 ONNX file, of fp32", exported_size("int8"), "{:.3f}", Goal("at most", 0.3)),
-            Claim("largest loss of mIoU or cgF1 in int8, held-out scenes", exported_loss, "{:.4f}",
-                  Goal("at most", 0.01)),
-        ],
-        [Table("Files that passed", "format", ["passed", "files"], ["{:.0f}"] * 2, exported_rows)],
-    ),
-    Benchmark(
-        "export_full", "Export at full size",
-        "Random weights, one image. Exported file and eager alternate with the same threads.",
-        tables=[
-            Table("Time of a file over eager", "case", ["eager, ms", "ONNX / eager", "OpenVINO / eager"],
-                  ["{:.0f}", "{:.2f}", "{:.2f}"], full_size_rows),
-            Table("Our ONNX file beside another project's", "case", ["ours / theirs"], ["{:.2f}"], other_exports),
-        ],
     ),
 ]  # fmt: skip
 
