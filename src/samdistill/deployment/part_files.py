@@ -72,7 +72,7 @@ def write_part(part: Part, name: str, order: Order, folder: Path) -> Iterator[Fi
             verdict, contents = check(part, made, kind, order.static, limits)
         own = _bytes(made)
         if limits.size is not None and own > limits.size * size:
-            verdict.problems.append(f"its size is {own / size:.2f} of fp32, over {limits.size:g}")
+            verdict.problems.append(f"its size is {own / size:.3f} of fp32, over {limits.size:g}")
         stem = f"{part.name}{SUFFIXES[precision]}"
         if not verdict.passed and not order.keep_failed:
             raise refusal(f"{name}/{stem}{kind.extension}", verdict)
