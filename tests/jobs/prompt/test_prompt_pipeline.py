@@ -50,7 +50,7 @@ def test_a_teacher_of_another_size_is_left_out_of_the_table(prompted, tmp_path, 
 def test_the_demo_is_the_sandbox_recipe_on_scenes_of_its_own(tmp_path, monkeypatch, capsys) -> None:
     asked = {}
 
-    def walked(config, export, web):
+    def walked(config, delivery):
         asked["config"] = config
         raise KeyboardInterrupt
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from samdistill import pipeline
 from samdistill.checkpoints.student import load_with_memory
 from samdistill.cli import main
 from samdistill.config import packaged
+from samdistill.delivery import Delivery
 from samdistill.engine import fit as engine_fit
 from samdistill.evaluation.clips import evaluate_clips
 from samdistill.evaluation.video_pictures import Answers
@@ -187,7 +188,7 @@ def test_the_demo_is_the_sandbox_recipe_on_videos_of_its_own(
 ) -> None:  # fmt: skip
     asked: dict[str, object] = {}
 
-    def walk(config: VideoRunConfig, export: Sequence[str], web: bool) -> None:
+    def walk(config: VideoRunConfig, delivery: Delivery) -> None:
         asked["config"] = config
         raise KeyboardInterrupt
 
