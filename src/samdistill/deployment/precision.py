@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..types import UserError
 from .parts import Part, samples
+from .programs import telling
 
 QUANTISED = ["Conv", "MatMul", "Gemm"]
 """Operators that are quantised. Other operators lose more than they save."""
@@ -91,7 +92,7 @@ def _quantise(part: Part, source: Path, path: Path, pixels: Tensor) -> None:
         "CalibStridedMinMax": 1,  # an image at a time, with any method: all at once would hold every tensor of all
     }  # fmt: skip
     try:
-        with _quiet():
+        with _quiet(), telling(part, "int8"):
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
             left_out = _left_out(onnx.load(str(prepared)).graph)
             quantize_static(
