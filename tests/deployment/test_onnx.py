@@ -112,3 +112,26 @@ def test_baked_words_are_one_file(tmp_path: Path) -> None:
     verdict, contents = exported(part, tmp_path, static=True)
     assert verdict.passed, verdict.problems
     assert contents.inputs == {"pixel_values": (1, 3, 64, 64), "concepts": (1,), "prompt_images": (1,)}
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_one_operator_in_onnxruntime(approximate: str, tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    module = nn.Sequential(nn.Linear(4, 4), nn.GELU(approximate)).eval()
+    given = torch.linspace(-4, 4, 12).reshape(3, 4)
+    shape = ("batch", 4)
+    part = Part(
+        "gelu", module, ports(["x"], *shape), ports(["y"], *shape), lambda sizes, seed: (given,), {"batch": 3},
+        ({"batch": 3},), module,
+    )  # fmt: skip
+    Onnx.convert(part, tmp_path / "gelu.onnx", False)
+    assert torch.allclose(
+        torch.from_numpy(Onnx.open(tmp_path / "gelu.onnx")(given.numpy())[0]), module(given), atol=1e-6
+    )
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "gelu.onnx"), options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(str(tmp_path / "fused.onnx")).graph.node}
+    assert approximate == "tanh" or (kinds & {"Gelu", "BiasGelu"} and "Erf" not in kinds)
