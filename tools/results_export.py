@@ -97,8 +97,8 @@ EXPORT = [
     ),
     Benchmark(
         "export_full", "Export at full size",
-        "Image encoders with random weights, one image. Exported file and eager alternate with the same threads. Measured "
-        "before GELU was written in the form that onnxruntime fuses: the files are faster now.",
+        "Image encoders with random weights, one image. Exported file and eager alternate with the same threads. "
+        "Measured before GELU was written in the form that onnxruntime fuses: the files are faster now.",
         tables=FULL_SIZE,
     ),
     Benchmark("export_full_1008", "Export at 1008 px", "The same at 1008 px.", tables=FULL_SIZE),
