@@ -4,8 +4,8 @@
     python benchmarks/export_full.py --cases repvit_m0_9 --sizes 504      # a part, without other exports
 
 All weights are random. Encoders are trunk and published head of encoder students, on one image, and one with the
-default head (``+fused``); ``detector`` is the 35M detection
-student with three phrases as constants, on one image and one phrase. ``--peers`` is a folder with clones of the
+default head (``+fused``); ``detector`` is the 35M detection student with three phrases as constants, on one image and
+one phrase. ``--peers`` is a folder with clones of the
 repositories in ``PEERS``: their image encoders with the same backbone, exported as their scripts do it (or, where they
 have none, by ``torch.onnx.export`` with its tracer), and run in the same rounds. Eager, our files and theirs alternate
 with the same threads; a ratio is the median over the rounds, with the smallest and the largest. Each case and size is a
