@@ -112,6 +112,22 @@ def test_one_outlier_does_not_widen_a_range(part: Part, source: Path, tmp_path: 
     assert step(odd) < 1.5 * usual
 
 
+def test_an_image_of_nearly_zero_has_no_percentiles_and_stops_nothing(tmp_path: Path) -> None:
+    """numpy cannot divide a range of 1e-43 into bins, nor one of 1 into bins of that width."""
+    module = nn.Sequential(nn.Conv2d(3, 64, 3, bias=False)).eval()
+    part = Part(
+        "net", module, ports(["pixels"], "batch", 3, SIDE, SIDE), ports(["out"], "batch", 64, SIDE - 2, SIDE - 2),
+        lambda sizes, seed: (pictures(sizes["batch"], SIDE, seed),), {"batch": 2}, ({"batch": 1},), module,
+    )  # fmt: skip
+    source, pixels = tmp_path / "net.onnx", images()
+    Onnx.convert(part, source, False)
+    path = tmp_path / "int8.onnx"
+    reduce(part, source, path, "int8", torch.cat([pixels[:1] * 1e-43, pixels]))
+    wanted = module(pixels).detach().numpy()
+    (found,) = Onnx.open(path)(pixels.numpy())
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
 def test_small_layers_and_lookups_of_indices_stay_as_they_are() -> None:
     """Products of two activations are quantised, and tables of text."""
 

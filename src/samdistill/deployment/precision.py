@@ -2,9 +2,9 @@
 
 int8 is onnxruntime's static quantisation of convolutions and matrix products, with 7-bit weights (``reduce_range``):
 processors without VNNI add pairs of products in 16 bits, which 8-bit weights overflow. Ranges of inputs are
-percentiles, because single outliers widen the range of smallest and largest value with every further image. Matrix
-products return float32: their kernels need no quantised output, and what follows them (biases, norms, softmax) would
-lose by it.
+percentiles, because single outliers widen the range of smallest and largest value with every further image; a part for
+which onnxruntime cannot take percentiles gets smallest and largest values. Matrix products return float32: their
+kernels need no quantised output, and what follows them (biases, norms, softmax) would lose by it.
 """
 
 from __future__ import annotations
@@ -82,30 +82,41 @@ class _Reader:
 
 def _quantise(part: Part, source: Path, path: Path, pixels: Tensor) -> None:
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared, names = path.with_name(f"{path.name}.prepared"), [port.name for port in part.inputs]
     given = [dict(zip(names, sample, strict=True)) for sample in samples(part, pixels)]
-    options = {
-        "CalibPercentile": _PERCENTILE, "OpTypesToExcludeOutputQuantization": _PRODUCTS,
-        "CalibStridedMinMax": 1,  # an image at a time, with any method: all at once would hold every tensor of all
-    }  # fmt: skip
     try:
         with _quiet(), telling(part, "int8"):
             quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-            left_out = _left_out(onnx.load(str(prepared)).graph)
-            quantize_static(
-                str(prepared), str(path), _Reader(given),  # type: ignore[arg-type]
-                quant_format=QuantFormat.QDQ, op_types_to_quantize=[*QUANTISED, _TABLE], nodes_to_exclude=left_out,
-                per_channel=True, reduce_range=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.Percentile, extra_options=options,
-            )  # fmt: skip
+            try:
+                _calibrate(prepared, path, given, CalibrationMethod.Percentile)
+            except (ValueError, MemoryError):
+                # A histogram has no bins of finite width, or too many, where all values of the first image are nearly 0
+                _calibrate(prepared, path, given, CalibrationMethod.MinMax)
     finally:
         prepared.unlink(missing_ok=True)
     made = onnx.load(str(path))
     _shorten(made.graph)
     onnx.save(made, str(path))
+
+
+def _calibrate(source: Path, path: Path, given: Sequence[dict[str, np.ndarray]], method: Any) -> None:
+    """Write a file with weights and activations in int8, by one of onnxruntime's ways to choose ranges."""
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    options = {
+        "CalibPercentile": _PERCENTILE, "OpTypesToExcludeOutputQuantization": _PRODUCTS,
+        "CalibStridedMinMax": 1,  # an image at a time, with any method: all at once would hold every tensor of all
+    }  # fmt: skip
+    quantize_static(
+        str(source), str(path), _Reader(given),  # type: ignore[arg-type]
+        quant_format=QuantFormat.QDQ, op_types_to_quantize=[*QUANTISED, _TABLE],
+        nodes_to_exclude=_left_out(onnx.load(str(source)).graph), per_channel=True, reduce_range=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=method, extra_options=options,
+    )  # fmt: skip
 
 
 def _left_out(graph: Any) -> list[str]:
