@@ -252,3 +252,16 @@ def test_matching_leaves_no_graph() -> None:
     student.pred_masks.requires_grad_()
     assert match_cost(student, output(), MatchCost()).requires_grad
     assert not match(student, output(), MatchCost()).student.requires_grad
+
+
+def test_queries_of_one_model_correspond_by_index_as_by_lowest_cost() -> None:
+    teacher = output(3, 7)
+    for floor in (0.0, 0.4):
+        own, wanted = (match(teacher, teacher, MatchCost(floor=floor), method) for method in ("index", "hungarian"))
+        assert [t.tolist() for t in own.pairs] == [t.tolist() for t in wanted.pairs]
+        assert own.aligned and not wanted.aligned and 0 < own.valid.sum() <= 21
+        assert not own.student[~own.valid].any() and not own.teacher[~own.valid].any()
+    kept = match(teacher, teacher, MatchCost(floor=0.4), "index")
+    assert torch.equal(kept.matched(7), teacher.scores >= 0.4)
+    with pytest.raises(ValueError, match="only if both models have the same"):
+        match(output(3, 6), teacher, MatchCost(), "index")

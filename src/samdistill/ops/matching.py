@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from ..registry import MATCHERS
 from ..types import DetectorOutput, ObjectTruth
 
+INDEX = "index"
+"""Name that pairs queries of the same index, without a cost."""
 VERY_EXPENSIVE = 1e9
 """Cost that replaces a cost that is not finite. Such a pair is matched last, and the loss then reports the error."""
 
@@ -46,11 +48,13 @@ class Matches:
         student: Indices of student queries, 0 for padding. Within a question an index occurs once at most.
         teacher: Indices of teacher queries or of annotated objects, 0 for padding. They also occur once at most.
         valid: False for padding.
+        aligned: Both detectors have the same queries in the same order, so a query without a pair has a counterpart.
     """
 
     student: Int[Tensor, "p n"]
     teacher: Int[Tensor, "p n"]
     valid: Bool[Tensor, "p n"]
+    aligned: bool = False
 
     @property
     def pairs(self) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"], Int[Tensor, " m"]]:
@@ -212,6 +216,20 @@ def greedy(cost: Float[Tensor, "p qs qt"], allowed: Bool[Tensor, "p qt"]) -> Mat
     return _assign(cost, allowed, _cheapest_first)
 
 
+def same_index(allowed: Bool[Tensor, "p q"]) -> Matches:
+    """Match every query with the teacher's query of the same index.
+
+    Args:
+        allowed: Queries that may be matched, of shape (p, q).
+
+    Example:
+        >>> same_index(torch.tensor([[True, False, True]])).pairs[1].tolist()
+        [0, 2]
+    """
+    index = torch.arange(allowed.shape[1], device=allowed.device) * allowed
+    return Matches(index, index, allowed, aligned=True)
+
+
 @torch.no_grad()
 def match(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost, method: str = "hungarian") -> Matches:
     """Match the queries of a student with the queries of a teacher.
@@ -224,12 +242,20 @@ def match(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost, met
         student: The student's output for p questions.
         teacher: The teacher's output for the same questions.
         cost: Weights of the cost, and the lowest score of a teacher query.
-        method: Name of a matcher in ``MATCHERS``.
+        method: Name of a matcher in ``MATCHERS``, or ``index`` for queries that correspond by their index.
 
     Returns:
         The pairs. Queries beyond the smaller number of queries are not matched.
+
+    Raises:
+        ValueError: ``index``, and the numbers of queries differ.
     """
     scores = teacher.scores
+    if method == INDEX:
+        if student.pred_logits.shape != scores.shape:
+            counts = tuple(student.pred_logits.shape), tuple(scores.shape)
+            raise ValueError(f"queries correspond by index only if both models have the same: {counts}")
+        return same_index(scores >= cost.floor)
     best = scores.topk(min(scores.shape[1], student.pred_logits.shape[1]), dim=1).indices
     allowed = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, True) & (scores >= cost.floor)
     return MATCHERS.get(method)(match_cost(student, teacher, cost), allowed)

@@ -149,6 +149,21 @@ def test_queries_without_a_partner_learn_that_there_is_no_object() -> None:
     assert found.item() == pytest.approx((bce(0, [2, 0, 3]) + bce(1, [1])) / 2)
 
 
+def test_queries_that_correspond_by_index_keep_their_own_target_below_the_floor() -> None:
+    student, teacher = output(), output(seed=1)
+    floor = float(teacher.scores.median())
+    pairs = match(student, teacher, MatchCost(floor=floor), "index")
+    assert 0 < pairs.valid.sum() < pairs.valid.numel()
+    kept, found = teacher.scores >= floor, output_terms(student, teacher, pairs)
+    target, ours = teacher.pred_logits.sigmoid(), student.pred_logits
+    torch.testing.assert_close(found["logit"], F.binary_cross_entropy_with_logits(ours, target))
+    alone = output_terms(student, teacher, pairs, unmatched=False)["logit"]
+    each_query = F.binary_cross_entropy_with_logits(ours, target, reduction="none")
+    torch.testing.assert_close(alone, ((each_query * kept).sum(1) / kept.sum(1).clamp(min=1)).mean())
+    apart = (student.pred_boxes - teacher.pred_boxes).abs().sum(-1)
+    torch.testing.assert_close(found["box_l1"], ((apart * kept).sum(1) / kept.sum(1).clamp(min=1)).mean())
+
+
 def test_presence_and_semantic_are_torchs() -> None:
     student, teacher = output(p=3, side=8), output(p=3, side=12, seed=1)
     found = output_terms(student, teacher, matches([], [], []))

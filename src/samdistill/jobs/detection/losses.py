@@ -120,7 +120,10 @@ def _box_giou(compared: Compared) -> Float[Tensor, ""]:
 
 @OUTPUT_TERMS.term("logit", 2.0)
 def _pair_logit(compared: Compared) -> Float[Tensor, ""]:
-    """Probability of each query: BCE(p, t); t = 0 for an unmatched query, which ``loss.unmatched=false`` leaves out."""
+    """Probability of each query: BCE(p, t); t = 0 for an unmatched query, which ``loss.unmatched=false`` leaves out.
+
+    Queries that correspond by index keep their own t, also below ``match.floor``.
+    """
     teacher = compared.teacher.pred_logits.detach()
     return _logit(compared.student.pred_logits, teacher, compared.matches, compared.unmatched)
 
@@ -154,7 +157,7 @@ def _logit(
     student: Float[Tensor, "p qs"], teacher: Float[Tensor, "p qt"], matches: Matches, unmatched: bool
 ) -> Float[Tensor, ""]:
     question, ours, theirs = matches.pairs
-    target = torch.zeros_like(student, dtype=torch.float32)
+    target = teacher.float().sigmoid() if matches.aligned else torch.zeros_like(student, dtype=torch.float32)
     target[question, ours] = teacher[question, theirs].float().sigmoid()
     part = torch.ones_like(target, dtype=torch.bool) if unmatched else matches.matched(student.shape[1])
     logits = torch.where(part, student.float(), 0.0)  # before the loss, because 0 * inf is NaN
