@@ -25,7 +25,7 @@ from samdistill.data.saco import ConceptSet, find_concepts
 from samdistill.dist import default_device
 from samdistill.engine import read_lines
 from samdistill.evaluation.concepts import evaluate_concepts
-from samdistill.inference.concepts import StudentDetector, load_concept_model
+from samdistill.inference.concepts import load_concept_model
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.loading import load_config
@@ -67,7 +67,7 @@ def evaluate(args: argparse.Namespace, student: Path | str) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     models = {
         TEACHER: load_concept_model(config.teacher.path, device=device),
-        UNTRAINED: StudentDetector(parts.task().build_student().to(device).eval(), parts.words),
+        UNTRAINED: parts.kind.detector(parts.task().build_student().to(device).eval(), parts.words),
         DISTILLED: load_concept_model(student, device=device),
     }
     found = evaluate_concepts(

@@ -29,13 +29,18 @@ PHASES = (
 detector, tracker = tiny_models.detector, tiny_models.tracker
 
 
-def small(detector: Path, scenes: Path, output: Path) -> list[str]:
+DESCRIBED = (
+    "student.queries=4", "student.encoder_layers=1", "student.decoder_layers=1", "student.heads=4", "student.ffn=32",
+    "student.text={hidden: 32, layers: 3, heads: 2, ffn: 32, context: 6}",
+)  # fmt: skip
+"""Sizes of a student with heads of its own."""
+
+
+def small(detector: Path, scenes: Path, output: Path, sizes: tuple[str, ...] = DESCRIBED) -> list[str]:
     """Overrides that make any detection recipe tiny: the random teacher, the smallest student, four scenes a step."""
     return [
         f"output={output}", f"teacher.path={detector}", "teacher.image_size=null", "teacher.precision=fp32",
-        "student.backbone=efficientvit_b0", "student.queries=4", "student.encoder_layers=1",
-        "student.decoder_layers=1", "student.heads=4", "student.ffn=32",
-        "student.text={hidden: 32, layers: 3, heads: 2, ffn: 32, context: 6}", "data.kind=coco",
+        "student.backbone=efficientvit_b0", *sizes, "data.kind=coco",
         f"data.root={scenes}", "data.held_out=val", "data.held_out_last=null", "data.workers=0",
         "questions.source=names", "match.floor=0.0", "train.batch_size=4", "train.accumulate=1", "train.precision=fp32",
         "train.log_every=1", "evaluate.batch_size=2",
@@ -58,6 +63,19 @@ def detection(detector: tuple[object, Path], scenes: Path) -> Recipe:
 
     def make(output: Path, *overrides: str) -> DetectionRunConfig:
         config = load_config("detection/sandbox", [*small(detector[1], scenes, output), PHASES, *overrides])
+        assert isinstance(config, DetectionRunConfig)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def hosted(detector: tuple[object, Path], scenes: Path) -> Recipe:
+    """hosted(output, *overrides): ``detection/hosted_sandbox`` with the tiny teacher, on the scenes."""
+
+    def make(output: Path, *overrides: str) -> DetectionRunConfig:
+        settings = [*small(detector[1], scenes, output, ()), PHASES, *overrides]
+        config = load_config("detection/hosted_sandbox", settings)
         assert isinstance(config, DetectionRunConfig)
         return config
 

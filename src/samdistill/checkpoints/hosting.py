@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..io import copy_file, replacing, write_json
 from ..reading import Table, foreign, read_json
-from ..students import StudentTrunkConfig
+from ..students import StudentTrunk, StudentTrunkConfig
 from ..types import UserError
 from .files import TORCH_SUFFIXES, TensorInfo
-from .layout import vision_configs
-from .loading import quiet_transformers
-from .student import Host, as_json
+from .layout import neck_inputs, vision_configs
+from .loading import compare, quiet_transformers
+from .student import Host, OpenedStudent, as_json, expected, read_student
 
 SHARD_BYTES = 2**30
 """Largest size of a shard. Shards are written one after the other, so this also bounds the memory that a merge takes.
@@ -67,6 +67,50 @@ def host_config(config: dict[str, Any], host: Host, student: StudentTrunkConfig)
         if "image_size" in part:
             part["image_size"] = size
     return merged
+
+
+def check_shapes(student: OpenedStudent, host: Host, kept: Mapping[str, TensorInfo], teacher: Path | str) -> None:
+    """Check that the trunk's output channels and patch size are those that the configuration and each neck read.
+
+    Raises:
+        UserError: They are not.
+    """
+    config = student.config
+    wanted = {"its configuration": host.hidden_size, **neck_inputs(kept)}
+    for where, channels in wanted.items():
+        if channels != config.hidden_size:
+            raise UserError(
+                f"{student.source}: shape conflict: the student gives {config.hidden_size} channels, but {where} of "
+                f"{teacher} reads {channels}; train the student against this teacher"
+            )
+    if config.patch_size != host.patch_size:
+        raise UserError(
+            f"{student.source}: shape conflict: the student's patch size is {config.patch_size}, "
+            f"but that of {teacher} is {host.patch_size}"
+        )
+
+
+def trained_trunk(source: Path, trunk: StudentTrunk, kept: Mapping[str, TensorInfo], teacher: str) -> dict[str, Tensor]:
+    """Return the tensors of a trained trunk, for ``trunk`` in a model whose other tensors are ``kept``.
+
+    Args:
+        source: As in ``read_student``.
+        trunk: The trunk to fill. The trained one may have another input size.
+        kept: Tensors of the host.
+        teacher: Name of the host in error messages.
+
+    Raises:
+        UserError: As ``read_student``; or the trained trunk has another backbone or head, or is one for another host.
+    """
+    config = trunk.config
+    host = Host(config.hidden_size, config.patch_size, config.image_size)
+    found = read_student(source, host)
+    check_shapes(found, host, kept, teacher)
+    own, wanted = (f"the backbone {c.backbone!r} and the head {c.head!r}" for c in (found.config, config))
+    if own != wanted:
+        raise UserError(f"{found.source}: a trunk with {own}, but this student has {wanted}")
+    compare(found.info, expected(config), str(found.source), f"the student {config.backbone} at {config.image_size} px")
+    return {name: found.weights[name] for name in found.info}
 
 
 def copy_companions(folder: Path, to: Path, host: Host, image_size: int) -> None:

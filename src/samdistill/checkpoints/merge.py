@@ -19,8 +19,8 @@ from ..reading import Table as Settings
 from ..reading import read_json
 from ..students import StudentTrunkConfig
 from ..types import UserError
-from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
-from .hosting import check_loads, copy_companions, host_config, host_of, save_shards
+from .files import TORCH_SUFFIXES, Weights, locate, open_weights
+from .hosting import check_loads, check_shapes, copy_companions, host_config, host_of, save_shards
 from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
 from .loading import build_config, open_config, read_settings
 from .rename import hf_names
@@ -89,7 +89,7 @@ def _into_folder(
     student = read_student(source, host)
     names = {name: (target_prefix or trunk or "") + name for name in student.info}
     kept, removed, added = _tables(teacher, student, names, replace_prefix or trunk or "")
-    _check_shapes(student, host, kept, folder)
+    check_shapes(student, host, kept, folder)
     merged = host_config(config, host, student.config)
     notes = []
     if student.config.image_size != host.image_size:
@@ -123,7 +123,7 @@ def _into_original(
     student = read_student(source, host)
     names = {name: target + original_student_name(name) for name in student.info}
     kept, removed, added = _tables(teacher, student, names, replace)
-    _check_shapes(student, host, kept, path)
+    check_shapes(student, host, kept, path)
     unknown = [n for n in kept if n.startswith("detector.") and not hf_names(n)]
     notes = [] if teacher.wrapped else ['the teacher\'s file had no "model" wrapper; the merged one has']
     if unknown:
@@ -194,23 +194,6 @@ def _tables(
     if clash:
         raise UserError(f"{teacher.source}: {clash[0]} is a kept tensor and one of the student; change --target-prefix")
     return kept, removed, added
-
-
-def _check_shapes(student: OpenedStudent, host: Host, kept: Mapping[str, TensorInfo], teacher: Path) -> None:
-    """Check that the trunk's output channels and patch size are those that the configuration and each neck read."""
-    config = student.config
-    wanted = {"its configuration": host.hidden_size, **neck_inputs(kept)}
-    for where, channels in wanted.items():
-        if channels != config.hidden_size:
-            raise UserError(
-                f"{student.source}: shape conflict: the student gives {config.hidden_size} channels, but {where} of "
-                f"{teacher} reads {channels}; train the student against this teacher"
-            )
-    if config.patch_size != host.patch_size:
-        raise UserError(
-            f"{student.source}: shape conflict: the student's patch size is {config.patch_size}, "
-            f"but that of {teacher} is {host.patch_size}"
-        )
 
 
 def _check_written(written: Weights, wanted: _Joined) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from .backbones import STUDENTS, resolve_backbone
 from .catalogue import StudentInfo, breakdown, list_students
 from .heads import HEADS, HeadCost, compare_heads
+from .hosted import HostedStudent, host_trunk, hosted_config, without_dropout
 from .promptable import MobileSamConfig, MobileSamModel, build_promptable
 from .pyramid import PyramidModel
 from .sam3 import EfficientSam3Model, EfficientSam3Output, build_detector, inherit
@@ -21,6 +22,7 @@ __all__ = [
     "EfficientSam3Model",
     "EfficientSam3Output",
     "HeadCost",
+    "HostedStudent",
     "MobileSamConfig",
     "MobileSamModel",
     "PyramidConfig",
@@ -34,7 +36,10 @@ __all__ = [
     "build_trunk",
     "compare_heads",
     "efficient_sam3_config",
+    "host_trunk",
+    "hosted_config",
     "inherit",
     "list_students",
     "resolve_backbone",
+    "without_dropout",
 ]

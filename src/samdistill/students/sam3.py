@@ -61,6 +61,14 @@ class EfficientSam3Output(ModelOutput):
     fpn_hidden_states: tuple[Float[Tensor, "b c _ _"], ...] | None = None
     encoder_grid: Float[Tensor, "p c gh gw"] | None = None
 
+    @classmethod
+    def of(cls, found: DetectorOutput) -> EfficientSam3Output:
+        """Convert a ``DetectorOutput`` to the output of a model."""
+        return cls(
+            found.pred_masks, found.pred_boxes, found.pred_logits, found.presence_logits, found.semantic_seg, found.fpn,
+            found.encoder,
+        )  # fmt: skip
+
     def answer(self) -> DetectorOutput:
         """Convert the output to a ``DetectorOutput`` for matching and losses.
 
@@ -202,10 +210,7 @@ class EfficientSam3Model(Sam3LiteTextModel):
             self, vision, prompt_images, text_embeds.pooler_output, attention_mask, boxes, input_boxes_labels,
             super().forward, recall,
         )  # fmt: skip
-        return EfficientSam3Output(
-            found.pred_masks, found.pred_boxes, found.pred_logits, found.presence_logits, found.semantic_seg, found.fpn,
-            found.encoder,
-        )  # fmt: skip
+        return EfficientSam3Output.of(found)
 
     def remember(
         self, features: Float[Tensor, "b f c mh mw"], ages: Float[Tensor, "b f"] | None = None,

@@ -71,7 +71,20 @@ def describe_detector(config: TeacherConfig) -> DetectorInfo:
     Raises:
         UserError: The checkpoint is not a concept detector, or cannot read images of the configured size.
     """
-    return _describe(config.path, _find(config)[1])
+    return _describe(config.path, find_detector(config)[1])
+
+
+def load_detector(path: str, host: Sam3Config) -> Sam3Model:
+    """Load the complete model of a checkpoint in float32 and eval mode on the CPU.
+
+    Args:
+        path: Path or hub id.
+        host: Its configuration, from ``find_detector``.
+
+    Raises:
+        UserError: The weights are incomplete or do not fit the configuration.
+    """
+    return _load(locate(path, packaged="detector"), host)  # for a hub id, this downloads the weights
 
 
 class Sam3Detector:
@@ -91,7 +104,7 @@ class Sam3Detector:
     mean, std = SAM3_MEAN, SAM3_STD
 
     def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
-        place, host = _find(config)
+        _, host = find_detector(config)
         self.info = _describe(config.path, host)
         place = locate(config.path, packaged="detector")  # for a hub id, this downloads the weights
         beside = place.parent if place.is_file() else place
@@ -105,6 +118,13 @@ class Sam3Detector:
         behaviour = {"model": settings(host.to_dict()), "words": self.words.digest}
         self.fingerprint = fingerprint(self.model, behaviour, self.info.image_size, self.mean, self.std)
         self.model.to(self.device)
+
+    @classmethod
+    def around(cls, model: Sam3Model, info: DetectorInfo, words: Words) -> Sam3Detector:
+        """Return a detector with a model that is loaded already, in eval mode. It has no fingerprint."""
+        found = cls.__new__(cls)
+        found.model, found.info, found.words, found.device, found.fingerprint = model, info, words, model.device, ""
+        return found
 
     @property
     def image_size(self) -> int:
@@ -171,8 +191,12 @@ def _free(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32, copy=True).contiguous()
 
 
-def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
-    """Return the folder or file of a checkpoint, and the configuration of its detector at the configured image size."""
+def find_detector(config: TeacherConfig) -> tuple[Path, Sam3Config]:
+    """Return the folder or file of a checkpoint, and the configuration of its detector at the configured image size.
+
+    Raises:
+        UserError: See ``describe_detector``.
+    """
     if config.kind != "sam3":
         raise UserError(f"teacher.kind={config.kind}: only SAM 3 answers questions in words; set teacher.kind=sam3")
     place = locate(config.path, ("config.json",), packaged="detector")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_detection import OUTPUTS, PHASES, TERMS, Recipe, small
+from tiny_detection import DESCRIBED, OUTPUTS, PHASES, TERMS, Recipe, small
 from transformers import AutoTokenizer
 
 from samdistill import pipeline
@@ -22,7 +22,7 @@ from samdistill.inference.predict import predict
 from samdistill.jobs.detection import job as detection_job
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.plan import plan_detection
-from samdistill.jobs.detection.task import detector_config
+from samdistill.jobs.detection.student import student_kind
 from samdistill.jobs.loading import load_config
 from samdistill.pipeline import RunResult, check, demo, run_pipeline, train
 from samdistill.sandbox.concepts import CONTEXT
@@ -74,7 +74,7 @@ def walked(
 def test_plan_counts_what_is_built(detection: Recipe, tmp_path: Path) -> None:
     config = detection(tmp_path / "run", "train.batch_size=5", "train.ema=0.9")
     found = plan_detection(config)
-    student = build_detector(detector_config(config, describe_detector(config.teacher)))
+    student = build_detector(student_kind(config, describe_detector(config.teacher)).model_config)
     built = {name: sum(p.numel() for p in module.parameters()) for name, module in student.named_children()}
     assert found.parts == built and sum(built.values()) == found.student_params
     assert found.student_params == sum(p.numel() for p in student.parameters())
@@ -124,7 +124,8 @@ def test_a_weight_of_zero_fails_by_term_and_phase(detection: Recipe, tmp_path: P
 def test_every_term_of_every_packaged_recipe_reaches_the_student(
     name: str, detector, scenes: Path, tmp_path: Path
 ) -> None:
-    config = load_config(name, [*small(detector[1], scenes, tmp_path), "train.batch_size=2"])
+    sizes = DESCRIBED if load_config(name).student.kind == "described" else ()
+    config = load_config(name, [*small(detector[1], scenes, tmp_path, sizes), "train.batch_size=2"])
     report = check(config, device="cpu")
     assert report.ok, report.problems
     rows = {phase: {t.name for t in report.terms if t.phase == phase} for phase, _ in config.train.phase_starts()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, model_validator
 
@@ -20,7 +20,8 @@ from ...config.parts import (
     registered,
 )
 from ...config.questions import QuestionsConfig
-from ...registry import MATCHERS
+from ...ops.matching import INDEX
+from ...registry import HEADS, MATCHERS
 from .losses import FEATURE_TERMS, OUTPUT_TERMS
 
 
@@ -35,15 +36,42 @@ class TextConfig(Strict):
     """Largest number of tokens of a phrase, with start and end tokens."""
 
 
-class DetectorConfig(Strict):
-    """EfficientSam3. Its width is that of the teacher, because features are compared channel by channel."""
+HOST_PARTS = (
+    "vision_encoder.neck.*", "text_encoder.*", "text_projection.*", "geometry_encoder.*", "detr_encoder.*",
+    "detr_decoder.*", "mask_decoder.*", "dot_product_scoring.*",
+)  # fmt: skip
+"""Globs of the parameters that a hosted student has from its teacher: all but those of its trunk."""
+KIND_KEYS: dict[str, tuple[str, ...]] = {
+    "described": ("inherit", "queries", "encoder_layers", "decoder_layers", "heads", "ffn", "text"),
+    "hosted": ("head", "host"),
+}
+"""Keys of ``student`` that only one kind has."""
+_KIND_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "described": {},
+    "hosted": {"match": {"method": INDEX}, "train": {"freeze": [{"match": list(HOST_PARTS)}]}},
+}
+"""Values of keys that a config of a kind does not give."""
 
+
+class DetectorConfig(Strict):
+    """The student, of one of two kinds. Its width is that of the teacher, because features are compared by channel."""
+
+    kind: Literal["described", "hosted"] = "described"
+    """``described``: EfficientSam3, with its own heads and text encoder. ``hosted``: the teacher with a small trunk in
+    the place of its ViT.
+    """
     backbone: str = "es_rv_l"
-    """Name of a student (``es_rv_m``), or of a timm model with feature maps of strides 4, 8, 16 and 32."""
+    """Name of a student (``es_rv_m``), or of a timm model. ``described`` needs feature maps of strides 4, 8, 16 and 32.
+    """
+    head: Annotated[str, AfterValidator(registered(HEADS))] = "fused"
+    """Head of the hosted trunk."""
+    host: str | None = None
+    """SAM 3 whose neck, text encoder and heads a hosted student has. None for the teacher."""
     pretrained: bool | Path = False
     """True downloads timm's ImageNet weights. A path reads weights from a file."""
     trunk: Path | None = None
-    """Finished run of the encoder job, or its ``student/``. The backbone starts from its weights."""
+    """Finished run of the encoder job, or its ``student/``. The backbone, and the head of a hosted one, start from it.
+    """
     start: Path | None = None
     """Finished run of this job with the same student, or its ``student/``. All weights start from it."""
     inherit: bool = False
@@ -59,6 +87,16 @@ class DetectorConfig(Strict):
     text: TextConfig = TextConfig()
 
     @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> DetectorConfig:
+        """Refuse keys of the other kind. Defaults are allowed, since a resolved config contains every key."""
+        for kind, names in KIND_KEYS.items():
+            given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+            if given and kind != self.kind:
+                keys = ", ".join(f"student.{name}" for name in given)
+                raise ValueError(f"a {self.kind} student has no {keys}; leave that out, or set student.kind={kind}")
+        return self
+
+    @model_validator(mode="after")
     def _one_start(self) -> DetectorConfig:
         if sum((self.trunk is not None, self.pretrained is not False, self.start is not None)) > 1:
             raise ValueError("give one of 'trunk', 'pretrained' and 'start'")
@@ -67,10 +105,15 @@ class DetectorConfig(Strict):
         return self
 
 
+def _pairing(value: str) -> str:
+    return value if value == INDEX else registered(MATCHERS)(value)
+
+
 class MatchConfig(Strict):
     """Matching of student queries with teacher queries."""
 
-    method: Annotated[str, AfterValidator(registered(MATCHERS))] = "hungarian"
+    method: Annotated[str, AfterValidator(_pairing)] = "hungarian"
+    """``index`` pairs queries of the same index, for a student with the queries of its teacher. It needs no cost."""
     mask: Weight = 2.0
     box: Weight = 5.0
     logit: Weight = 2.0
@@ -122,6 +165,24 @@ class DetectionRunConfig(CachedRun):
     loss: DetectionLossConfig = DetectionLossConfig()
     train: TrainConfig = TrainConfig()
     evaluate: ConceptEvaluateConfig = ConceptEvaluateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_kind(cls, given: Any) -> Any:
+        """Add the values of ``match`` and ``train`` that the kind of student has by default."""
+        student = given.get("student") if isinstance(given, dict) else None
+        kind = student.get("kind") if isinstance(student, dict) else getattr(student, "kind", None)
+        for block, values in _KIND_DEFAULTS.get(str(kind), {}).items():
+            own = given.get(block, {})
+            if isinstance(own, dict):
+                given = {**given, block: {**values, **own}}
+        return given
+
+    @model_validator(mode="after")
+    def _pairs_that_exist(self) -> DetectionRunConfig:
+        if self.match.method == INDEX and self.student.kind != "hosted":
+            raise ValueError("match.method=index: only a hosted student has the queries of its teacher")
+        return self
 
     @model_validator(mode="after")
     def _cached_pyramid_is_read(self) -> DetectionRunConfig:

@@ -9,7 +9,7 @@ from ...data.saco import ConceptSet, find_concepts
 from ...dist import default_device
 from ...evaluation.concept_result import ConceptResult
 from ...evaluation.concepts import evaluate_concepts, some_images
-from ...inference.concepts import StudentDetector, load_concept_model
+from ...inference.concepts import load_concept_model
 from ...progress import Progress
 from ..base import DISTILLED, TEACHER, UNTRAINED
 from .config import DetectionRunConfig
@@ -34,7 +34,7 @@ def evaluate(config: DetectionRunConfig) -> ConceptResult | None:
     untrained = parts.task().build_student().to(device).eval()  # same seed as in training, without any step
     models = {
         TEACHER: load_concept_model(config.teacher.path, config.teacher.image_size, device),
-        UNTRAINED: StudentDetector(untrained, parts.words),
+        UNTRAINED: parts.kind.detector(untrained, parts.words),
         DISTILLED: load_concept_model(config.output, device=device),
     }
     with Progress("evaluating", len(concepts.pairs), "questions") as bar:

@@ -22,10 +22,11 @@ from .config import DetectionRunConfig
 from .evaluate import evaluate
 from .parts import DetectionParts
 from .plan import plan_detection
+from .student import KINDS
 
 
 class DetectionJob(Job[DetectionRunConfig]):
-    """EfficientSam3 learns the answers of a SAM 3 to questions, and its features."""
+    """A student learns the answers of a SAM 3 to questions, and its features."""
 
     name = "detection"
     phrases = PHRASES
@@ -68,7 +69,7 @@ class DetectionJob(Job[DetectionRunConfig]):
         ]
 
     def report_names(self, config: DetectionRunConfig) -> ReportNames:
-        title = f"EfficientSam3 on {config.student.backbone} from {Path(config.teacher.path).name}"
+        title = f"{KINDS[config.student.kind].title} on {config.student.backbone} from {Path(config.teacher.path).name}"
         return ReportNames(title, cached="levels of the teacher's pyramid")
 
     def demo(self, folder: Path) -> tuple[str, list[str]]:

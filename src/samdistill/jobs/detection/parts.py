@@ -17,6 +17,7 @@ from ...types import UserError
 from ..caching import Specs
 from ..views import ViewParts
 from .config import DetectionRunConfig
+from .student import StudentKind, student_kind
 from .task import DetectionTask
 
 
@@ -57,7 +58,12 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
     def words(self) -> Words:
         """The student's tokenizer: the teacher's with the student's context length."""
         words = self.teacher.words
-        return Words(words.tokenizer, min(words.context, self.config.student.text.context))
+        return Words(words.tokenizer, min(words.context, self.kind.context))
+
+    @cached_property
+    def kind(self) -> StudentKind:
+        """The kind of student."""
+        return student_kind(self.config, self.teacher_info)
 
     @cached_property
     def asked(self) -> PhraseBook:
@@ -79,7 +85,7 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
         leave_out([*book.dropped, *book.unasked], seen_by_all=True)
         pyramid, held_out = self.signals(proven), self._held_out()
         questions = partial(self._questions, book)
-        return DetectionTask(self.config, self.teacher, pyramid, self.words, questions, held_out)
+        return DetectionTask(self.config, self.teacher, self.kind, pyramid, self.words, questions, held_out)
 
     def _questions(self, book: PhraseBook, epoch: int) -> QuestionDataset:
         """Return the questions of an epoch.

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from ...checkpoints.loading import parameter_count
 from ...data.questions import PhraseBook
 from ...data.sources import survey
 from ...engine.frozen_norm import batch_norms
 from ...report import human_bytes
 from ...store import record_bytes
-from ...students import EfficientSam3Model
 from ..base import Plan, optimiser_bytes, teacher_bytes
 from ..caching import planned
 from .config import DetectionRunConfig
 from .parts import DetectionParts
-from .task import detector_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +23,7 @@ class DetectionPlan(Plan):
     Attributes:
         teacher_levels: Sides of the FPN maps that the teacher's heads read.
         parts: Parameters of the student by module.
+        trained_params: Parameters of the student that train in some epoch.
         online: The teacher runs during training, without a cache.
         bytes_per_view: Bytes of the cached pyramid of one view.
         raw_bytes_per_view: The same in uncompressed fp16.
@@ -39,6 +37,7 @@ class DetectionPlan(Plan):
     student: str
     student_params: int
     parts: dict[str, int]
+    trained_params: int
     student_fp16_bytes: int
     queries: int
     images: int
@@ -76,6 +75,7 @@ class DetectionPlan(Plan):
             "teacher": f"{self.teacher} ({self.teacher_params / 1e6:.2f}M, {self.teacher_queries} queries), "
             f"{self.image_size} px, maps of {levels}",
             "student": f"{self.student} ({self.student_params / 1e6:.2f}M, {self.queries} queries): {parts}",
+            "trained": f"{self.trained_params / 1e6:.2f}M parameters",
             "images": f"{self.images} to train on, {self.held_out_images} held out, "
             f"{self.questions_per_image} question(s) each",
             "cache": planned(self.online, self.cache_bytes, f"{self.codec}, {human_bytes(self.bytes_per_view)} a view"),
@@ -94,9 +94,9 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     """
     parts = DetectionParts(config)
     info, train = parts.teacher_info, config.train
-    with torch.device("meta"):
-        student = EfficientSam3Model(detector_config(config, info))
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in student.named_children()}
+    student = parts.kind.outline()
+    sizes = {name: parameter_count(module) for name, module in parts.kind.parts(student).items()}
+    optimised = optimiser_bytes(student, train)  # sets which parameters train
     params, images = sum(sizes.values()), len(PhraseBook(config.questions, survey(parts.train_source)).keys)
     per_epoch = images // train.batch_size
     shapes = [spec.shape for spec in parts.specs("").values()]
@@ -104,14 +104,15 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     return DetectionPlan(
         teacher=config.teacher.path, teacher_params=info.params, image_size=info.image_size,
         teacher_queries=info.queries, teacher_levels=tuple(info.levels), student=config.student.backbone,
-        student_params=params, parts=sizes, student_fp16_bytes=2 * params, queries=config.student.queries,
+        student_params=params, parts=sizes, student_fp16_bytes=2 * params, queries=parts.kind.queries,
+        trained_params=sum(p.numel() for p in student.parameters() if p.requires_grad),
         images=images, held_out_images=len(survey(parts.held_out_source()).keys),
         questions_per_image=config.questions.per_image,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
         online=config.online, codec=config.cache.codec, bytes_per_view=per_view,
         raw_bytes_per_view=sum(record_bytes("fp16", shape) for shape in shapes),
         cache_bytes=0 if config.online else per_view * images * config.data.views,
-        weights_and_optimiser_bytes=optimiser_bytes(student, train),
+        weights_and_optimiser_bytes=optimised,
         teacher_bytes=teacher_bytes(config.teacher, info.params),
         batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Detection distillation: EfficientSam3 learns SAM 3's answers to questions, and its features.
+"""Detection distillation: a student learns SAM 3's answers to questions, and its features.
 
 The teacher runs during training, because its answers depend on image and question and are much larger than both. Its
 feature pyramid depends on the image only and can be cached.
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ...checkpoints.student import start_from, trunk_weights
 from ...checkpoints.words import Words
 from ...data import BadInput, leave_out
 from ...data.questions import QuestionItem, collate_questions
@@ -22,12 +21,11 @@ from ...engine.held_out import held_out_terms
 from ...engine.task import Phase, Task
 from ...ops.images import normalise
 from ...ops.matching import MatchCost, match
-from ...students import EfficientSam3Config, EfficientSam3Model, build_detector, efficient_sam3_config, inherit
-from ...students.backbones import checkpoint_stages
-from ...teachers import DetectorInfo, Maps, MapSignals, RunningMaps, Sam3Detector
+from ...teachers import Maps, MapSignals, RunningMaps, Sam3Detector
 from ...types import ConceptPrompts, ImageBatch, Term, Terms
 from .config import FEATURES, DetectionRunConfig
 from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
+from .student import StudentKind
 
 
 @dataclass(frozen=True)
@@ -47,29 +45,13 @@ class DetectionBatch:
     bad: tuple[BadInput, ...] = ()
 
 
-def detector_config(config: DetectionRunConfig, teacher: DetectorInfo) -> EfficientSam3Config:
-    """Return the configuration of a student with the width, input size and vocabulary of the teacher."""
-    student, text = config.student, config.student.text
-    found = efficient_sam3_config(
-        backbone=student.backbone, image_size=teacher.image_size, hidden_size=teacher.hidden_size, heads=student.heads,
-        ffn=student.ffn, encoder_layers=student.encoder_layers, decoder_layers=student.decoder_layers,
-        queries=student.queries,
-        text={
-            "hidden_size": text.hidden, "projection_dim": text.hidden, "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads, "intermediate_size": text.ffn, "vocab_size": teacher.vocab_size,
-        },
-    )  # fmt: skip
-    found.geometry = config.data.geometry
-    return found
-
-
 class DetectionTask(Task[DetectionBatch]):
     """Terms between the answers of two detectors to the same questions."""
 
     leaves_unused = True  # a batch without boxes does not use the box encoder
 
     def __init__(
-        self, config: DetectionRunConfig, teacher: Sam3Detector, pyramid: MapSignals, words: Words,
+        self, config: DetectionRunConfig, teacher: Sam3Detector, kind: StudentKind, pyramid: MapSignals, words: Words,
         questions: Callable[[int], Dataset[QuestionItem]], held_out: Dataset[QuestionItem] | None = None,
     ) -> None:  # fmt: skip
         """Set up the task.
@@ -77,29 +59,21 @@ class DetectionTask(Task[DetectionBatch]):
         Args:
             config: Configuration of the run.
             teacher: The teacher.
+            kind: The kind of student.
             pyramid: The teacher's feature pyramid, running or cached, for phases with ``fpn`` only.
             words: The student's tokenizer.
             questions: Function from an epoch to its questions.
             held_out: Questions whose terms are logged after every epoch, or None.
         """
-        self.config, self.teacher, self.pyramid, self.words = config, teacher, pyramid, words
+        self.config, self.teacher, self.kind, self.pyramid, self.words = config, teacher, kind, pyramid, words
         self.taught_by = teacher.fingerprint
         self.questions, self.held_out = questions, held_out
-        self.student = detector_config(config, teacher.info)
 
-    def build_student(self) -> EfficientSam3Model:
-        settings = self.config.student
-        backbone = self.student.vision_config.backbone
-        trunk = settings.pretrained if settings.trunk is None else trunk_weights(settings.trunk, backbone)
-        student = build_detector(self.student, trunk)
-        if settings.start is not None:
-            start_from(student, settings.start)
-        if settings.inherit:
-            inherit(student, self.teacher.model.state_dict())
-        student.vision_encoder.to(memory_format=torch.channels_last)
-        if settings.checkpointing:
-            checkpoint_stages(student.vision_encoder.backbone)
-        return student
+    def build_student(self) -> nn.Module:
+        return self.kind.build(self.teacher)
+
+    def export(self, student: nn.Module) -> nn.Module:
+        return self.kind.export(student)
 
     def dataset(self, epoch: int) -> Dataset[QuestionItem]:
         return self.questions(epoch)
@@ -123,8 +97,8 @@ class DetectionTask(Task[DetectionBatch]):
 
         In a phase with ``fpn`` only, just the two vision encoders run.
         """
-        vision, device = self.student.vision_config, batch.images.images.device
-        pixels = normalise(batch.images.images, tuple(vision.image_mean), tuple(vision.image_std))
+        device = batch.images.images.device
+        pixels = normalise(batch.images.images, self.kind.mean, self.kind.std)
         wanted = phase.wanted(self.config.loss.named)
         if self._of_features(phase):
             levels = student(pixel_values=pixels).fpn_hidden_states
