@@ -133,7 +133,7 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def models(args: argparse.Namespace) -> int:
-    from .students.catalogue import TEACHER_TRUNK_PARAMS, Breakdown, breakdown, list_students
+    from .students.catalogue import Breakdown, breakdown, describe_teacher_parts, list_students
 
     found = list_students() if args.name is None else breakdown(args.name)
     if args.json:
@@ -155,7 +155,7 @@ def models(args: argparse.Namespace) -> int:
                 f"{row.teacher_share:.2%}",
             )  # fmt: skip
         console.print(table)
-        console.print(f"teacher: SAM 3's ViT, {TEACHER_TRUNK_PARAMS / 1e6:.3f}M")
+        console.print("\n".join(describe_teacher_parts()))
     return 0
 
 

@@ -4,10 +4,10 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from transformers import AutoModel, Sam3ViTConfig
+from transformers import AutoModel, Sam3Config, Sam3ViTConfig
 
 from samdistill.students import HEADS, STUDENTS, breakdown, list_students
-from samdistill.students.catalogue import TEACHER_TRUNK_PARAMS
+from samdistill.students.catalogue import TEACHER_PARTS, TEACHER_TRUNK_PARAMS
 from samdistill.types import UserError
 
 # The published table: trunk parameters in millions, channels of the last map, GFLOP of the trunk at 1008 px.
@@ -48,6 +48,16 @@ def test_the_teacher_is_sam3s_vit() -> None:
     with torch.device("meta"):
         vit = AutoModel.from_config(Sam3ViTConfig())
     assert sum(p.numel() for p in vit.parameters()) == TEACHER_TRUNK_PARAMS
+
+
+def test_its_parts_are_those_of_transformers_and_explain_the_published_figures() -> None:
+    with torch.device("meta"):
+        model = AutoModel.from_config(Sam3Config())
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    neck = sum(p.numel() for p in model.vision_encoder.neck.parameters())
+    vision, text = sizes.pop("vision_encoder"), sizes.pop("text_encoder") + sizes.pop("text_projection")
+    assert list(TEACHER_PARTS.values()) == [vision - neck, neck, text, sum(sizes.values())]
+    assert (round((vision + neck) / 1e6, 2), round(text / 1e6, 2)) == (461.84, 353.72)
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -13,8 +13,12 @@ from .backbones import STUDENTS, resolve_backbone
 from .heads import HEADS
 from .trunk import StudentTrunk, StudentTrunkConfig
 
-TEACHER_TRUNK_PARAMS = 446_236_672
-"""Parameters of SAM 3's ViT (transformers' ``Sam3ViTModel`` with the default configuration), without necks."""
+TEACHER_PARTS = {
+    "ViT": 446_236_672, "neck": 7_802_112, "text encoder with projection": 353_724_672, "heads": 32_612_918,
+}  # fmt: skip
+"""Parameters of SAM 3's image model, transformers' ``Sam3Model`` with the default configuration."""
+TEACHER_TRUNK_PARAMS = TEACHER_PARTS["ViT"]
+"""Parameters of SAM 3's ViT, without necks."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,19 @@ class Breakdown:
     trunk_gflops: float
     head_gflops: float
     modules: list[ModuleInfo]
+
+
+def describe_teacher_parts() -> list[str]:
+    """Return lines about the parameters of SAM 3 by part, beside the published figures, and about hosted students."""
+    parts = ", ".join(f"{name} {size / 1e6:.3f}M" for name, size in TEACHER_PARTS.items())
+    total = sum(TEACHER_PARTS.values())
+    return [
+        f"teacher: SAM 3's image model, {total / 1e6:.3f}M: {parts}",
+        "published for sam3.pt: 860.06M with the tracker, of them vision 461.84M (ViT and the necks of detector and "
+        "tracker) and text 353.72M",
+        f"a hosted student (detection job) has {(total - TEACHER_TRUNK_PARAMS) / 1e6:.3f}M of these beside its trunk "
+        "and head",
+    ]
 
 
 def list_models(pattern: str = "*") -> list[str]:
