@@ -215,7 +215,7 @@ def test_the_recipe_of_detection_is_the_described_one() -> None:
     assert isinstance(config, DetectionRunConfig)
     assert config.loss.model_dump() == {
         "mask": 5, "box_l1": 5, "giou": 2, "logit": 2, "presence": 1, "semantic": 2, "fpn": 1, "encoder": 1,
-        "unmatched": True,
+        "unmatched": True, "standardise": False,
     }  # fmt: skip
     assert (config.match.mask, config.match.box, config.match.logit) == (2, 5, 2) and config.match.resolution == 72
     first, second = config.train.phases or ()

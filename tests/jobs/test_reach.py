@@ -36,6 +36,8 @@ FUNCTIONS = {
     },
 }  # fmt: skip
 """Functions that tasks call by name: one value, or values by name, from the student's tensors, which come first."""
+NAMED = {"detection": ("loss.presence_bce=1.0",)}
+"""Weights of terms that no run has by default."""
 ADAPTED = {("prompt", "encoder_patch")}
 """Terms of tensors that go through a layer which is not exported: they are cut before it."""
 TERMS = [(job, term) for job, run in JOBS.items() for term in run.config.term_names()]
@@ -69,7 +71,7 @@ def tasks(tiny_job, tmp_path_factory) -> Callable[[str], Task[Any]]:
 
     def get(job: str) -> Task[Any]:
         if job not in made:
-            made[job] = task_of(tiny_job(job, tmp_path_factory.mktemp(job)))
+            made[job] = task_of(tiny_job(job, tmp_path_factory.mktemp(job), *NAMED.get(job, ())))
         return made[job]
 
     return get

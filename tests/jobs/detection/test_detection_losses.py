@@ -170,6 +170,10 @@ def test_presence_and_semantic_are_torchs() -> None:
     torch.testing.assert_close(
         found["presence"], F.mse_loss(student.presence_logits.sigmoid(), teacher.presence_logits.sigmoid())
     )
+    entropy = output_terms(student, teacher, matches([], [], []), names=["presence_bce"])["presence_bce"]
+    torch.testing.assert_close(
+        entropy, F.binary_cross_entropy_with_logits(student.presence_logits, teacher.presence_logits.sigmoid())
+    )
     large = F.interpolate(student.semantic_seg, (12, 12), mode="bilinear", align_corners=False)
     each_one = [dice_and_bce(a, b.sigmoid()) for a, b in zip(large, teacher.semantic_seg, strict=True)]
     torch.testing.assert_close(found["semantic"], torch.stack(each_one).mean())

@@ -125,9 +125,11 @@ class MatchConfig(Strict):
 
 DetectionLossConfig = loss_block(
     "DetectionLossConfig",
-    'Weights of the terms, as described. ``unmatched``: student queries without a match learn "no object".',
+    'Weights of the terms, as described. ``unmatched``: student queries without a match learn "no object". '
+    "``standardise``: features are compared in units of the standard deviation of the teacher's channels.",
     (OUTPUT_TERMS, FEATURE_TERMS),
     unmatched=(bool, True),
+    standardise=(bool, False),
 )
 
 

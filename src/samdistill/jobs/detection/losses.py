@@ -135,6 +135,14 @@ def _presence(compared: Compared) -> Float[Tensor, ""]:
     return squared_error(ours.float().sigmoid(), theirs.float().sigmoid())
 
 
+@OUTPUT_TERMS.register("presence_bce")
+def _presence_cross_entropy(compared: Compared) -> Float[Tensor, ""]:
+    """Presence of the concept: BCE(p, t)."""
+    ours, theirs = compared.student.presence_logits, compared.teacher.presence_logits.detach()
+    error = F.binary_cross_entropy_with_logits(ours.float(), theirs.float().sigmoid(), reduction="none")
+    return mean(error[:, 0])
+
+
 @OUTPUT_TERMS.term("semantic", 2.0)
 def _semantic_map(compared: Compared) -> Float[Tensor, ""]:
     """Mask of all instances together: same as ``mask``."""

@@ -25,6 +25,7 @@ from ...teachers import Maps, MapSignals, RunningMaps, Sam3Detector
 from ...types import ConceptPrompts, ImageBatch, Term, Terms
 from .config import FEATURES, DetectionRunConfig
 from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
+from .scales import ITEMS, PER_PASS, Scales
 from .student import StudentKind
 
 
@@ -68,6 +69,7 @@ class DetectionTask(Task[DetectionBatch]):
         self.config, self.teacher, self.kind, self.pyramid, self.words = config, teacher, kind, pyramid, words
         self.taught_by = teacher.fingerprint
         self.questions, self.held_out = questions, held_out
+        self._scales: Scales | None = None
 
     def build_student(self) -> nn.Module:
         return self.kind.build(self.teacher)
@@ -101,11 +103,11 @@ class DetectionTask(Task[DetectionBatch]):
         pixels = normalise(batch.images.images, self.kind.mean, self.kind.std)
         wanted = phase.wanted(self.config.loss.named)
         if self._of_features(phase):
+            scales = self.scales(device)
             levels = student(pixel_values=pixels).fpn_hidden_states
             with torch.autocast(device.type, enabled=False):
-                return self._weighted(
-                    {"fpn": fpn_term(levels, self.pyramid.answer(batch.images, batch.teacher_features))}
-                )
+                taught = self.pyramid.answer(batch.images, batch.teacher_features)
+                return self._weighted({"fpn": fpn_term(scales.levels(levels), scales.levels(taught))})
         teacher = self.teacher.to(device).answer(batch.images, batch.prompts)
         asked = self.words.inputs(batch.prompts, device)
         found = student(pixel_values=pixels, prompt_images=batch.prompts.image, **asked).answer()
@@ -117,8 +119,18 @@ class DetectionTask(Task[DetectionBatch]):
             outputs = [name for name in loss.named if name in OUTPUT_TERMS]
             values = output_terms(found, teacher, matches, loss.unmatched, outputs)
             if wanted & set(FEATURE_TERMS):
-                values |= feature_terms(found, teacher, [name for name in loss.named if name in FEATURE_TERMS])
+                scales, names = self.scales(device), [name for name in loss.named if name in FEATURE_TERMS]
+                values |= feature_terms(scales.of(found), scales.of(teacher), names)
         return self._weighted(values)
+
+    def scales(self, device: torch.device) -> Scales:
+        """Return the units of features, measured once on the first images of the run, the same on every rank."""
+        if self._scales is None and self.config.loss.standardise:
+            data, teacher = self.questions(0), self.teacher.to(device)
+            items = [data[index] for index in range(min(ITEMS, len(data)))]  # type: ignore[arg-type]
+            parts = (collate_questions(items[first : first + PER_PASS]) for first in range(0, len(items), PER_PASS))
+            self._scales = Scales.measure(teacher.answer(images, prompts) for images, prompts, _ in parts)
+        return self._scales or Scales()
 
     def _of_features(self, phase: Phase) -> bool:
         """Whether the phase trains on the teacher's feature pyramid only."""
