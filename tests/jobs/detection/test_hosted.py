@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from original_names import to_original
+from safetensors.torch import save_file
 from tiny_detection import TERMS, Recipe
 from torch import nn
 from transformers import Sam3Model
@@ -228,6 +230,27 @@ def test_a_trunk_for_another_host_is_refused(hosted: Recipe, tmp_path: Path, tru
     with pytest.raises(UserError, match=said) as refused:
         built(hosted(tmp_path / "run", f"student.trunk={run}"))
     assert "\n" not in str(refused.value)
+
+
+def test_heads_come_from_a_file_in_any_layout(hosted: Recipe, detector, tmp_path: Path) -> None:
+    model, folder = detector
+    video, original = tmp_path / "video", tmp_path / "original" / "sam3.pt"
+    for place in (video, original.parent):
+        shutil.copytree(folder, place, ignore=shutil.ignore_patterns("*.safetensors"))
+    whole = {"model_type": "sam3_video", "detector_config": json.loads((folder / "config.json").read_text())}
+    (video / "config.json").write_text(json.dumps(whole))
+    state = {f"detector_model.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_file(
+        state | {"tracker_model.no_memory_embedding": torch.ones(3)}, video / "model.safetensors", {"format": "pt"}
+    )
+    torch.save({"model": {name: t.clone() for name, t in to_original(model.state_dict())[0].items()}}, original)
+    for place in (video, original):
+        config = hosted(tmp_path / "run", f"teacher.path={place}", "teacher.precision=bf16")
+        student = built(config)
+        assert_equal(heads(student.state_dict()), heads(model.state_dict()))
+        student.model.save_pretrained(tmp_path / place.parent.name / "saved")
+        again = Sam3Model.from_pretrained(tmp_path / place.parent.name / "saved")
+        assert_equal(again.state_dict(), student.state_dict())
 
 
 def test_neck_words_and_heads_can_be_another_models(hosted: Recipe, detector, tmp_path: Path) -> None:
