@@ -1,8 +1,8 @@
 """SAM 3's image model as a teacher: images and questions in, all outputs of the detector out.
 
 It reads a Hugging Face folder or hub id of ``Sam3Model`` or ``Sam3VideoModel``, the original ``sam3.pt``, or one of
-these with a student merged in as its trunk. Answers are not cached, because the answer to one question is as large as
-the features of an image.
+these with a student merged in as its trunk or its text encoder (``Sam3LiteTextModel``). Answers are not cached, because
+the answer to one question is as large as the features of an image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import Sam3Config, Sam3Model
+from transformers import Sam3Config, Sam3LiteTextConfig, Sam3LiteTextModel, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from ..checkpoints.files import locate
@@ -31,7 +31,12 @@ from .base import DTYPES
 from .loading import fingerprint, freeze, settings, square
 from .sam3 import check_image_size
 
-_SOURCES = "a Hugging Face folder of a Sam3Model or Sam3VideoModel, or an original sam3.pt"
+Host = Sam3Config | Sam3LiteTextConfig
+MODELS: dict[type[Host], type[Sam3Model | Sam3LiteTextModel]] = {
+    Sam3Config: Sam3Model, Sam3LiteTextConfig: Sam3LiteTextModel,
+}  # fmt: skip
+"""Models of detectors with SAM 3's own heads, by their configurations. The second one has a small text encoder."""
+_SOURCES = "a Hugging Face folder of a Sam3Model, Sam3LiteTextModel or Sam3VideoModel, or an original sam3.pt"
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def describe_detector(config: TeacherConfig) -> DetectorInfo:
     return _describe(config.path, find_detector(config)[1])
 
 
-def load_detector(path: str, host: Sam3Config) -> Sam3Model:
+def load_detector(path: str, host: Host) -> Sam3Model | Sam3LiteTextModel:
     """Load the complete model of a checkpoint in float32 and eval mode on the CPU.
 
     Args:
@@ -88,7 +93,7 @@ def load_detector(path: str, host: Sam3Config) -> Sam3Model:
 
 
 class Sam3Detector:
-    """A frozen ``Sam3Model`` that answers questions. It normalises images itself.
+    """A frozen ``Sam3Model`` or ``Sam3LiteTextModel`` that answers questions. It normalises images itself.
 
     Attributes:
         info: Geometry and size.
@@ -104,7 +109,7 @@ class Sam3Detector:
     mean, std = SAM3_MEAN, SAM3_STD
 
     def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
-        _, host = find_detector(config)
+        place, host = find_detector(config)
         self.info = _describe(config.path, host)
         place = locate(config.path, packaged="detector")  # for a hub id, this downloads the weights
         beside = place.parent if place.is_file() else place
@@ -120,7 +125,7 @@ class Sam3Detector:
         self.model.to(self.device)
 
     @classmethod
-    def around(cls, model: Sam3Model, info: DetectorInfo, words: Words) -> Sam3Detector:
+    def around(cls, model: Sam3Model | Sam3LiteTextModel, info: DetectorInfo, words: Words) -> Sam3Detector:
         """Return a detector with a model that is loaded already, in eval mode. It has no fingerprint."""
         found = cls.__new__(cls)
         found.model, found.info, found.words, found.device, found.fingerprint = model, info, words, model.device, ""
@@ -191,7 +196,7 @@ def _free(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32, copy=True).contiguous()
 
 
-def find_detector(config: TeacherConfig) -> tuple[Path, Sam3Config]:
+def find_detector(config: TeacherConfig) -> tuple[Path, Host]:
     """Return the folder or file of a checkpoint, and the configuration of its detector at the configured image size.
 
     Raises:
@@ -205,7 +210,7 @@ def find_detector(config: TeacherConfig) -> tuple[Path, Sam3Config]:
     else:
         _, whole = locate_config(str(place), "SAM 3")
         host = getattr(whole, "detector_config", None) or whole
-        if not isinstance(host, Sam3Config):
+        if type(host) not in MODELS:
             raise UserError(f"{place}: a {whole.model_type!r} model answers no questions in words; give {_SOURCES}")
     trunk = host.vision_config.backbone_config
     size = config.image_size if config.image_size is not None else square(trunk.image_size, config.path)
@@ -214,13 +219,13 @@ def find_detector(config: TeacherConfig) -> tuple[Path, Sam3Config]:
     return place, host
 
 
-def _describe(path: str, host: Sam3Config) -> DetectorInfo:
+def _describe(path: str, host: Host) -> DetectorInfo:
     with foreign(path, "no model can be built from its configuration"):
         vision, text = host.vision_config, host.text_config
         size = vision.backbone_config.image_size
         grid = size // vision.backbone_config.patch_size
         with torch.device("meta"), quiet_transformers():
-            params = parameter_count(Sam3Model(host))
+            params = parameter_count(MODELS[type(host)](host))
         return DetectorInfo(
             path, size, host.detr_decoder_config.num_queries, vision.fpn_hidden_size,
             tuple(int(grid * scale) for scale in vision.scale_factors[:-1]), grid,
@@ -228,8 +233,8 @@ def _describe(path: str, host: Sam3Config) -> DetectorInfo:
         )  # fmt: skip
 
 
-def _load(place: Path, host: Sam3Config) -> Sam3Model:
+def _load(place: Path, host: Host) -> Sam3Model | Sam3LiteTextModel:
     """Load the complete model of ``host`` in float32 on the CPU."""
     if place.is_file():
         return load_original(place, Sam3Model, host)
-    return pretrained(Sam3Model, host, place, place)
+    return pretrained(MODELS[type(host)], host, place, place)
