@@ -16,12 +16,12 @@ from .base import (
 from .ensemble import Ensemble, shares
 from .promptable import PromptTeacher, check_match, fit_projection
 from .running import RunningFrames, RunningMaps
-from .sam3_detector import DetectorInfo, Sam3Detector, describe_detector, find_detector, load_detector
+from .sam3_detector import DetectorInfo, Sam3Detector, describe_detector
 from .stored import StoredMaps, frame_key
 
 __all__ = [
     "TEACHERS", "DetectorInfo", "Ensemble", "Frame", "FrameSignals", "MapSignals", "Maps", "OnlineTeacher",
     "PromptTeacher", "RunningFrames", "RunningMaps", "Sam3Detector", "Signals", "StoredMaps", "TeacherInfo",
-    "build_teacher", "check_match", "describe_detector", "describe_teacher", "find_detector", "fit_projection",
-    "frame_key", "load_detector", "sam", "sam3", "shares",
+    "build_teacher", "check_match", "describe_detector", "describe_teacher", "fit_projection", "frame_key", "sam",
+    "sam3", "shares",
 ]  # fmt: skip

@@ -79,19 +79,6 @@ def describe_detector(config: TeacherConfig) -> DetectorInfo:
     return _describe(config.path, find_detector(config)[1])
 
 
-def load_detector(path: str, host: Host) -> Sam3Model | Sam3LiteTextModel:
-    """Load the complete model of a checkpoint in float32 and eval mode on the CPU.
-
-    Args:
-        path: Path or hub id.
-        host: Its configuration, from ``find_detector``.
-
-    Raises:
-        UserError: The weights are incomplete or do not fit the configuration.
-    """
-    return _load(locate(path, packaged="detector"), host)  # for a hub id, this downloads the weights
-
-
 class Sam3Detector:
     """A frozen ``Sam3Model`` or ``Sam3LiteTextModel`` that answers questions. It normalises images itself.
 
@@ -189,6 +176,19 @@ class Sam3Detector:
             )
         pixels = normalise(images.images.to(self.device), self.mean, self.std)
         return self.model.get_vision_features(pixels.to(self.model.dtype))
+
+
+def load_detector(path: str, host: Host) -> Sam3Model | Sam3LiteTextModel:
+    """Load the complete model of a checkpoint in float32 and eval mode on the CPU.
+
+    Args:
+        path: Path or hub id.
+        host: Its configuration, from ``find_detector``.
+
+    Raises:
+        UserError: The weights are incomplete or do not fit the configuration.
+    """
+    return _load(locate(path, packaged="detector"), host)  # for a hub id, this downloads the weights
 
 
 def _free(tensor: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ from ...students import (
     without_dropout,
 )
 from ...students.backbones import checkpoint_stages
-from ...teachers import DetectorInfo, Sam3Detector, describe_detector, find_detector, load_detector
+from ...teachers import DetectorInfo, Sam3Detector, describe_detector
+from ...teachers.sam3_detector import find_detector, load_detector
 from ...types import UserError
 from .config import DetectionRunConfig
 
