@@ -33,7 +33,7 @@ Box = tuple[float, float, float, float]
 AT_ONCE = 32
 """Maximum number of prompts in one forward pass. The masks of one prompt take about 70 MB at 1008 px."""
 logger = logging.getLogger("samdistill")
-_STUDENT, _TEACHERS = "efficient_sam3", ("sam3", "sam3_video")
+_STUDENT, _TEACHERS = "efficient_sam3", ("sam3", "sam3_lite_text", "sam3_video")
 
 
 class ConceptModel(Protocol):
@@ -84,8 +84,8 @@ def load_concept_model(
 
     Args:
         path: One of: the folder of an ``EfficientSam3Model``; a run folder with a student in ``student/`` or a detector
-            in ``merged/``; a folder that ``samdistill export`` wrote; a folder or hub id of a ``Sam3Model`` or
-            ``Sam3VideoModel``; an original ``sam3.pt``; ``sandbox``, the packaged detector.
+            in ``merged/``; a folder that ``samdistill export`` wrote; a folder or hub id of a ``Sam3Model``,
+            ``Sam3LiteTextModel`` or ``Sam3VideoModel``; an original ``sam3.pt``; ``sandbox``, the packaged detector.
         image_size: Side of the input in pixels. None keeps the checkpoint's.
         device: Device of the model.
 

@@ -1,8 +1,8 @@
 """SAM 3's image model as a teacher: images and questions in, all outputs of the detector out.
 
 It reads a Hugging Face folder or hub id of ``Sam3Model`` or ``Sam3VideoModel``, the original ``sam3.pt``, or one of
-these with a student merged in as its trunk. Answers are not cached, because the answer to one question is as large as
-the features of an image.
+these with a student merged in as its trunk or its text encoder (``Sam3LiteTextModel``). Answers are not cached, because
+the answer to one question is as large as the features of an image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import Sam3Config, Sam3Model
+from transformers import Sam3Config, Sam3LiteTextConfig, Sam3LiteTextModel, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from ..checkpoints.files import locate
@@ -31,7 +31,12 @@ from .base import DTYPES
 from .loading import fingerprint, freeze, settings, square
 from .sam3 import check_image_size
 
-_SOURCES = "a Hugging Face folder of a Sam3Model or Sam3VideoModel, or an original sam3.pt"
+Host = Sam3Config | Sam3LiteTextConfig
+MODELS: dict[type[Host], type[Sam3Model | Sam3LiteTextModel]] = {
+    Sam3Config: Sam3Model, Sam3LiteTextConfig: Sam3LiteTextModel,
+}  # fmt: skip
+"""Models of detectors with SAM 3's own heads, by their configurations. The second one has a small text encoder."""
+_SOURCES = "a Hugging Face folder of a Sam3Model, Sam3LiteTextModel or Sam3VideoModel, or an original sam3.pt"
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,11 @@ def describe_detector(config: TeacherConfig) -> DetectorInfo:
     Raises:
         UserError: The checkpoint is not a concept detector, or cannot read images of the configured size.
     """
-    return _describe(config.path, _find(config)[1])
+    return _describe(config.path, find_detector(config)[1])
 
 
 class Sam3Detector:
-    """A frozen ``Sam3Model`` that answers questions. It normalises images itself.
+    """A frozen ``Sam3Model`` or ``Sam3LiteTextModel`` that answers questions. It normalises images itself.
 
     Attributes:
         info: Geometry and size.
@@ -91,7 +96,7 @@ class Sam3Detector:
     mean, std = SAM3_MEAN, SAM3_STD
 
     def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
-        place, host = _find(config)
+        place, host = find_detector(config)
         self.info = _describe(config.path, host)
         place = locate(config.path, packaged="detector")  # for a hub id, this downloads the weights
         beside = place.parent if place.is_file() else place
@@ -171,8 +176,12 @@ def _free(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32, copy=True).contiguous()
 
 
-def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
-    """Return the folder or file of a checkpoint, and the configuration of its detector at the configured image size."""
+def find_detector(config: TeacherConfig) -> tuple[Path, Host]:
+    """Return the folder or file of a checkpoint, and the configuration of its detector at the configured image size.
+
+    Raises:
+        UserError: See ``describe_detector``.
+    """
     if config.kind != "sam3":
         raise UserError(f"teacher.kind={config.kind}: only SAM 3 answers questions in words; set teacher.kind=sam3")
     place = locate(config.path, ("config.json",), packaged="detector")
@@ -181,7 +190,7 @@ def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
     else:
         _, whole = locate_config(str(place), "SAM 3")
         host = getattr(whole, "detector_config", None) or whole
-        if not isinstance(host, Sam3Config):
+        if type(host) not in MODELS:
             raise UserError(f"{place}: a {whole.model_type!r} model answers no questions in words; give {_SOURCES}")
     trunk = host.vision_config.backbone_config
     size = config.image_size if config.image_size is not None else square(trunk.image_size, config.path)
@@ -190,13 +199,13 @@ def _find(config: TeacherConfig) -> tuple[Path, Sam3Config]:
     return place, host
 
 
-def _describe(path: str, host: Sam3Config) -> DetectorInfo:
+def _describe(path: str, host: Host) -> DetectorInfo:
     with foreign(path, "no model can be built from its configuration"):
         vision, text = host.vision_config, host.text_config
         size = vision.backbone_config.image_size
         grid = size // vision.backbone_config.patch_size
         with torch.device("meta"), quiet_transformers():
-            params = parameter_count(Sam3Model(host))
+            params = parameter_count(MODELS[type(host)](host))
         return DetectorInfo(
             path, size, host.detr_decoder_config.num_queries, vision.fpn_hidden_size,
             tuple(int(grid * scale) for scale in vision.scale_factors[:-1]), grid,
@@ -204,8 +213,8 @@ def _describe(path: str, host: Sam3Config) -> DetectorInfo:
         )  # fmt: skip
 
 
-def _load(place: Path, host: Sam3Config) -> Sam3Model:
+def _load(place: Path, host: Host) -> Sam3Model | Sam3LiteTextModel:
     """Load the complete model of ``host`` in float32 on the CPU."""
     if place.is_file():
         return load_original(place, Sam3Model, host)
-    return pretrained(Sam3Model, host, place, place)
+    return pretrained(MODELS[type(host)], host, place, place)
