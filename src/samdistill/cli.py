@@ -48,7 +48,7 @@ _VERBS = {
         "check": "print value, weight and gradient norm of each loss term",
         "cache": "write the teachers' outputs to disk",
         "train": "train the student with running or cached teachers",
-        "merge": "put a trained image encoder into its teacher",
+        "merge": "put a trained image or text encoder into its teacher",
     },
     "models": {
         "models": "list the students and their sizes",
@@ -213,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     _export_option(demo)
     demo.add_argument("--web", action="store_true", help="export to onnx and serve a page that runs it, until Ctrl-C")
     run = _verb(verbs, "run", "photos --teacher facebook/sam3 --student es_rv_m --out runs/mine")
-    run.add_argument("images", type=_path, help="a folder of images, SA-1B, COCO, images with masks; or videos")
+    run.add_argument("images", type=_path, help="images, SA-1B, COCO, images with masks; videos; or phrases")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     run.add_argument("--teacher", required=True, type=_name, help="a SAM 3 folder, hub id or sam3.pt; or 'sandbox'")
     run.add_argument("--student", help="es_rv_m, any timm model, or a model to start from (default: the recipe's)")
@@ -236,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     train = _config_verb(verbs, "train", "encoder/es_rv_m --nproc 8 train.batch_size=512", parallel=True)
     train.add_argument("--resume", type=_path, metavar="RUN", help="start from another run or checkpoint")
     merge = _verb(verbs, "merge", "runs/encoder/es_rv_m --into facebook/sam3 --out es_rv_m_sam3")
-    merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT", help="holds the trained trunk")
+    merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT", help="holds the trained student")
     merge.add_argument(
         "--into", required=True, type=_name, metavar="TEACHER", help="a folder, hub id, sam3.pt or 'sandbox'"
     )
