@@ -71,6 +71,8 @@ def test_the_merged_model_answers_with_the_students_tokens_and_the_teachers_head
     _, folder = speaking
     student = text_student(tmp_path / "run", len(VOCABULARY), context=4)
     sandbox_words().save(tmp_path / "run" / "student")
+    with pytest.raises(UserError, match="a text encoder without a vision encoder: `samdistill merge"):
+        load_concept_model(tmp_path / "run")
     merge(tmp_path / "run", folder, tmp_path / "merged")
     merged = load_concept_model(tmp_path / "merged")
     assert isinstance(merged, Sam3Detector) and merged.words.context == 4
@@ -100,7 +102,7 @@ def test_trunk_and_text_encoder_go_into_one_model_in_either_order(hosts, student
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-def test_an_original_file_gives_a_folder_of_its_detector(hosts, original_state, tmp_path) -> None:
+def test_an_original_file_gives_a_folder_of_its_detector(hosts, original_state, student, tmp_path) -> None:
     host, folder = hosts["sam3"]
     torch.save({"model": original_state}, tmp_path / "sam3.pt")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
@@ -109,6 +111,12 @@ def test_an_original_file_gives_a_folder_of_its_detector(hosts, original_state, 
     merged, before = opened(tmp_path / "merged").state_dict(), host.state_dict()
     kept = [key for key in before if not key.startswith(("text_encoder.", "text_projection."))]
     assert all(torch.equal(merged[key], before[key]) for key in kept)
+    merge(student[1], tmp_path / "sam3.pt", tmp_path / "seeing.pt")  # a file with a student as its trunk
+    merge(tmp_path / "run", tmp_path / "seeing.pt", tmp_path / "both")
+    both = opened(tmp_path / "both")
+    assert isinstance(both.vision_encoder.backbone, StudentTrunk)
+    trunk, own = student[0].state_dict(), both.vision_encoder.backbone.state_dict()
+    assert trunk.keys() == own.keys() and all(torch.equal(value, own[key]) for key, value in trunk.items())
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
 from .hosting import check_loads, copy_companions, host_config, host_of, save_shards
 from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
 from .loading import open_config, read_settings
-from .original import original_config
+from .original import merged_state, original_config
 from .rename import hf_names, to_hf
-from .report import REPORT, MergeReport, Table, sidecar
+from .report import REPORT, MergeReport, Table, merged_student, sidecar
 from .student import Host, OpenedStudent, as_json, original_student_name, read_student
 from .text import (
     TEXT_PREFIXES,
@@ -124,7 +124,8 @@ def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
         open_config(place)  # raises if a part of the configuration is of a wrong type
     else:
         settings = as_json(original_config(place, Sam3Config))
-        teacher, _ = to_hf(teacher)
+        merged_before = any(name.startswith(ORIGINAL_STUDENT) for name in teacher)
+        teacher = merged_state(teacher, merged_student(place)) if merged_before else to_hf(teacher)[0]
     merged = lite_config(settings, student.config, place)
     origin, others = split_text(teacher)
     if not text_tensors(others):

@@ -76,6 +76,12 @@ def test_the_result_is_whole_and_the_report_shows_it(finished) -> None:
     assert "tokens: cosine" in finished.summary() and "merged model: " in finished.summary()
 
 
+def _questions(folder: Path) -> Path:
+    path = folder / "questions.json"
+    path.write_text(json.dumps({"images": [{"text_input": text} for text in ("a star", "Star", "ring", "tree")]}))
+    return path
+
+
 def test_phrases_of_an_evaluation_set_are_kept_out_and_counted(text, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("A Red_Circle\nstar\nring\nunheard of\n")
     config = text(tmp_path / "run", f"data.exclude=[{tmp_path}/val.txt]", "data.held_out_fraction=0")
@@ -83,6 +89,8 @@ def test_phrases_of_an_evaluation_set_are_kept_out_and_counted(text, tmp_path: P
     assert found.excluded == 3 and found.phrases == len(PHRASES) - 3 and found.held_out == 3
     assert found.facts()["excluded"] == "3 phrase(s) of the evaluation sets; 1 that a model cannot read"
     assert [bad.key for bad in found.skipped] == ["'unheard of'"]
+    asked = plan(text(tmp_path / "run", f"evaluate.concepts={_questions(tmp_path)}", "data.held_out_fraction=0"))
+    assert "2 phrase(s) of evaluate.concepts are trained on" in asked.facts()["excluded"]
     assert not {"red circle", "star", "ring"} & set(TextParts(config).book.train)
 
 
@@ -94,7 +102,7 @@ def test_a_cache_is_complete_verified_and_shared_by_any_context(text, tmp_path: 
     assert (again.written, again.verified, again.worst_error) == (0, 4, pytest.approx(0, abs=1e-5))
     signals = TextParts(config).signals()
     asked = ["star", "red circle", "star"]
-    (stored,), (ran,) = signals.answer(asked, signals.read(asked)), TextParts(config).teacher.features(asked)
+    (stored,), (ran,) = signals.answer(asked, signals.read(asked)), TextParts(config).teacher().features(asked)
     torch.testing.assert_close(stored, ran, rtol=1e-5, atol=1e-6)
 
 

@@ -20,7 +20,7 @@ class PhraseRecords(RecordSource):
 
     def __init__(self, parts: TextParts, call: CacheCall) -> None:
         refuse_online(parts.config)
-        self.parts, self.teacher = parts, parts.teacher.to(call.device)
+        self.parts, self.teacher = parts, parts.teacher().to(call.device)
         self.batch_size, self.verified = parts.config.cache.batch_size, parts.config.cache.verify_records
         self.rank, self.root = call.rank, parts.config.store_root
         self.specs = parts.specs(self.teacher.fingerprint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +12,6 @@ from torch.nn import functional as F
 
 from ...checkpoints.files import STUDENT_FOLDER
 from ...checkpoints.loading import open_config, parameter_count, pretrained
-from ...checkpoints.report import MergeReport
 from ...checkpoints.words import Words
 from ...data.phrases import PhraseBook, normalised
 from ...data.saco import ConceptSet
@@ -52,17 +50,17 @@ class _Encoded:
     pooled: Float[Tensor, "p c"]
 
 
-def evaluate(config: TextRunConfig, merged: MergeReport | None) -> TextResult | None:
+def evaluate(config: TextRunConfig, merged: str | None) -> TextResult | None:
     """Evaluate teacher, untrained and distilled student. None if no phrase was kept out of training.
 
     Args:
         config: Configuration of a finished run.
-        merged: The merge of the student into its teacher, for cgF1.
+        merged: Folder of the student merged into its teacher, for cgF1.
     """
     parts, device = TextParts(config), default_device()
     if not parts.others:
         return None
-    teacher = parts.teacher.to(device)
+    teacher = parts.teacher().to(device)
     torch.manual_seed(config.train.seed)
     untrained = build_student(config.student, parts.teacher_info)  # same seed as in training, without any step
     folder = config.output / STUDENT_FOLDER
@@ -168,19 +166,19 @@ def _by_range(
 
 
 def _with_concepts(
-    result: TextResult, config: TextRunConfig, parts: TextParts, untrained: TextStudent, merged: MergeReport | None
+    result: TextResult, config: TextRunConfig, parts: TextParts, untrained: TextStudent, merged: str | None
 ) -> TextResult:
     """Add cgF1 with the teacher's vision encoder and heads, if there are questions and a merged model."""
     settings, device = config.evaluate, default_device()
     if settings.concepts is None or merged is None:
         return result
     concepts = some_images(ConceptSet.load(settings.concepts), settings.images)
-    start = load_concept_model(merged.out, device=device)
+    start = load_concept_model(merged, device=device)
     start.model.load_state_dict(untrained.state_dict(), strict=False)
     models = {
         TEACHER: load_concept_model(config.teacher.path, config.teacher.image_size, device),
         UNTRAINED: start,
-        DISTILLED: load_concept_model(Path(merged.out), device=device),
+        DISTILLED: load_concept_model(merged, device=device),
     }
     with Progress("evaluating", len(concepts.pairs), "questions") as bar:
         found = evaluate_concepts(

@@ -54,7 +54,7 @@ class TextJob(Job[TextRunConfig]):
         return merge(config.output, config.teacher.path, config.output / "merged")
 
     def evaluate(self, config: TextRunConfig, merged: MergeReport | None) -> Evaluated | None:
-        result = evaluate(config, merged)
+        result = evaluate(config, None if merged is None else merged.out)
         return None if result is None else Evaluated(result)
 
     def summary(self, evaluated: Evaluated) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...checkpoints.words import Words
-from ...data.phrases import PhraseBook, read_phrases
+from ...data.phrases import PhraseBook, normalised, read_phrases
 from ...data.skipped import leave_out
 from ...data.sources import evenly
 from ...dist import process_rank
@@ -68,13 +68,21 @@ class TextParts:
             found += PHRASES if source == SANDBOX_PHRASES else read_phrases(as_path(source))
         return found
 
-    @cached_property
     def teacher(self) -> Sam3Text:
+        """Load the teacher's text encoder on the CPU. It is not kept: training from a cache does not need it."""
         return Sam3Text(self.config.teacher)
 
     def running(self) -> RunningMaps[Sequence[str]]:
         """Return the signals of the running teacher."""
-        return RunningMaps(self.teacher, self.teacher.features)
+        teacher = self.teacher()
+        return RunningMaps(teacher, teacher.features)
+
+    def trained_questions(self) -> int:
+        """Return the number of phrases of ``evaluate.concepts`` that are trained on."""
+        if self.config.evaluate.concepts is None:
+            return 0
+        asked = {normalised(phrase) for phrase in read_phrases(self.config.evaluate.concepts)}
+        return len(asked & {normalised(phrase) for phrase in self.book.train})
 
     def specs(self, fingerprint: str) -> Specs:
         """Return the specification of the store, without reading weights.
@@ -106,7 +114,7 @@ class TextParts:
         root, wanted = self.config.store_root, [*self.book.train, *self.others]
         stores = open_stores(root, self.specs(""), "tokens")
         if proven and process_rank() == 0:
-            prove(root, self.specs(self.teacher.fingerprint))
+            prove(root, self.specs(self.teacher().fingerprint))
         refuse_missing(root, [phrase for phrase in wanted if phrase not in stores[""]], len(wanted))
         return StoredMaps(list(stores.values()), phrase_records)
 

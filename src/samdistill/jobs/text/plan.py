@@ -30,6 +30,7 @@ class TextPlan(Plan):
         held_out: Phrases to evaluate on.
         excluded: Phrases of the sources that are left out because an evaluation set has them.
         repeated: Repetitions in the sources.
+        trained_questions: Phrases of ``evaluate.concepts`` that are trained on.
         online: The teacher runs during training, without a cache.
     """
 
@@ -44,6 +45,7 @@ class TextPlan(Plan):
     excluded: int
     repeated: int
     dropped: int
+    trained_questions: int
     online: bool
     codec: str
     bytes_per_record: int
@@ -72,12 +74,15 @@ class TextPlan(Plan):
         return self.raw_bytes_per_record
 
     def facts(self) -> dict[str, str]:
+        count = self.trained_questions
+        leaked = f"; {count} phrase(s) of evaluate.concepts are trained on" if count else ""
         return {
             "teacher": f"{self.teacher} ({self.teacher_params / 1e6:.2f}M in its text encoder and projection)",
             "student": f"{self.student} ({self.student_params / 1e6:.3f}M), {self.context} tokens to {self.width} "
             "channels",
             "phrases": f"{self.phrases} to train on, {self.held_out} to evaluate on, {self.repeated} repetition(s)",
-            "excluded": f"{self.excluded} phrase(s) of the evaluation sets; {self.dropped} that a model cannot read",
+            "excluded": f"{self.excluded} phrase(s) of the evaluation sets; {self.dropped} that a model cannot read"
+            + leaked,
             "cache": planned(
                 self.online, self.cache_bytes, f"{self.codec}, {human_bytes(self.bytes_per_record)} a phrase"
             ),
@@ -104,6 +109,7 @@ def plan_text(config: TextRunConfig) -> TextPlan:
         teacher=config.teacher.path, teacher_params=info.params, width=info.width, student=f"text encoder {name}",
         student_params=params, context=sizes.max_position_embeddings, phrases=len(book.train),
         held_out=len(parts.others), excluded=book.excluded, repeated=book.repeated, dropped=len(book.dropped),
+        trained_questions=parts.trained_questions(),
         online=config.online, codec=config.cache.codec, bytes_per_record=per_record,
         raw_bytes_per_record=record_bytes("fp16", shape), cache_bytes=0 if config.online else per_record * records,
         weights_and_optimiser_bytes=optimiser_bytes(student, train),
