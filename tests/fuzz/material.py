@@ -174,7 +174,9 @@ def data(root: Path) -> None:
     (root / "phrases" / "words.jsonl").write_text("\n".join(json.dumps({"phrases": words[i:]}) for i in (0, 4)) + "\n")
     categories = [{"id": i, "name": word, "synonyms": ["star"]} for i, word in enumerate(words)]
     (root / "phrases" / "names.json").write_text(json.dumps({"images": [], "categories": categories}))
-    (root / "phrases" / "asked.json").write_text(json.dumps({"images": [{"id": 1, "text_input": w} for w in words]}))
+    (root / "phrases" / "asked.json").write_text(
+        json.dumps({"images": [{"id": 1, "text_input": w} for w in words[:3]]})
+    )
 
 
 def configs(root: Path) -> None:
