@@ -20,6 +20,7 @@ from .processes import INTERRUPTED, INTERRUPTION, end_with_parent, sigterm_inter
 
 _RAW = argparse.RawDescriptionHelpFormatter
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
+_STARTS_OVER = "interrupted; the same command starts over"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,6 +64,8 @@ _VERBS = {
     },
 }
 """Verbs in the groups of ``samdistill --help``."""
+_RESUMED = ("demo", "run", "cache", "train", "prepare")
+"""Verbs that keep what was finished before an interruption. All others start over."""
 
 
 def _grouped() -> str:
@@ -297,16 +300,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 1 a term without gradient, or standard output was closed, 2 a user's error, 130
     interrupted by SIGINT or SIGTERM."""
     arguments, name = sys.argv[1:] if argv is None else list(argv), "samdistill"
+    verb = ""
     try:
         with sigterm_interrupts(), checked_output():
             args = _parse(arguments)
-            name = f"samdistill {args.verb}"
+            verb, name = args.verb, f"samdistill {args.verb}"
             return _run(args, arguments)
     except UserError as error:
         _say(f"{name}: {message(error)}")
         return 2
     except KeyboardInterrupt:
-        _say(f"{name}: {INTERRUPTION}")
+        _say(f"{name}: {INTERRUPTION if verb in _RESUMED else _STARTS_OVER}")
         return INTERRUPTED
     except OutputLost as error:
         if isinstance(error.cause, BrokenPipeError):  # a reader that left, as ``| head`` does
