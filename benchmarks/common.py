@@ -25,8 +25,8 @@ from typing import Any
 
 import samdistill
 from samdistill import load_config
-from samdistill.checkpoints.merge import sidecar
 from samdistill.checkpoints.promptable import load_model
+from samdistill.checkpoints.report import sidecar
 from samdistill.dist import default_device
 from samdistill.engine import read_lines
 from samdistill.evaluation import EvaluationResult, evaluate_models

@@ -36,7 +36,7 @@ STATIC = ("executorch", "coreml", "litert")
 PHRASES = ("red circle", "blue square", "green star")
 SEED = 700
 """World of the scenes for int8; the held-out scenes are of the next but one."""
-SCENES = 64
+SCENES = 128
 """Scenes for int8, and held-out scenes."""
 
 

@@ -187,7 +187,6 @@ def measure(case: str, size: int, threads: list[int], rounds: int, peers: Path |
     with TemporaryDirectory() as folder, torch.no_grad():
         if case != "edge_sam":
             part = part_of(case, size)
-            row["parameters"] = sum(one.numel() for one in part.module.parameters())
             eager["eager"] = part.module, part.example({"batch": 1, "prompts": 1}, 0)
             for name in TARGETS:
                 paths[name] = Path(folder) / f"ours{target(name).extension}"
@@ -251,7 +250,7 @@ def add_peer(
     except Exception as error:  # of any library
         row["peer"] = {"name": name, "reason": str(error).strip().splitlines()[-1][:200]}
         return
-    row["peer"] = {"name": name, "parameters": sum(one.numel() for one in encoder.parameters())}
+    row["peer"] = {"name": name}
     row["bytes"][name] = path.stat().st_size
     paths[name], eager[f"{name} eager"] = path, (encoder, (pixels,))
 
@@ -288,7 +287,7 @@ def say(sheet: Sheet, rows: list[dict[str, Any]]) -> None:
         for name in (name for name in TARGETS if name in row["ms"]):
             middle, text = ratio(row, name, "eager")
             cells.append([
-                f"{told}, {name}", f"{row['parameters'] / 1e6:.1f}", f"{row['bytes'][name] / 1e6:.1f}",
+                f"{told}, {name}", f"{row['bytes'][name] / 1e6:.1f}",
                 f"{row['difference'][name]:.1e}", f"{statistics.median(row['ms']['eager']):.0f}",
                 f"{statistics.median(row['ms'][name]):.0f}", text, "met" if middle <= GOAL else "missed",
             ])  # fmt: skip
@@ -299,13 +298,13 @@ def say(sheet: Sheet, rows: list[dict[str, Any]]) -> None:
             name = peer["name"]
             ours = ratio(row, "onnx", name)[1] if "onnx" in row["ms"] else "-"
             others.append([
-                f"{told}, {name}", f"{peer['parameters'] / 1e6:.1f}", f"{row['bytes'][name] / 1e6:.1f}",
+                f"{told}, {name}", f"{row['bytes'][name] / 1e6:.1f}",
                 f"{row['difference'][name]:.1e}", f"{statistics.median(row['ms'][name]):.0f}",
                 ratio(row, name, f"{name} eager")[1], ours,
             ])  # fmt: skip
-    columns = ["case", "M parameters", "MB", "difference", "eager ms", "file ms", "file / eager", f"<= {GOAL}"]
+    columns = ["case", "MB", "difference", "eager ms", "file ms", "file / eager", f"<= {GOAL}"]
     sheet.table("our files, random weights, one image", columns, cells)
-    columns = ["case, project", "M parameters", "MB", "difference", "their file ms", "their file / their eager",
+    columns = ["case, project", "MB", "difference", "their file ms", "their file / their eager",
                "our ONNX / their ONNX"]  # fmt: skip
     sheet.table("image encoders of other projects, their export, onnxruntime", columns, others)
     sized = [row["bytes"] for row in rows if "int8" in row["bytes"]][:1]

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent / "checkpoints"))  # for original_n
 from tiny_detection import detection, detector, hosted, scenes, tracker  # noqa: F401
 from tiny_jobs import tiny_job  # noqa: F401
 from tiny_prompt import prompted, sams  # noqa: F401
+from tiny_text import text  # noqa: F401
 from tiny_video import films, image_student, video  # noqa: F401
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.jobs.loading import load_config
 from samdistill.jobs.prompt.config import PromptRunConfig
+from samdistill.jobs.text.config import TextRunConfig
 from samdistill.jobs.video.config import VideoRunConfig
 from samdistill.students import STUDENTS
 from samdistill.types import UserError
@@ -26,11 +27,13 @@ BACKBONES |= {f"detection/{name}": backbone for name, backbone in DETECTORS.item
 PROMPTED = ("everything", "mobile_sam", "published", "sam3_tracker", "sandbox")
 BACKBONES |= {f"prompt/{name}": "tiny_vit_5m_224" for name in PROMPTED}  # all of them start from a checkpoint
 VIDEOS = ("described", "efficient_sam3", "sandbox")
+TEXTS = ("s0", "s1", "sandbox")
 KINDS = {
     "encoder": EncoderRunConfig,
     "detection": DetectionRunConfig,
     "prompt": PromptRunConfig,
     "video": VideoRunConfig,
+    "text": TextRunConfig,
 }
 
 
@@ -45,13 +48,14 @@ def write(tmp_path: Path):
 
 
 def test_what_is_packaged() -> None:
-    assert packaged() == sorted([*BACKBONES, *(f"video/{name}" for name in VIDEOS)])
+    others = [*(f"video/{name}" for name in VIDEOS), *(f"text/{name}" for name in TEXTS)]
+    assert packaged() == sorted([*BACKBONES, *others])
 
 
 @pytest.mark.parametrize("name", packaged())
 def test_every_packaged_recipe_loads_and_its_resolved_form_is_the_same_run(name: str, write) -> None:
     config = load_config(name)
-    if not isinstance(config, VideoRunConfig):  # its student is one that was distilled before
+    if not isinstance(config, VideoRunConfig | TextRunConfig):  # their students have no backbone in the config
         assert config.student.backbone == BACKBONES[name]
     assert isinstance(config, KINDS[name.partition("/")[0]])
     assert load_config(write(config.to_yaml())) == config

@@ -20,6 +20,7 @@ from samdistill.jobs import JOBS
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.jobs.prompt.config import PromptRunConfig
+from samdistill.jobs.text.config import TextRunConfig
 from samdistill.jobs.video.config import VideoRunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -96,12 +97,13 @@ def section(title: str) -> str:
     return found
 
 
-SHARED, TEACHER = "Keys of all jobs", "Keys of a teacher"
+SHARED, IMAGES, TEACHER = "Keys of all jobs", "Keys of images and videos", "Keys of a teacher"
 KEYS: dict[tuple[str, ...], type[BaseModel]] = {
-    (SHARED, TEACHER, "Keys of the encoder job"): EncoderRunConfig,
-    (SHARED, TEACHER, "Keys of the detection job"): DetectionRunConfig,
-    (SHARED, "Keys of the prompt job"): PromptRunConfig,
-    (SHARED, TEACHER, "Keys of the video job"): VideoRunConfig,
+    (SHARED, IMAGES, TEACHER, "Keys of the encoder job"): EncoderRunConfig,
+    (SHARED, IMAGES, TEACHER, "Keys of the detection job"): DetectionRunConfig,
+    (SHARED, IMAGES, "Keys of the prompt job"): PromptRunConfig,
+    (SHARED, IMAGES, TEACHER, "Keys of the video job"): VideoRunConfig,
+    (SHARED, TEACHER, "Keys of the text job"): TextRunConfig,
     ("Keys of a phase",): PhaseConfig,
     ("Keys of a freeze",): FreezeConfig,
     ("Keys of a rate",): RateConfig,

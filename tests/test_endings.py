@@ -44,8 +44,17 @@ def test_a_reader_that_left_ends_it_quietly(argv: list[str]) -> None:
     assert process.communicate(timeout=600)[1] == "" and process.returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["models"], "samdistill models: interrupted; the same command starts over\n"),
+        (["export", "sandbox-mobile", "--out", "x"], "samdistill export: interrupted; the same command starts over\n"),
+        (["train", "encoder/es_rv_m"],
+         "samdistill train: interrupted; what was finished is kept, the same command goes on\n"),
+    ],
+)  # fmt: skip
 def test_sigterm_ends_a_command_as_ctrl_c_does(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def waits(*_: object) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -54,10 +63,8 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(cli, "_dispatch", waits)
-    assert main(["models"]) == 130
-    assert capsys.readouterr().err == (
-        "samdistill models: interrupted; what was finished is kept, the same command goes on\n"
-    )
+    assert main(argv) == 130
+    assert capsys.readouterr().err == said
     assert signal.getsignal(signal.SIGTERM) is before
 
 

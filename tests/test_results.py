@@ -28,8 +28,8 @@ def test_every_result_file_is_used_or_listed_with_a_reason() -> None:
     assert with_figures <= used | {Path(name).stem for name in claims.UNUSED}
     assert all(claims.UNUSED.values())
     assert {file for file in used if not (ROOT / "benchmarks" / f"{file}.py").is_file()} <= {
-        "sandbox_student", "video_memory_parts", "video_memory_sizes", "export_full_1008"
-    }  # fmt: skip  # further parts of detection_student.py, video_memory.py and export_full.py
+        "sandbox_student", "video_memory_parts", "video_memory_sizes"
+    }  # fmt: skip  # further parts of detection_student.py, video_memory.py
 
 
 def test_every_benchmark_has_a_claim_or_a_table_and_every_file_gives_figures() -> None:

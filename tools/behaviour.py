@@ -32,10 +32,10 @@ from safetensors.torch import load_file
 
 from samdistill.cli import main as samdistill
 
-JOBS = ("encoder", "detection", "prompt", "video")
+JOBS = ("encoder", "detection", "prompt", "video", "text")
 TIMES = re.compile(r"second|latency|_ms$|per_second|wall|^date$|^time|memory_peak|rss|speed|fps|^device$|machine")
 """Names of values that differ between runs."""
-STORES = {"encoder": "embeddings", "prompt": "features", "video": "features"}
+STORES = {"encoder": "embeddings", "prompt": "features", "video": "features", "text": "features"}
 SMALL = {
     "encoder": ["data.workers=0", "train.epochs=2", "train.batch_size=8", "train.log_every=1", "cache.batch_size=8",
                 "train.warmup_epochs=0.5", "evaluate.images=8"],
@@ -45,6 +45,7 @@ SMALL = {
                "distillation.use_precomputed_features=true", "train.warmup_epochs=0.5"],
     "video": ["data.workers=0", "clips.per_video=4", "train.batch_size=4", "train.log_every=1", "evaluate.videos=2",
               "train.phases=[{name: memory, epochs: 2, lr: 3e-3}]"],
+    "text": ["train.epochs=2", "data.passes=2", "data.hard=0.5", "train.log_every=1", "train.warmup_epochs=0.5"],
 }  # fmt: skip
 RENDER = {
     "encoder": ["runs/sandbox-data", "--train", "16", "--val", "8"],
@@ -119,7 +120,7 @@ def recipes() -> dict[str, str]:
 def run_of(job: str, data: bool = True) -> dict[str, Any]:
     """Run plan, check, cache and train of a reduced sandbox recipe, and return their results."""
     recipe, small = f"{job}/sandbox", SMALL[job]
-    if data:
+    if data and job in RENDER:
         say("sandbox", "render", *RENDER[job])
     found: dict[str, Any] = {"plan": asked("plan", recipe, *small)}
     run = Path("runs") / job / "sandbox"
@@ -197,7 +198,8 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
         print("verbs", file=sys.stderr, flush=True)
         found["verbs"] = verbs()
         for job in JOBS:
-            found[f"{job} continued"] = continued(job, earlier or folder)
+            if ((earlier or folder) / "runs" / job).is_dir():  # a job that the earlier version had
+                found[f"{job} continued"] = continued(job, earlier or folder)
         if args.demos:
             found["demos"] = demos()
     finally:

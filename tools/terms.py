@@ -14,6 +14,7 @@ from pages import ROOT, between, markdown, write
 from samdistill.jobs.detection.losses import FEATURE_TERMS, OUTPUT_TERMS
 from samdistill.jobs.encoder.losses import FEATURE_LOSSES
 from samdistill.jobs.prompt.losses import DISTILLED_TERMS, TASK_TERMS
+from samdistill.jobs.text.losses import TEXT_TERMS
 from samdistill.jobs.video.losses import ALIGN_TERMS, MEMORY_TERMS
 from samdistill.registry import TermTable
 
@@ -23,6 +24,7 @@ TABLES: dict[str, tuple[TermTable, ...]] = {
     "prompt, task": (TASK_TERMS,),
     "prompt, distillation": (DISTILLED_TERMS,),
     "video": (MEMORY_TERMS, ALIGN_TERMS),
+    "text": (TEXT_TERMS,),
 }
 BEGIN = re.compile(r"^<!-- terms of (.+): written by tools/terms.py -->$", re.M)
 END = "<!-- end of terms -->"

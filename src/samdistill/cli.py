@@ -20,6 +20,7 @@ from .processes import INTERRUPTED, INTERRUPTION, end_with_parent, sigterm_inter
 
 _RAW = argparse.RawDescriptionHelpFormatter
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf|nan)", re.IGNORECASE)
+_STARTS_OVER = "interrupted; the same command starts over"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +49,7 @@ _VERBS = {
         "check": "print value, weight and gradient norm of each loss term",
         "cache": "write the teachers' outputs to disk",
         "train": "train the student with running or cached teachers",
-        "merge": "put a trained image encoder into its teacher",
+        "merge": "put a trained image or text encoder into its teacher",
     },
     "models": {
         "models": "list the students and their sizes",
@@ -63,6 +64,8 @@ _VERBS = {
     },
 }
 """Verbs in the groups of ``samdistill --help``."""
+_RESUMED = ("demo", "run", "cache", "train", "prepare")
+"""Verbs that keep what was finished before an interruption. All others start over."""
 
 
 def _grouped() -> str:
@@ -213,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     _export_option(demo)
     demo.add_argument("--web", action="store_true", help="export to onnx and serve a page that runs it, until Ctrl-C")
     run = _verb(verbs, "run", "photos --teacher facebook/sam3 --student es_rv_m --out runs/mine")
-    run.add_argument("images", type=_path, help="a folder of images, SA-1B, COCO, images with masks; or videos")
+    run.add_argument("images", type=_path, help="images, SA-1B, COCO, images with masks; videos; or phrases")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
     run.add_argument("--teacher", required=True, type=_name, help="a SAM 3 folder, hub id or sam3.pt; or 'sandbox'")
     run.add_argument("--student", help="es_rv_m, any timm model, or a model to start from (default: the recipe's)")
@@ -236,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     train = _config_verb(verbs, "train", "encoder/es_rv_m --nproc 8 train.batch_size=512", parallel=True)
     train.add_argument("--resume", type=_path, metavar="RUN", help="start from another run or checkpoint")
     merge = _verb(verbs, "merge", "runs/encoder/es_rv_m --into facebook/sam3 --out es_rv_m_sam3")
-    merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT", help="holds the trained trunk")
+    merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT", help="holds the trained student")
     merge.add_argument(
         "--into", required=True, type=_name, metavar="TEACHER", help="a folder, hub id, sam3.pt or 'sandbox'"
     )
@@ -297,16 +300,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit codes: 0 done, 1 a term without gradient, or standard output was closed, 2 a user's error, 130
     interrupted by SIGINT or SIGTERM."""
     arguments, name = sys.argv[1:] if argv is None else list(argv), "samdistill"
+    verb = ""
     try:
         with sigterm_interrupts(), checked_output():
             args = _parse(arguments)
-            name = f"samdistill {args.verb}"
+            verb, name = args.verb, f"samdistill {args.verb}"
             return _run(args, arguments)
     except UserError as error:
         _say(f"{name}: {message(error)}")
         return 2
     except KeyboardInterrupt:
-        _say(f"{name}: {INTERRUPTION}")
+        _say(f"{name}: {INTERRUPTION if verb in _RESUMED else _STARTS_OVER}")
         return INTERRUPTED
     except OutputLost as error:
         if isinstance(error.cause, BrokenPipeError):  # a reader that left, as ``| head`` does

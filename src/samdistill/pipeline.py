@@ -201,8 +201,9 @@ def distill(
     An interrupted run is resumed by the same call.
 
     Args:
-        job: ``encoder``, ``detection``, ``prompt`` or ``video``.
-        data: A folder of images, an SA-1B tree, a COCO folder, or images with masks. For ``video``: SA-V or DAVIS.
+        job: ``encoder``, ``detection``, ``prompt``, ``video`` or ``text``.
+        data: A folder of images, an SA-1B tree, a COCO folder, or images with masks. For ``video``: SA-V or DAVIS. For
+            ``text``: a file of phrases, or a folder of them.
         teacher: Path or hub id of the teacher, or ``sandbox``.
         teachers: Weights of several teachers by path, for a job that supports it. Give either this or ``teacher``.
         student: Name of a student (``es_rv_m``), a timm model, or a model to start from. None uses the recipe's.

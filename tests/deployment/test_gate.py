@@ -15,7 +15,7 @@ from parts_toy import Broken, Toy, eager_target, example, toy_part
 
 from samdistill.deployment import gate
 from samdistill.deployment.gate import LIMITS, Limits, check, cosine, difference, latency, mask_iou
-from samdistill.deployment.parts import Part
+from samdistill.deployment.parts import Part, ports
 
 EXACT = LIMITS["fp32"]
 
@@ -114,6 +114,36 @@ def test_reduced_precision_is_judged_by_its_agreement(tmp_path: Path) -> None:
     target.convert(part, tmp_path / "toy.json", False)
     assert not check(part, tmp_path / "toy.json", target, False, EXACT)[0].passed
     assert check(part, tmp_path / "toy.json", target, False, Limits(None, 0.98))[0].passed
+
+
+def squares(sizes: tuple[int, ...], flips: tuple[int, ...]) -> float:
+    """Agreement of masks of so many pixels, each with so many pixels missing in the file. Both seeds are equal."""
+    module = torch.nn.Identity()
+
+    def example(case: dict[str, int], seed: int) -> tuple[torch.Tensor, ...]:
+        whole = -torch.ones(1, 1, 30, 30)
+        whole.view(-1)[: sizes[case["which"]]] = 1
+        return (whole,)
+
+    cases = tuple({"which": number} for number in range(len(sizes)))
+    part = Part(
+        "squares", module, (), ports(["masks"], 1, 1, 30, 30), example, {}, cases,
+        lambda given: (given,), masks=("masks",),
+    )  # fmt: skip
+
+    def session(given: np.ndarray) -> list[np.ndarray]:
+        found = given.copy()
+        found.reshape(-1)[: flips[sizes.index(int((given > 0).sum()))]] = -1
+        return [found]
+
+    gate._compare_all(part, session, verdict := gate.Verdict())
+    return verdict.agreement
+
+
+def test_small_masks_are_compared_together_and_each_large_one_alone() -> None:
+    assert squares((40, 60), (1, 0)) == pytest.approx(99 / 100)
+    assert squares((40, 60), (40, 0)) == pytest.approx(60 / 100), "a case that is wrong still shows"
+    assert squares((40, 800), (0, 80)) == pytest.approx(0.9)
 
 
 def test_figures_by_hand() -> None:

@@ -87,6 +87,8 @@ def test_int8_weights_are_those_that_training_for_int8_computes_with(
     assert kinds["QuantizeLinear"] == 3, "inputs of both layers and the output of the convolution"
     assert all(len(name) < 5 for node in model.graph.node for name in (node.name, *node.input, *node.output)
                if name not in ("pixels", "out"))  # fmt: skip
+    constants = [(one.dtype.str, one.shape, one.tobytes()) for one in known.values()]
+    assert len(constants) == len(set(constants)), "equal constants stand in the file once"
 
 
 def test_int8_is_close_to_eager_at_any_batch(part: Part, source: Path, tmp_path: Path) -> None:
@@ -142,6 +144,34 @@ def test_small_layers_and_lookups_of_indices_stay_as_they_are() -> None:
     assert _left_out(helper.make_graph(nodes, "g", [], [], tables)) == [
         "MatMul x small", "Gemm x small b", "Conv x small", "Gather small i", "Gather rows i", "Gather x i",
     ]  # fmt: skip
+
+
+def test_fp16_keeps_the_arguments_of_a_sine_exact(tmp_path: Path) -> None:
+    """float16 would round an argument of 300 to a quarter of a radian."""
+
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.large, self.small = nn.Linear(64, 64), nn.Linear(64, 2)
+
+        def forward(self, given: Tensor) -> tuple[Tensor]:
+            return (300 * self.small(given)).sin(), self.large(given)
+
+    module = Waves().eval()
+    part = Part(
+        "waves", module, ports(["given"], "batch", 64), (*ports(["waves"], "batch", 2), *ports(["sums"], "batch", 64)),
+        lambda sizes, seed: (torch.rand(sizes["batch"], 64, generator=torch.Generator().manual_seed(seed)),),
+        {"batch": 2}, ({"batch": 1},), module,
+    )  # fmt: skip
+    source, path = tmp_path / "waves.onnx", tmp_path / "half.onnx"
+    Onnx.convert(part, source, False)
+    kinds = {one.dims[0]: one.data_type for one in made(part, source, path, "fp16").graph.initializer if one.dims}
+    assert kinds[64] == TensorProto.FLOAT16
+    (given,) = part.example({"batch": 8}, 0)
+    found, wanted = Onnx.open(path)(given.numpy()), module(given)
+    assert np.abs(found[0] - wanted[0].detach().numpy()).max() < 1e-3
+    assert 1e-5 < np.abs(found[1] - wanted[1].detach().numpy()).max() < 1e-2
 
 
 def test_fp16_halves_the_file_and_keeps_the_types_of_its_ports(part: Part, source: Path, tmp_path: Path) -> None:

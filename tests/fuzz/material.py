@@ -39,6 +39,8 @@ from samdistill.students import (
     MobileSamModel,
     StudentTrunk,
     StudentTrunkConfig,
+    TextStudent,
+    TextStudentConfig,
     efficient_sam3_config,
 )
 
@@ -100,12 +102,15 @@ def _sam2() -> Sam2Model:
 
 
 def models(root: Path) -> None:
-    """Models ``detector``, ``tracker``, ``sam``, ``sam2``, ``mobile``; runs ``trunk``, ``images``, ``memory``."""
+    """Models ``detector``, ``tracker``, ``sam``, ``sam2``, ``mobile``; runs ``trunk``, ``speech``, ``images``,
+    ``memory``.
+    """
     torch.manual_seed(0)
     built = {
         "detector": _detector(), "tracker": _tracker(), "sam": _sam(), "sam2": _sam2(),
         "mobile": MobileSamModel(MobileSamConfig(backbone="efficientvit_b0", neck="fused", width=16, heads=2, **SMALL)),
         "trunk/student": StudentTrunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=16, image_size=SIDE)),
+        "speech/student": TextStudent(TextStudentConfig(**TEXT, max_position_embeddings=CONTEXT, width=32)),
         "images/student": EfficientSam3Model(efficient_sam3_config("efficientvit_b0", SIDE, 32, 2, 32, 1, 1, 4, TEXT)),
     }  # fmt: skip
     for name, model in built.items():
@@ -114,7 +119,7 @@ def models(root: Path) -> None:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
         model.save_pretrained(root / name)
     load_with_memory(root / "images" / "student", 4, 1).save_pretrained(root / "memory" / "student")
-    for name in ("detector", "images/student", "memory/student"):
+    for name in ("detector", "speech/student", "images/student", "memory/student"):
         build_tokenizer().save_pretrained(root / name)
     (root / "trunk" / "config.yaml").write_text("job: encoder\n")
     for name, state in (("sam3.pt", to_original(built["detector"].state_dict())[0]),
@@ -163,10 +168,19 @@ def data(root: Path) -> None:
     lines = [json.dumps({"key": keys[0], "phrases": ["red disc"]}), json.dumps({"key": keys[1], "caption": "a disc"})]
     (root / "coco" / "phrases.jsonl").write_text("\n".join(lines) + "\n")
     (root / "coco" / "ids.txt").write_text("\n".join(keys) + "\n")
+    (root / "phrases").mkdir()
+    words = ["red circle", "blue star", "ring", "green heart", "Red Circle", "pink cross", "white blob", "black pill"]
+    (root / "phrases" / "words.txt").write_text("\n".join(words) + "\n")
+    (root / "phrases" / "words.jsonl").write_text("\n".join(json.dumps({"phrases": words[i:]}) for i in (0, 4)) + "\n")
+    categories = [{"id": i, "name": word, "synonyms": ["star"]} for i, word in enumerate(words)]
+    (root / "phrases" / "names.json").write_text(json.dumps({"images": [], "categories": categories}))
+    (root / "phrases" / "asked.json").write_text(
+        json.dumps({"images": [{"id": 1, "text_input": w} for w in words[:3]]})
+    )
 
 
 def configs(root: Path) -> None:
-    """``configs/JOB.yaml`` of the four jobs, on the models and data here; small enough to be run."""
+    """``configs/JOB.yaml`` of every job, on the models and data here; small enough to be run."""
     text = {"hidden": 32, "layers": 3, "heads": 2, "ffn": 32, "context": 6}
     once = {"epochs": 1, "batch_size": 2, "lr": 1e-3, "lr_batch": None, "warmup_epochs": 0, "log_every": 1, "keep": 2}
     phase = {"batch_size": 2, "log_every": 1, "keep": 2}
@@ -192,18 +206,22 @@ def configs(root: Path) -> None:
             "student": {"start": "images", "memory": {"latents": 4, "layers": 1}},
             "train": phase | {"phases": [{"name": "memory", "epochs": 1, "lr": 1e-3}]},
         },
+        "text": {
+            "teacher": {"path": "detector"}, "data": {"phrases": ["phrases/words.txt"], "held_out_fraction": 0.3},
+            "student": {"size": {"hidden": 32, "layers": 3, "heads": 2, "ffn": 32}, "context": 6}, "train": once,
+        },
     }  # fmt: skip
     (root / "configs").mkdir()
     for job, config in jobs.items():
         config |= {"job": job, "output": f"runs/{job}"}
-        config["data"] |= {"held_out": "val", "workers": 0}
+        config["data"] |= {"workers": 0} | ({} if job == "text" else {"held_out": "val"})
         (root / "configs" / f"{job}.yaml").write_text(json.dumps(config, indent=1))
 
 
 def runs(root: Path) -> None:
     """A cache and a finished run of each job in ``runs/JOB``, made by the commands themselves."""
     with contextlib.chdir(root), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        for job in ("encoder", "detection", "prompt", "video"):
+        for job in ("encoder", "detection", "prompt", "video", "text"):
             if job != "detection":
                 assert main(["cache", f"configs/{job}.yaml"]) == 0
             assert main(["train", f"configs/{job}.yaml"]) == 0

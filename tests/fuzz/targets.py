@@ -27,6 +27,7 @@ MODEL = ("/config.json", "/*.safetensors")
 JOBS = {
     "encoder": ("configs", "tracker", "sa1b"), "detection": ("configs", "detector", "coco"),
     "prompt": ("configs", "sam", "sa1b", "runs/prompt"), "video": ("configs", "detector", "sav", "images"),
+    "text": ("configs", "detector", "phrases"),
 }  # fmt: skip
 
 
@@ -48,6 +49,7 @@ TARGETS = [
             "check configs/encoder.yaml teacher.kind=sam2 teacher.path=sam2", copy=("sa1b", "configs")),
     *_model("mobile", CLICK.format("mobile")),
     *_model("trunk", "merge trunk --into detector --out merged", copy=("detector",), inside="/student"),
+    *_model("speech", "merge speech --into detector --out merged", copy=("detector",), inside="/student"),
     *_model("images", WORDS.format("images"), "plan configs/video.yaml", copy=("photos", "detector", "sav", "configs"),
             inside="/student"),
     *_model("memory", "predict {mp4} memory --text disc --out out.mp4", "evaluate memory sav --json",
@@ -70,6 +72,11 @@ TARGETS = [
     Target("words", JOBS["detection"], ("coco/phrases.jsonl", "coco/ids.txt"),
            ("plan configs/detection.yaml questions.source=jsonl questions.file=coco/phrases.jsonl",
             "plan configs/detection.yaml data.ids=coco/ids.txt")),
+    Target("phrases", JOBS["text"], ("phrases/*",),
+           ("check configs/text.yaml", "plan configs/text.yaml data.phrases=[phrases/words.jsonl,phrases/names.json]",
+            "plan configs/text.yaml data.exclude=[phrases/asked.json]")),
+    Target("tokens", (*JOBS["text"], "runs/text"), ("runs/text/features/*", "runs/text/*.*"),
+           ("cache configs/text.yaml --verify", "train configs/text.yaml", "inspect runs/text")),
     Target("SA-Co", ("images", "coco"), ("coco/concepts_val.json", "coco/predictions.json"),
            ("evaluate coco/predictions.json coco/concepts_val.json --concepts --json",
             "evaluate images coco/concepts_val.json --concepts --json --out found.json")),

@@ -32,15 +32,17 @@ JOBS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "detection": ((PYRAMID, "data.views=2", "data.augment.flip=0.5"), ("cache.mode=stored",), RUNS),
     "prompt": (("data.views=2", "data.augment.flip=0.5"), ("distillation.use_precomputed_features=true",), ()),
     "video": (MEMORY, (), RUNS),
+    "text": (("data.hard=0.5",), (), RUNS),
 }
 """Settings of both runs, of the cached one, and of the one whose teacher runs."""
 Pair = Callable[[str], tuple[Run, Run]]
 
 
 @pytest.fixture(scope="module")
-def pair(recipe, detection, prompted, video, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(recipe, detection, prompted, video, text, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """pair(job): a run with its cache, and the same run online."""
-    recipes, made = {"encoder": recipe, "detection": detection, "prompt": prompted, "video": video}, {}
+    recipes = {"encoder": recipe, "detection": detection, "prompt": prompted, "video": video, "text": text}
+    made: dict[str, tuple[Run, Run]] = {}
 
     def of(job: str) -> tuple[Run, Run]:
         if job not in made:
@@ -94,7 +96,7 @@ def killed(task: Task[Any], number: int) -> Task[Any]:
     return task
 
 
-@pytest.mark.parametrize("job", ["encoder", "video"])
+@pytest.mark.parametrize("job", ["encoder", "video", "text"])
 def test_a_run_with_its_teacher_goes_on_bit_for_bit_and_with_no_other(pair: Pair, job: str, tmp_path: Path) -> None:
     config = pair(job)[1]
     train = config.train.model_copy(update={"batch_size": 4} | ({"epochs": 1} if job == "encoder" else {}))
@@ -118,7 +120,7 @@ def test_a_run_with_its_teacher_goes_on_bit_for_bit_and_with_no_other(pair: Pair
     assert teacher is None or not any("teacher" in name for name in ends[0].model)
 
 
-@pytest.mark.parametrize("job", ["encoder", "detection", "video"])
+@pytest.mark.parametrize("job", ["encoder", "detection", "video", "text"])
 def test_online_nothing_is_cached_and_every_verb_says_so(
     pair: Pair, job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

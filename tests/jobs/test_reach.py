@@ -20,11 +20,12 @@ from samdistill.jobs.detection import task as detection_task
 from samdistill.jobs.detection.losses import FEATURE_TERMS, OUTPUT_TERMS, Compared
 from samdistill.jobs.encoder.losses import FEATURE_LOSSES
 from samdistill.jobs.prompt import losses as prompt_losses
+from samdistill.jobs.text.losses import TEXT_TERMS
 from samdistill.jobs.video.losses import ALIGN_TERMS, MEMORY_TERMS, Annotated
 
 TABLES = {
     "encoder": (FEATURE_LOSSES,), "detection": (OUTPUT_TERMS, FEATURE_TERMS), "prompt": (),
-    "video": (MEMORY_TERMS, ALIGN_TERMS),
+    "video": (MEMORY_TERMS, ALIGN_TERMS), "text": (TEXT_TERMS,),
 }  # fmt: skip
 """Where the terms of a job are declared, as functions whose first argument is, or has, the student's tensors."""
 FUNCTIONS = {

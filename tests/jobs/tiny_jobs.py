@@ -15,6 +15,8 @@ from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.encoder.parts import EncoderParts
 from samdistill.jobs.prompt.config import PromptRunConfig
 from samdistill.jobs.prompt.parts import PromptParts
+from samdistill.jobs.text.config import TextRunConfig
+from samdistill.jobs.text.parts import TextParts
 from samdistill.jobs.video.config import VideoRunConfig
 from samdistill.jobs.video.job import video_task
 from samdistill.jobs.video.parts import VideoParts
@@ -37,20 +39,24 @@ SETTINGS = {
         f"train.phases=[{{name: align, epochs: 1, lr: 1e-3, terms: [align]}}, "
         f"{{name: memory, epochs: 1, lr: 1e-3, terms: [{VIDEO_TERMS}]}}]",
     ),
+    "text": ("train.batch_size=36", "train.epochs=1"),
 }  # fmt: skip
 """Two or three steps, of all terms of the job."""
 
 
 @pytest.fixture(scope="session")
-def tiny_job(recipe, cached, detection, prompted, sams, video, tmp_path_factory) -> TinyJob:
+def tiny_job(recipe, cached, detection, prompted, sams, video, text, tmp_path_factory) -> TinyJob:
     """tiny_job(job, output, *overrides): a config of that job, whose cache is there."""
     films = video(tmp_path_factory.mktemp("films"), *SETTINGS["video"])
-    cache(films, device="cpu", progress=False)
+    words = text(tmp_path_factory.mktemp("words"), *SETTINGS["text"])
+    for config in (films, words):
+        cache(config, device="cpu", progress=False)
     make: dict[str, tuple[Callable[..., Run], tuple[str, ...]]] = {
         "encoder": (recipe, (f"cache.root={cached.store_root}",)),
         "detection": (detection, ()),
         "prompt": (prompted, (f"student.start={sams['mobile']}",)),
         "video": (video, (f"cache.root={films.store_root}",)),
+        "text": (text, (f"cache.root={words.store_root}",)),
     }
 
     def build(job: str, output: Path, *overrides: str) -> Run:
@@ -68,5 +74,7 @@ def task_of(config: Run) -> Task[Any]:
         return PromptParts(config).task("cpu")
     if isinstance(config, VideoRunConfig):
         return video_task(VideoParts(config), prove_teacher=False)
+    if isinstance(config, TextRunConfig):
+        return TextParts(config).task(proven=False)
     parts = EncoderParts(config)
     return parts.task(parts.signals(proven=False))

@@ -12,12 +12,13 @@ import terms
 from samdistill.jobs.detection.config import DetectionLossConfig
 from samdistill.jobs.encoder.config import EncoderLossConfig
 from samdistill.jobs.prompt.config import DistillationConfig, PromptLossConfig
+from samdistill.jobs.text.config import TextLossConfig
 from samdistill.jobs.video.config import VideoLossConfig
 from samdistill.registry import TermTable
 
 BLOCKS = {
     "encoder": EncoderLossConfig, "detection": DetectionLossConfig, "prompt, task": PromptLossConfig,
-    "video": VideoLossConfig,
+    "video": VideoLossConfig, "text": TextLossConfig,
 }  # fmt: skip
 
 

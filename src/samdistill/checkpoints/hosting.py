@@ -23,7 +23,10 @@ from .student import Host, OpenedStudent, as_json, expected, read_student
 SHARD_BYTES = 2**30
 """Largest size of a shard. Shards are written one after the other, so this also bounds the memory that a merge takes.
 """
-_CLASSES = {"sam3": "Sam3Model", "sam3_tracker": "Sam3TrackerModel", "sam3_video": "Sam3VideoModel"}
+_CLASSES = {
+    "sam3": "Sam3Model", "sam3_lite_text": "Sam3LiteTextModel", "sam3_tracker": "Sam3TrackerModel",
+    "sam3_video": "Sam3VideoModel",
+}  # fmt: skip
 _TRACKERS = ("sam3_tracker", "sam3_tracker_video")
 
 

@@ -187,8 +187,11 @@ def compare(found: Mapping[str, TensorInfo], wanted: Mapping[str, TensorInfo], s
             )
 
 
-def fill(module: nn.Module, info: Mapping[str, TensorInfo], read: Callable[[str], Tensor], source: str) -> None:
-    """Load every tensor of the image encoder ``module``.
+def fill(
+    module: nn.Module, info: Mapping[str, TensorInfo], read: Callable[[str], Tensor], source: str,
+    what: str = "the image encoder",
+) -> None:  # fmt: skip
+    """Load every tensor of ``module``.
 
     Each tensor is copied, so the file can be deleted afterwards.
 
@@ -197,12 +200,13 @@ def fill(module: nn.Module, info: Mapping[str, TensorInfo], read: Callable[[str]
         info: Shape and dtype of the available tensors, by the module's own names.
         read: Returns a tensor by the module's own name.
         source: Name of the checkpoint in error messages.
+        what: Name of the module in error messages.
 
     Raises:
         UserError: A tensor is missing, unknown or of another shape.
     """
     wanted = {name: TensorInfo.of(tensor) for name, tensor in module.state_dict().items()}
-    compare(info, wanted, source, "the image encoder")
+    compare(info, wanted, source, what)
     module.load_state_dict({name: read(name).clone() for name in wanted}, assign=True)
 
 

@@ -1,55 +1,62 @@
-"""Replacement of a teacher's ViT by a student's trunk, with a record of the kept, removed and added tensors.
+"""Replacement of a teacher's ViT or text encoder by a student's, with a record of the kept, removed and added tensors.
 
-Two layouts are supported: a Hugging Face folder of ``Sam3Model``, ``Sam3TrackerModel`` or ``Sam3VideoModel``, and the
-original ``sam3.pt``. The merged file is read back and compared before it gets its name. A merge that fails leaves
+Two layouts are supported: a Hugging Face folder of ``Sam3Model``, ``Sam3LiteTextModel``, ``Sam3TrackerModel`` or
+``Sam3VideoModel``, and the original ``sam3.pt``. With a small text encoder the result is always a folder, of a
+``Sam3LiteTextModel``. The merged file is read back and compared before it gets its name. A merge that fails leaves
 nothing behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
+from transformers import Sam3Config
 
 from ..io import as_path, make_folder, replacing, write_json, writing
-from ..reading import Table as Settings
-from ..reading import read_json
-from ..students import StudentTrunkConfig
 from ..types import UserError
 from .files import TORCH_SUFFIXES, Weights, locate, open_weights
 from .hosting import check_loads, check_shapes, copy_companions, host_config, host_of, save_shards
 from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
-from .loading import build_config, open_config, read_settings
-from .rename import hf_names
-from .report import MergeReport, Table
+from .loading import open_config, read_settings
+from .original import merged_state, original_config
+from .rename import hf_names, to_hf
+from .report import REPORT, MergeReport, Table, merged_student, sidecar
 from .student import Host, OpenedStudent, as_json, original_student_name, read_student
+from .text import (
+    TEXT_PREFIXES,
+    OpenedText,
+    copy_words,
+    lite_config,
+    read_text,
+    split_text,
+    text_folder,
+    text_tensors,
+)
 
-REPORT = "merge.json"
 _PATCH, _IMAGE_SIZE = 14, 1008  # values of the only published sam3.pt, since the file has no configuration
-
-
-class _Kept(BaseModel):
-    """The part of a merge's report that is read back."""
-
-    student: Settings
 
 
 def merge(
     source: str | Path, into: str | Path, out: str | Path, target_prefix: str | None = None,
     replace_prefix: str | None = None,
 ) -> MergeReport:  # fmt: skip
-    """Merge a student into a teacher: write ``into`` with its image trunk replaced by the student in ``source``.
+    """Merge a student into a teacher: write ``into`` with its image trunk or text encoder replaced by a student.
+
+    For both, merge one into the teacher and the other one into the result.
 
     Args:
-        source: A run folder, a student's folder, or a ``ckpt_epoch_{n}.pt``.
+        source: A run folder or a student's folder of the encoder or the text job, or a ``ckpt_epoch_{n}.pt`` of the
+            encoder job.
         into: The teacher: a Hugging Face folder, a hub id, ``sandbox``, or an original ``sam3.pt``.
-        out: The result, in the layout of ``into``. For a folder: a folder, with the report in ``merge.json``. For a
-            ``sam3.pt``: a file with ``{"model": ...}``, with the report and the student's configuration in
-            ``out.merge.json`` beside it. A result of an earlier merge in the same layout, or an empty folder for a
-            folder, is replaced.
+        out: The result, in the layout of ``into``, or a folder for a text encoder. For a folder: a folder, with the
+            report in ``merge.json``. For a ``sam3.pt``: a file with ``{"model": ...}``, with the report and the
+            student's configuration in ``out.merge.json`` beside it. A result of an earlier merge in the same layout,
+            or an empty folder for a folder, is replaced.
         target_prefix: Prefix of the student's names in the result. None derives it from the layout.
         replace_prefix: Every tensor whose name starts with it is removed. None derives it from the layout.
 
@@ -66,8 +73,15 @@ def merge(
         >>> sorted(report.totals)
         ['added', 'kept', 'removed']
     """
-    place, student_place, out = locate(into), as_path(source), as_path(out)
-    _check_out(out, place)
+    student_place, out = as_path(source), as_path(out)
+    text = text_folder(student_place)
+    place = locate(into, packaged="tracker" if text is None else "detector")
+    if text is not None:
+        if target_prefix or replace_prefix:
+            raise UserError("--target-prefix and --replace-prefix are for an image trunk, not for a text encoder")
+        _check_out(out, place, folder=True)
+        return _text_into(read_text(text), place, out)
+    _check_out(out, place, folder=place.is_dir())
     if place.is_dir():
         return _into_folder(student_place, place, out, target_prefix, replace_prefix)
     if place.suffix in TORCH_SUFFIXES:
@@ -99,16 +113,65 @@ def _into_folder(
         tuple(notes),
     )  # fmt: skip
     tensors = _Joined(teacher, student, kept, names)
+    _write_folder(report, tensors, merged, lambda to: copy_companions(folder, to, host, student.config.image_size))
+    return report
+
+
+def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
+    teacher: Weights | dict[str, Tensor] = open_weights(place)
+    if place.is_dir():
+        settings = read_settings(place)
+        open_config(place)  # raises if a part of the configuration is of a wrong type
+    else:
+        settings = as_json(original_config(place, Sam3Config))
+        merged_before = any(name.startswith(ORIGINAL_STUDENT) for name in teacher)
+        teacher = merged_state(teacher, merged_student(place)) if merged_before else to_hf(teacher)[0]
+    merged = lite_config(settings, student.config, place)
+    origin, others = split_text(teacher)
+    if not text_tensors(others):
+        raise UserError(f"{place}: nothing to replace: no {TEXT_PREFIXES[0]} in it; is it a SAM 3 detector?")
+    info = teacher.info if isinstance(teacher, Weights) else {name: TensorInfo.of(t) for name, t in teacher.items()}
+    kept = {name: info[there] for name, there in origin.items()}
+    notes = []
+    if len(others) > len(text_tensors(others)):
+        notes.append("the tracker is left out: transformers has no video model with a small text encoder")
+    report = MergeReport(
+        str(student.source), str(place), str(out), "transformers", kept, {name: info[name] for name in others},
+        dict(student.info), as_json(student.config), tuple(notes),
+    )  # fmt: skip
+
+    def companions(to: Path) -> None:
+        if place.is_dir():
+            host = host_of(settings, place / "config.json")
+            copy_companions(place, to, host, host.image_size)
+        copy_words(student.source, to)
+
+    _write_folder(report, _Joined(teacher, student, kept, {name: name for name in student.info}, origin), merged,
+                  companions)  # fmt: skip
+    return report
+
+
+def _write_folder(
+    report: MergeReport, tensors: _Joined, merged: dict[str, Any], companions: Callable[[Path], None]
+) -> None:
+    """Write a merged folder under a temporary name, check it, and rename it.
+
+    Args:
+        report: The report, with the name of the folder.
+        tensors: The merged tensors.
+        merged: Content of ``config.json``.
+        companions: Writes the files beside the weights into a folder.
+    """
+    out = Path(report.out)
     make_folder(out.parent)
     with replacing(out, sync=True) as temporary:
         make_folder(temporary)
-        copy_companions(folder, temporary, host, student.config.image_size)
+        companions(temporary)
         write_json(temporary / "config.json", merged, indent=2)
         save_shards(temporary, tensors, tensors.info)
         _check_written(open_weights(temporary), tensors)
         check_loads(temporary, merged)
         write_json(temporary / REPORT, report.to_dict(), indent=1)
-    return report
 
 
 def _into_original(
@@ -152,16 +215,27 @@ def _into_original(
 
 
 class _Joined(Mapping[str, Tensor]):
-    """The merged tensors by name, the teacher's first. A tensor is read when it is indexed."""
+    """The merged tensors by name, the teacher's first. A tensor is read when it is indexed.
 
-    def __init__(self, teacher: Weights, student: OpenedStudent, kept: Table, names: dict[str, str]) -> None:
-        self._teacher, self._student = teacher, student
+    Args:
+        teacher: Tensors of the teacher.
+        student: Tensors of the student.
+        kept: The teacher's tensors that stay, by name in the result.
+        names: The student's own names to names in the result.
+        origin: Names in the result to names in the teacher, where they differ.
+    """
+
+    def __init__(
+        self, teacher: Mapping[str, Tensor], student: OpenedStudent | OpenedText, kept: Table, names: dict[str, str],
+        origin: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        self._teacher, self._student, self._origin = teacher, student, origin
         self._own = {merged: name for name, merged in names.items()}
         self.info: Table = {**kept, **{merged: student.info[name] for merged, name in self._own.items()}}
 
     def __getitem__(self, name: str) -> Tensor:
         own = self._own.get(name)
-        return self._teacher[name] if own is None else self._student.weights[own]
+        return self._teacher[self._origin.get(name, name)] if own is None else self._student.weights[own]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.info)
@@ -211,27 +285,11 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def sidecar(path: Path) -> Path:
-    """Return the path of a merge's report: inside a folder, beside a file."""
-    return path / REPORT if path.is_dir() else path.with_name(f"{path.name}.{REPORT}")
-
-
-def _check_out(out: Path, into: Path) -> None:
+def _check_out(out: Path, into: Path, folder: bool) -> None:
+    """Raise ``UserError`` if ``out`` cannot be replaced by a result, which is a ``folder`` or a file."""
     if out.resolve() == into.resolve():
         raise UserError(f"{out}: --out and --into are the same; the teacher is never overwritten")
     if out.exists() and not sidecar(out).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: exists and is not the result of a merge; choose another --out, or remove it first")
-    if out.exists() and out.is_dir() != into.is_dir():
+    if out.exists() and out.is_dir() != folder:
         raise UserError(f"{out}: holds an earlier merge of the other layout; choose another --out, or remove it first")
-
-
-def merged_student(path: Path) -> StudentTrunkConfig:
-    """Return the student's configuration that the merge recorded for ``path``.
-
-    Raises:
-        UserError: The report is missing or is not that of a merge.
-    """
-    if not sidecar(path).is_file():
-        raise UserError(f"{sidecar(path)}: missing; without it the student inside {path} cannot be built")
-    kept = read_json(sidecar(path), _Kept, "not the report of a merge")
-    return build_config(StudentTrunkConfig, kept.student, sidecar(path))

@@ -30,9 +30,9 @@ from ..types import UserError
 from .files import TORCH_SUFFIXES, TensorInfo, open_weights
 from .layout import DETECTOR, HF_TRUNK, ORIGINAL_STUDENT, TRACKER, is_vit_tensor
 from .loading import CONFIG, compare, open_config, pretrained
-from .merge import merged_student, sidecar
 from .rename import to_hf
 from .rename_tracker import to_tracker
+from .report import merged_student, sidecar
 from .student import expected, student_tensors
 
 Config = TypeVar("Config", Sam3Config, Sam3TrackerConfig, Sam3TrackerVideoConfig)

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from .files import TensorInfo
+from pydantic import BaseModel
 
+from ..reading import Table as Settings
+from ..reading import read_json
+from ..students import StudentTrunkConfig
+from ..types import UserError
+from .files import TensorInfo
+from .loading import build_config
+
+REPORT = "merge.json"
 Table = dict[str, TensorInfo]
 _WRAPPERS = ("detector", "detector_model", "tracker", "tracker_model")
 
@@ -22,8 +31,8 @@ class MergeReport:
         out: The result.
         layout: Layout of teacher and result.
         kept: Tensors of the teacher that are unchanged, bit for bit. Name in the file to shape and dtype.
-        removed: Tensors of the teacher's trunk.
-        added: Tensors of the student's trunk.
+        removed: Tensors of the teacher's trunk or text encoder.
+        added: Tensors of the student.
         student: The student's configuration.
         notes: Other changes, one sentence each.
     """
@@ -70,6 +79,29 @@ class MergeReport:
                 for group, s in grouped(table).items()
             ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def sidecar(path: Path) -> Path:
+    """Return the path of a merge's report: inside a folder, beside a file."""
+    return path / REPORT if path.is_dir() else path.with_name(f"{path.name}.{REPORT}")
+
+
+class _Kept(BaseModel):
+    """The part of a merge's report that is read back."""
+
+    student: Settings
+
+
+def merged_student(path: Path) -> StudentTrunkConfig:
+    """Return the student's configuration that the merge recorded for ``path``.
+
+    Raises:
+        UserError: The report is missing or is not that of a merge.
+    """
+    if not sidecar(path).is_file():
+        raise UserError(f"{sidecar(path)}: missing; without it the student inside {path} cannot be built")
+    kept = read_json(sidecar(path), _Kept, "not the report of a merge")
+    return build_config(StudentTrunkConfig, kept.student, sidecar(path))
 
 
 def total(table: Mapping[str, TensorInfo]) -> dict[str, int]:

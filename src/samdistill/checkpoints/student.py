@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..reading import foreign
 from ..students import EfficientSam3Config, EfficientSam3Model, StudentTrunk, StudentTrunkConfig
@@ -136,7 +136,7 @@ def _from_checkpoint(path: Path, host: Host) -> OpenedStudent:
         return OpenedStudent(path, config, weights, {name: TensorInfo.of(tensor) for name, tensor in weights.items()})
 
 
-def as_json(config: StudentTrunkConfig) -> dict[str, Any]:
+def as_json(config: PreTrainedConfig) -> dict[str, Any]:
     """Return the contents of a configuration's ``config.json``."""
     return json.loads(config.to_json_string(use_diff=False))
 

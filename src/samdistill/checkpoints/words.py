@@ -22,7 +22,7 @@ from .files import locate
 from .loading import quiet_transformers
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
-_PATTERNS = ("tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json", "config.json")
+WORD_FILES = ("tokenizer*.json", "vocab.json", "merges.txt", "*_tokens*.json", "config.json")
 
 
 class Phrases(ABC):
@@ -109,7 +109,7 @@ class Words(Phrases):
             UserError: There is no tokenizer, it has no padding token, or its number of tokens differs from
                 ``vocab_size``. Ids of another vocabulary would be valid rows of the table but encode other words.
         """
-        found = locate(place, _PATTERNS)
+        found = locate(place, WORD_FILES)
         tokenizer = _read(found)
         count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
         if count != vocab_size:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .onnx import Onnx
 from .parts import Part, samples
+from .precision import SMALL
 from .programs import quiet, telling
 from .targets import TARGETS, Contents, Session, extra
 
@@ -22,6 +23,10 @@ CPU_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "SNIPPETS_MODE": "DISABLE", "
 On processors with bfloat16 units the plugin computes float32 models in bfloat16 unless it is told not to. With snippets
 (2026.4.1) a baked detector gives wrong answers from the second call on; see docs/export_targets.md.
 """
+
+QUANTISED = frozenset({"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul", "Gather"})
+"""Operators that are quantised: convolutions, matrix products and tables of embeddings."""
+_NO_VALUES = frozenset({"Parameter", "Result", "Constant"})
 
 
 @TARGETS.register("openvino")
@@ -93,10 +98,38 @@ def _length(dimension: Any) -> int | str:
 
 
 def _quantised(part: Part, model: Any, pixels: Tensor) -> Any:
-    """Return a model with weights and activations in int8, by NNCF's post-training quantisation."""
+    """Return a model with weights and activations in int8, by NNCF's post-training quantisation.
+
+    The operators and the 7-bit weights are those of the int8 ONNX files, see ``precision``.
+    """
     import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
     names = [port.get_any_name() for port in model.inputs]
     given = [dict(zip(names, sample, strict=True)) for sample in samples(part, pixels)]
     with quiet(), telling(part, "int8 by NNCF"):
-        return nncf.quantize(model, nncf.Dataset(given), subset_size=len(given))
+        return nncf.quantize(
+            model, nncf.Dataset(given), subset_size=len(given), preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=_left_out(model),
+            advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
+        )  # fmt: skip
+
+
+def _left_out(model: Any) -> Any:
+    """Return NNCF's scope of what stays fp32: all but ``QUANTISED``, and layers of at most ``SMALL`` weights."""
+    import nncf
+
+    operators = list(model.get_ordered_ops())
+    others = {one.get_type_name() for one in operators} - QUANTISED - _NO_VALUES
+    weighted = [one for one in operators if one.get_type_name() in QUANTISED]
+    small = [one.get_friendly_name() for one in weighted if 0 < _weights(one) <= SMALL]
+    return nncf.IgnoredScope(types=sorted(others), names=small, validate=False)
+
+
+def _weights(operator: Any) -> int:
+    """Return the number of weights of an operator. 0 for a product of two activations."""
+    constants = [
+        port.get_source_output().get_node().data.size for port in operator.inputs()
+        if port.get_source_output().get_node().get_type_name() == "Constant"
+    ]  # fmt: skip
+    return max(constants, default=0)

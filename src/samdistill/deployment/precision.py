@@ -29,11 +29,12 @@ QUANTISED = ["Conv", "MatMul", "Gemm"]
 _TABLE = "Gather"
 """Lookup in a table of token embeddings or of text features, which can be most of a file."""
 _PRODUCTS = ["MatMul", "Gemm"]
-_SMALL = 1024
+SMALL = 1024
 """Layers of at most this many weights stay fp32. They save nothing, and the most sensitive ones are among them: the
 first convolutions, and what reads or writes coordinates and scores.
 """
 _PERCENTILE = 99.99
+_FLOAT, _HALF = 1, 10  # onnx.TensorProto.FLOAT and FLOAT16
 _KEPT = ("Resize", "GridSample", "RoiAlign", "TopK", "CumSum", "Range")
 """Operators that stay fp32 in an fp16 file: coordinates need more than 11 bits."""
 
@@ -59,9 +60,44 @@ def _half(source: Path, path: Path) -> None:
     import onnx
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    blocked = [*DEFAULT_OP_BLOCK_LIST, *_KEPT]
-    made = convert_float_to_float16(onnx.load(str(source)), keep_io_types=True, op_block_list=blocked)
+    model, blocked = onnx.load(str(source)), [*DEFAULT_OP_BLOCK_LIST, *_KEPT]
+    kept = _of_coordinates(model.graph)
+    made = convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked, node_block_list=kept)
+    _skip_halves(made.graph)
     onnx.save(made, str(path))
+
+
+def _skip_halves(graph: Any) -> None:
+    """Give float32 operators float32 where the converter goes through float16.
+
+    It converts the output of every float32 operator and every input of the file to float16, also for the next float32
+    operator, so that a coordinate of 1000 pixels would be rounded to half a pixel.
+    """
+    types = {node.output[0]: (node, node.attribute[0].i) for node in graph.node if node.op_type == "Cast"}
+    for node, kind in types.values():
+        before, half = types.get(node.input[0], (None, 0))
+        if kind == _FLOAT and half == _HALF:
+            node.input[0] = before.input[0]
+    used = {name for node in graph.node for name in node.input} | {port.name for port in graph.output}
+    for node in [node for node, _ in types.values() if node.output[0] not in used]:
+        graph.node.remove(node)
+
+
+def _of_coordinates(graph: Any) -> list[str]:
+    """Return the names of the operators that compute arguments of a sine or cosine, back to the last large layer.
+
+    The arguments are coordinates times up to tens of turns. float16 would round them to hundredths of a turn.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    large = {one.name for one in graph.initializer if math.prod(one.dims) > SMALL}
+    left = [node for node in graph.node if node.op_type in ("Sin", "Cos")]
+    found: dict[str, Any] = {}
+    while left:
+        node = left.pop()
+        if node.name not in found and large.isdisjoint(node.input):
+            found[node.name] = node
+            left += [makers[name] for name in node.input if name in makers]
+    return list(found)
 
 
 class _Reader:
@@ -120,27 +156,32 @@ def _calibrate(source: Path, path: Path, given: Sequence[dict[str, np.ndarray]],
 
 
 def _left_out(graph: Any) -> list[str]:
-    """Return the names of the operators that stay fp32: of at most ``_SMALL`` weights, and lookups in no table."""
+    """Return the names of the operators that stay fp32: of at most ``SMALL`` weights, and lookups in no table."""
     floats = {one.name: math.prod(one.dims) for one in graph.initializer if one.data_type == 1}
 
     def kept(node: Any) -> bool:
         if node.op_type == _TABLE:
-            return floats.get(node.input[0], 0) <= _SMALL
-        return node.op_type in QUANTISED and floats.get(node.input[1], _SMALL + 1) <= _SMALL
+            return floats.get(node.input[0], 0) <= SMALL
+        return node.op_type in QUANTISED and floats.get(node.input[1], SMALL + 1) <= SMALL
 
     return [node.name for node in graph.node if kept(node)]
 
 
 def _shorten(graph: Any) -> None:
-    """Give the tensors of a graph short names, except inputs and outputs, and leave out what repeats them.
+    """Give the tensors of a graph short names, except inputs and outputs, and write equal constants once.
 
-    Quantisation adds a thousand tensors to a detector, whose names are a tenth of a small file. A graph with subgraphs,
-    which may read any tensor by its name, is left as it is.
+    Quantisation adds a thousand tensors to a detector, whose names are a tenth of a small file, and many of its zero
+    points are equal. A graph with subgraphs, which may read any tensor by its name, is left as it is.
     """
+    from onnx import numpy_helper
+
     if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
         return
     given = {port.name for port in (*graph.input, *graph.output)} | {""}
-    names = dict[str, str]()
+    names, kept = dict[str, str](), dict[Any, str]()
+    for tensor in (one for one in graph.initializer if one.name not in given):
+        values = numpy_helper.to_array(tensor)
+        names[tensor.name] = kept.setdefault((values.dtype.str, values.shape, values.tobytes()), f"c{len(kept)}")
 
     def short(name: str) -> str:
         return name if name in given else names.setdefault(name, f"t{len(names)}")
@@ -149,9 +190,12 @@ def _shorten(graph: Any) -> None:
         node.name = ""
         for tensors in (node.input, node.output):
             tensors[:] = [short(name) for name in tensors]
-    for tensor in graph.initializer:
-        tensor.name = short(tensor.name)
-    del graph.value_info[:]
+    constants = {short(tensor.name): tensor for tensor in graph.initializer}
+    for name, tensor in constants.items():
+        tensor.name = name
+    once = [type(tensor).FromString(tensor.SerializeToString()) for tensor in constants.values()]
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(once)
 
 
 @contextmanager

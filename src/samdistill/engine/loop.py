@@ -200,6 +200,7 @@ class _Loop:
             self.ema.load(saved.ema)
         if saved.ranges is not None:
             self.quantised.load(saved.ranges)
+        self.task.load_state(saved.task, self.shard.rank, self.shard.world)
         if self.accelerator.scaler is not None and saved.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved.scaler)
         if len(saved.rng) == self.shard.world:
@@ -347,7 +348,7 @@ class _Loop:
             self.tracker.validation(self.step, phase.epoch + 1, figures)
 
     def _save(self, name: str, epochs_done: int) -> Path:
-        streams = gather(capture_rng(self.device))
+        streams, states = gather(capture_rng(self.device)), gather(self.task.state())
         scaler = self.accelerator.scaler
 
         def write() -> Path:
@@ -355,7 +356,7 @@ class _Loop:
             Checkpoint(
                 self.step, epochs_done, self.student.state_dict(), self.ema.shadow if self.ema else None,
                 self.optimizer.state_dict(), scaler.state_dict() if scaler else None, streams, self.resolved,
-                self.items, self.terms, self.seconds, self.digest, self.task.taught_by, self.quantised.state(),
+                self.items, self.terms, self.seconds, self.digest, self.task.taught_by, self.quantised.state(), states,
             ).save(path)  # fmt: skip
             if name != INTERRUPT:
                 prune(self.run_dir, self.config.keep)

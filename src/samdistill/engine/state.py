@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -28,8 +28,8 @@ _EPOCH = re.compile(r"ckpt_epoch_(\d+)\.pt")
 _MOST_CHANGES = 8
 
 HARMLESS = (
-    "output", "cache", "evaluate", "data.root", "data.ids", "data.workers", "distillation.precomputed_root",
-    "questions.file", "train.keep", "train.log_every",
+    "output", "cache", "evaluate", "data.root", "data.ids", "data.phrases", "data.exclude", "data.workers",
+    "distillation.precomputed_root", "questions.file", "train.keep", "train.log_every",
 )  # fmt: skip
 """Config keys (with all keys below them) that may change on resume, because they do not affect the weights.
 
@@ -63,6 +63,7 @@ class Checkpoint:
         data: Digest of the data set's keys (``data_digest``), or empty.
         teacher: Fingerprint of the teacher, ``Task.taught_by``.
         ranges: Ranges of the inputs of quantised layers (``train.qat``), or None.
+        task: ``Task.state`` of each rank. Empty in checkpoints of earlier versions.
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
@@ -81,6 +82,7 @@ class Checkpoint:
     data: str = ""
     teacher: str = ""
     ranges: Tensor | None = None
+    task: list[dict[str, Tensor]] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write the file atomically: to a temporary name, flushed to disk, then renamed.

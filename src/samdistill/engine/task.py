@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..config import TrainConfig
@@ -133,6 +133,22 @@ class Task(ABC, Generic[Batch]):
             phase: The phase of the epoch.
         """
         return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return tensors of this rank that change in training and are not the student's, such as running losses.
+
+        Every checkpoint has those of all ranks.
+        """
+        return {}
+
+    def load_state(self, states: Sequence[Mapping[str, Tensor]], rank: int, world: int) -> None:
+        """Load what ``state`` returned on the ranks that wrote a checkpoint, before the first resumed epoch.
+
+        Args:
+            states: One per rank that wrote the checkpoint.
+            rank: Rank of this process.
+            world: Number of ranks, which may differ from that of the checkpoint.
+        """
 
     def export(self, student: nn.Module) -> nn.Module:
         """Return the model that is saved as ``student/`` at the end: the student, or a model inside it.

@@ -23,7 +23,7 @@ from ..config import TeacherConfig
 from ..data.transforms import Size
 from ..ops.images import normalise
 from ..reading import foreign, running
-from ..students import EfficientSam3Config, EfficientSam3Model
+from ..students import TEXT_STUDENT, EfficientSam3Config, EfficientSam3Model
 from ..teachers import Sam3Detector
 from ..types import VISUAL, ConceptPrompts, DetectorOutput, ImageBatch, UserError
 from .geometry import canvas_of
@@ -109,6 +109,11 @@ def load_concept_model(
             return _load_student(folder, image_size, torch.device(device))
         if kind in _TEACHERS:
             return Sam3Detector(teacher.model_copy(update={"path": str(folder)}), device)
+    if TEXT_STUDENT in kinds.values():
+        raise UserError(
+            f"{path}: a text encoder without a vision encoder: `samdistill merge {path} --into TEACHER --out FOLDER` "
+            "makes a model that answers questions"
+        )
     found = f"holds {', '.join(repr(kind) for kind in kinds.values())}" if kinds else "has no config.json"
     raise UserError(
         f"{path}: {found}, no detector of concepts; give a folder of an EfficientSam3Model or a Sam3Model, or a run of "

@@ -63,6 +63,7 @@ JOBS = Jobs(
         "detection": f"{__name__}.detection.job:DetectionJob",
         "prompt": f"{__name__}.prompt.job:PromptJob",
         "video": f"{__name__}.video.job:VideoJob",
+        "text": f"{__name__}.text.job:TextJob",
     }
 )
 """All jobs. No other module names them. A config without ``job`` is one of the first job."""

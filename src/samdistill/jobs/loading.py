@@ -38,8 +38,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> Run:
         overrides: ``key=value`` settings that replace those of the file.
 
     Returns:
-        The job's configuration: ``EncoderRunConfig``, ``DetectionRunConfig``, ``PromptRunConfig`` or
-        ``VideoRunConfig``.
+        The job's configuration: ``EncoderRunConfig``, ``DetectionRunConfig``, ``PromptRunConfig``, ``VideoRunConfig``
+        or ``TextRunConfig``.
 
     Raises:
         UserError: The file cannot be read, or a key or a value is wrong; one line per problem.

@@ -13,11 +13,14 @@ from .promptable import MobileSamConfig, MobileSamModel, build_promptable
 from .pyramid import PyramidModel
 from .sam3 import EfficientSam3Model, EfficientSam3Output, build_detector, inherit
 from .sam3_config import EfficientSam3Config, PyramidConfig, efficient_sam3_config
+from .text import TEXT_SIZES, TEXT_STUDENT, TextStudent, TextStudentConfig
 from .trunk import StudentTrunk, StudentTrunkConfig, build_trunk
 
 __all__ = [
     "HEADS",
     "STUDENTS",
+    "TEXT_SIZES",
+    "TEXT_STUDENT",
     "EfficientSam3Config",
     "EfficientSam3Model",
     "EfficientSam3Output",
@@ -30,6 +33,8 @@ __all__ = [
     "StudentInfo",
     "StudentTrunk",
     "StudentTrunkConfig",
+    "TextStudent",
+    "TextStudentConfig",
     "breakdown",
     "build_detector",
     "build_promptable",

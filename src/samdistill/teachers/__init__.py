@@ -10,6 +10,7 @@ from .base import (
     OnlineTeacher,
     Signals,
     TeacherInfo,
+    TextSignals,
     build_teacher,
     describe_teacher,
 )
@@ -17,11 +18,12 @@ from .ensemble import Ensemble, shares
 from .promptable import PromptTeacher, check_match, fit_projection
 from .running import RunningFrames, RunningMaps
 from .sam3_detector import DetectorInfo, Sam3Detector, describe_detector
-from .stored import StoredMaps, frame_key
+from .sam3_text import Sam3Text, TextInfo, describe_text
+from .stored import StoredMaps, frame_key, phrase_records
 
 __all__ = [
     "TEACHERS", "DetectorInfo", "Ensemble", "Frame", "FrameSignals", "MapSignals", "Maps", "OnlineTeacher",
-    "PromptTeacher", "RunningFrames", "RunningMaps", "Sam3Detector", "Signals", "StoredMaps", "TeacherInfo",
-    "build_teacher", "check_match", "describe_detector", "describe_teacher", "fit_projection", "frame_key", "sam",
-    "sam3", "shares",
+    "PromptTeacher", "RunningFrames", "RunningMaps", "Sam3Detector", "Sam3Text", "Signals", "StoredMaps", "TeacherInfo",
+    "TextInfo", "TextSignals", "build_teacher", "check_match", "describe_detector", "describe_teacher", "describe_text",
+    "fit_projection", "frame_key", "phrase_records", "sam", "sam3", "shares",
 ]  # fmt: skip

@@ -74,6 +74,8 @@ class Prompted(NamedTuple):
 
 MapSignals = Signals[ImageBatch, Maps, Maps]
 FrameSignals = Signals[Sequence[Frame], Maps, Maps]
+TextSignals = Signals[Sequence[str], Maps, Maps]
+"""Signals of phrases: one map (p, c, 1, t) of the tokens of p phrases."""
 
 
 @dataclass(frozen=True)

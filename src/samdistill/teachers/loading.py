@@ -46,8 +46,13 @@ def fingerprint(
         mean: Mean of the normalisation.
         std: Standard deviation of the normalisation.
     """
-    digest = hashlib.sha256()
     about = {"behaviour": behaviour, "image_size": image_size, "mean": list(mean), "std": list(std)}
+    return digest_of(module, about)
+
+
+def digest_of(module: nn.Module, about: dict[str, Any]) -> str:
+    """Return ``fingerprint`` of a model that reads no images. ``about`` has the settings that no tensor shows."""
+    digest = hashlib.sha256()
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

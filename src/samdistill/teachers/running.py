@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -24,14 +24,17 @@ class Movable(Protocol):
     def to(self, device: torch.device | str) -> Any: ...
 
 
-class RunningMaps:
-    """``Signals`` of images from a network that runs in every step.
+Asked = TypeVar("Asked")
+
+
+class RunningMaps(Generic[Asked]):
+    """``Signals`` of images or phrases from a network that runs in every step.
 
     Example:
         >>> RunningMaps(detector, detector.features).answer(images, ())  # doctest: +SKIP
     """
 
-    def __init__(self, teacher: Movable, ask: Callable[[ImageBatch], Maps]) -> None:
+    def __init__(self, teacher: Movable, ask: Callable[[Asked], Maps]) -> None:
         """Set up the signals.
 
         Args:
@@ -40,11 +43,11 @@ class RunningMaps:
         """
         self.teacher, self.ask, self.fingerprint = teacher, ask, teacher.fingerprint
 
-    def read(self, asked: ImageBatch) -> Maps:
-        """Return nothing, because the teacher needs the images only."""
+    def read(self, asked: Asked) -> Maps:
+        """Return nothing, because the teacher needs the request only."""
         return ()
 
-    def answer(self, asked: ImageBatch, read: Maps) -> Maps:
+    def answer(self, asked: Asked, read: Maps) -> Maps:
         return self.ask(asked)
 
     def __getstate__(self) -> dict[str, object]:

@@ -33,6 +33,11 @@ def frame_records(asked: Sequence[Frame]) -> Records:
     return Records([frame_key(key, number) for key, number in asked], [0] * len(asked))
 
 
+def phrase_records(asked: Sequence[str]) -> Records:
+    """Return the records of phrases. They are not augmented, so the seeds are 0."""
+    return Records(list(asked), [0] * len(asked))
+
+
 def view_name(key: str, seed: int, data_seed: int, views: int) -> str:
     """Return the name of the record of the view that ``seed`` reproduces.
 

@@ -1,0 +1,130 @@
+"""Text encoders in SAM 3 checkpoints: their tensors, and the ``Sam3LiteTextModel`` that hosts a small one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import Sam3LiteTextTextConfig
+
+from ..io import copy_file
+from ..students import TEXT_STUDENT, TextStudent, TextStudentConfig
+from ..types import UserError
+from .files import TensorInfo, Weights, open_weights
+from .loading import CONFIG, compare, model_kinds, open_config, skeleton
+from .student import as_json
+from .words import WORD_FILES
+
+TEXT_PREFIXES = ("text_encoder.", "text_projection.")
+"""Begin of the names of the text encoder and its projection in transformers' detectors."""
+DETECTOR_MODEL = "detector_model."
+"""Begin of the names of the detector in a ``Sam3VideoModel``."""
+_NOT_HOSTED = ("width", "architectures", "_name_or_path", "transformers_version", "dtype")
+"""Fields of a student's configuration that do not describe its encoder."""
+HOSTS = ("sam3", "sam3_lite_text", "sam3_video")
+"""Model types whose detector can host a small text encoder."""
+
+
+def text_tensors(names: Iterable[str]) -> dict[str, str]:
+    """Return the tensors of the text encoder: their names in a detector to their names in the file."""
+    found = {name.removeprefix(DETECTOR_MODEL): name for name in names}
+    return {own: name for own, name in found.items() if own.startswith(TEXT_PREFIXES)}
+
+
+@dataclass(frozen=True)
+class OpenedText:
+    """Configuration and tensors of a text student, by its own names, which are also those in a detector."""
+
+    source: Path
+    config: TextStudentConfig
+    weights: Weights
+    info: dict[str, TensorInfo]
+
+
+def text_folder(source: Path) -> Path | None:
+    """Return the folder of a text student: ``source``, or ``student/`` in the run folder ``source``. None without."""
+    if not source.is_dir():
+        return None
+    return next((place for place, kind in model_kinds(source).items() if kind == TEXT_STUDENT), None)
+
+
+def read_text(folder: Path) -> OpenedText:
+    """Read a text student and check that it is complete and has the shapes of its configuration.
+
+    Raises:
+        UserError: It is damaged, incomplete or of other shapes.
+    """
+    config, weights = open_config(folder, TextStudentConfig), open_weights(folder)
+    wanted = skeleton(lambda: TextStudent(config), folder / CONFIG).state_dict()
+    compare(weights.info, {name: TensorInfo.of(t) for name, t in wanted.items()}, str(folder), "the text student")
+    return OpenedText(folder, config, weights, weights.info)
+
+
+def lite_config(settings: dict[str, Any], student: TextStudentConfig, where: Path) -> dict[str, Any]:
+    """Return the configuration of the ``Sam3LiteTextModel`` with the vision encoder and the heads of a SAM 3.
+
+    Args:
+        settings: The ``config.json`` of the SAM 3. It is not changed. Of a video model, the detector is used.
+        student: Configuration of the text encoder.
+        where: The SAM 3, for error messages.
+
+    Raises:
+        UserError: The SAM 3 takes no words, or its width or its vocabulary is not the student's.
+    """
+    if settings.get("model_type") not in HOSTS:
+        raise UserError(
+            f"{where}: a {settings.get('model_type')!r} model takes no words, so it cannot host a text encoder; "
+            f"supported: {', '.join(HOSTS)}"
+        )
+    host = copy.deepcopy(settings.get("detector_config") or settings)
+    width = (host.get("detr_encoder_config") or {}).get("hidden_size", 256)
+    vocabulary = (host.get("text_config") or {}).get("vocab_size", 49408)
+    if student.width != width:
+        raise UserError(
+            f"the text encoder gives {student.width} channels, but the heads of {where} read {width}; train it with "
+            "this teacher"
+        )
+    if student.vocab_size != vocabulary:
+        raise UserError(
+            f"the text encoder has a vocabulary of {student.vocab_size} tokens, but the tokenizer of {where} has "
+            f"{vocabulary}; train it with this teacher"
+        )
+    for name, part in host.items():
+        if isinstance(part, dict) and name.endswith("_config") and name not in ("vision_config", "text_config"):
+            part["model_type"] = f"sam3_lite_text_{name.removesuffix('_config')}"
+    text = {key: value for key, value in as_json(student).items() if key not in _NOT_HOSTED}
+    host["text_config"] = text | {"model_type": Sam3LiteTextTextConfig.model_type}
+    return host | {"model_type": "sam3_lite_text", "architectures": ["Sam3LiteTextModel"]}
+
+
+def copy_words(folder: Path, to: Path) -> None:
+    """Copy the tokenizer of a text student, whose context may be shorter than the teacher's."""
+    for pattern in WORD_FILES:
+        for path in sorted(folder.glob(pattern)):
+            if path.name != CONFIG:
+                copy_file(path, to / path.name)
+
+
+def split_text(weights: Mapping[str, Tensor]) -> tuple[dict[str, str], list[str]]:
+    """Divide the tensors of a SAM 3 into those that a merge of a text encoder keeps and removes.
+
+    Args:
+        weights: Tensors by their names in transformers.
+
+    Returns:
+        The kept tensors of the detector, by name in the result to name in the file, and the names of the others: the
+        text encoder, and everything of a video model beside its detector.
+    """
+    video = any(name.startswith(DETECTOR_MODEL) for name in weights)
+    text = set(text_tensors(weights).values())
+    kept = {
+        name.removeprefix(DETECTOR_MODEL): name
+        for name in weights
+        if name not in text and (not video or name.startswith(DETECTOR_MODEL))
+    }
+    there = set(kept.values())
+    return kept, [name for name in weights if name not in there]

@@ -1,0 +1,1 @@
+"""Text distillation: a small text encoder learns the tokens that SAM 3's heads read."""
