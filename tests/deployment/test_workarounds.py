@@ -201,6 +201,26 @@ def test_fault_litert_axes() -> None:
             litert(function, given, dynamic_shapes=axes)
 
 
+def test_fault_litert_point() -> None:
+    """The product of one point and a matrix is that of four axes and two; as rows of a matrix it can be converted."""
+    weights = torch.randn(2, 8)
+
+    def sines(points: Tensor) -> Tensor:
+        return (2 * (points.clone() / 8) - 1).matmul(weights).sin()
+
+    with pytest.raises(ValueError, match="batch_matmul"):
+        litert(sines, torch.rand(1, 1, 1, 2))
+    litert(lambda x: sines(x.reshape(-1, 2)).reshape(1, 1, 1, 8), torch.rand(1, 1, 1, 2))
+
+
+@pytest.mark.parametrize("kind", workarounds._POSITIONS)
+@pytest.mark.parametrize("sides", [None, (32, 64)])
+def test_positions_of_points_stay_the_same(kind: type[nn.Module], sides: tuple[int, int] | None) -> None:
+    embedding = kind(SimpleNamespace(num_pos_feats=4, hidden_size=8, scale=0.5))
+    points = 64 * torch.rand(2, 3, 5, 2)
+    assert torch.allclose(workarounds._rows(embedding)(points, sides), embedding(points, sides), atol=1e-4)
+
+
 def test_the_replaced_methods_are_there() -> None:
     for one in workarounds._DECODERS:
         assert list(inspect.signature(one._get_coords).parameters) == ["self", "height", "width", "dtype", "device"]

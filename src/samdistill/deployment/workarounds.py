@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
+from transformers.models.sam import modeling_sam
 from transformers.models.sam3 import modeling_sam3
 from transformers.models.sam3_lite_text import modeling_sam3_lite_text
+from transformers.models.sam3_tracker import modeling_sam3_tracker
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ FAULTS = {
     "coreml_bitwise_or": Fault("coremltools", "9.0"),
     "coreml_scatter": Fault("coremltools", "9.0"),
     "litert_axes": Fault("litert-torch", "0.10"),
+    "litert_point": Fault("litert-torch", "0.10"),
     "litert_power": Fault("litert-torch", "0.10"),
 }
 """Faults with a work-around here, in ``coreml``, in ``litert`` or, the power, in ``students.memory``.
@@ -58,6 +61,7 @@ tests/deployment/test_workarounds.py reproduces them; see docs/export.md and doc
 """
 _DECODERS = (modeling_sam3.Sam3DetrDecoder, modeling_sam3_lite_text.Sam3LiteTextDetrDecoder)
 _GEOMETRY = (modeling_sam3.Sam3GeometryEncoder, modeling_sam3_lite_text.Sam3LiteTextGeometryEncoder)
+_POSITIONS = (modeling_sam.SamPositionalEmbedding, modeling_sam3_tracker.Sam3TrackerPositionalEmbedding)
 _dynamic = False
 
 
@@ -80,6 +84,8 @@ def exporting(module: nn.Module, example: Sequence[Tensor], dynamic: bool) -> It
                 stack.enter_context(replaced(part, "_get_coords", _grid()))
             if isinstance(part, _GEOMETRY) and FAULTS["boxes"].present:
                 stack.enter_context(replaced(part, "_encode_boxes", _pooled(part)))
+            if isinstance(part, _POSITIONS) and not dynamic and FAULTS["litert_point"].present:
+                stack.enter_context(replaced(part, "forward", _rows(part)))
         stack.enter_context(torch.no_grad())
         try:
             module(*example)
@@ -141,6 +147,21 @@ def _pooled(encoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:
         return encoder.label_embed(boxes_labels.long()) + embedded, boxes_mask
 
     return encode
+
+
+def _rows(embedding: Any) -> Callable[..., Tensor]:
+    """``forward`` of the positional embedding of points, with the coordinates as rows of one matrix.
+
+    litert-torch (0.10) cannot convert a product of (1, 1, 1, 2) and a matrix, which is that of one point.
+    """
+
+    def embed(coordinates: Tensor, input_shape: tuple[int, int] | None = None) -> Tensor:
+        height, width = (1, 1) if input_shape is None else input_shape
+        places = 2 * torch.stack([coordinates[..., 0] / width, coordinates[..., 1] / height], -1) - 1
+        angles = 2 * math.pi * (places.reshape(-1, 2) @ embedding.positional_embedding)
+        return torch.cat([angles.sin(), angles.cos()], -1).reshape(*coordinates.shape[:-1], -1)
+
+    return embed
 
 
 @torch.library.custom_op("samdistill::regroup", mutates_args=())
