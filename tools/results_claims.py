@@ -45,8 +45,10 @@ from results_readers import (
     uncovered,
     worst_relative,
 )  # fmt: skip
+from results_text import TEXT
 
 MIOU = list(PROMPTS.values())
+
 CONCEPTS = ["cgF1", "pmF1", "IL_MCC", "mask AP"]
 CLIPS = ["all", "look-alikes", "unique", "occluded", "reappeared"]
 FOUR, FIVE = ["{:.3f}"] * 4, ["{:.3f}"] * 5
@@ -361,6 +363,7 @@ PAGES: dict[str, Sequence[Benchmark]] = {
     "Detection job": DETECTION,
     "Prompt job": PROMPT,
     "Video job": VIDEO,
+    "Text job": TEXT,
     "Export": EXPORT,
     "Bundled models": BUNDLED,
     "Cache, loading and processes": STORAGE,

@@ -22,7 +22,7 @@ _ARTICLES = ("a", "an", "the")
 _APART = re.compile(r"[\W_]+")
 _FIELDS = ("phrase", "phrases", "caption")
 SPACY_MODEL = "en_core_web_sm"
-_CAPTIONS = f"pip install spacy, then python -m spacy download {SPACY_MODEL}; or give phrases"
+_CAPTIONS = f"pip install 'samdistill[captions]', then python -m spacy download {SPACY_MODEL}; or give phrases"
 
 
 def plain(phrase: str) -> str:

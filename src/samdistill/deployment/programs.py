@@ -79,7 +79,8 @@ def telling(part: Part, target: str) -> Iterator[None]:
     except Exception as error:
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__
-        raise UserError(f"{part.name}: cannot be converted to {target}: {one_line(error)}") from error
+        reason = re.sub(r"\S*/site-packages/", "", one_line(error))  # converters name places in libraries
+        raise UserError(f"{part.name}: cannot be converted to {target}: {reason}") from error
 
 
 @contextmanager
