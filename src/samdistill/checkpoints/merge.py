@@ -19,7 +19,7 @@ from transformers import Sam3Config
 
 from ..io import as_path, make_folder, replacing, write_json, writing
 from ..types import UserError
-from .files import TORCH_SUFFIXES, Weights, locate, open_weights
+from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
 from .hosting import check_loads, check_shapes, copy_companions, host_config, host_of, save_shards
 from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
 from .loading import open_config, read_settings
