@@ -86,7 +86,7 @@ def test_captions_without_spacy_are_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "spacy", None)  # as if it were not installed
     path = tmp_path / "captions_val.json"
     path.write_text(json.dumps(CAPTIONS))
-    with pytest.raises(UserError, match=r"has captions, and spaCy or its model is missing; pip install spacy, then"):
+    with pytest.raises(UserError, match=r"spaCy or its model is missing; pip install 'samdistill\[captions\]', then"):
         read_phrases(path)
     path.with_suffix(".jsonl").write_text('{"caption": "A cat."}')
     with pytest.raises(UserError, match="has captions"):
