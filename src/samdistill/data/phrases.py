@@ -144,11 +144,16 @@ def noun_phrases(captions: Sequence[str], where: Path) -> list[str]:
 
 
 @cache
+def _english() -> Any:
+    """Load spaCy's English model, once for all files."""
+    import spacy
+
+    return spacy.load(SPACY_MODEL, disable=["ner"])
+
+
 def _language(where: Path) -> Any:
     try:
-        import spacy
-
-        return spacy.load(SPACY_MODEL, disable=["ner"])
+        return _english()
     except (ImportError, OSError) as error:
         raise UserError(f"{where}: has captions, and spaCy or its model is missing; {_CAPTIONS}") from error
 
