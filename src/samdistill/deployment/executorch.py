@@ -76,7 +76,7 @@ class ExecuTorch:
         assert method is not None
 
         def run(*inputs: np.ndarray) -> list[np.ndarray]:
-            found = method.execute([torch.from_numpy(one) for one in inputs])
+            found = method.execute([torch.from_numpy(np.ascontiguousarray(one)) for one in inputs])
             return [one.numpy().copy() for one in found]  # the next call writes into the same memory
 
         return run
