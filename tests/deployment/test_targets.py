@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,21 @@ def test_a_small_part_passes_the_gate(name: str, tmp_path: Path) -> None:
     verdict, contents = check(part, path, kind, static, LIMITS["fp32"])
     assert verdict.passed and verdict.ran and verdict.comparisons == 4 * len(part.cases), verdict.problems
     assert contents.inputs["features.0"] == ((2, 8) if static else ("?", 8)) and contents.operators
+
+
+@pytest.mark.parametrize("name", ("onnx", *RAN))
+def test_a_file_reads_an_input_by_its_strides(name: str, tmp_path: Path) -> None:
+    """ExecuTorch's binding reads the memory from its start, as if the array were contiguous."""
+    needs(name)
+    kind, part, path = TARGETS.get(name), small(True), tmp_path / f"small{TARGETS.get(name).extension}"
+    kind.convert(part, path, True)
+    run, (features, index, valid) = kind.open(path), (one.numpy() for one in example({"batch": 2}, 3))
+    backwards = np.ascontiguousarray(features[::-1, ::-1])[::-1, ::-1]
+    turned = np.asfortranarray(features)
+    assert not turned.flags.c_contiguous and not backwards.flags.c_contiguous
+    wanted = part.module(*map(torch.from_numpy, (features, index, valid)))[0].detach().numpy()
+    for given in (turned, backwards):
+        np.testing.assert_allclose(run(given, index, valid)[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_core_ml_package_has_the_inputs_and_says_that_it_was_not_run(tmp_path: Path) -> None:

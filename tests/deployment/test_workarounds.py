@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ import torch
 from tiny_students import tiny_detector
 from torch import Tensor, nn
 
-from samdistill.deployment import workarounds
+from samdistill.deployment import executorch, workarounds
 from samdistill.deployment.coreml import mended
 from samdistill.deployment.onnx import _quiet
 from samdistill.deployment.programs import quiet
+from samdistill.deployment.regions import pool_aligned, pool_by_products
 
 
 class Call(nn.Module):
@@ -211,6 +214,84 @@ def test_fault_litert_point() -> None:
     with pytest.raises(ValueError, match="batch_matmul"):
         litert(sines, torch.rand(1, 1, 1, 2))
     litert(lambda x: sines(x.reshape(-1, 2)).reshape(1, 1, 1, 8), torch.rand(1, 1, 1, 2))
+
+
+class Given(nn.Module):
+    """A linear layer, and a function of its input and its output."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.function = nn.Linear(8, 8), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.layer(x))
+
+
+def quantised(module: nn.Module, given: Tensor, quantizer: Any, path: Path) -> Tensor:
+    """Return what an int8 file of a module answers."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    with torch.no_grad():
+        watched = prepare_pt2e(torch.export.export(module, (given,), strict=False).module(), quantizer)
+        watched(given)
+        small = torch.export.export(convert_pt2e(watched), (given,), strict=False)
+    part: Any = SimpleNamespace(name="part", inputs=[SimpleNamespace(name="x")])
+    executorch._write(part, small, path)
+    return torch.from_numpy(executorch.ExecuTorch.open(path)(given.numpy())[0])
+
+
+def compare_quantizers(function: Callable[[Tensor, Tensor], Tensor], said: str, folder: Path) -> None:
+    """See that a module cannot be quantised for ExecuTorch with XNNPACK's quantizer, and can with ours."""
+    if find_spec("executorch") is None:
+        pytest.skip("executorch is not installed")
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+
+    module, ours = Given(function).eval(), executorch._quantizer()
+    given = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(Exception, match=said):
+        quantised(module, given, XNNPACKQuantizer().set_global(ours.global_config), folder / "theirs.pte")
+    wanted = module(given).detach()
+    assert (quantised(module, given, ours, folder / "ours.pte") - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+def test_fault_executorch_integers(tmp_path: Path) -> None:
+    """A number that is added to an index becomes float32."""
+    compare_quantizers(lambda x, y: y + torch.eye(8)[torch.arange(4) + 1], "indices", tmp_path)
+
+
+def test_fault_executorch_truth(tmp_path: Path) -> None:
+    """Ranges are taken of truth values that are joined."""
+    compare_quantizers(lambda x, y: y.masked_fill(torch.cat([x[:, :2] > 1, x[:, 2:] < -1], 1), 0.0), "Bool", tmp_path)
+
+
+def test_fault_executorch_pad(tmp_path: Path) -> None:
+    """A pad after ``contiguous`` gets an int8 input and a float32 output."""
+    compare_quantizers(
+        lambda x, y: nn.functional.pad(y.permute(0, 2, 1).contiguous(), (0, 0, 1, 0)).softmax(-1), "Failed", tmp_path
+    )
+
+
+def test_fault_executorch_strides(tmp_path: Path) -> None:
+    """The binding reads an input from the start of its memory, in the order of a contiguous one."""
+    if find_spec("executorch") is None:
+        pytest.skip("executorch is not installed")
+    from executorch.runtime import Runtime
+
+    path, given = tmp_path / "part.pte", torch.arange(24.0).view(1, 3, 4, 2).permute(0, 3, 1, 2)
+    part: Any = SimpleNamespace(name="part", inputs=[SimpleNamespace(name="x")])
+    executorch._write(part, torch.export.export(Call(lambda x: x + 1), (given.contiguous(),), strict=False), path)
+    found = Runtime.get().load_program(path).load_method("forward").execute([given])[0]
+    assert not torch.equal(found, given + 1)
+    assert np.array_equal(executorch.ExecuTorch.open(path)(given.numpy())[0], given.numpy() + 1)
+
+
+def test_fault_fixed_roi_align() -> None:
+    """Neither Core ML nor LiteRT has it."""
+    features, box = torch.randn(1, 2, 4, 4), torch.tensor([[[0.0, 0.0, 3.0, 2.0]]])
+    with pytest.raises(RuntimeError, match="Unsupported fx node roi_align"):
+        coreml(lambda x, box: pool_aligned(x, box, 2), features, box)
+    coreml(lambda x, box: pool_by_products(x, box, 2), features, box)
 
 
 @pytest.mark.parametrize("kind", workarounds._POSITIONS)

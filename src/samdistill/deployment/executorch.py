@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
 
 from .parts import Part, samples
 from .programs import program, quiet, refuse_dynamic, telling
@@ -17,6 +18,12 @@ from .targets import TARGETS, Contents, Session, extra
 
 NAMES = "input_names"
 """Method of a file that returns the names of its inputs, with commas between. The format itself has only positions."""
+
+SAME_RANGE = (torch.ops.aten.contiguous.default, torch.ops.aten.pad.default)
+"""Operators whose result has the range of their input, and that the quantizer of ExecuTorch does not know as such."""
+
+NOTE = "quantization_annotation"
+"""Key under which torchao's quantizers say how a node is quantised."""
 
 
 @TARGETS.register("executorch")
@@ -50,16 +57,10 @@ class ExecuTorch:
         """
         assert precision == "int8" and pixels is not None
         with quiet():
-            from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-                XNNPACKQuantizer,
-                get_symmetric_quantization_config,
-            )
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
         given = [tuple(map(torch.from_numpy, sample)) for sample in samples(part, pixels)]
         with telling(part, "int8 in ExecuTorch"), quiet(), torch.no_grad():
-            watched = prepare_pt2e(program(part).module(), quantizer)
+            watched = prepare_pt2e(program(part).module(), _quantizer())
             for one in given:
                 watched(*one)
             small = torch.export.export(convert_pt2e(watched), given[0], strict=False)
@@ -93,6 +94,49 @@ class ExecuTorch:
         inputs: dict[str, tuple[int | str, ...]] = dict(zip(names, shapes, strict=True))
         operators = Counter(_operator(plan, call.instr_args) for chain in plan.chains for call in chain.instructions)
         return Contents(inputs, dict(sorted((name, n) for name, n in operators.items() if name)))
+
+
+def _quantizer() -> Any:
+    """Return XNNPACK's quantizer, for values of floating point only and with one range before and after a pad.
+
+    As it is, it turns the numbers that are added to integers into float32, also those of an index, and asks for the
+    ranges of truth values. A pad gets one range for its input and another for its output, which XNNPACK refuses when
+    the file is loaded.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
+
+    class OfFloats(XNNPACKQuantizer):
+        def transform_for_annotation(self, model: GraphModule) -> GraphModule:
+            found = super().transform_for_annotation(model)
+            for node in _of_integers(found):
+                for given in node.all_input_nodes:
+                    if str(given.target).startswith("_tensor_constant_"):
+                        number = found.get_buffer(given.target)
+                        setattr(found, given.target, number.to(node.meta["val"].dtype))
+            return found
+
+        def annotate(self, model: GraphModule) -> GraphModule:
+            found = super().annotate(model)
+            for node in _of_integers(found):
+                node.meta.pop(NOTE, None)
+            for node in found.graph.nodes:
+                before = node.args[0] if node.target in SAME_RANGE else None
+                if isinstance(before, Node) and getattr(before.meta.get(NOTE), "output_qspec", None) is not None:
+                    same = SharedQuantizationSpec(before)
+                    node.meta[NOTE] = QuantizationAnnotation({before: same}, same, _annotated=True)
+            return found
+
+    return OfFloats().set_global(get_symmetric_quantization_config(is_per_channel=True))
+
+
+def _of_integers(model: GraphModule) -> list[Node]:
+    """Return the operators of a graph that return integers or truth values."""
+    values = [(node, node.meta.get("val")) for node in model.graph.nodes if node.op == "call_function"]
+    return [node for node, value in values if isinstance(value, Tensor) and not value.is_floating_point()]
 
 
 def _write(part: Part, traced: ExportedProgram, path: Path) -> None:

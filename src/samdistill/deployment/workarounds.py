@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 from transformers.models.sam import modeling_sam
 from transformers.models.sam3 import modeling_sam3
 from transformers.models.sam3_lite_text import modeling_sam3_lite_text
 from transformers.models.sam3_tracker import modeling_sam3_tracker
+
+from .regions import pool_aligned, pool_by_products
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,16 @@ FAULTS = {
     "coreml_alias": Fault("coremltools", "9.0"),
     "coreml_bitwise_or": Fault("coremltools", "9.0"),
     "coreml_scatter": Fault("coremltools", "9.0"),
+    "executorch_integers": Fault("executorch", "1.5"),
+    "executorch_pad": Fault("executorch", "1.5"),
+    "executorch_strides": Fault("executorch", "1.5"),
+    "executorch_truth": Fault("torchao", "0.18"),
+    "fixed_roi_align": Fault("coremltools", "9.0"),
     "litert_axes": Fault("litert-torch", "0.10"),
     "litert_point": Fault("litert-torch", "0.10"),
     "litert_power": Fault("litert-torch", "0.10"),
 }
-"""Faults with a work-around here, in ``coreml``, in ``litert`` or, the power, in ``students.memory``.
+"""Faults with a work-around here, in the modules of the formats or, the power, in ``students.memory``.
 
 tests/deployment/test_workarounds.py reproduces them; see docs/export.md and docs/export_targets.md.
 """
@@ -82,8 +88,8 @@ def exporting(module: nn.Module, example: Sequence[Tensor], dynamic: bool) -> It
         for part in module.modules():
             if isinstance(part, _DECODERS) and FAULTS["coordinates"].present:
                 stack.enter_context(replaced(part, "_get_coords", _grid()))
-            if isinstance(part, _GEOMETRY) and FAULTS["boxes"].present:
-                stack.enter_context(replaced(part, "_encode_boxes", _pooled(part)))
+            if isinstance(part, _GEOMETRY) and FAULTS["boxes" if dynamic else "fixed_roi_align"].present:
+                stack.enter_context(replaced(part, "_encode_boxes", _pooled(part, dynamic)))
             if isinstance(part, _POSITIONS) and not dynamic and FAULTS["litert_point"].present:
                 stack.enter_context(replaced(part, "forward", _rows(part)))
         stack.enter_context(torch.no_grad())
@@ -122,12 +128,13 @@ def _grid() -> Callable[..., tuple[Tensor, Tensor]]:
     return coords
 
 
-def _pooled(encoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:
-    """``_encode_boxes`` of transformers' geometry encoder (5.24), with one table of boxes for all prompts.
+def _pooled(encoder: Any, dynamic: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    """``_encode_boxes`` of transformers' geometry encoder (5.24), with the boxes of all prompts in one call.
 
     The method gives ``roi_align`` a list with the boxes of each prompt (``unbind(0)``), which fixes the number of
-    prompts.
+    prompts. The formats with fixed axes have no ``roi_align``.
     """
+    pool = pool_aligned if dynamic else pool_by_products
 
     def encode(
         boxes: Tensor, boxes_mask: Tensor, boxes_labels: Tensor, vision_features: Tensor
@@ -137,9 +144,7 @@ def _pooled(encoder: Any) -> Callable[..., tuple[Tensor, Tensor]]:
         x, y, w, h = boxes.unbind(-1)
         left, right, top, bottom = x - 0.5 * w, x + 0.5 * w, y - 0.5 * h, y + 0.5 * h
         corners = torch.stack([left * width, top * height, right * width, bottom * height], -1)
-        rows = torch.arange(prompts, device=boxes.device, dtype=boxes.dtype)[:, None].expand(prompts, count)
-        table = torch.cat([rows.reshape(-1, 1), corners.flatten(0, 1)], 1)
-        pooled = roi_align(vision_features, table, encoder.roi_size)
+        pooled = pool(vision_features, corners, encoder.roi_size)
         content = encoder.boxes_pool_project(pooled).view(prompts, count, encoder.hidden_size)
         places = encoder._encode_box_coordinates(x.flatten(), y.flatten(), w.flatten(), h.flatten())
         place = encoder.boxes_pos_enc_project(places.view(prompts, count, places.shape[-1]))
