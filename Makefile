@@ -13,13 +13,21 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 # a thread per process: small tensors gain nothing from more, and two processes share two cores
 SUITE := -m pytest -n 2 --dist loadfile -m "not slow" -rs --durations=10
 
-.PHONY: demo test test-web test-lowest constraints lint clean
+.PHONY: demo test test-targets test-web test-lowest constraints lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/samdistill demo --out $(OUT)
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python $(SUITE)
+
+# the export formats that install beside this package; LiteRT needs an environment of its own
+test-targets: $(VENV)/.targets
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/deployment/test_targets.py tests/deployment/test_workarounds.py
+
+$(VENV)/.targets: $(INSTALLED)
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev,openvino,executorch,coreml]'
+	touch $@
 
 # the page in the browser: its types, its arithmetic, and its answers on exports of the sandbox's models
 test-web: $(INSTALLED) $(WEB)/.installed
