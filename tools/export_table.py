@@ -23,6 +23,8 @@ def cell(row: Mapping[str, Any]) -> str:
         return "no"
     size = f"{row['bytes'] / 1e6:.2f} MB"
     if not row["ran"]:
+        if row["reason"]:
+            return f"**failed**: does not run, {size}" if "not run" in row["reason"] else f"**failed**: {size}"
         return f"converted, not run; {size}"
     near = f"{row['difference']:.0e}" if row["precision"] == "fp32" else f"agrees {row['agreement']:.3f}"
     if row["reason"]:

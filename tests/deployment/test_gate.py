@@ -77,7 +77,7 @@ def fails(call: int, found: list[np.ndarray]) -> list[np.ndarray]:
 def test_a_silent_fault_is_found(broken: Broken, complaint: str, tmp_path: Path) -> None:
     found = checked(toy_part(), tmp_path, broken)
     assert not found.passed
-    assert re.search(complaint, "; ".join(found.problems))
+    assert re.search(complaint, "; ".join(found.problems)) and found.ran == (broken is not fails)
 
 
 @pytest.mark.parametrize(

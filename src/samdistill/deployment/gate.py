@@ -70,7 +70,7 @@ class Verdict:
         problems: Why the file is refused. Empty if it passed.
         milliseconds: Median time of the file and of the eager module on the smallest case, with the same threads, and
             their ratio: the median over the rounds (``ratio``), the least and the greatest.
-        ran: Whether the file was run. Formats that cannot run here are checked by their structure alone.
+        ran: Whether the file ran in every comparison. Formats that cannot run here are checked by their structure alone.
     """
 
     difference: float = 0.0
@@ -116,6 +116,7 @@ def check(part: Part, path: Path, target: type[Target], static: bool, limits: Li
             if found.passed:
                 found.milliseconds = latency(part, session)
         except Exception as error:  # of any runtime
+            found.ran = False
             found.problems.append(f"it does not run: {str(error).strip().splitlines()[-1][:300]}")
     if limits.difference is not None and not found.difference <= limits.difference:
         apart = f"outputs differ by {found.difference:.2g} of the largest value"
