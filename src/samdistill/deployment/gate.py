@@ -70,7 +70,7 @@ class Verdict:
         problems: Why the file is refused. Empty if it passed.
         milliseconds: Median time of the file and of the eager module on the smallest case, with the same threads, and
             their ratio: the median over the rounds (``ratio``), the least and the greatest.
-        ran: Whether the file ran in every comparison. Formats that cannot run here are checked by their structure alone.
+        ran: Whether the file ran in every comparison. Formats that cannot run here have their structure checked alone.
     """
 
     difference: float = 0.0
