@@ -1,8 +1,8 @@
-"""Loss terms between the concept detections of a student and a teacher: six of outputs, two of features.
+"""Loss terms between the concept detections of a student and a teacher: of outputs and of features.
 
 Every term is computed in float32, and only the student gets a gradient. A term is first averaged within each question,
-then over the questions of the batch (``fpn``: over its images). A question without matched pairs counts as 0 in the
-terms of pairs. A batch without questions gives 0 for every term, with a zero gradient.
+then over the questions of the batch (``fpn`` and ``trunk``: over its images). A question without matched pairs counts
+as 0 in the terms of pairs. A batch without questions gives 0 for every term, with a zero gradient.
 """
 
 from __future__ import annotations
@@ -159,6 +159,13 @@ def _fpn(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
 def _encoder(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
     """Output of the DETR encoder, at the teacher's size: squared error per element."""
     return grid_error(student.encoder, teacher.encoder)
+
+
+@FEATURE_TERMS.register("trunk")
+def _trunk(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
+    """Output of a hosted student's trunk and of the ViT: squared error per element."""
+    assert student.trunk is not None and teacher.trunk is not None  # the configuration refuses other students
+    return grid_error(student.trunk, teacher.trunk)
 
 
 def _logit(
