@@ -64,7 +64,7 @@ def test_fused_head_keeps_detail_that_the_coarsest_map_has_lost() -> None:
 
 
 def test_strided_head_knows_where_in_a_cell_something_is_and_fused_does_not() -> None:
-    """Two pixels of a cell change places. Of a map of stride 8 there are 2 x 2 in a cell, of stride 4 there are 4 x 4."""
+    """Two pixels of a cell change places. Maps of stride 4 and 8 have 4 x 4 and 2 x 2 in a cell."""
     torch.manual_seed(0)
     inputs = [torch.randn(1, c, side, side) for c, side in zip(CHANNELS, (36, 18, 9, 5), strict=True)]
     for level, step in ((0, 4), (1, 2)):
