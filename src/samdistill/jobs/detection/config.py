@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ...config.parts import (
     CacheConfig,
@@ -143,6 +143,13 @@ class PyramidCacheConfig(CacheConfig):
     mode: Literal["stored", "online"] = "online"
 
 
+class CalibrationConfig(Strict):
+    """Calibration of the finished student's scores."""
+
+    images: Annotated[int, Field(ge=0)] = 0
+    """Held-out images whose questions give the factors of the logits. 0 leaves the scores as they are."""
+
+
 class ConceptEvaluateConfig(Strict):
     """Evaluation on held-out questions."""
 
@@ -166,6 +173,7 @@ class DetectionRunConfig(CachedRun):
     cache: PyramidCacheConfig = PyramidCacheConfig()
     loss: DetectionLossConfig = DetectionLossConfig()
     train: TrainConfig = TrainConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     evaluate: ConceptEvaluateConfig = ConceptEvaluateConfig()
 
     @model_validator(mode="before")

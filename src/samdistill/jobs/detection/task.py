@@ -6,7 +6,7 @@ feature pyramid depends on the image only and can be cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -22,7 +22,8 @@ from ...engine.task import Phase, Task
 from ...ops.images import normalise
 from ...ops.matching import MatchCost, match
 from ...teachers import Maps, MapSignals, RunningMaps, Sam3Detector
-from ...types import ConceptPrompts, ImageBatch, Term, Terms
+from ...types import ConceptPrompts, ImageBatch, Term, Terms, UserError
+from .calibration import calibrate
 from .config import FPN, TRUNK, DetectionRunConfig, only_map
 from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
 from .scales import ITEMS, PER_PASS, Scales
@@ -75,12 +76,29 @@ class DetectionTask(Task[DetectionBatch]):
         self.taught_by = teacher.fingerprint
         self.questions, self.held_out = questions, held_out
         self._scales: Scales | None = None
+        if config.calibration.images and held_out is None:
+            raise UserError("calibration.images: questions.file has no phrase of a held-out image; add some, or set 0")
 
     def build_student(self) -> nn.Module:
         return self.kind.build(self.teacher)
 
     def export(self, student: nn.Module) -> nn.Module:
         return self.kind.export(student)
+
+    def finish(self, student: nn.Module) -> None:
+        """Calibrate the scores on questions about held-out images, with ``calibration.images``."""
+        if count := self.config.calibration.images:
+            detector, teacher = self.kind.detector(student.eval(), self.words), self.teacher
+            calibrate(detector, teacher.to(detector.model.device), self.held_out_questions(count), self.config.match)
+
+    def held_out_questions(self, images: int) -> Iterator[tuple[ImageBatch, ConceptPrompts]]:
+        """Yield the questions about the first held-out images, in batches."""
+        data, size = self.held_out, self.config.evaluate.batch_size
+        assert data is not None
+        count = min(images, len(data))  # type: ignore[arg-type]
+        for first in range(0, count, size):
+            batch, prompts, _ = collate_questions([data[index] for index in range(first, min(first + size, count))])
+            yield batch, prompts
 
     def dataset(self, epoch: int) -> Dataset[QuestionItem]:
         return self.questions(epoch)
