@@ -1,21 +1,21 @@
-"""How much of its teacher's cgF1 does a hosted student keep, after each stage of its recipe, in two fresh worlds?
+"""How much of its teacher's cgF1 does a hosted student keep, in two fresh worlds, and what do further stages add?
 
     python benchmarks/hosted.py --out benchmarks/results/hosted.txt
 
 The recipe detection/hosted_sandbox on its own scenes, with every seed. Measured are the teacher, the bundled described
-student, and the hosted student after the phase of the trunk, after the phase of outputs, and with calibrated scores, on
-questions about scenes of two worlds that no training and no calibration has seen. With --variants, the phase of outputs
-is also run with pairs by cost, and with a neck that trains, both from the trunk of the first seed. Squared errors of
-the trunk on training scenes and on held-out scenes show whether data limit it. Finished stages are not repeated.
+student, and the hosted student, also with calibrated scores, on questions about scenes of two worlds that no training
+and no calibration has seen. The first seed is trained further, in a phase of all terms, and its scores are also
+calibrated in other ways. Errors of the trunk on training scenes and on held-out scenes show whether data limit it.
+Finished stages are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from samdistill.evaluation.concepts import evaluate_concepts
 from samdistill.inference.concepts import ConceptModel, load_concept_model
 from samdistill.io import write_json
 from samdistill.jobs.detection.calibration import calibrate
-from samdistill.jobs.detection.config import HOST_PARTS, DetectionRunConfig
+from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.loading import load_config
 from samdistill.students.scores import ScoreFactors
@@ -41,40 +41,39 @@ RECIPE, GOAL = "detection/hosted_sandbox", 0.95
 WORLDS = (300, 400)
 """Seeds of worlds beside those of the package: 1 and 2 (bundled models), 10 and 11 (default)."""
 TEACHER, DESCRIBED = "teacher", "described student, bundled"
-TRUNK, OUTPUTS, CALIBRATED = "hosted, trunk phase", "hosted, outputs phase", "hosted, calibrated"
-SOFT, BIASED, SHARED = "probabilities, factor and bias", "decisions, factor and bias", "teacher, the student's factors"
+HOSTED, CALIBRATED, FURTHER = "hosted", "hosted, calibrated", "hosted, then a phase of all terms"
+SOFT, BIASED = "calibrated to probabilities, with bias", "calibrated to decisions, with bias"
+SHARED = "teacher, the calibrated student's factors"
 MEASURES = {"cgF1": "cgf1", "pmF1": "pmf1", "IL_MCC": "il_mcc", "mask AP": "mask_ap"}
-NECK = [glob for glob in HOST_PARTS if not glob.startswith("vision_encoder.neck")]
-VARIANTS = {
-    "pairs by cost": ["match.method=hungarian"],
-    "neck trains": [f"train.freeze={json.dumps([{'match': NECK}])}"],
-}
-"""Settings of the phase of outputs."""
+ALL_TERMS = {"name": "outputs", "epochs": 2, "lr": 5e-4, "warmup_steps": 25}
+"""The phase after those of the recipe."""
+IMAGES = 128
+"""Held-out scenes that calibrate."""
 
 
-def train(args: argparse.Namespace, seed: int) -> DetectionRunConfig:
-    """Run the recipe with a seed, and return its configuration."""
-    run = args.work / f"seed{seed}"
+def train(args: argparse.Namespace, seed: int) -> tuple[DetectionRunConfig, Path]:
+    """Run the recipe with a seed, and return its configuration and the last checkpoint of the recipe's phases."""
+    run, phases = args.work / f"seed{seed}", recipe_phases()
+    further = [ALL_TERMS] if seed == args.first_seed else []
     settings = [
-        setting("output", run), setting("data.root", args.work / "scenes"), "data.workers=0", "calibration.images=0",
-        f"train.seed={seed}", f"data.seed={seed}", *args.overrides,
+        setting("output", run), setting("data.root", args.work / "scenes"), "data.workers=0", f"train.seed={seed}",
+        f"data.seed={seed}", f"train.phases={json.dumps([*phases, *further])}", *args.overrides,
     ]  # fmt: skip
     train_once(RECIPE, settings, args.work / f"{run.name}.txt", 1, "student/tokenizer.json")
     config = load_config(RECIPE, settings)
     assert isinstance(config, DetectionRunConfig)
-    return config
+    return config, run / f"ckpt_epoch_{sum(phase['epochs'] for phase in phases)}.pt"
 
 
-def trunk_checkpoint(config: DetectionRunConfig) -> Path:
-    """Return the checkpoint at the end of the first phase."""
-    assert config.train.phases is not None
-    return config.output / f"ckpt_epoch_{config.train.phases[0].epochs}.pt"
+def recipe_phases() -> list[dict[str, Any]]:
+    """Return the phases of the recipe."""
+    config = load_config(RECIPE)
+    assert isinstance(config, DetectionRunConfig) and config.train.phases is not None
+    return [phase.model_dump(mode="json") for phase in config.train.phases]
 
 
-def detector_of(config: DetectionRunConfig, checkpoint: Path | None = None) -> ConceptModel:
-    """Return the finished student of a run, or the one of a checkpoint."""
-    if checkpoint is None:
-        return load_concept_model(config.output)
+def detector_of(config: DetectionRunConfig, checkpoint: Path) -> ConceptModel:
+    """Return the student of a checkpoint."""
     parts = DetectionParts(config)
     student = parts.task().build_student()
     student.load_state_dict(Checkpoint.load(checkpoint).model)
@@ -97,13 +96,6 @@ class Scaled:
         return replace(found, pred_logits=query, presence_logits=presence)
 
 
-def held_out(config: DetectionRunConfig) -> list[tuple[ImageBatch, ConceptPrompts]]:
-    """Return the questions that calibrate the recipe's student."""
-    recipe = load_config(RECIPE)
-    assert isinstance(recipe, DetectionRunConfig)
-    return list(DetectionParts(config).task().held_out_questions(recipe.calibration.images))
-
-
 def fitted(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
     """Return factor and bias with the lowest cross-entropy."""
     line = torch.tensor([1.0, 0.0], requires_grad=True)
@@ -119,15 +111,16 @@ def fitted(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
     return float(line[0]), float(line[1])
 
 
-def calibrations(config: DetectionRunConfig, extra: bool) -> tuple[dict[str, ConceptModel], ScoreFactors]:
-    """Return the finished student with calibrated scores and, with ``extra``, other ways and the teacher."""
-    student, teacher, asked = detector_of(config), DetectionParts(config).teacher, held_out(config)
-    answers = [(student.answer(*each), teacher.answer(*each)) for each in asked] if extra else []
-    found: dict[str, ConceptModel] = {}
+def calibrations(
+    config: DetectionRunConfig, checkpoint: Path, extra: bool
+) -> tuple[dict[str, ConceptModel], ScoreFactors]:
+    """Return the student with calibrated scores and, with ``extra``, other ways and the teacher with its factors."""
+    teacher, asked = DetectionParts(config).teacher, list(DetectionParts(config).task().held_out_questions(IMAGES))
+    student, plain = detector_of(config, checkpoint), detector_of(config, checkpoint)
+    found: dict[str, ConceptModel] = {CALIBRATED: student}
     factors = calibrate(student, teacher, asked, config.match)
-    found[CALIBRATED] = student
     if extra:
-        plain = detector_of(config)
+        answers = [(plain.answer(*each), teacher.answer(*each)) for each in asked]
         for name, wanted in ((SOFT, torch.sigmoid), (BIASED, lambda logits: (logits > 0).float())):
             lines = [
                 fitted(
@@ -141,39 +134,7 @@ def calibrations(config: DetectionRunConfig, extra: bool) -> tuple[dict[str, Con
     return found, factors
 
 
-def vary(args: argparse.Namespace, first: DetectionRunConfig, name: str) -> ConceptModel:
-    """Run the phase of outputs with other settings, from the trunk of the first seed."""
-    start, run = args.work / "trunk" / "student", args.work / name.replace(" ", "_")
-    if not start.is_dir():
-        found = detector_of(first, trunk_checkpoint(first))
-        found.model.save_pretrained(start.with_suffix(".partial"))
-        start.with_suffix(".partial").rename(start)
-    assert first.train.phases is not None
-    last = [first.train.phases[-1].model_dump(mode="json")]
-    settings = [
-        setting("output", run), setting("data.root", args.work / "scenes"), "data.workers=0",
-        "calibration.images=0", setting("student.start", start), f"train.phases={json.dumps(last)}",
-        *VARIANTS[name], *args.overrides,
-    ]  # fmt: skip
-    train_once(RECIPE, settings, args.work / f"{run.name}.txt", 1, "student/tokenizer.json")
-    config = load_config(RECIPE, settings)
-    assert isinstance(config, DetectionRunConfig)
-    return detector_of(config)
-
-
-def varied(args: argparse.Namespace, first: DetectionRunConfig, name: str) -> dict[str, Any]:
-    return measure(args, {name: vary(args, first, name)}, 0)
-
-
-def kept(args: argparse.Namespace, name: str, work: Callable[[], Any]) -> Any:
-    """Return the result of ``work``, which is kept in a file and not computed again."""
-    path = args.work / f"{name}.json"
-    if not path.is_file():
-        write_json(path, work())
-    return json.loads(path.read_text())
-
-
-def measure(args: argparse.Namespace, models: dict[str, ConceptModel], repeats: int) -> dict[str, Any]:
+def measure(models: dict[str, ConceptModel], args: argparse.Namespace, repeats: int) -> dict[str, Any]:
     """Return the rows of the models beside the teacher, by world."""
     everyone = {TEACHER: load_concept_model("sandbox"), **models}
     found = {}
@@ -189,50 +150,47 @@ def measure(args: argparse.Namespace, models: dict[str, ConceptModel], repeats: 
 
 def measured(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train and measure one seed, and return the rows by world, the factors, errors and seconds."""
-    config, first = train(args, seed), seed == args.first_seed
+    (config, end), first = train(args, seed), seed == args.first_seed
 
     def rows() -> dict[str, Any]:
-        ways, factors = calibrations(config, first)
-        models = {TRUNK: detector_of(config, trunk_checkpoint(config)), OUTPUTS: detector_of(config), **ways}
-        beside = {DESCRIBED: load_concept_model("sandbox-student")} if first else {}
-        found = measure(args, {**beside, **models}, args.repeats if first else 0)
-        return {"worlds": found, "factors": factors.to_dict(), **training(config)}
+        ways, factors = calibrations(config, end, first)
+        models = {HOSTED: detector_of(config, end), **ways}
+        if first:
+            models = {DESCRIBED: load_concept_model("sandbox-student"), **models}
+            models[FURTHER] = load_concept_model(config.output)
+        found = measure(models, args, args.repeats if first else 0)
+        return {"worlds": found, "factors": factors.to_dict(), **training(config, end)}
 
-    return kept(args, f"measured-seed{seed}", rows)
+    path = args.work / f"measured-seed{seed}.json"
+    if not path.is_file():
+        write_json(path, rows())
+    return json.loads(path.read_text())
 
 
-def training(config: DetectionRunConfig) -> dict[str, Any]:
-    """Return seconds and steps of the phases, and the error of the trunk on training and held-out scenes by epoch."""
-    lines = read_lines(config.output / "metrics.jsonl")
-    assert config.train.phases is not None
-    first = config.train.phases[0].epochs
-    steps = [line for line in lines if "terms" in line and "seconds" in line]
-    parts = [[line for line in steps if (line["epoch"] <= first) == inside] for inside in (True, False)]
-    ends = [max(line["seconds"] for line in part) for part in parts]
+def training(config: DetectionRunConfig, end: Path) -> dict[str, Any]:
+    """Return minutes of the recipe's phases, and the error of the trunk on training and held-out scenes by epoch."""
+    epochs = int(end.stem.rpartition("_")[2])
+    lines = [line for line in read_lines(config.output / "metrics.jsonl") if line.get("epoch", 0) <= epochs]
+    steps = [line for line in lines if "terms" in line]
+    by_epoch = [[line["terms"]["trunk"] for line in steps if line["epoch"] == epoch + 1] for epoch in range(epochs)]
     errors = {
-        "training": [
-            sum(values) / len(values)
-            for epoch in range(1, first + 1)
-            if (values := [line["terms"]["trunk"] for line in parts[0] if line["epoch"] == epoch])
-        ],
-        "held out": [line["validate"]["trunk"] for line in lines if "validate" in line and line["epoch"] <= first],
+        "training, mean of the epoch": [statistics.fmean(values) for values in by_epoch],
+        "held out, after it": [line["validate"]["trunk"] for line in lines if "validate" in line],
     }
-    seconds = {"trunk phase": ends[0], "outputs phase": ends[1] - ends[0]}
-    return {"errors": errors, "seconds": seconds, "steps": [max(line["step"] for line in part) for part in parts]}
+    return {"errors": errors, "minutes": max(line["seconds"] for line in steps) / 60, "steps": steps[-1]["step"]}
 
 
 def row_of(found: dict[str, Any], world: str, name: str) -> dict[str, Any]:
     return next(one for one in found[world]["models"] if one["name"] == name)
 
 
-def say(sheet: Sheet, seeds: Sequence[dict[str, Any]], variants: dict[str, dict[str, Any]]) -> None:
+def say(sheet: Sheet, seeds: Sequence[dict[str, Any]]) -> None:
     """Print the tables."""
     for world in map(str, WORLDS):
         facts, rows = seeds[0]["worlds"][world], []
         for name in (one["name"] for one in facts["models"]):
             found = [row for one in seeds for row in one["worlds"][world]["models"] if row["name"] == name]
             rows.append(line(name, found[:1] if name == TEACHER else found))
-        rows += [line(f"{name}, first seed", [row_of(one, world, name)]) for name, one in variants.items()]
         sheet.table(
             f"world {world}: {facts['questions']} questions about {facts['images']} scenes; {len(seeds)} seed(s)",
             ["", *MEASURES, "cgF1 kept", "parameters", "ms"], rows,
@@ -242,9 +200,11 @@ def say(sheet: Sheet, seeds: Sequence[dict[str, Any]], variants: dict[str, dict[
     sheet.table("squared error of the trunk, first seed, by epoch of its phase", ["", "1", "4", "8", "last"], rows)
     sheet.say()
     for number, one in enumerate(seeds):
-        took = ", ".join(f"{name} {seconds / 60:.0f} min" for name, seconds in one["seconds"].items())
         factors = ", ".join(f"{name} {value:.2f}" for name, value in one["factors"].items())
-        sheet.say(f"seed {number}: {took}, on one core that was shared; factors of the logits: {factors}")
+        sheet.say(
+            f"seed {number}: {one['steps']} steps, {one['minutes']:.0f} minutes of a core that others used too; "
+            f"factors of the logits: {factors}"
+        )
 
 
 def line(name: str, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -261,7 +221,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=128, help="scenes of each fresh world (128)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (3)")
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=[], help="of the phase of outputs")
     parser.add_argument("--repeats", type=int, default=9, help="rounds of the latency (9)")
     return parser.parse_args()
 
@@ -276,18 +235,19 @@ def main() -> None:
         samdistill.render_sandbox(folder, train=1, val=args.scenes, seed=world, format="coco", progress=False)
     torch.set_num_threads(1)
     seeds = [measured(args, seed) for seed in range(args.first_seed, args.first_seed + args.seeds)]
-    first = train(args, args.first_seed)
-    variants = {name: kept(args, f"measured-{name}", partial(varied, args, first, name)) for name in args.variants}
-    say(sheet, seeds, variants)
+    say(sheet, seeds)
     sheet.say()
-    for name in (OUTPUTS, CALIBRATED):
-        least = min(row_of(one, str(world), name)["kept"] for one in (s["worlds"] for s in seeds) for world in WORLDS)
+    for name in (HOSTED, CALIBRATED):
+        least = min(row_of(one["worlds"], str(world), name)["kept"] for one in seeds for world in WORLDS)
         verdict = "met" if least >= GOAL else "MISSED"
         sheet.say(
             f"{name}: goal of {GOAL:.0%} of the teacher's cgF1 in every world and seed {verdict}, least {least:.1%}"
         )
-    sheet.say("Not measured: exemplar boxes, photographs, the published SAM 3, a small text encoder beside the trunk.")
-    sheet.save(args.out, {"seeds": seeds, "variants": variants})
+    sheet.say(
+        "Not measured: exemplar boxes, photographs, the published SAM 3, a small text encoder beside the trunk, pairs "
+        "by cost, a neck that trains."
+    )
+    sheet.save(args.out, {"seeds": seeds})
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def hosted(detector: tuple[object, Path], scenes: Path) -> Recipe:
     """hosted(output, *overrides): ``detection/hosted_sandbox`` with the tiny teacher, on the scenes."""
 
     def make(output: Path, *overrides: str) -> DetectionRunConfig:
-        settings = [*small(detector[1], scenes, output, ()), TRUNK_PHASES, "calibration.images=0", *overrides]
+        settings = [*small(detector[1], scenes, output, ()), TRUNK_PHASES, *overrides]
         config = load_config("detection/hosted_sandbox", settings)
         assert isinstance(config, DetectionRunConfig)
         return config
