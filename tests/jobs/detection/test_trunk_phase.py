@@ -101,6 +101,7 @@ def test_an_unchanged_text_encoder_does_not_run_twice(
     assert own.kind.shares_text(0) and not own.kind.shares_text(1)
     (shared, none), (apart, once) = values(task), values(own)
     assert (none, once) == (0, 1) and shared == pytest.approx(apart, rel=1e-4)
+    assert not DetectionParts(hosted(tmp_path, "teacher.precision=bf16")).kind.shares_text(0)
     assert not DetectionParts(hosted(tmp_path, "student.host=sandbox", "teacher.path=sandbox")).kind.shares_text(0)
 
 

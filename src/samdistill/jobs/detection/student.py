@@ -217,7 +217,8 @@ class Hosted(StudentKind):
         return min(frozen_until(name, self.config.train.freeze) for name in names)
 
     def shares_text(self, epoch: int) -> bool:
-        return self.settings.host is None and self.settings.start is None and epoch < self._text_trains
+        own = self.settings.host is not None or self.settings.start is not None
+        return not own and self.config.teacher.precision == "fp32" and epoch < self._text_trains
 
     def export(self, student: HostedStudent) -> PreTrainedModel:
         return student.model
