@@ -108,7 +108,8 @@ def fitted(logits: Tensor, wanted: Tensor) -> tuple[float, float]:
         return loss
 
     optimiser.step(closure)
-    return float(line[0]), float(line[1])
+    factor, bias = line.tolist()
+    return factor, bias
 
 
 def calibrations(

@@ -48,7 +48,8 @@ def world_rows(world: str) -> Callable[[Figures], dict[str, list[Values]]]:
 def cost_rows(figures: Figures) -> dict[str, list[Values]]:
     """Return parameters in millions, and latency in the first world."""
     rows = figures["seeds"][0]["worlds"]["300"]["models"]
-    return {row["name"]: [[row["parameters"] / 1e6], [row["latency_ms"]]] for row in rows if row["latency_ms"]}
+    shown = ("teacher", "described student, bundled", HOSTED_STUDENT)
+    return {row["name"]: [[row["parameters"] / 1e6], [row["latency_ms"]]] for row in rows if row["name"] in shown}
 
 
 def error_rows(figures: Figures) -> dict[str, list[Values]]:
@@ -67,8 +68,7 @@ HOSTED = [
         [
             Claim("share of the teacher's cgF1 without calibration, two worlds", kept(HOSTED_STUDENT), "{:.1%}",
                   Goal("at least", 0.95), headline="Detection: a hosted student, share of its teacher's cgF1"),
-            Claim("share of the teacher's cgF1, calibrated, two worlds", kept(CALIBRATED), "{:.1%}",
-                  Goal("at least", 0.95)),
+            Claim("share of the teacher's cgF1, calibrated, two worlds", kept(CALIBRATED), "{:.1%}"),
             Claim("the same, over the teacher with the student's factors", against_scaled, "{:.1%}"),
         ],
         [
