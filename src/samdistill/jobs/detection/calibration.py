@@ -23,7 +23,7 @@ def calibrate(
 ) -> ScoreFactors:  # fmt: skip
     """Scale a student's logits, in place, so that their cross-entropy against the teacher's decisions is lowest.
 
-    A decision is whether a probability of the teacher is above 0.5. Its probabilities in the place of its decisions gave
+    A decision is whether a probability of the teacher is above 0.5. The probabilities in the place of decisions gave
     lower cgF1 than no calibration, and a bias beside the factor did in one of two worlds (docs/results.md).
 
     Args:
