@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from results_export import EXPORT
+from results_hosted import HOSTED
 from results_readers import (
     PROMPTS,
     Benchmark,
@@ -360,7 +361,7 @@ RELIABILITY = [
 
 PAGES: dict[str, Sequence[Benchmark]] = {
     "Encoder job": ENCODER,
-    "Detection job": DETECTION,
+    "Detection job": [*HOSTED, *DETECTION],
     "Prompt job": PROMPT,
     "Video job": VIDEO,
     "Text job": TEXT,

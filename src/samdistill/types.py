@@ -188,7 +188,7 @@ class ConceptPrompts(_Movable):
 
 @dataclass(frozen=True)
 class DetectorOutput:
-    """Predictions of a concept detector for p questions on b images, and two of its features.
+    """Predictions of a concept detector for p questions on b images, and three of its features.
 
     Attributes:
         pred_masks: Mask logits of q queries.
@@ -198,6 +198,7 @@ class DetectorOutput:
         semantic_seg: Mask logits of all instances together.
         fpn: The three levels that the heads read, finest first, per image.
         encoder: Tokens of the DETR encoder as a grid, per question. None for an exported model.
+        trunk: Output of the ViT, or of the trunk in its place, per image. None where no loss needs it.
     """
 
     pred_masks: Float[Tensor, "p q h w"]
@@ -207,6 +208,7 @@ class DetectorOutput:
     semantic_seg: Float[Tensor, "p 1 h w"]
     fpn: tuple[Float[Tensor, "b c _ _"], ...]
     encoder: Float[Tensor, "p c gh gw"] | None
+    trunk: Float[Tensor, "b d gh gw"] | None = None
 
     @property
     def scores(self) -> Float[Tensor, "p q"]:

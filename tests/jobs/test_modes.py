@@ -20,6 +20,7 @@ from samdistill.engine.task import Phase, Task
 from samdistill.pipeline import cache, plan
 
 CODEC, RUNS = "cache.codec=fp32", ("cache.mode=online",)
+TRUNK = "train.phases=[{name: trunk, epochs: 2, lr: 1e-3, terms: [trunk]}, {name: all, epochs: 1, lr: 1e-3}]"
 PYRAMID = "train.phases=[{name: align, epochs: 2, lr: 1e-3, terms: [fpn]}, {name: all, epochs: 1, lr: 1e-3}]"
 MEMORY = (
     "student.memory.level=3",
@@ -30,6 +31,7 @@ MEMORY = (
 JOBS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "encoder": (("data.views=2", "data.augment.flip=0.5"), (), RUNS),
     "detection": ((PYRAMID, "data.views=2", "data.augment.flip=0.5"), ("cache.mode=stored",), RUNS),
+    "hosted": ((TRUNK, "data.views=2", "data.augment.flip=0.5"), ("cache.mode=stored",), RUNS),
     "prompt": (("data.views=2", "data.augment.flip=0.5"), ("distillation.use_precomputed_features=true",), ()),
     "video": (MEMORY, (), RUNS),
     "text": (("data.hard=0.5",), (), RUNS),
@@ -39,9 +41,11 @@ Pair = Callable[[str], tuple[Run, Run]]
 
 
 @pytest.fixture(scope="module")
-def pair(recipe, detection, prompted, video, text, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(recipe, detection, hosted, prompted, video, text, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """pair(job): a run with its cache, and the same run online."""
-    recipes = {"encoder": recipe, "detection": detection, "prompt": prompted, "video": video, "text": text}
+    recipes = {
+        "encoder": recipe, "detection": detection, "hosted": hosted, "prompt": prompted, "video": video, "text": text
+    }  # fmt: skip
     made: dict[str, tuple[Run, Run]] = {}
 
     def of(job: str) -> tuple[Run, Run]:
@@ -120,7 +124,7 @@ def test_a_run_with_its_teacher_goes_on_bit_for_bit_and_with_no_other(pair: Pair
     assert teacher is None or not any("teacher" in name for name in ends[0].model)
 
 
-@pytest.mark.parametrize("job", ["encoder", "detection", "video", "text"])
+@pytest.mark.parametrize("job", ["encoder", "detection", "hosted", "video", "text"])
 def test_online_nothing_is_cached_and_every_verb_says_so(
     pair: Pair, job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,7 +154,7 @@ def test_a_cache_of_a_pyramid_is_held_against_teacher_data_and_phases(
         ("cache.codec=fp16", "codec: stored fp32, wanted fp16"),
         ("teacher.precision=bf16", "teacher: stored"),
         ("data.geometry=longest_side", "transform: stored"),
-        ("train.phases=null", "only a phase of fpn alone learns from a cache, and train.phases has none"),
+        ("train.phases=null", "only a phase of fpn or of trunk alone learns from a cache, and train.phases has none"),
     ):
         assert main([*words, change]) == 2
         said = capsys.readouterr().err

@@ -25,11 +25,12 @@ from samdistill.jobs.video.losses import ALIGN_TERMS, MEMORY_TERMS, Annotated
 
 TABLES = {
     "encoder": (FEATURE_LOSSES,), "detection": (OUTPUT_TERMS, FEATURE_TERMS), "prompt": (),
-    "video": (MEMORY_TERMS, ALIGN_TERMS), "text": (TEXT_TERMS,),
+    "video": (MEMORY_TERMS, ALIGN_TERMS), "text": (TEXT_TERMS,), "hosted": (FEATURE_TERMS,),
 }  # fmt: skip
 """Where the terms of a job are declared, as functions whose first argument is, or has, the student's tensors."""
 FUNCTIONS = {
     "detection": {"fpn": (detection_task, "fpn_term")},  # of a phase that asks no question
+    "hosted": {"trunk": (detection_task, "fpn_term")},
     "prompt": {
         **{name: (prompt_losses, "task_terms") for name in prompt_losses.TASK_TERMS.weights},
         "prompt_embed": (prompt_losses, "prompt_embed"), "decoder_mask_token": (prompt_losses, "mask_token"),
@@ -37,17 +38,20 @@ FUNCTIONS = {
     },
 }  # fmt: skip
 """Functions that tasks call by name: one value, or values by name, from the student's tensors, which come first."""
-NAMED = {"detection": ("loss.presence_bce=1.0",)}
+NAMED = {job: ("loss.presence_bce=1.0",) for job in ("detection", "hosted")}
 """Weights of terms that no run has by default."""
 ADAPTED = {("prompt", "encoder_patch")}
 """Terms of tensors that go through a layer which is not exported: they are cut before it."""
-TERMS = [(job, term) for job, run in JOBS.items() for term in run.config.term_names()]
+WHOLE = {job: set(run.config.term_names()) for job, run in JOBS.items()}
+WHOLE["hosted"] = set(WHOLE["detection"])
+WHOLE["detection"].remove("trunk")  # only a hosted student has it
+TERMS = [*((job, term) for job in JOBS for term in sorted(WHOLE[job])), ("hosted", "trunk")]
 
 
 def cut(value: Any) -> Any:
     """The same without a graph, however deep."""
-    if isinstance(value, Tensor):
-        return value.detach()
+    if value is None or isinstance(value, Tensor):
+        return None if value is None else value.detach()
     if isinstance(value, tuple | list):
         return type(value)(map(cut, value))
     if isinstance(value, Compared | Annotated):
@@ -82,11 +86,11 @@ def report_of(task: Task[Any]):
     return check_terms(task, "cpu", 2, train=task.config.train)
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", WHOLE)
 def test_every_term_of_the_job_reaches_what_is_exported(tasks, job) -> None:
     report = report_of(tasks(job))
     assert report.ok, report.problems
-    assert {term.name.partition("/")[0] for term in report.terms} == set(JOBS[job].config.term_names())
+    assert {term.name.partition("/")[0] for term in report.terms} == WHOLE[job]
 
 
 @pytest.mark.parametrize(("job", "term"), TERMS)

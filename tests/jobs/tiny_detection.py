@@ -25,6 +25,9 @@ PHASES = (
     "{name: outputs, epochs: 1, lr: 5e-4, terms: [mask, box_l1, giou, logit, presence, semantic]}]"
 )
 """The three kinds of phase, an epoch each."""
+TRUNK_PHASES = PHASES.replace("{name: align, epochs: 1, lr: 1e-3, terms: [fpn]}",
+                              "{name: trunk, epochs: 1, lr: 1e-3, terms: [trunk]}")  # fmt: skip
+"""Those of a hosted student."""
 
 detector, tracker = tiny_models.detector, tiny_models.tracker
 
@@ -74,7 +77,7 @@ def hosted(detector: tuple[object, Path], scenes: Path) -> Recipe:
     """hosted(output, *overrides): ``detection/hosted_sandbox`` with the tiny teacher, on the scenes."""
 
     def make(output: Path, *overrides: str) -> DetectionRunConfig:
-        settings = [*small(detector[1], scenes, output, ()), PHASES, *overrides]
+        settings = [*small(detector[1], scenes, output, ()), TRUNK_PHASES, *overrides]
         config = load_config("detection/hosted_sandbox", settings)
         assert isinstance(config, DetectionRunConfig)
         return config

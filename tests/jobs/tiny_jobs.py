@@ -30,6 +30,10 @@ SETTINGS = {
         "train.batch_size=16", "questions.boxes=0.4",
         "train.phases=[{name: align, epochs: 1, lr: 1e-3, terms: [fpn]}, {name: features, epochs: 1, lr: 1e-3}]",
     ),
+    "hosted": (
+        "train.batch_size=16", "questions.boxes=0.4",
+        "train.phases=[{name: trunk, epochs: 1, lr: 1e-3, terms: [trunk]}, {name: features, epochs: 1, lr: 1e-3}]",
+    ),
     "prompt": (
         "data.fraction=0.35", "train.epochs=1", "prompts.rounds=1", "prompts.click=random", "prompts.mode=mixed",
         "loss.bce=1.0",
@@ -45,8 +49,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="session")
-def tiny_job(recipe, cached, detection, prompted, sams, video, text, tmp_path_factory) -> TinyJob:
-    """tiny_job(job, output, *overrides): a config of that job, whose cache is there."""
+def tiny_job(recipe, cached, detection, hosted, prompted, sams, video, text, tmp_path_factory) -> TinyJob:
+    """tiny_job(job, output, *overrides): a config of that job, whose cache is there. ``hosted`` is a detection job."""
     films = video(tmp_path_factory.mktemp("films"), *SETTINGS["video"])
     words = text(tmp_path_factory.mktemp("words"), *SETTINGS["text"])
     for config in (films, words):
@@ -54,6 +58,7 @@ def tiny_job(recipe, cached, detection, prompted, sams, video, text, tmp_path_fa
     make: dict[str, tuple[Callable[..., Run], tuple[str, ...]]] = {
         "encoder": (recipe, (f"cache.root={cached.store_root}",)),
         "detection": (detection, ()),
+        "hosted": (hosted, ()),
         "prompt": (prompted, (f"student.start={sams['mobile']}",)),
         "video": (video, (f"cache.root={films.store_root}",)),
         "text": (text, (f"cache.root={words.store_root}",)),

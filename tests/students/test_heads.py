@@ -63,6 +63,36 @@ def test_fused_head_keeps_detail_that_the_coarsest_map_has_lost() -> None:
     assert (row, column) == (53, 23)
 
 
+def test_strided_head_knows_where_in_a_cell_something_is_and_fused_does_not() -> None:
+    """Two pixels of a cell change places. Maps of stride 4 and 8 have 4 x 4 and 2 x 2 in a cell."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, c, side, side) for c, side in zip(CHANNELS, (36, 18, 9, 5), strict=True)]
+    for level, step in ((0, 4), (1, 2)):
+        swapped = [each.clone() for each in inputs]
+        corner, other = (3 * step, 5 * step), (4 * step - 1, 5 * step + 1)
+        swapped[level][:, :, *corner], swapped[level][:, :, *other] = (
+            inputs[level][:, :, *other], inputs[level][:, :, *corner]
+        )  # fmt: skip
+        for name, knows in (("fused", False), ("strided", True)):
+            head = HEADS.get(name)(CHANNELS, 64).eval()
+            moved = (head(inputs, (9, 9)) - head(swapped, (9, 9))).abs().amax(1)[0]
+            assert (moved.max() > 1e-3) == knows, (name, level)
+            if knows:
+                assert divmod(int(moved.argmax()), 9) == (3, 5)
+
+
+def test_strided_head_projects_every_position_of_a_cell_with_weights_of_its_own() -> None:
+    head = HEADS.get("strided")(CHANNELS, 20).eval()
+    assert [lateral[0].weight.shape for lateral in head.laterals] == [
+        (20, 8, 4, 4), (20, 12, 2, 2), (20, 16, 1, 1), (20, 24, 1, 1)
+    ]  # fmt: skip
+    fine = torch.randn(1, 8, 36, 36)
+    cells = fine.unflatten(2, (9, 4)).unflatten(4, (9, 4))  # b c row y column x
+    wanted = torch.einsum("bcryqx,dcyx->bdrq", cells, head.laterals[0][0].weight)
+    torch.testing.assert_close(head.laterals[0][0](fine), wanted, atol=1e-5, rtol=1e-4)
+    assert HEADS.get("strided")(CHANNELS, 1024).laterals[0][0].out_channels == 256
+
+
 @pytest.mark.parametrize("hidden_size", [192, 256, 1024])
 @pytest.mark.parametrize("name", STUDENTS)
 def test_fused_head_is_smaller_than_published(name: str, hidden_size: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -79,6 +80,12 @@ class Freezing:
                 if self.frozen_statistics or (own and not any(p.requires_grad for p in own)):
                     module.eval()
         return sum(first <= epoch for first in self._begins.values())
+
+
+def frozen_until(name: str, rules: Sequence[FreezeConfig]) -> float:
+    """Return the first epoch in which no rule freezes the parameter ``name``; infinity if one lasts."""
+    ends = [rule.until for rule in rules if any(fnmatchcase(name, glob) for glob in rule.match)]
+    return max((math.inf if end is None else end for end in ends), default=0)
 
 
 def parameter_groups(student: nn.Module, weight_decay: float, rates: Sequence[RateConfig] = ()) -> list[dict[str, Any]]:

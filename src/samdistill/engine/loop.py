@@ -375,6 +375,8 @@ class _Loop:
         hosts = sys.modules.get("transformers.modeling_utils")  # if not imported, it has no instances
         path = self.run_dir / STUDENT_FOLDER
         with self._averaged():
+            if not path.exists():
+                self.task.finish(self.student)
             student = self.task.export(self.student)
             if hosts is None or not isinstance(student, hosts.PreTrainedModel):
                 return None

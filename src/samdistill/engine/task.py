@@ -161,6 +161,16 @@ class Task(ABC, Generic[Batch]):
         """
         return student
 
+    def finish(self, student: nn.Module) -> None:
+        """Change the trained student before it is saved, in place, such as the scale of its scores.
+
+        Only rank 0 calls it. Checkpoints have the student as it was before. What it does depends on the student and on
+        held-out data only, so that a run which is continued after its last step ends with the same student.
+
+        Args:
+            student: The student, not wrapped, with averaged weights if EMA is on.
+        """
+
     def stages(self, train: TrainConfig) -> list[tuple[str, int]]:
         """Return names and first epochs of the parts of a run in which terms or trained parameters differ.
 

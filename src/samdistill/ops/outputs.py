@@ -80,6 +80,11 @@ def take_images(vision: T, index: Int[Tensor, " p"]) -> T:
     )
 
 
+def trunk_map(vision: Any) -> Float[Tensor, "b d gh gw"]:
+    """Return the output of the trunk in the output of a SAM 3 vision encoder, on the grid of its third level."""
+    return vision.last_hidden_state.transpose(1, 2).unflatten(2, vision.fpn_hidden_states[2].shape[-2:])
+
+
 def ask(
     model: Any,
     vision: Any,

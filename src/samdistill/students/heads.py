@@ -73,9 +73,10 @@ class FusedHead(nn.Module):
 
     def __init__(self, channels: Sequence[int], hidden_size: int) -> None:
         super().__init__()
-        width = min(256, max(hidden_size // 2, 1))
+        width, self.strides = self.sizes(len(channels), hidden_size)
         self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, width, 1, bias=False), nn.BatchNorm2d(width)) for c in channels
+            nn.Sequential(nn.Conv2d(c, width, stride, stride, bias=False), nn.BatchNorm2d(width))
+            for c, stride in zip(channels, self.strides, strict=True)
         )
         self.blocks = nn.Sequential(FusionBlock(width), FusionBlock(width))
         self.output = nn.Sequential(
@@ -85,14 +86,35 @@ class FusedHead(nn.Module):
             nn.Conv2d(2 * width, hidden_size, 1),
         )
 
+    @staticmethod
+    def sizes(maps: int, hidden_size: int) -> tuple[int, list[int]]:
+        """Return the width, and the stride of the projection of each map, finest first."""
+        return min(256, max(hidden_size // 2, 1)), [1] * maps
+
     def forward(self, maps: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid) -> Float[Tensor, "b d gh gw"]:
         """Predict the embedding on ``grid`` (height, width in cells) from all maps, finest first."""
         fused = None
-        for lateral, x in zip(self.laterals, maps, strict=True):
-            finer = x.shape[-2] > grid[0]
-            level = lateral(to_grid(x, grid)) if finer else to_grid(lateral(x), grid)  # project at the smaller size
+        for lateral, x, stride in zip(self.laterals, maps, self.strides, strict=True):
+            size = (grid[0] * stride, grid[1] * stride)
+            finer = stride > 1 or x.shape[-2] > size[0]
+            level = lateral(to_grid(x, size)) if finer else to_grid(lateral(x), size)  # project at the smaller size
             fused = level if fused is None else fused + level
         return self.output(self.blocks(fused))
+
+
+@HEADS.register("strided")
+class StridedHead(FusedHead):
+    """``FusedHead`` whose projections of the finer maps are convolutions over all positions of a cell.
+
+    A ViT's cell describes its whole patch, and SAM 3's neck reads maps of four times the grid's resolution from it.
+    ``fused`` averages a cell's positions in the finer maps first, so it loses where in the cell something is. Here the
+    maps of stride 4 and 8 have 4 x 4 and 2 x 2 positions per cell, and each position has weights of its own. The width
+    is ``hidden_size``, at most 256.
+    """
+
+    @staticmethod
+    def sizes(maps: int, hidden_size: int) -> tuple[int, list[int]]:
+        return min(256, hidden_size), [2 ** max(0, maps - 2 - number) for number in range(maps)]
 
 
 def to_grid(x: Float[Tensor, "b c h w"], grid: Grid) -> Float[Tensor, "b c gh gw"]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..ops.outputs import ask
+from ..ops.outputs import ask, trunk_map
 from .sam3 import EfficientSam3Output
 from .trunk import StudentTrunk, StudentTrunkConfig
 
@@ -88,6 +89,8 @@ class HostedStudent(nn.Module):
         input_boxes: Float[Tensor, "p k 4"] | None = None,
         input_boxes_labels: Int[Tensor, "p k"] | None = None,
         prompt_images: Int[Tensor, " p"] | None = None,
+        text_features: Float[Tensor, "p t c"] | None = None,
+        trunk_only: bool = False,
     ) -> EfficientSam3Output:
         """Detect the instances of p prompts on b images. Without text the result has only the images' features.
 
@@ -98,12 +101,17 @@ class HostedStudent(nn.Module):
             input_boxes: Exemplar boxes, normalised cxcywh.
             input_boxes_labels: 1 for positive exemplars, 0 for negative ones, -10 for padding.
             prompt_images: Index of the image of each prompt. None means one prompt per image.
+            text_features: Projected text features of ``input_ids``, if they are known: the text encoder does not run.
+            trunk_only: Run only the trunk.
         """
+        if trunk_only:
+            return EfficientSam3Output(trunk=self.model.vision_encoder.backbone.image_embedding(pixel_values))
         vision = self.model.get_vision_features(pixel_values)
         if input_ids is None:
             return EfficientSam3Output(fpn_hidden_states=vision.fpn_hidden_states[:-1])
-        text = self.model.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output
+        text = text_features
+        if text is None:
+            text = self.model.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output
         boxes = None if input_boxes is None else input_boxes.to(self.model.dtype)
-        return EfficientSam3Output.of(
-            ask(self.model, vision, prompt_images, text, attention_mask, boxes, input_boxes_labels)
-        )
+        found = ask(self.model, vision, prompt_images, text, attention_mask, boxes, input_boxes_labels)
+        return EfficientSam3Output.of(replace(found, trunk=trunk_map(vision)))

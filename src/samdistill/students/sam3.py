@@ -60,13 +60,14 @@ class EfficientSam3Output(ModelOutput):
     semantic_seg: Float[Tensor, "p 1 h w"] | None = None
     fpn_hidden_states: tuple[Float[Tensor, "b c _ _"], ...] | None = None
     encoder_grid: Float[Tensor, "p c gh gw"] | None = None
+    trunk: Float[Tensor, "b d gh gw"] | None = None
 
     @classmethod
     def of(cls, found: DetectorOutput) -> EfficientSam3Output:
         """Convert a ``DetectorOutput`` to the output of a model."""
         return cls(
             found.pred_masks, found.pred_boxes, found.pred_logits, found.presence_logits, found.semantic_seg, found.fpn,
-            found.encoder,
+            found.encoder, found.trunk,
         )  # fmt: skip
 
     def answer(self) -> DetectorOutput:
@@ -78,7 +79,7 @@ class EfficientSam3Output(ModelOutput):
         parts = (self.pred_masks, self.pred_boxes, self.pred_logits, self.presence_logits, self.semantic_seg)
         if any(part is None for part in parts) or self.fpn_hidden_states is None:
             raise ValueError("the output has no predictions, because no prompts were given")
-        return DetectorOutput(*parts, self.fpn_hidden_states, self.encoder_grid)  # type: ignore[arg-type]
+        return DetectorOutput(*parts, self.fpn_hidden_states, self.encoder_grid, self.trunk)  # type: ignore[arg-type]
 
 
 class EfficientSam3Model(Sam3LiteTextModel):

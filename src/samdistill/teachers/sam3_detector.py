@@ -24,7 +24,7 @@ from ..checkpoints.original import load_original, original_config
 from ..checkpoints.words import Words
 from ..config import TeacherConfig
 from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics, normalise
-from ..ops.outputs import ask
+from ..ops.outputs import ask, trunk_map
 from ..reading import foreign, running
 from ..types import ConceptPrompts, DetectorOutput, ImageBatch, UserError
 from .base import DTYPES
@@ -48,6 +48,7 @@ class DetectorInfo:
         image_size: Side of the input in pixels.
         queries: Number of object queries.
         hidden_size: Channels of FPN maps and tokens.
+        trunk_size: Channels of the ViT's output.
         levels: Sides of the three FPN maps that the heads read, finest first.
         grid: Side of the token grid.
         params: Parameters of the whole model.
@@ -61,6 +62,7 @@ class DetectorInfo:
     image_size: int
     queries: int
     hidden_size: int
+    trunk_size: int
     levels: tuple[int, ...]
     grid: int
     params: int
@@ -122,33 +124,57 @@ class Sam3Detector:
     def image_size(self) -> int:
         return self.info.image_size
 
-    def answer(self, images: ImageBatch, prompts: ConceptPrompts) -> DetectorOutput:
+    def text(self, prompts: ConceptPrompts) -> Float[Tensor, "p t c"]:
+        """Return the projected text features of the prompts, as a float32 tensor without gradient.
+
+        Raises:
+            UserError: ``words`` refuses a phrase.
+        """
+        with running(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            asked = self.words.inputs(prompts, self.device)
+            text = self.model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True)
+        return _free(text.pooler_output)
+
+    def answer(
+        self, images: ImageBatch, prompts: ConceptPrompts, text: Float[Tensor, "p t c"] | None = None
+    ) -> DetectorOutput:
         """Return all outputs as float32 tensors without gradient, for use in a loss. Each image is encoded once.
+
+        Args:
+            images: The images.
+            prompts: The prompts.
+            text: ``text(prompts)``, if it is known.
 
         Raises:
             UserError: The images have another size, or ``words`` refuses a phrase.
         """
+        text = self.text(prompts) if text is None else text
         with running(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             vision = self._vision(images)
             asked = self.words.inputs(prompts, self.device)
-            text = self.model.get_text_features(asked["input_ids"], asked["attention_mask"], return_dict=True)
             found = ask(
                 self.model,
                 vision,
                 prompts.image.to(self.device),
-                text.pooler_output,
+                text.to(self.model.dtype),
                 asked["attention_mask"],
                 asked["input_boxes"].to(self.model.dtype),
                 asked["input_boxes_labels"],
             )
         return DetectorOutput(
             _free(found.pred_masks), _free(found.pred_boxes), _free(found.pred_logits), _free(found.presence_logits),
-            _free(found.semantic_seg), tuple(map(_free, found.fpn)), _free(found.encoder),
+            _free(found.semantic_seg), tuple(map(_free, found.fpn)), _free(found.encoder), _free(trunk_map(vision)),
         )  # fmt: skip
 
     def features(self, images: ImageBatch) -> tuple[Float[Tensor, "b c _ _"], ...]:
         """Return the three FPN levels that the heads read, finest first, without answering questions."""
         return tuple(map(_free, self._levels(images)[:-1]))
+
+    def trunk(self, images: ImageBatch) -> tuple[Float[Tensor, "b d gh gw"]]:
+        """Return the output of the ViT alone. The neck does not run."""
+        with running(self.model), torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
+            tokens = self.model.vision_encoder.backbone(self._pixels(images)).last_hidden_state
+        return (_free(tokens.transpose(1, 2).unflatten(2, (self.info.grid, self.info.grid))),)
 
     def pyramid(self, images: ImageBatch) -> tuple[Float[Tensor, "b c _ _"], ...]:
         """Return all four FPN levels, finest first. No head reads the last one."""
@@ -167,6 +193,9 @@ class Sam3Detector:
             return self._vision(images).fpn_hidden_states
 
     def _vision(self, images: ImageBatch) -> Sam3VisionEncoderOutput:
+        return self.model.get_vision_features(self._pixels(images))
+
+    def _pixels(self, images: ImageBatch) -> Float[Tensor, "b 3 h w"]:
         side = self.info.image_size
         if images.images.shape[-2:] != (side, side):
             height, width = images.images.shape[-2:]
@@ -174,8 +203,7 @@ class Sam3Detector:
                 f"the teacher reads {side} x {side} pixels, but the images are {height} x {width}; "
                 "set teacher.image_size, or resize the images to its canvas"
             )
-        pixels = normalise(images.images.to(self.device), self.mean, self.std)
-        return self.model.get_vision_features(pixels.to(self.model.dtype))
+        return normalise(images.images.to(self.device), self.mean, self.std).to(self.model.dtype)
 
 
 def load_detector(path: str, host: Host) -> Sam3Model | Sam3LiteTextModel:
@@ -228,6 +256,7 @@ def _describe(path: str, host: Host) -> DetectorInfo:
             params = parameter_count(MODELS[type(host)](host))
         return DetectorInfo(
             path, size, host.detr_decoder_config.num_queries, vision.fpn_hidden_size,
+            vision.backbone_config.hidden_size,
             tuple(int(grid * scale) for scale in vision.scale_factors[:-1]), grid,
             params, Sam3Detector.mean, Sam3Detector.std, text.vocab_size, text.max_position_embeddings,
         )  # fmt: skip

@@ -41,7 +41,7 @@ def output(p: int = 2, q: int = 4, side: int = 12, seed: int = 0, images: int = 
 
 def each(x: DetectorOutput, change) -> DetectorOutput:
     """``change`` applied to every tensor."""
-    values = {f.name: getattr(x, f.name) for f in fields(x)}
+    values = {f.name: value for f in fields(x) if (value := getattr(x, f.name)) is not None}
     return DetectorOutput(**{k: tuple(map(change, v)) if k == "fpn" else change(v) for k, v in values.items()})
 
 
@@ -50,7 +50,7 @@ def leaves(x: DetectorOutput) -> DetectorOutput:
 
 
 def gradients(x: DetectorOutput) -> dict[str, list[torch.Tensor]]:
-    values = {f.name: getattr(x, f.name) for f in fields(x)}
+    values = {f.name: value for f in fields(x) if (value := getattr(x, f.name)) is not None}
     return {k: [t.grad for t in (v if k == "fpn" else (v,))] for k, v in values.items()}
 
 

@@ -277,7 +277,7 @@ def test_validation_is_the_mean_over_the_held_out_batches(task: DetectionTask, s
     total = found.pop("total")
     assert total == pytest.approx(sum(getattr(task.config.loss, n) * v for n, v in found.items()), rel=1e-5)
     assert found == pytest.approx({name: (rows[0][name] + rows[1][name]) / 2 for name in OUTPUTS}, rel=1e-5)
-    made = (task.config, task.teacher, task.kind, task.pyramid, task.words, task.questions)
+    made = (task.config, task.teacher, task.kind, task.maps, task.words, task.questions)
     assert DetectionTask(*made).validate(student) == {}
 
 
@@ -310,7 +310,7 @@ def test_interrupted_in_a_phase_and_resumed_it_is_the_uninterrupted_run(
     settings = "train.phases=[{name: align, epochs: 1, lr: 1e-3, terms: [fpn]}, {name: all, epochs: 1, lr: 1e-3}]"
     job = variant(few(task, tmp_path / "ids.txt", 4), "train.batch_size=2", settings, "questions.boxes=0.3")
     train: TrainConfig = job.config.train
-    made = (job.config, job.teacher, job.kind, job.pyramid, job.words, job.questions)
+    made = (job.config, job.teacher, job.kind, job.maps, job.words, job.questions)
     whole, stopped = (each(*made) for each in (DetectionTask, StopAt))
     assert fit(whole, train, tmp_path / "whole", workers=0).steps == 4
     with pytest.raises(Interrupted) as stop:

@@ -52,7 +52,10 @@ def saved_trunk(folder: Path, hidden: int = WIDTH, patch: int = 14, **settings: 
     """A finished encoder run with a trunk that no default initialises."""
     torch.manual_seed(5)
     config = StudentTrunkConfig(
-        **{"backbone": "es_ev_s", **settings}, hidden_size=hidden, patch_size=patch, image_size=9 * patch
+        **{"backbone": "es_ev_s", "head": "strided", **settings},
+        hidden_size=hidden,
+        patch_size=patch,
+        image_size=9 * patch,
     )
     trunk = build_trunk(config)
     for parameter in trunk.parameters():
@@ -96,7 +99,8 @@ def test_check_finds_a_gradient_for_every_term_at_the_trunk_alone(hosted: Recipe
     config = hosted(tmp_path, "train.batch_size=2")
     report = check(config, device="cpu")
     assert report.ok, report.problems
-    assert {t.name for t in report.terms if t.phase == "features"} == set(TERMS)
+    names = {phase: {t.name for t in report.terms if t.phase == phase} for phase in ("trunk", "features")}
+    assert names == {"trunk": {"trunk"}, "features": {*TERMS, "trunk"}}
     assert report.trainable and all(name.startswith(TRUNK) for name in report.trainable) and report.dead == ()
     student = built(config)
     names = [name for name, _ in student.named_parameters()]
@@ -202,7 +206,10 @@ def test_its_files_answer_as_the_model(trained: DetectionRunConfig, phrases: tup
         (["student.kind=stitched"], "student.kind"),
         (["student.queries=4"], "a hosted student has no student.queries; leave that out"),
         (["student.inherit=true"], "a hosted student has no student.inherit"),
-        (["student.kind=described", "match.method=index"], "only a hosted student has the queries of its teacher"),
+        (
+            ["student.kind=described", "student.head=fused", "match.method=index"],
+            "only a hosted student has the queries of its teacher",
+        ),
         (["student.kind=described", "student.head=published"], "a described student has no student.head"),
         (["match.method=indx"], "no matcher is called 'indx'"),
         (["student.backbone=es_ev_x"], "es_ev_x"),
@@ -221,8 +228,11 @@ def test_settings_that_do_not_go_together_are_one_line(
     [
         ({"hidden": 48}, "the student gives 48 channels, but its configuration of .* reads 64; train the student"),
         ({"patch": 16}, "the student's patch size is 16, but that of .* is 14"),
-        ({"backbone": "es_ev_m"}, "a trunk with the backbone 'efficientvit_b1' and the head 'fused', but this student"),
-        ({"head": "published"}, "and the head 'published', but this student has .* the head 'fused'"),
+        (
+            {"backbone": "es_ev_m"},
+            "a trunk with the backbone 'efficientvit_b1' and the head 'strided', but this student",
+        ),
+        ({"head": "published"}, "and the head 'published', but this student has .* the head 'strided'"),
     ],
 )
 def test_a_trunk_for_another_host_is_refused(hosted: Recipe, tmp_path: Path, trunk: dict, said: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_detection import Recipe
+from tiny_detection import PHASES, Recipe
 
 from samdistill.engine import check_terms
 from samdistill.engine.task import Phase
@@ -56,14 +56,14 @@ def test_terms_in_these_units_do_not_depend_on_the_scale_of_a_channel() -> None:
 @pytest.mark.parametrize("kind", ["detection", "hosted"])
 def test_a_run_measures_its_teacher_once(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     recipe: Recipe = request.getfixturevalue(kind)
-    task = DetectionParts(recipe(tmp_path, "loss.standardise=true", "questions.boxes=0")).task()
+    task = DetectionParts(recipe(tmp_path, "loss.standardise=true", "questions.boxes=0", PHASES)).task()
     cpu, seen = torch.device("cpu"), []
     answer = task.teacher.answer
-    task.teacher.answer = lambda images, prompts: seen.append(len(images)) or answer(images, prompts)
+    task.teacher.answer = lambda images, prompts, *text: seen.append(len(images)) or answer(images, prompts, *text)
     units = task.scales(cpu)
     assert sum(seen) == ITEMS == 16 and task.scales(cpu) is units and len(seen) == 4
     student = task.build_student()
-    plain = DetectionParts(recipe(tmp_path, "questions.boxes=0")).task()
+    plain = DetectionParts(recipe(tmp_path, "questions.boxes=0", PHASES)).task()
     for phase in (Phase(0, "align", frozenset({"fpn"})), Phase(1, "features")):
         items = [task.dataset(phase.epoch)[i] for i in range(2)]
         own, usual = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ...config.parts import (
     CacheConfig,
@@ -133,14 +133,21 @@ DetectionLossConfig = loss_block(
 )
 
 
-FEATURES = frozenset({"fpn"})
-"""Terms that need only the teacher's feature pyramid, which can be cached. Its answers are larger and cannot be."""
+FPN, TRUNK = "fpn", "trunk"
+"""Terms that need only the teacher's maps of an image, which can be cached. Its answers are larger and cannot be."""
 
 
 class PyramidCacheConfig(CacheConfig):
-    """Cache of the teacher's feature pyramid, for phases with the term ``fpn`` only."""
+    """Cache of the teacher's maps of images, for phases with the term ``fpn`` or ``trunk`` only."""
 
     mode: Literal["stored", "online"] = "online"
+
+
+class CalibrationConfig(Strict):
+    """Calibration of the finished student's scores."""
+
+    images: Annotated[int, Field(ge=0)] = 0
+    """Held-out images whose questions give the factors of the logits. 0 leaves the scores as they are."""
 
 
 class ConceptEvaluateConfig(Strict):
@@ -166,6 +173,7 @@ class DetectionRunConfig(CachedRun):
     cache: PyramidCacheConfig = PyramidCacheConfig()
     loss: DetectionLossConfig = DetectionLossConfig()
     train: TrainConfig = TrainConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
     evaluate: ConceptEvaluateConfig = ConceptEvaluateConfig()
 
     @model_validator(mode="before")
@@ -187,11 +195,20 @@ class DetectionRunConfig(CachedRun):
         return self
 
     @model_validator(mode="after")
-    def _cached_pyramid_is_read(self) -> DetectionRunConfig:
-        if not self.online and not any(self.of_features(epoch) for epoch in range(self.train.total_epochs)):
+    def _trunks_that_correspond(self) -> DetectionRunConfig:
+        if TRUNK in self.loss.named and self.student.kind != "hosted":
+            raise ValueError("loss.trunk: only a hosted student has a trunk in the place of its teacher's")
+        return self
+
+    @model_validator(mode="after")
+    def _maps_that_are_read(self) -> DetectionRunConfig:
+        found = {term for epoch in range(self.train.total_epochs) if (term := self.map_term(epoch)) is not None}
+        if len(found) > 1:
+            raise ValueError("train.phases: phases of fpn alone and of trunk alone need different maps; give one kind")
+        if not self.online and not found:
             raise ValueError(
-                "cache.mode=stored: only a phase of fpn alone learns from a cache, and train.phases has none; "
-                "set cache.mode=online"
+                "cache.mode=stored: only a phase of fpn or of trunk alone learns from a cache, and train.phases has "
+                "none; set cache.mode=online"
             )
         return self
 
@@ -200,6 +217,17 @@ class DetectionRunConfig(CachedRun):
         phase = self.train.phase_at(epoch)
         return frozenset(self.loss.named if phase is None or phase.terms is None else phase.terms)
 
-    def of_features(self, epoch: int) -> bool:
-        """Whether ``epoch`` trains on the teacher's feature pyramid only."""
-        return self.wanted(epoch) == FEATURES
+    def map_term(self, epoch: int) -> str | None:
+        """Return the only term of ``epoch`` if it compares maps of images, ``FPN`` or ``TRUNK``, else None."""
+        return only_map(self.wanted(epoch))
+
+    @property
+    def maps(self) -> str:
+        """Which maps of the teacher the phases of maps alone read: those of ``FPN`` or of ``TRUNK``."""
+        found = (self.map_term(epoch) for epoch in range(self.train.total_epochs))
+        return next((term for term in found if term is not None), FPN)
+
+
+def only_map(terms: frozenset[str]) -> str | None:
+    """Return the only one of ``terms`` if it compares maps of images, else None."""
+    return next(iter(terms)) if terms in ({FPN}, {TRUNK}) else None

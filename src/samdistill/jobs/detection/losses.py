@@ -1,8 +1,8 @@
-"""Loss terms between the concept detections of a student and a teacher: six of outputs, two of features.
+"""Loss terms between the concept detections of a student and a teacher: of outputs and of features.
 
 Every term is computed in float32, and only the student gets a gradient. A term is first averaged within each question,
-then over the questions of the batch (``fpn``: over its images). A question without matched pairs counts as 0 in the
-terms of pairs. A batch without questions gives 0 for every term, with a zero gradient.
+then over the questions of the batch (``fpn`` and ``trunk``: over its images). A question without matched pairs counts
+as 0 in the terms of pairs. A batch without questions gives 0 for every term, with a zero gradient.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def _pair_logit(compared: Compared) -> Float[Tensor, ""]:
 
     Queries that correspond by index keep their own t, also below ``match.floor``.
     """
-    teacher = compared.teacher.pred_logits.detach()
-    return _logit(compared.student.pred_logits, teacher, compared.matches, compared.unmatched)
+    target = query_targets(compared.student, compared.teacher, compared.matches)
+    return _logit(compared.student.pred_logits, target, compared.matches, compared.unmatched)
 
 
 @OUTPUT_TERMS.term("presence", 1.0)
@@ -161,12 +161,28 @@ def _encoder(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, 
     return grid_error(student.encoder, teacher.encoder)
 
 
-def _logit(
-    student: Float[Tensor, "p qs"], teacher: Float[Tensor, "p qt"], matches: Matches, unmatched: bool
-) -> Float[Tensor, ""]:
+@FEATURE_TERMS.register("trunk")
+def _trunk(student: DetectorOutput, teacher: DetectorOutput) -> Float[Tensor, ""]:
+    """Output of a hosted student's trunk and of the ViT: squared error per element."""
+    assert student.trunk is not None and teacher.trunk is not None  # the configuration refuses other students
+    return grid_error(student.trunk, teacher.trunk)
+
+
+def query_targets(student: DetectorOutput, teacher: DetectorOutput, matches: Matches) -> Float[Tensor, "p qs"]:
+    """Return the probability of each of the student's queries that the teacher wants, without gradient.
+
+    It is that of the matched query. A query without a match has 0, or its own one where queries correspond by index.
+    """
     question, ours, theirs = matches.pairs
-    target = teacher.float().sigmoid() if matches.aligned else torch.zeros_like(student, dtype=torch.float32)
-    target[question, ours] = teacher[question, theirs].float().sigmoid()
+    wanted = teacher.pred_logits.detach().float().sigmoid()
+    target = wanted.clone() if matches.aligned else torch.zeros_like(student.pred_logits, dtype=torch.float32)
+    target[question, ours] = wanted[question, theirs]
+    return target
+
+
+def _logit(
+    student: Float[Tensor, "p q"], target: Float[Tensor, "p q"], matches: Matches, unmatched: bool
+) -> Float[Tensor, ""]:
     part = torch.ones_like(target, dtype=torch.bool) if unmatched else matches.matched(student.shape[1])
     logits = torch.where(part, student.float(), 0.0)  # before the loss, because 0 * inf is NaN
     error = F.binary_cross_entropy_with_logits(logits, target, weight=part.float(), reduction="none")

@@ -13,12 +13,13 @@ from ...data.skipped import leave_out
 from ...data.sources import Source
 from ...store import StoreSpec
 from ...teachers import DetectorInfo, RunningMaps, Sam3Detector, describe_detector
+from ...teachers.base import IMAGE_EMBEDDING
 from ...types import UserError
 from ..caching import Specs
 from ..views import ViewParts
-from .config import DetectionRunConfig
+from .config import TRUNK, DetectionRunConfig
 from .student import StudentKind, student_kind
-from .task import DetectionTask
+from .task import DetectionTask, running_maps
 
 
 class DetectionParts(ViewParts[DetectionRunConfig]):
@@ -42,16 +43,20 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
         return self.asked.keys
 
     def running(self) -> RunningMaps:
-        return RunningMaps(self.teacher, self.teacher.features)
+        return running_maps(self.teacher, self.config.maps)
 
     def specs(self, fingerprint: str) -> Specs:
         info = self.teacher_info
+        shapes = {f"level{level}": (info.hidden_size, side, side) for level, side in enumerate(info.levels)}
+        taps = {name: name.replace("level", "fpn_level_") for name in shapes}
+        if self.config.maps == TRUNK:
+            shapes, taps = {TRUNK: (info.trunk_size, info.grid, info.grid)}, {TRUNK: IMAGE_EMBEDDING}
         return {
-            f"level{level}": StoreSpec(
-                tap=f"fpn_level_{level}", shape=(info.hidden_size, side, side), image_size=info.image_size,
-                teacher=fingerprint, transform=self.transform.fingerprint, codec=self.config.cache.codec,
+            name: StoreSpec(
+                tap=taps[name], shape=shape, image_size=info.image_size, teacher=fingerprint,
+                transform=self.transform.fingerprint, codec=self.config.cache.codec,
             )
-            for level, side in enumerate(info.levels)
+            for name, shape in shapes.items()
         }  # fmt: skip
 
     @cached_property
@@ -83,16 +88,16 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
         """
         book = self.asked
         leave_out([*book.dropped, *book.unasked], seen_by_all=True)
-        pyramid, held_out = self.signals(proven), self._held_out()
+        maps, held_out = self.signals(proven), self._held_out()
         questions = partial(self._questions, book)
-        return DetectionTask(self.config, self.teacher, self.kind, pyramid, self.words, questions, held_out)
+        return DetectionTask(self.config, self.teacher, self.kind, maps, self.words, questions, held_out)
 
     def _questions(self, book: PhraseBook, epoch: int) -> QuestionDataset:
         """Return the questions of an epoch.
 
         Every epoch has another view. Epochs that read a cache use its views in turn.
         """
-        cached = not self.config.online and self.config.of_features(epoch)
+        cached = not self.config.online and self.config.map_term(epoch) is not None
         views = self.config.data.views if cached else self.config.train.total_epochs
         return QuestionDataset(book, self.transform, self.config.data.seed, epoch, views, self.trained_keys)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...types import DetectorOutput
+from .config import FPN, TRUNK
 
 ITEMS, PER_PASS = 16, 4
 """Images of the measurement, and images in one forward pass of the teacher. They do not depend on ranks."""
@@ -26,10 +27,12 @@ class Scales:
     Attributes:
         fpn: One per FPN level, (c, 1, 1).
         encoder: That of the DETR encoder's output, (c, 1, 1).
+        trunk: That of the ViT's output, (d, 1, 1).
     """
 
     fpn: tuple[Float[Tensor, "c 1 1"], ...] = ()
     encoder: Float[Tensor, "c 1 1"] | None = None
+    trunk: Float[Tensor, "d 1 1"] | None = None
 
     @classmethod
     def measure(cls, answers: Iterable[DetectorOutput]) -> Scales:
@@ -40,7 +43,9 @@ class Scales:
         """
         found = list(answers)
         levels = zip(*(answer.fpn for answer in found), strict=True)
-        return cls(tuple(map(_deviation, levels)), _deviation([answer.encoder for answer in found]))
+        trunks = [answer.trunk for answer in found if answer.trunk is not None]
+        encoder = _deviation([answer.encoder for answer in found])
+        return cls(tuple(map(_deviation, levels)), encoder, _deviation(trunks) if trunks else None)
 
     def levels(self, fpn: Sequence[Float[Tensor, "b c _ _"]]) -> tuple[Float[Tensor, "b c _ _"], ...]:
         """Return FPN levels in units of the standard deviations, in float32."""
@@ -48,12 +53,19 @@ class Scales:
             return tuple(fpn)
         return tuple(level.float() / scale.to(level.device) for level, scale in zip(fpn, self.fpn, strict=True))
 
+    def maps(self, maps: Sequence[Float[Tensor, "b _ _ _"]], term: str) -> tuple[Float[Tensor, "b _ _ _"], ...]:
+        """Return maps of images that ``term`` compares, FPN levels or the output of a trunk, in these units."""
+        if term == FPN or self.trunk is None:
+            return self.levels(maps)
+        return tuple(each.float() / self.trunk.to(each.device) for each in maps)
+
     def of(self, output: DetectorOutput) -> DetectorOutput:
         """Return an output whose features are in units of the standard deviations."""
         if self.encoder is None:
             return output
         encoder = output.encoder.float() / self.encoder.to(output.encoder.device)
-        return replace(output, fpn=self.levels(output.fpn), encoder=encoder)
+        trunk = None if output.trunk is None else self.maps([output.trunk], TRUNK)[0]
+        return replace(output, fpn=self.levels(output.fpn), encoder=encoder, trunk=trunk)
 
 
 def _deviation(maps: Sequence[Float[Tensor, "n c h w"]]) -> Float[Tensor, "c 1 1"]:

@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from ...checkpoints.files import TensorInfo
 from ...checkpoints.hosting import trained_trunk
 from ...checkpoints.student import start_from, trunk_weights
 from ...checkpoints.words import Phrases
+from ...engine.groups import frozen_until
 from ...inference.concepts import ConceptModel, StudentDetector
 from ...ops.images import Statistics
 from ...students import (
@@ -30,10 +31,13 @@ from ...students import (
     without_dropout,
 )
 from ...students.backbones import checkpoint_stages
-from ...teachers import DetectorInfo, Sam3Detector, describe_detector
+from ...teachers import DetectorInfo, Maps, Sam3Detector, describe_detector
 from ...teachers.sam3_detector import find_detector, load_detector
 from ...types import UserError
-from .config import DetectionRunConfig
+from .config import TRUNK, DetectionRunConfig
+
+TEXT_ENCODER = ("text_encoder.", "text_projection.")
+"""Beginnings of the names of the parameters that compute text features."""
 
 
 class StudentKind(ABC):
@@ -81,6 +85,14 @@ class StudentKind(ABC):
     def parts(self, outline: nn.Module) -> dict[str, nn.Module]:
         """Return the modules that a plan counts, by name."""
         return dict(outline.named_children())
+
+    def maps(self, student: nn.Module, pixels: Tensor, term: str) -> Maps:
+        """Return the maps of images that ``term`` compares, ``FPN`` or ``TRUNK``. ``student`` may be wrapped."""
+        return student(pixel_values=pixels).fpn_hidden_states
+
+    def shares_text(self, epoch: int) -> bool:
+        """Whether the student's text encoder is, in this epoch, the teacher's without changes."""
+        return False
 
 
 class Described(StudentKind):
@@ -192,6 +204,21 @@ class Hosted(StudentKind):
         if settings.checkpointing:
             checkpoint_stages(trunk.backbone)
         return HostedStudent(model)
+
+    def maps(self, student: nn.Module, pixels: Tensor, term: str) -> Maps:
+        if term == TRUNK:
+            return (student(pixel_values=pixels, trunk_only=True).trunk,)
+        return super().maps(student, pixels, term)
+
+    @cached_property
+    def _text_trains(self) -> float:
+        """First epoch in which a parameter of the text encoder trains."""
+        names = [name for name, _ in self.outline().named_parameters() if name.startswith(TEXT_ENCODER)]
+        return min(frozen_until(name, self.config.train.freeze) for name in names)
+
+    def shares_text(self, epoch: int) -> bool:
+        own = self.settings.host is not None or self.settings.start is not None
+        return not own and self.config.teacher.precision == "fp32" and epoch < self._text_trains
 
     def export(self, student: HostedStudent) -> PreTrainedModel:
         return student.model

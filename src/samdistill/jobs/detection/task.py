@@ -6,7 +6,7 @@ feature pyramid depends on the image only and can be cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -22,8 +22,9 @@ from ...engine.task import Phase, Task
 from ...ops.images import normalise
 from ...ops.matching import MatchCost, match
 from ...teachers import Maps, MapSignals, RunningMaps, Sam3Detector
-from ...types import ConceptPrompts, ImageBatch, Term, Terms
-from .config import FEATURES, DetectionRunConfig
+from ...types import ConceptPrompts, ImageBatch, Term, Terms, UserError
+from .calibration import calibrate
+from .config import FPN, TRUNK, DetectionRunConfig, only_map
 from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
 from .scales import ITEMS, PER_PASS, Scales
 from .student import StudentKind
@@ -36,14 +37,19 @@ class DetectionBatch:
     Attributes:
         images: The images, uint8.
         prompts: The questions.
-        teacher_features: What a loader worker read of the teacher's feature pyramid.
+        teacher_maps: What a loader worker read of the teacher's maps.
         bad: Inputs that were unusable.
     """
 
     images: ImageBatch
     prompts: ConceptPrompts
-    teacher_features: Maps = ()
+    teacher_maps: Maps = ()
     bad: tuple[BadInput, ...] = ()
+
+
+def running_maps(teacher: Sam3Detector, term: str) -> RunningMaps:
+    """Return the teacher's maps that ``term`` compares, ``FPN`` or ``TRUNK``."""
+    return RunningMaps(teacher, teacher.trunk if term == TRUNK else teacher.features)
 
 
 class DetectionTask(Task[DetectionBatch]):
@@ -52,7 +58,7 @@ class DetectionTask(Task[DetectionBatch]):
     leaves_unused = True  # a batch without boxes does not use the box encoder
 
     def __init__(
-        self, config: DetectionRunConfig, teacher: Sam3Detector, kind: StudentKind, pyramid: MapSignals, words: Words,
+        self, config: DetectionRunConfig, teacher: Sam3Detector, kind: StudentKind, maps: MapSignals, words: Words,
         questions: Callable[[int], Dataset[QuestionItem]], held_out: Dataset[QuestionItem] | None = None,
     ) -> None:  # fmt: skip
         """Set up the task.
@@ -61,15 +67,17 @@ class DetectionTask(Task[DetectionBatch]):
             config: Configuration of the run.
             teacher: The teacher.
             kind: The kind of student.
-            pyramid: The teacher's feature pyramid, running or cached, for phases with ``fpn`` only.
+            maps: The teacher's maps of images, running or cached, for phases with ``fpn`` or ``trunk`` only.
             words: The student's tokenizer.
             questions: Function from an epoch to its questions.
             held_out: Questions whose terms are logged after every epoch, or None.
         """
-        self.config, self.teacher, self.kind, self.pyramid, self.words = config, teacher, kind, pyramid, words
+        self.config, self.teacher, self.kind, self.maps, self.words = config, teacher, kind, maps, words
         self.taught_by = teacher.fingerprint
         self.questions, self.held_out = questions, held_out
         self._scales: Scales | None = None
+        if config.calibration.images and held_out is None:
+            raise UserError("calibration.images: questions.file has no phrase of a held-out image; add some, or set 0")
 
     def build_student(self) -> nn.Module:
         return self.kind.build(self.teacher)
@@ -77,39 +85,58 @@ class DetectionTask(Task[DetectionBatch]):
     def export(self, student: nn.Module) -> nn.Module:
         return self.kind.export(student)
 
+    def finish(self, student: nn.Module) -> None:
+        """Calibrate the scores on questions about held-out images, with ``calibration.images``."""
+        if count := self.config.calibration.images:
+            detector, teacher = self.kind.detector(student.eval(), self.words), self.teacher
+            calibrate(detector, teacher.to(detector.model.device), self.held_out_questions(count), self.config.match)
+
+    def held_out_questions(self, images: int) -> Iterator[tuple[ImageBatch, ConceptPrompts]]:
+        """Yield the questions about the first held-out images, in batches."""
+        data, size = self.held_out, self.config.evaluate.batch_size
+        assert data is not None
+        count = min(images, len(data))  # type: ignore[arg-type]
+        for first in range(0, count, size):
+            batch, prompts, _ = collate_questions([data[index] for index in range(first, min(first + size, count))])
+            yield batch, prompts
+
     def dataset(self, epoch: int) -> Dataset[QuestionItem]:
         return self.questions(epoch)
 
     def collate(self, items: Sequence[QuestionItem], phase: Phase = Phase()) -> DetectionBatch:
         images, prompts, bad = collate_questions(items)
-        read = self.pyramid.read(images) if self._of_features(phase) else ()
+        read = self.maps.read(images) if self._map_term(phase) else ()
         return DetectionBatch(images, prompts, read, tuple(bad))
 
     def to(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
-        self.pyramid.to(device)
+        self.maps.to(device)
         leave_out(batch.bad)
-        return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.teacher_features, batch.bad)
+        return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.teacher_maps, batch.bad)
 
     def counts(self, batch: DetectionBatch) -> dict[str, int]:
-        """Return the number of questions, and for ``fpn`` of images."""
-        return dict.fromkeys(self.config.loss.named, len(batch.prompts)) | {"fpn": len(batch.images)}
+        """Return the number of questions, and for ``fpn`` and ``trunk`` of images."""
+        images = len(batch.images)
+        return dict.fromkeys(self.config.loss.named, len(batch.prompts)) | {FPN: images, TRUNK: images}
 
     def terms(self, student: nn.Module, batch: DetectionBatch, phase: Phase = Phase()) -> Terms:
         """Return the terms of the phase, and others that need no additional work.
 
-        In a phase with ``fpn`` only, just the two vision encoders run.
+        In a phase with ``fpn`` only, just the two vision encoders run, with ``trunk`` only just their trunks.
         """
         device = batch.images.images.device
         pixels = normalise(batch.images.images, self.kind.mean, self.kind.std)
         wanted = phase.wanted(self.config.loss.named)
-        if self._of_features(phase):
+        if (term := self._map_term(phase)) is not None:
             scales = self.scales(device)
-            levels = student(pixel_values=pixels).fpn_hidden_states
+            found = self.kind.maps(student, pixels, term)
             with torch.autocast(device.type, enabled=False):
-                taught = self.pyramid.answer(batch.images, batch.teacher_features)
-                return self._weighted({"fpn": fpn_term(scales.levels(levels), scales.levels(taught))})
-        teacher = self.teacher.to(device).answer(batch.images, batch.prompts)
-        asked = self.words.inputs(batch.prompts, device)
+                taught = self.maps.answer(batch.images, batch.teacher_maps)
+                value = fpn_term(scales.maps(found, term), scales.maps(taught, term))  # the mean over one or three maps
+                return self._weighted({term: value})
+        asked, text = self.words.inputs(batch.prompts, device), None
+        if self.kind.shares_text(phase.epoch):
+            asked["text_features"] = text = self.teacher.to(device).text(batch.prompts)
+        teacher = self.teacher.to(device).answer(batch.images, batch.prompts, text)
         found = student(pixel_values=pixels, prompt_images=batch.prompts.image, **asked).answer()
         with torch.autocast(device.type, enabled=False):  # losses are float32 in any precision
             pairs = self.config.match
@@ -132,9 +159,8 @@ class DetectionTask(Task[DetectionBatch]):
             self._scales = Scales.measure(teacher.answer(images, prompts) for images, prompts, _ in parts)
         return self._scales or Scales()
 
-    def _of_features(self, phase: Phase) -> bool:
-        """Whether the phase trains on the teacher's feature pyramid only."""
-        return phase.wanted(self.config.loss.named) == FEATURES
+    def _map_term(self, phase: Phase) -> str | None:
+        return only_map(phase.wanted(self.config.loss.named))
 
     def _weighted(self, values: Mapping[str, Tensor]) -> Terms:
         return Terms({name: Term(value, self.config.loss.weight(name)) for name, value in values.items()})
@@ -148,5 +174,5 @@ class DetectionTask(Task[DetectionBatch]):
         if self.held_out is None:
             return {}
         task, wanted = copy(self), phase.wanted(self.config.loss.named)
-        task.pyramid = RunningMaps(self.teacher, self.teacher.features)
+        task.maps = running_maps(self.teacher, self.config.maps)
         return held_out_terms(task, self.held_out, self.config.evaluate.batch_size, student, wanted, phase)
