@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from .checkpoints.files import SANDBOX, STUDENT_FOLDER
+from .checkpoints.processors import write_processor
 from .config import Run
 from .data import reporting
 from .delivery import Delivery
@@ -185,8 +186,10 @@ def _train(config: Run, resume: Path | None) -> FitResult:
         ready.task, config.train, config.output, resume=resume, workers=config.data.workers, resolved=config.to_yaml()
     )
     folder = config.output / STUDENT_FOLDER
-    if ready.words is not None and process_rank() == 0 and folder.is_dir():
-        ready.words.save(folder)  # a student that takes phrases is loaded with its tokenizer
+    if process_rank() == 0 and folder.is_dir():
+        if ready.words is not None:
+            ready.words.save(folder)  # a student that takes phrases is loaded with its tokenizer
+        write_processor(folder)
     return result
 
 

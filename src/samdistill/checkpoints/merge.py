@@ -24,6 +24,7 @@ from .hosting import check_loads, check_shapes, copy_companions, host_config, ho
 from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
 from .loading import open_config, read_settings
 from .original import merged_state, original_config
+from .processors import write_processor
 from .rename import hf_names, to_hf
 from .report import REPORT, MergeReport, Table, merged_student, sidecar
 from .student import Host, OpenedStudent, as_json, original_student_name, read_student
@@ -113,7 +114,7 @@ def _into_folder(
         tuple(notes),
     )  # fmt: skip
     tensors = _Joined(teacher, student, kept, names)
-    _write_folder(report, tensors, merged, lambda to: copy_companions(folder, to, host, student.config.image_size))
+    _write_folder(report, tensors, merged, lambda to: copy_companions(folder, to))
     return report
 
 
@@ -142,8 +143,7 @@ def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
 
     def companions(to: Path) -> None:
         if place.is_dir():
-            host = host_of(settings, place / "config.json")
-            copy_companions(place, to, host, host.image_size)
+            copy_companions(place, to)
         copy_words(student.source, to)
 
     _write_folder(report, _Joined(teacher, student, kept, {name: name for name in student.info}, origin), merged,
@@ -168,6 +168,7 @@ def _write_folder(
         make_folder(temporary)
         companions(temporary)
         write_json(temporary / "config.json", merged, indent=2)
+        write_processor(temporary)
         save_shards(temporary, tensors, tensors.info)
         _check_written(open_weights(temporary), tensors)
         check_loads(temporary, merged)

@@ -9,6 +9,7 @@ from .backbones import STUDENTS, resolve_backbone
 from .catalogue import StudentInfo, breakdown, list_students
 from .heads import HEADS, HeadCost, compare_heads
 from .hosted import HostedStudent, host_trunk, hosted_config, without_dropout
+from .processor import ConceptProcessor
 from .promptable import MobileSamConfig, MobileSamModel, build_promptable
 from .pyramid import PyramidModel
 from .sam3 import EfficientSam3Model, EfficientSam3Output, build_detector, inherit
@@ -21,6 +22,7 @@ __all__ = [
     "STUDENTS",
     "TEXT_SIZES",
     "TEXT_STUDENT",
+    "ConceptProcessor",
     "EfficientSam3Config",
     "EfficientSam3Model",
     "EfficientSam3Output",
