@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoModel
 
 from ..io import copy_file, replacing, write_json
 from ..reading import foreign
@@ -155,7 +156,7 @@ def check_loads(folder: Path, config: dict[str, Any]) -> None:
         UserError: A tensor is missing, unexpected or of another shape.
     """
     named = (config.get("architectures") or [None])[0]
-    model_class = getattr(transformers, named or "", None) or getattr(transformers, _CLASSES[config["model_type"]])
+    model_class = getattr(transformers, named or _CLASSES.get(config["model_type"], ""), AutoModel)
     with foreign("the merged model", f"would not load as {model_class.__name__}"), quiet_transformers():
         _, found = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True)
     problems = {kind: sorted(map(str, names)) for kind, names in found.items() if names}

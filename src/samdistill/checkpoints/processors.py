@@ -29,7 +29,7 @@ from transformers import (
 
 from ..io import write_json
 from ..ops.images import IMAGENET_MEAN, IMAGENET_STD, SAM3_MEAN, SAM3_STD, Statistics
-from ..students import ConceptProcessor, EfficientSam3Config, MobileSamConfig
+from ..students import ConceptProcessor, EfficientSam3Config, HostedSamConfig, MobileSamConfig
 from ..students.processor import SAM3_CONTEXT
 from ..types import UserError
 from .layout import STUDENT_TRUNK
@@ -37,8 +37,8 @@ from .loading import open_config, read_settings
 from .words import read_tokenizer
 
 _PROMPTED: dict[str, type[ProcessorMixin]] = {
-    "sam": Sam2Processor, MobileSamConfig.model_type: Sam2Processor, "sam2": Sam2Processor,
-    "sam2_video": Sam2VideoProcessor, "sam3_tracker": Sam3TrackerProcessor,
+    "sam": Sam2Processor, MobileSamConfig.model_type: Sam2Processor, HostedSamConfig.model_type: Sam2Processor,
+    "sam2": Sam2Processor, "sam2_video": Sam2VideoProcessor, "sam3_tracker": Sam3TrackerProcessor,
     "sam3_tracker_video": Sam3TrackerVideoProcessor,
 }  # fmt: skip
 _CONCEPTS: dict[str, type[ProcessorMixin]] = {

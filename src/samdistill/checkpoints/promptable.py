@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -17,19 +18,20 @@ from transformers import (
 
 from ..ops.promptable import Promptable
 from ..reading import foreign
-from ..students import MobileSamConfig, MobileSamModel
+from ..students import HostedSamConfig, HostedSamModel, MobileSamConfig, MobileSamModel
 from ..types import UserError
 from .exported import PROMPTABLE, exported_kind, open_exported
-from .files import TORCH_SUFFIXES, Weights, locate, open_weights
+from .files import TORCH_SUFFIXES, locate, open_weights
 from .layout import STUDENT_TRUNK
 from .loading import CONFIG, build_config, model_kinds, open_config, pretrained, read_settings
 from .original import as_tracker, load_original, original_config, original_parts, read_levels_alone, set_image_size
-from .rename_sam import MOBILE_SAM, SAM, layout, sam_settings, to_ours
+from .rename_sam import MOBILE_SAM, layout
+from .sam import open_sam, renamed
 
 # The published repository of SAM 3 has the model type sam3_video and contains the tracker.
 _KINDS: dict[str, type[PreTrainedModel]] = {
     "sam3_tracker": Sam3TrackerModel, "sam3_video": Sam3TrackerModel, "sam3": Sam3Model, "sam": SamModel,
-    MobileSamConfig.model_type: MobileSamModel,
+    HostedSamConfig.model_type: HostedSamModel, MobileSamConfig.model_type: MobileSamModel,
 }  # fmt: skip
 _SOURCES = (
     "a Hugging Face folder of a SAM 3 tracker, a SAM or a MobileSAM, a run with one in student/ or merged/, or an "
@@ -95,7 +97,7 @@ def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) ->
         return build_config(MobileSamConfig, {**read_settings(folder), **sized}, folder / CONFIG)
     config = open_config(folder)  # may be that of a video model
     if isinstance(config, SamConfig):
-        _same_size(config.vision_config.image_size, image_size, folder)
+        _same_size(config.prompt_encoder_config.image_size, image_size, folder)
         return config
     with foreign(folder / CONFIG, "not a readable configuration"):
         return _sized_sam3(config, image_size)
@@ -139,19 +141,12 @@ def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
     if kind == MOBILE_SAM:
         # The trunk has no position embeddings, so any multiple of the patch size is valid.
         sized = MobileSamConfig(**({} if image_size is None else {"image_size": image_size}))
-        return pretrained(MobileSamModel, sized, _translated(weights, "MobileSAM"), path)
-    with foreign(path, "not a complete SAM: its architecture does not follow from its tensors"):
-        config = SamConfig(**sam_settings(weights.info))
-    _same_size(config.vision_config.image_size, image_size, path)
-    return pretrained(SamModel, config, _translated(weights, SAM.upper()), path)
+        return pretrained(MobileSamModel, sized, _copied(renamed(weights, "MobileSAM")), path)
+    opened = open_sam(path)
+    _same_size(opened.config.prompt_encoder_config.image_size, image_size, path)
+    return pretrained(SamModel, opened.config, _copied(opened.weights), path)
 
 
-def _translated(weights: Weights, what: str) -> dict[str, Tensor]:
-    """Return the tensors under our names, or raise ``UserError`` for unknown names."""
-    state, unknown = to_ours(weights)
-    if unknown:
-        raise UserError(
-            f"{weights.source}: wrong checkpoint: {len(unknown)} unknown tensors for an original {what}, such as "
-            f"{unknown[0]}"
-        )
-    return {name: tensor.clone() for name, tensor in state.items()}  # the file can be deleted afterwards
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors out of a file, which can be deleted afterwards."""
+    return {name: tensor.clone() for name, tensor in state.items()}

@@ -19,7 +19,7 @@ from ..ops.promptable import Promptable, image_size, statistics
 from ..reading import Table, foreign, read_json
 from .parts_detector import Baked
 
-PLAIN = {"samdistill_mobile_sam": ("sam", "SamModel")}
+PLAIN = {"samdistill_mobile_sam": ("sam", "SamModel"), "samdistill_sam": ("sam", "SamModel")}
 """Model types that other readers know under another name, because their files have the same inputs and outputs."""
 _PLAIN_PROCESSORS = {
     "SamProcessor": "SamProcessor",

@@ -23,7 +23,7 @@ from ..types import GroupSignals, ImageBatch, PromptGroup, Prompts, UserError
 from .images import IMAGENET_MEAN, IMAGENET_STD, SAM3_MEAN, SAM3_STD, Statistics, normalise
 
 Promptable = Sam3TrackerModel | SamModel
-"""Models that the functions of this file accept. ``students.MobileSamModel`` is a ``SamModel``."""
+"""Models that the functions of this file accept. ``MobileSamModel`` and ``HostedSamModel`` are ``SamModel``."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Embeddings:
     Attributes:
         levels: Feature maps, finest first. The last one is the image embedding. A SAM 3 tracker has two more, with 4
             and 2 times its resolution. A SAM has none.
-        trunk: Output of the trunk before the neck, which encoder distillation compares. None for an exported model,
-            whose files do not give it.
+        trunk: Output of the trunk before the neck, or the image embedding of a SAM whose distilled trunk needs no neck.
+            None for an exported model, whose files do not give it.
     """
 
     levels: tuple[Tensor, ...]
@@ -118,7 +118,8 @@ def trunk_channels(model: Promptable) -> int:
     """Return the number of channels of ``Embeddings.trunk``."""
     if isinstance(model, Sam3TrackerModel):
         return int(model.config.vision_config.backbone_config.hidden_size)
-    return model.vision_encoder.neck.conv1.in_channels
+    neck = getattr(model.vision_encoder, "neck", None)
+    return decoder_width(model) if neck is None else neck.conv1.in_channels
 
 
 def statistics(model: Promptable) -> tuple[Statistics, Statistics]:
@@ -175,9 +176,9 @@ def sam_pixels(model: SamModel, batch: ImageBatch) -> Float[Tensor, "b 3 s s"]:
 
 @encode.register(SamModel)
 def _encode_sam(model: SamModel, pixels: Float[Tensor, "b 3 s s"]) -> Embeddings:
-    with _inputs(model.vision_encoder.neck) as seen:
+    with _inputs(getattr(model.vision_encoder, "neck", None)) as seen:
         embedding = model.vision_encoder(pixels.to(model.dtype)).last_hidden_state
-    return Embeddings((embedding,), seen[0].permute(0, 3, 1, 2))
+    return Embeddings((embedding,), seen[0].permute(0, 3, 1, 2) if seen else embedding)
 
 
 @encode.register(Sam3TrackerModel)
@@ -194,9 +195,12 @@ def _encode_tracker(model: Sam3TrackerModel, pixels: Float[Tensor, "b 3 s s"]) -
 
 
 @contextmanager
-def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the first positional argument of every call of ``module`` inside a ``with`` block."""
+def _inputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Collect the first positional argument of every call of ``module`` inside a ``with`` block; none if it is None."""
     seen: list[Tensor] = []
+    if module is None:
+        yield seen
+        return
     hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         yield seen

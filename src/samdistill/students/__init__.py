@@ -14,6 +14,7 @@ from .promptable import MobileSamConfig, MobileSamModel, build_promptable
 from .pyramid import PyramidModel
 from .sam3 import EfficientSam3Model, EfficientSam3Output, build_detector, inherit
 from .sam3_config import EfficientSam3Config, PyramidConfig, efficient_sam3_config
+from .sam_host import HostedSamConfig, HostedSamModel
 from .text import TEXT_SIZES, TEXT_STUDENT, TextStudent, TextStudentConfig
 from .trunk import StudentTrunk, StudentTrunkConfig, build_trunk
 
@@ -27,6 +28,8 @@ __all__ = [
     "EfficientSam3Model",
     "EfficientSam3Output",
     "HeadCost",
+    "HostedSamConfig",
+    "HostedSamModel",
     "HostedStudent",
     "MobileSamConfig",
     "MobileSamModel",

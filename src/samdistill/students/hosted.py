@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from functools import singledispatch
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, SamModel
 
 from ..ops.outputs import ask
 from .sam3 import EfficientSam3Output
+from .sam_host import HostedSamModel
 from .trunk import StudentTrunk, StudentTrunkConfig
 
 _DROPOUT = ("dropout", "hidden_dropout", "attention_dropout")
@@ -43,12 +45,17 @@ def hosted_config(host: PreTrainedConfig, trunk: StudentTrunkConfig) -> Any:
     return found
 
 
+@singledispatch
 def host_trunk(host: PreTrainedModel, trunk: StudentTrunk) -> Any:
-    """Replace the ViT of ``host`` by ``trunk``, in place, and return ``host``. All other tensors stay as they are.
+    """Replace the image encoder of ``host`` by ``trunk``. All other tensors stay as they are.
 
     Args:
-        host: A ``Sam3Model`` or ``Sam3LiteTextModel``.
+        host: A ``Sam3Model``, ``Sam3LiteTextModel`` or ``Sam3TrackerModel``, which is changed in place, or a
+            ``SamModel``.
         trunk: The trunk, see ``hosted_config``.
+
+    Returns:
+        ``host``, or for a ``SamModel`` a ``HostedSamModel`` that shares its other modules.
 
     Example:
         >>> host_trunk(Sam3Model.from_pretrained("facebook/sam3"), build_trunk(StudentTrunkConfig("es_rv_m")))
@@ -58,6 +65,11 @@ def host_trunk(host: PreTrainedModel, trunk: StudentTrunk) -> Any:
     model.vision_encoder.config = model.config.vision_config
     model.vision_encoder.backbone = trunk
     return model
+
+
+@host_trunk.register(SamModel)
+def _host_in_sam(host: SamModel, trunk: StudentTrunk) -> HostedSamModel:
+    return HostedSamModel.of(host, trunk)
 
 
 class HostedStudent(nn.Module):

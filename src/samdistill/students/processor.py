@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskGeneration, AutoProcessor, Sam3Processor
+from transformers import AutoProcessor, Sam3Processor
 
-from .promptable import MobileSamConfig, MobileSamModel
 from .sam3_config import EfficientSam3Config
 
 SAM3_CONTEXT = 32
@@ -55,4 +54,3 @@ class ConceptProcessor(Sam3Processor):
 
 
 AutoProcessor.register(EfficientSam3Config, ConceptProcessor)
-AutoModelForMaskGeneration.register(MobileSamConfig, MobileSamModel)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checkpoints.sam import sam_kind
 from ..config import TeacherConfig
 from ..data import ObjectBatch
-from ..ops.images import Statistics
+from ..ops.images import Statistics, normalise
 from ..reading import running
 from ..registry import Registry, did_you_mean
 from ..types import Features, ImageBatch, PromptGroup, UserError
@@ -90,6 +91,7 @@ class TeacherInfo:
         params: Parameters of the image encoder.
         mean: Mean of the normalisation.
         std: Standard deviation of the normalisation.
+        zero_padding: Whether padding is zero after normalisation, for the teacher and for a model with its heads.
     """
 
     kind: str
@@ -99,6 +101,17 @@ class TeacherInfo:
     params: int
     mean: Statistics
     std: Statistics
+    zero_padding: bool = False
+
+    def pixels(self, batch: ImageBatch) -> Float[Tensor, "b 3 s s"]:
+        """Return the normalised images of a batch as the teacher and its student read them."""
+        return normalised(batch, self.mean, self.std, self.zero_padding)
+
+
+def normalised(batch: ImageBatch, mean: Statistics, std: Statistics, zero_padding: bool) -> Float[Tensor, "b 3 s s"]:
+    """Return the images of a batch normalised, with padding set to zero after that if ``zero_padding``."""
+    pixels = normalise(batch.images, mean, std)
+    return pixels * batch.valid((pixels.shape[-2], pixels.shape[-1]))[:, None] if zero_padding else pixels
 
 
 class OnlineTeacher(ABC):
@@ -115,8 +128,10 @@ class OnlineTeacher(ABC):
         device: Device of the network.
         mean: Mean of the normalisation.
         std: Standard deviation of the normalisation.
+        model_types: Model types of the checkpoints that the class opens, as in ``config.json``.
     """
 
+    model_types: ClassVar[tuple[str, ...]]
     taps: dict[str, str]
     image_size: int
     embedding_shape: tuple[int, int, int]
@@ -171,6 +186,15 @@ class OnlineTeacher(ABC):
 
 
 TEACHERS: Registry[type[OnlineTeacher]] = Registry("teacher")
+
+
+def teacher_kind(path: str) -> str:
+    """Return the kind of the teacher at a path or hub id, by its ``config.json`` or its tensor names.
+
+    ``sam3`` for all that is no SAM or SAM 2; that kind reports what is wrong with other checkpoints.
+    """
+    found = sam_kind(path)
+    return next((name for name in TEACHERS if found in TEACHERS.get(name).model_types), "sam3")
 
 
 def check_taps(asked: Sequence[str], known: Sequence[str] | dict[str, str]) -> None:

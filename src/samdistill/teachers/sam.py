@@ -1,21 +1,20 @@
-"""Image encoders of SAM (ViTDet) and SAM 2 (Hiera) as teachers, from Hugging Face folders or hub ids."""
+"""Image encoders of SAM (ViTDet) and SAM 2 (Hiera) as teachers, from folders, hub ids or original files."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, Sam2VisionConfig, Sam2VisionModel, SamVisionConfig, SamVisionModel
 
-from ..checkpoints.files import locate, open_weights
-from ..checkpoints.loading import fill, locate_config, parameter_count, skeleton
+from ..checkpoints.loading import CONFIG, fill, parameter_count, skeleton
+from ..checkpoints.sam import OpenedSam, open_sam, sam_config
 from ..config import TeacherConfig
-from ..ops.images import IMAGENET_MEAN, IMAGENET_STD, normalise
+from ..ops.images import IMAGENET_MEAN, IMAGENET_STD
 from ..types import ImageBatch, UserError
-from .base import DTYPES, IMAGE_EMBEDDING, TEACHERS, OnlineTeacher, TeacherInfo
+from .base import DTYPES, IMAGE_EMBEDDING, TEACHERS, OnlineTeacher, TeacherInfo, normalised
 from .loading import fingerprint, freeze, square
 
 
@@ -28,6 +27,8 @@ class _SamEncoder(OnlineTeacher):
     anchor: ClassVar[str]
     """Name of a tensor of the encoder. The part of a checkpoint's tensor name before it is the encoder's prefix."""
     behaviour: ClassVar[tuple[str, ...]]
+    zero_padding: ClassVar[bool] = False
+    """Whether padding is zero after normalisation, as in SAM's training."""
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(self, config: TeacherConfig, device: torch.device) -> None:
@@ -36,7 +37,7 @@ class _SamEncoder(OnlineTeacher):
         self.device = device
         self.taps = {IMAGE_EMBEDDING: self.layout}
         encoder = skeleton(lambda: self._build(vision), config.path)
-        self._load(encoder, locate(config.path))
+        self._load(encoder, open_sam(config.path))
         self._encoder = freeze(encoder, DTYPES[config.precision])
         self.fingerprint = fingerprint(
             self._encoder, self._behaviour(vision), self.image_size, self.mean, self.std
@@ -48,7 +49,7 @@ class _SamEncoder(OnlineTeacher):
         vision = cls._vision(config)
         size, shape = cls._geometry(vision, config)
         params = parameter_count(skeleton(lambda: cls._build(vision), config.path))
-        return TeacherInfo(cls.kind, config.path, size, shape, params, cls.mean, cls.std)
+        return TeacherInfo(cls.kind, config.path, size, shape, params, cls.mean, cls.std, cls.zero_padding)
 
     @classmethod
     @abstractmethod
@@ -68,10 +69,11 @@ class _SamEncoder(OnlineTeacher):
 
     @classmethod
     def _vision(cls, config: TeacherConfig) -> Any:
-        folder, whole = locate_config(config.path, cls.kind)
+        place, whole = sam_config(config.path, cls.kind)
         vision = getattr(whole, "vision_config", None) or whole
         if not isinstance(vision, cls.config_class):
-            raise UserError(f"{folder / 'config.json'}: a {whole.model_type!r} model, not one of kind {cls.kind!r}")
+            where = place / CONFIG if place.is_dir() else place
+            raise UserError(f"{where}: a {whole.model_type!r} model, not one of kind {cls.kind!r}")
         return vision
 
     @classmethod
@@ -85,18 +87,18 @@ class _SamEncoder(OnlineTeacher):
         channels, stride = cls._channels_and_stride(vision)
         return size, (channels, size // stride, size // stride)
 
-    def _load(self, encoder: nn.Module, place: Path) -> None:
-        weights = open_weights(place)
+    def _load(self, encoder: nn.Module, opened: OpenedSam) -> None:
+        weights, place = opened.weights, opened.source
         prefixes = sorted({n.removesuffix(self.anchor) for n in weights if n.endswith(self.anchor)}, key=len)
         if not prefixes:
             raise UserError(f"{place}: wrong checkpoint: no tensors of a {self.kind} image encoder in it")
         prefix = prefixes[0]
-        info = {name[len(prefix) :]: about for name, about in weights.info.items() if name.startswith(prefix)}
+        info = {name[len(prefix) :]: about for name, about in opened.info.items() if name.startswith(prefix)}
         fill(encoder, info, lambda name: weights[prefix + name], str(place))
 
     def _pixels(self, batch: ImageBatch) -> Tensor:
         dtype = next(self._encoder.parameters()).dtype
-        return normalise(batch.images, self.mean, self.std).to(dtype)
+        return normalised(batch, self.mean, self.std, self.zero_padding).to(dtype)
 
 
 @TEACHERS.register("sam")
@@ -108,6 +110,7 @@ class SamTeacher(_SamEncoder):
 
     layout = "(b, 256, gh, gw): output of the vision encoder's neck, what the mask decoder reads"
     kind, config_class, anchor = "sam", SamVisionConfig, "patch_embed.projection.weight"
+    model_types, zero_padding = ("sam",), True
     behaviour = ("num_attention_heads", "window_size", "global_attn_indexes", "hidden_act", "layer_norm_eps",
                  "use_rel_pos", "patch_size")  # fmt: skip
 
@@ -120,8 +123,7 @@ class SamTeacher(_SamEncoder):
         return vision.output_channels, vision.patch_size
 
     def _forward(self, batch: ImageBatch) -> dict[str, Tensor]:
-        inside = batch.valid((self.image_size, self.image_size))[:, None]
-        return {IMAGE_EMBEDDING: self._encoder(self._pixels(batch) * inside).last_hidden_state}
+        return {IMAGE_EMBEDDING: self._encoder(self._pixels(batch)).last_hidden_state}
 
 
 @TEACHERS.register("sam2")
@@ -134,6 +136,7 @@ class Sam2Teacher(_SamEncoder):
 
     layout = "(b, 256, gh, gw): last FPN level (stride 16), before the no-memory embedding"
     kind, config_class, anchor = "sam2", Sam2VisionConfig, "backbone.patch_embed.projection.weight"
+    model_types = ("sam2", "sam2_video")
     behaviour = ("fpn_top_down_levels", "num_feature_levels", "fpn_stride", "fpn_padding")
     trunk_behaviour: ClassVar[tuple[str, ...]] = (
         "num_attention_heads_per_stage", "window_size_per_stage", "global_attention_blocks", "query_stride",

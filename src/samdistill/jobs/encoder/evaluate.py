@@ -6,15 +6,17 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import Sam3TrackerModel
+from transformers import Sam3Model
 
+from ...checkpoints.files import TORCH_SUFFIXES
 from ...checkpoints.merge import merge
 from ...checkpoints.promptable import load_model
 from ...checkpoints.report import MergeReport
 from ...dist import default_device
 from ...evaluation import EvaluationResult, evaluate_models
+from ...ops.promptable import Promptable
 from ...progress import Progress
-from ...students import build_trunk
+from ...students import build_trunk, host_trunk
 from ..base import DISTILLED, TEACHER, UNTRAINED
 from .config import EncoderRunConfig
 from .parts import EncoderParts
@@ -23,13 +25,11 @@ from .task import trunk_config
 console = Console(soft_wrap=True, highlight=False)
 
 
-def merge_student(config: EncoderRunConfig) -> MergeReport | None:
-    """Merge the trained trunk into its teacher. None if the teacher is not a SAM 3."""
-    if config.teacher.kind != "sam3":
-        console.print(f"[bold]merge[/]   left out: a {config.teacher.kind} teacher has no place for a SAM 3 trunk")
-        return None
+def merge_student(config: EncoderRunConfig) -> MergeReport:
+    """Merge the trained trunk into its teacher. An original ``sam3.pt`` gives a file, any other teacher a folder."""
     out, suffix = config.output, Path(config.teacher.path).suffix
-    target = out / (f"merged{suffix}" if suffix in (".pt", ".pth") else "merged")
+    original = config.teacher.kind == "sam3" and suffix in TORCH_SUFFIXES
+    target = out / (f"merged{suffix}" if original else "merged")
     found = merge(out, config.teacher.path, target)
     totals = found.totals
     console.print(
@@ -60,11 +60,9 @@ def evaluate(config: EncoderRunConfig, merged: MergeReport | None) -> Evaluation
         )  # fmt: skip
 
 
-def _untrained(parts: EncoderParts) -> Sam3TrackerModel:
+def _untrained(parts: EncoderParts) -> Promptable | Sam3Model:
     """Return the teacher's heads on the untrained student, built with the seed of the run."""
     host = load_model(parts.config.teacher.path, parts.teacher_info.image_size)
     torch.manual_seed(parts.config.train.seed)
     trunk = build_trunk(trunk_config(parts.config.student, parts.teacher_info), parts.config.student.pretrained)
-    host.vision_encoder.backbone = trunk.eval()
-    host.config.vision_config.backbone_config = trunk.config
-    return host
+    return host_trunk(host, trunk.eval())

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from ...config import StudentConfig
 from ...data import BadInput, ImageItem, collate_images, leave_out
 from ...engine.task import Phase, Task
-from ...ops.images import normalise
 from ...students import StudentTrunk, StudentTrunkConfig, build_trunk
 from ...teachers import Maps, MapSignals, TeacherInfo
 from ...types import ImageBatch, Term, Terms
@@ -95,8 +94,7 @@ class EncoderTask(Task[EncoderBatch]):
         return EncoderBatch(images, self.signals.answer(images, batch.teacher_features))
 
     def terms(self, student: nn.Module, batch: EncoderBatch, phase: Phase = Phase()) -> Terms:
-        pixels = normalise(batch.images.images, self.teacher.mean, self.teacher.std)
-        tokens = student(pixel_values=pixels).last_hidden_state
+        tokens = student(pixel_values=self.teacher.pixels(batch.images)).last_hidden_state
         predicted = tokens.transpose(1, 2).reshape(batch.target.shape)
         valid = batch.images.valid(tuple(batch.target.shape[-2:]))
         loss = self.config.loss

@@ -1,0 +1,83 @@
+"""The whole road with a SAM as teacher: its kind and geometry are found, its padding is kept, its heads answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import SamConfig, SamModel
+
+from samdistill.checkpoints.promptable import load_promptable
+from samdistill.config import TeacherConfig
+from samdistill.inference.geometry import own_geometry
+from samdistill.ops.promptable import sam_pixels
+from samdistill.pipeline import distill
+from samdistill.teachers import build_teacher, describe_teacher, teacher_kind
+from samdistill.types import ImageBatch, UserError
+
+
+@pytest.fixture(scope="module")
+def sam(tmp_path_factory) -> Path:
+    vision = {
+        "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64,
+        "patch_size": 16, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 48, "num_pos_feats": 8,
+    }  # fmt: skip
+    prompts = {"hidden_size": 16, "image_size": 64, "patch_size": 16}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
+    made = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=made) * 0.2
+    folder = tmp_path_factory.mktemp("sam")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_sam_goes_the_whole_road(sam: Path, world: Path, tmp_path: Path) -> None:
+    settings = ["data.workers=0", "evaluate.prompts=[box]", "evaluate.images=4", "train.warmup_epochs=0.2"]
+    result = distill("encoder", world, teacher=str(sam), student="es_ev_s", out=tmp_path / "run",
+                     train={"epochs": 1}, overrides=settings)  # fmt: skip
+    assert (result.config.teacher.kind, result.config.data.geometry) == ("sam", "longest_side")
+    model = load_promptable(tmp_path / "run")
+    assert own_geometry(model) == "longest_side"
+    trained = torch.load(result.trained.checkpoint, weights_only=True)["model"]
+    state = model.vision_encoder.backbone.state_dict()
+    assert set(state) == set(trained) and all(torch.equal(state[name], trained[name]) for name in trained)
+    rows = json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]
+    teacher, untrained, distilled = (row["trunk_parameters"] for row in rows)
+    assert teacher != untrained == distilled == sum(p.numel() for p in model.vision_encoder.parameters())
+
+
+def test_training_and_inference_read_the_same_pixels(sam: Path) -> None:
+    info = describe_teacher(TeacherConfig(kind="sam", path=str(sam)))
+    canvas = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    size = torch.tensor([[64, 30]])
+    batch = ImageBatch(canvas, size, size, ("a",), torch.zeros(1, dtype=torch.int64))
+    pixels = info.pixels(batch)
+    assert torch.equal(pixels, sam_pixels(load_promptable(sam), batch))
+    assert not pixels[..., 30:].any() and pixels[..., :30].all()
+
+
+def test_the_kind_of_a_teacher_is_found(sam: Path, tmp_path: Path) -> None:
+    assert teacher_kind(str(sam)) == "sam" and teacher_kind("sandbox") == "sam3"
+    (tmp_path / "empty").mkdir()
+    assert teacher_kind(str(tmp_path / "empty")) == "sam3"
+    with pytest.raises(UserError, match="no such file or folder"):
+        teacher_kind(str(tmp_path / "none.pth"))
+
+
+def test_an_original_file_is_the_same_teacher(sam: Path, tmp_path: Path) -> None:
+    from original_names import sam_to_original
+
+    model = SamModel.from_pretrained(sam)
+    state, _ = sam_to_original(model.state_dict())
+    torch.save({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "sam.pth")
+    assert teacher_kind(str(tmp_path / "sam.pth")) == "sam"
+    batch = ImageBatch.full(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
+    first, second = (build_teacher(TeacherConfig(kind="sam", path=str(p))) for p in (sam, tmp_path / "sam.pth"))
+    torch.testing.assert_close(first.embedding(batch)[0], second.embedding(batch)[0])
+    torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="not an original SAM, by its tensor names"):
+        build_teacher(TeacherConfig(kind="sam", path=str(tmp_path / "other.pth")))
