@@ -112,10 +112,13 @@ def test_a_merged_folder_predicts_and_hosts_another_trunk(trunk, merged: Path, t
 
 
 def test_a_trunk_that_does_not_fit_is_refused_in_one_line(sam, trunk, hosts, tmp_path: Path, capsys) -> None:
-    for name, value, words in (("hidden_size", 32, "32 channels"), ("patch_size", 8, "8 pixels per cell"),
-                               ("image_size", 128, "128 pixels per side")):  # fmt: skip
+    for name, value, words in (
+        ("hidden_size", 32, "channels: 32, but"), ("patch_size", 8, "pixels per cell: 8, but"),
+        ("image_size", 128, "pixels per side of an image: 128, but"),
+        ("fine_channels", (2, 4), r"fine levels of these channels: \[2, 4\], but"),
+    ):  # fmt: skip
         make_student(**TRUNK | {name: value}).save_pretrained(tmp_path / name)
-        with pytest.raises(UserError, match=f"a trunk for another host: it has {words}"):
+        with pytest.raises(UserError, match=f"a trunk for another host: {words}"):
             merge(tmp_path / name, sam[1], tmp_path / "out")
     with pytest.raises(UserError, match="shape conflict"):  # a SAM 3
         merge(trunk[1], hosts["tracker"][1], tmp_path / "out")

@@ -2,8 +2,9 @@
 
 Layouts of SAM 3: a Hugging Face folder of ``Sam3Model``, ``Sam3LiteTextModel``, ``Sam3TrackerModel`` or
 ``Sam3VideoModel``, and the original ``sam3.pt``. With a small text encoder the result is always a folder, of a
-``Sam3LiteTextModel``. A SAM, in a folder or an original file, gives a folder of a ``HostedSamModel``. The merged file
-is read back and compared before it gets its name. A merge that fails leaves nothing behind.
+``Sam3LiteTextModel``. A SAM, in a folder or an original file, gives a folder of a ``HostedSamModel``; a SAM 2
+gives one of a ``Sam2Model`` or ``Sam2VideoModel``. The merged file is read back and compared before it gets its name. A
+merge that fails leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .processors import write_processor
 from .rename import hf_names, to_hf
 from .report import REPORT, MergeReport, Table, merged_student, sidecar
 from .sam import SAM_TYPES, OpenedSam, open_sam, sam_kind
-from .sam_hosting import ENCODER, TRUNK, check_fits, host_of_sam, hosted_settings, refuse_prefixes
+from .sam_hosting import ENCODER, bridged, host_of_sam, hosted_settings, refuse_prefixes
 from .student import Host, OpenedStudent, as_json, original_student_name, read_student
 from .text import (
     TEXT_PREFIXES,
@@ -55,8 +56,8 @@ def merge(
     Args:
         source: A run folder or a student's folder of the encoder or the text job, or a ``ckpt_epoch_{n}.pt`` of the
             encoder job.
-        into: The teacher: a Hugging Face folder, a hub id, ``sandbox``, or an original ``sam3.pt`` or
-            ``sam_vit_*.pth``.
+        into: The teacher: a Hugging Face folder, a hub id, ``sandbox``, or an original ``sam3.pt``,
+            ``sam_vit_*.pth`` or ``sam2*_hiera_*.pt``.
         out: The result, in the layout of ``into``, or a folder for a text encoder and for a SAM. For a folder: a
             folder, with the report in ``merge.json``. For a ``sam3.pt``: a file with ``{"model": ...}``, with the
             report and the student's configuration in ``out.merge.json`` beside it. A result of an earlier merge in the
@@ -126,10 +127,8 @@ def _into_folder(
 
 
 def _into_sam(source: Path, opened: OpenedSam, out: Path) -> MergeReport:
-    host = host_of_sam(opened)
-    student = read_student(source, host)
-    check_fits(student, host, opened)
-    names = {name: TRUNK + name for name in student.info}
+    student = bridged(read_student(source, host_of_sam(opened)), opened)
+    names = {name: ENCODER + name for name in student.info}
     kept, removed, added = _tables(opened, student, names, ENCODER)
     report = MergeReport(
         str(student.source), str(opened.source), str(out), "transformers", kept, removed, added,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import Sam3TrackerModel, SamModel
+from transformers import SamModel
 
 from ..checkpoints.loading import parameter_count
 from ..checkpoints.processors import processor_file, processor_of
@@ -15,7 +15,7 @@ from ..inference.concepts import ConceptModel
 from ..inference.geometry import own_geometry
 from ..io import as_path, write_json
 from ..ops.images import Statistics
-from ..ops.promptable import Promptable, image_size, statistics
+from ..ops.promptable import Promptable, Pyramidal, image_size, statistics
 from ..reading import Table, foreign, read_json
 from .parts_detector import Baked
 
@@ -115,7 +115,7 @@ def _config(network: Any) -> dict[str, Any]:
     settings = network.config.to_dict()
     kind, name = PLAIN.get(settings["model_type"], (settings["model_type"], type(network).__name__))
     settings |= {"model_type": kind, "architectures": [name]}
-    if isinstance(network, Sam3TrackerModel):
+    if isinstance(network, Pyramidal):
         settings["vision_config"]["num_feature_levels"] = len(network.backbone_feature_sizes)
     if kind == "sam":  # a MobileSAM's own configuration derives these and does not save them
         for part in ("vision_config", "prompt_encoder_config", "mask_decoder_config"):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Sam3Model, Sam3TrackerModel, SamModel
+from transformers import PreTrainedModel, Sam2Model, Sam3Model, Sam3TrackerModel, SamModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
 
@@ -121,6 +121,10 @@ class ExportedSam(_Exported, SamModel):
 
 class ExportedMobileSam(_Exported, MobileSamModel):
     """A MobileSAM in ONNX files."""
+
+
+class ExportedSam2(_Exported, Sam2Model):
+    """A SAM 2 in ONNX files."""
 
 
 class ExportedHostedSam(_Exported, HostedSamModel):
@@ -297,7 +301,7 @@ class Concepts(Phrases):
 
 
 _KINDS = (
-    ExportedTracker, ExportedSam, ExportedMobileSam, ExportedHostedSam, ExportedDetector, ExportedSam3,
+    ExportedTracker, ExportedSam, ExportedSam2, ExportedMobileSam, ExportedHostedSam, ExportedDetector, ExportedSam3,
 )  # fmt: skip
 _CLASSES: dict[str, Any] = {kind.config_class.model_type: kind for kind in _KINDS}
 

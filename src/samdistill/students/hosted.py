@@ -8,9 +8,10 @@ from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, SamModel
+from transformers import PreTrainedConfig, PreTrainedModel, Sam2Model, SamModel
 
 from ..ops.outputs import ask
+from .sam2_host import HostedSam2VisionModel, expansion, hosted_sam2_config
 from .sam3 import EfficientSam3Output
 from .sam_host import HostedSamModel
 from .trunk import StudentTrunk, StudentTrunkConfig
@@ -50,8 +51,8 @@ def host_trunk(host: PreTrainedModel, trunk: StudentTrunk) -> Any:
     """Replace the image encoder of ``host`` by ``trunk``. All other tensors stay as they are.
 
     Args:
-        host: A ``Sam3Model``, ``Sam3LiteTextModel`` or ``Sam3TrackerModel``, which is changed in place, or a
-            ``SamModel``.
+        host: A ``Sam3Model``, ``Sam3LiteTextModel``, ``Sam3TrackerModel`` or ``Sam2Model``, which is changed in place,
+            or a ``SamModel``.
         trunk: The trunk, see ``hosted_config``.
 
     Returns:
@@ -70,6 +71,18 @@ def host_trunk(host: PreTrainedModel, trunk: StudentTrunk) -> Any:
 @host_trunk.register(SamModel)
 def _host_in_sam(host: SamModel, trunk: StudentTrunk) -> HostedSamModel:
     return HostedSamModel.of(host, trunk)
+
+
+@host_trunk.register(Sam2Model)
+def _host_in_sam2(host: Sam2Model, trunk: StudentTrunk) -> Sam2Model:
+    host.config = hosted_sam2_config(host.config, trunk.config)
+    encoder = HostedSam2VisionModel(host.config.vision_config)
+    encoder.backbone = trunk
+    for grow, conv in zip(encoder.expand, (host.mask_decoder.conv_s0, host.mask_decoder.conv_s1), strict=True):
+        weight, bias = expansion(conv.weight, conv.bias)
+        grow.load_state_dict({"weight": weight, "bias": bias})
+    host.vision_encoder = encoder.train(host.training)
+    return host
 
 
 class HostedStudent(nn.Module):

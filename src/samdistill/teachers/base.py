@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -92,6 +92,7 @@ class TeacherInfo:
         mean: Mean of the normalisation.
         std: Standard deviation of the normalisation.
         zero_padding: Whether padding is zero after normalisation, for the teacher and for a model with its heads.
+        fine_shapes: Shapes of the taps that a student learns beside the embedding, finest first, by name.
     """
 
     kind: str
@@ -102,6 +103,12 @@ class TeacherInfo:
     mean: Statistics
     std: Statistics
     zero_padding: bool = False
+    fine_shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Shapes of all taps that a student learns, in the order of ``OnlineTeacher.maps``."""
+        return {**self.fine_shapes, IMAGE_EMBEDDING: self.embedding_shape}
 
     def pixels(self, batch: ImageBatch) -> Float[Tensor, "b 3 s s"]:
         """Return the normalised images of a batch as the teacher and its student read them."""
@@ -120,7 +127,8 @@ class OnlineTeacher(ABC):
     A kind of encoder is a registered subclass with a constructor ``(config, device)``, ``describe`` and ``_forward``.
 
     Attributes:
-        taps: Names of the outputs, with a description of the layout. ``image_embedding`` (b, c, gh, gw) is always one.
+        taps: Names of the outputs that a student learns, with a description of the layout. ``image_embedding``
+            (b, c, gh, gw) is the last one, after finer levels if there are any.
         image_size: Side of the input in pixels.
         embedding_shape: Channels, rows and columns of ``image_embedding``.
         fingerprint: Hex digest of the weights in their precision, the image size and the preprocessing. Teachers with
@@ -171,9 +179,10 @@ class OnlineTeacher(ABC):
         # copied outside inference mode, because autograd cannot save an inference tensor for a backward pass
         return {tap: found[tap].to(torch.float32, copy=True).contiguous() for tap in taps}
 
-    def embedding(self, batch: ImageBatch) -> Maps:
-        """Return ``(image_embedding,)``, in the form that ``RunningMaps`` expects."""
-        return (self.extract(batch)[IMAGE_EMBEDDING],)
+    def maps(self, batch: ImageBatch) -> Maps:
+        """Return every tap, the finest first and ``image_embedding`` last, in the form that ``RunningMaps`` expects."""
+        found = self.extract(batch, tuple(self.taps))
+        return tuple(found[tap] for tap in self.taps)
 
     def to(self, device: torch.device | str) -> OnlineTeacher:
         """Move the network to ``device``. Does nothing if it is there."""

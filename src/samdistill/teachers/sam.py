@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, Sam2VisionConfig, Sam2VisionModel, SamVisionConfig, SamVisionModel
 
 from ..checkpoints.loading import CONFIG, fill, parameter_count, skeleton
-from ..checkpoints.sam import OpenedSam, open_sam, sam_config
+from ..checkpoints.sam import FINE_LEVELS, OpenedSam, fine_projection, open_sam, sam_config
 from ..config import TeacherConfig
 from ..ops.images import IMAGENET_MEAN, IMAGENET_STD
 from ..types import ImageBatch, UserError
 from .base import DTYPES, IMAGE_EMBEDDING, TEACHERS, OnlineTeacher, TeacherInfo, normalised
 from .loading import fingerprint, freeze, square
+
+FINE_LAYOUT = "(b, c, h, w): an FPN level after the mask decoder's projection, finer than the embedding"
 
 
 class _SamEncoder(OnlineTeacher):
@@ -35,21 +37,28 @@ class _SamEncoder(OnlineTeacher):
         vision = self._vision(config)
         self.image_size, self.embedding_shape = self._geometry(vision, config)
         self.device = device
-        self.taps = {IMAGE_EMBEDDING: self.layout}
+        self.taps = {**dict.fromkeys(self._fine_shapes(config), FINE_LAYOUT), IMAGE_EMBEDDING: self.layout}
         encoder = skeleton(lambda: self._build(vision), config.path)
-        self._load(encoder, open_sam(config.path))
+        opened = open_sam(config.path)
+        self._load(encoder, opened)
         self._encoder = freeze(encoder, DTYPES[config.precision])
+        self._projections = freeze(self._fine_projections(opened), DTYPES[config.precision])
+        weights = nn.ModuleDict({"encoder": self._encoder, "projections": self._projections})
         self.fingerprint = fingerprint(
-            self._encoder, self._behaviour(vision), self.image_size, self.mean, self.std
+            weights if len(self._projections) else self._encoder, self._behaviour(vision), self.image_size, self.mean,
+            self.std,
         )  # fmt: skip
         self._encoder.to(device)
+        self._projections.to(device)
 
     @classmethod
     def describe(cls, config: TeacherConfig) -> TeacherInfo:
         vision = cls._vision(config)
         size, shape = cls._geometry(vision, config)
         params = parameter_count(skeleton(lambda: cls._build(vision), config.path))
-        return TeacherInfo(cls.kind, config.path, size, shape, params, cls.mean, cls.std, cls.zero_padding)
+        return TeacherInfo(
+            cls.kind, config.path, size, shape, params, cls.mean, cls.std, cls.zero_padding, cls._fine_shapes(config)
+        )
 
     @classmethod
     @abstractmethod
@@ -58,6 +67,16 @@ class _SamEncoder(OnlineTeacher):
     @classmethod
     @abstractmethod
     def _channels_and_stride(cls, vision: Any) -> tuple[int, int]: ...
+
+    @classmethod
+    def _fine_shapes(cls, config: TeacherConfig) -> dict[str, tuple[int, int, int]]:
+        """Return the shapes of the fine levels by tap, finest first."""
+        return {}
+
+    @classmethod
+    def _fine_projections(cls, opened: OpenedSam) -> nn.ModuleDict:
+        """Return the mask decoder's projections of the fine levels."""
+        return nn.ModuleDict()
 
     @classmethod
     def _behaviour(cls, vision: Any) -> dict[str, Any]:
@@ -131,7 +150,8 @@ class Sam2Teacher(_SamEncoder):
     """SAM 2's Hiera with its FPN. ``image_embedding`` is the coarsest level that the mask decoder reads.
 
     This is ``fpn_hidden_states[-1]`` with stride 16, 256 x 64 x 64 at 1024 pixels, before ``no_memory_embedding`` is
-    added. SAM 2 was trained on images resized to a square, with ImageNet statistics.
+    added. ``high_resolution_0`` and ``high_resolution_1`` are the two finer levels as the mask decoder projects them:
+    32 x 256 x 256 and 64 x 128 x 128. SAM 2 was trained on images resized to a square, with ImageNet statistics.
     """
 
     layout = "(b, 256, gh, gw): last FPN level (stride 16), before the no-memory embedding"
@@ -164,5 +184,28 @@ class Sam2Teacher(_SamEncoder):
         stride = square(trunk.patch_stride, "patch_stride") * square(trunk.query_stride, "query_stride") ** level
         return vision.fpn_hidden_size, stride
 
+    @classmethod
+    def _fine_shapes(cls, config: TeacherConfig) -> dict[str, tuple[int, int, int]]:
+        _, whole = sam_config(config.path, cls.kind)
+        if getattr(whole, "mask_decoder_config", None) is None:
+            raise UserError(f"{config.path}: an image encoder alone; give a whole SAM 2, whose mask decoder is needed")
+        width = whole.mask_decoder_config.hidden_size
+        _, (_, grid, _) = cls._geometry(whole.vision_config, config)
+        return {name: (width // (8 // 2**n), grid * 4 // 2**n, grid * 4 // 2**n) for n, name in enumerate(FINE_LEVELS)}
+
+    @classmethod
+    def _fine_projections(cls, opened: OpenedSam) -> nn.ModuleDict:
+        found = nn.ModuleDict()
+        for name, there in FINE_LEVELS.items():
+            tensors = fine_projection(opened, there)
+            channels, width = tensors["weight"].shape[:2]
+            found[name] = nn.Conv2d(width, channels, 1)
+            found[name].load_state_dict({key: tensor.clone() for key, tensor in tensors.items()}, assign=True)
+        return found
+
     def _forward(self, batch: ImageBatch) -> dict[str, Tensor]:
-        return {IMAGE_EMBEDDING: self._encoder(self._pixels(batch)).fpn_hidden_states[-1]}
+        *fine, embedding = self._encoder(self._pixels(batch)).fpn_hidden_states
+        return {
+            **{tap: conv(level) for (tap, conv), level in zip(self._projections.items(), fine, strict=True)},
+            IMAGE_EMBEDDING: embedding,
+        }

@@ -77,7 +77,7 @@ def test_an_original_file_is_the_same_teacher(sam: Path, tmp_path: Path) -> None
     assert teacher_kind(str(tmp_path / "sam.pth")) == "sam"
     batch = ImageBatch.full(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
     first, second = (build_teacher(TeacherConfig(kind="sam", path=str(p))) for p in (sam, tmp_path / "sam.pth"))
-    torch.testing.assert_close(first.embedding(batch)[0], second.embedding(batch)[0])
+    torch.testing.assert_close(first.maps(batch)[0], second.maps(batch)[0])
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not an original SAM, by its tensor names"):
         build_teacher(TeacherConfig(kind="sam", path=str(tmp_path / "other.pth")))

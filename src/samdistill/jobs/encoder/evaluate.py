@@ -30,13 +30,7 @@ def merge_student(config: EncoderRunConfig) -> MergeReport:
     out, suffix = config.output, Path(config.teacher.path).suffix
     original = config.teacher.kind == "sam3" and suffix in TORCH_SUFFIXES
     target = out / (f"merged{suffix}" if original else "merged")
-    found = merge(out, config.teacher.path, target)
-    totals = found.totals
-    console.print(
-        "[bold]merge[/]   "
-        + ", ".join(f"{name} {t['tensors']} tensors ({t['elements'] / 1e6:.2f}M)" for name, t in totals.items())
-    )
-    return found
+    return merge(out, config.teacher.path, target)
 
 
 def evaluate(config: EncoderRunConfig, merged: MergeReport | None) -> EvaluationResult | None:
