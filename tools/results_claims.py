@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from results_export import EXPORT
+from results_hosts import HOSTS, SAM2
 from results_readers import (
     PROMPTS,
     Benchmark,
@@ -329,6 +330,7 @@ EQUALITY = [
                                 ("vit_t", "MobileSAM"))
         ],
     ),
+    SAM2,
     Benchmark(
         "metric_equality", "Official evaluators", "On random files and folders that cover the rules.",
         [
@@ -359,7 +361,7 @@ RELIABILITY = [
 ]  # fmt: skip
 
 PAGES: dict[str, Sequence[Benchmark]] = {
-    "Encoder job": ENCODER,
+    "Encoder job": [*ENCODER, *HOSTS],
     "Detection job": DETECTION,
     "Prompt job": PROMPT,
     "Video job": VIDEO,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_student, scramble
 from original_names import sam_to_original
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, SamConfig, SamModel, SamProcessor, pipeline
@@ -16,14 +15,26 @@ from samdistill.checkpoints.merge import merge
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
 from samdistill.ops.promptable import embed, predict
-from samdistill.students import HostedSamModel, StudentTrunk
+from samdistill.students import HostedSamModel, StudentTrunk, StudentTrunkConfig
 from samdistill.types import ImageBatch, Prompts, UserError
 
 VISION = {
     "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64,
     "patch_size": 16, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 48, "num_pos_feats": 8,
 }  # fmt: skip
-TRUNK = {"head": "fused", "hidden_size": 16, "patch_size": 16, "image_size": 64, "geometry": "longest_side"}
+TRUNK = {"hidden_size": 16, "patch_size": 16, "image_size": 64, "geometry": "longest_side"}
+
+
+def scramble(model: torch.nn.Module) -> torch.nn.Module:
+    made = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=made) * 0.1
+    return model.eval()
+
+
+def make_student(**settings) -> StudentTrunk:
+    torch.manual_seed(1)
+    return StudentTrunk(StudentTrunkConfig(backbone="es_ev_s", **settings)).eval()
 
 
 def build_sam() -> SamModel:

@@ -36,6 +36,7 @@ TABLE: tuple[tuple[str, str], ...] = (
 """All rows of the image encoder, original prefix first."""
 _TO_HF = [compile_row(there, here) for there, here in TABLE]
 _MEMORY = {"memory_attention.": f"{TRACKER}transformer.encoder.", "memory_encoder.": f"{TRACKER}maskmem_backbone."}
+_TWO_WAY = "sam_mask_decoder.transformer."
 _SIZES: dict[tuple[int, int], dict[str, Any]] = {
     (96, 12): {"blocks_per_stage": [1, 2, 7, 2], "global_attention_blocks": [5, 7, 9]},
     (96, 16): {"blocks_per_stage": [1, 2, 11, 2], "global_attention_blocks": [7, 10, 13]},
@@ -74,6 +75,8 @@ def to_sam2(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
 def _in_sam3(name: str) -> str:
     """Return the name of a SAM 2's tensor in a ``sam3.pt``."""
     begin = next((begin for begin in _MEMORY if name.startswith(begin)), None)
+    if name.startswith(_TWO_WAY):
+        name = name.replace(".mlp.layers.0.", ".mlp.lin1.").replace(".mlp.layers.1.", ".mlp.lin2.")
     return TRACKER + name if begin is None else _MEMORY[begin] + name.removeprefix(begin)
 
 
