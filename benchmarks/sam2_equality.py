@@ -215,8 +215,8 @@ def main() -> None:
             say_differences(sheet, found, f"{name}, weights {seed}, 1024 px, float32")
     sheet.say()
     sheet.say(
-        "A box tracked through a real video. With weights 0, the object counts as absent in the first frame, whose masks "
-        "are then -1024; with the others it is always present. Not measured: the published weights."
+        "A box tracked through a real video. With weights 0 the object is absent in the first frame, whose masks are "
+        "then -1024; with the others it is always present. Not measured: the published weights."
     )
     sheet.save(args.out, {"coverage": covered, "faults": faults, "differences": differences})
 

@@ -52,6 +52,8 @@ def test_every_tensor_has_its_place_and_the_architecture_follows(size: str, new:
 
 def test_an_original_file_opens_with_its_values(tmp_path: Path) -> None:
     model = Sam2VideoModel(published("tiny")).eval()
+    fourier = model.prompt_encoder.shared_embedding.positional_embedding
+    model.shared_image_embedding.positional_embedding.copy_(fourier)  # one tensor in the original
     torch.save({"model": sam2_to_original(model.state_dict())}, tmp_path / "sam2.1_hiera_tiny.pt")
     assert sam_kind(tmp_path / "sam2.1_hiera_tiny.pt") == "sam2_video"
     opened = open_sam(tmp_path / "sam2.1_hiera_tiny.pt")

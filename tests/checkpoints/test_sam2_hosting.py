@@ -22,6 +22,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 import samdistill
 from samdistill.checkpoints.merge import merge
 from samdistill.checkpoints.promptable import load_promptable
+from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD
 from samdistill.ops.promptable import embed, predict
 from samdistill.students import HostedSam2VisionModel, StudentTrunk, StudentTrunkConfig, expansion
 from samdistill.types import ImageBatch, Prompts, UserError
@@ -63,7 +64,8 @@ def teacher(tmp_path_factory) -> tuple[Sam2VideoModel, Path]:
 
 def build_trunk(**changes) -> StudentTrunk:
     torch.manual_seed(1)
-    settings = {"hidden_size": WIDTH, "patch_size": 16, "image_size": SIDE, "fine_channels": FINE} | changes
+    settings = {"hidden_size": WIDTH, "patch_size": 16, "image_size": SIDE, "fine_channels": FINE,
+                "host_mean": IMAGENET_MEAN, "host_std": IMAGENET_STD} | changes  # fmt: skip
     return StudentTrunk(StudentTrunkConfig(backbone="es_ev_s", **settings)).eval()
 
 
@@ -88,9 +90,9 @@ def test_the_decoder_reads_the_levels_that_the_trunk_predicts(teacher, trunk, me
     with torch.no_grad():
         read = model.get_image_embeddings(pixels)
         *fine, embedding = trunk[0].image_levels(pixels)
-    wanted = [*fine, embedding + teacher[0].no_memory_embedding.view(1, -1, 1, 1)]
+        wanted = [*fine, embedding + teacher[0].no_memory_embedding.view(1, -1, 1, 1)]
     for own, level in zip(read, wanted, strict=True):
-        torch.testing.assert_close(own, level, atol=1e-5 * float(level.abs().max()), rtol=0)
+        torch.testing.assert_close(own, level, atol=1e-5 * level.abs().max().item(), rtol=0)
 
 
 def test_everything_but_the_image_encoder_is_kept(teacher, trunk, merged: Path) -> None:

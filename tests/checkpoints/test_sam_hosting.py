@@ -14,6 +14,7 @@ import samdistill
 from samdistill.checkpoints.merge import merge
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
+from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD
 from samdistill.ops.promptable import embed, predict
 from samdistill.students import HostedSamModel, StudentTrunk, StudentTrunkConfig
 from samdistill.types import ImageBatch, Prompts, UserError
@@ -22,7 +23,10 @@ VISION = {
     "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64,
     "patch_size": 16, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 48, "num_pos_feats": 8,
 }  # fmt: skip
-TRUNK = {"hidden_size": 16, "patch_size": 16, "image_size": 64, "geometry": "longest_side"}
+TRUNK = {
+    "hidden_size": 16, "patch_size": 16, "image_size": 64, "geometry": "longest_side", "host_mean": IMAGENET_MEAN,
+    "host_std": IMAGENET_STD,
+}  # fmt: skip
 
 
 def scramble(model: torch.nn.Module) -> torch.nn.Module:
@@ -126,6 +130,7 @@ def test_a_trunk_that_does_not_fit_is_refused_in_one_line(sam, trunk, hosts, tmp
     for name, value, words in (
         ("hidden_size", 32, "channels: 32, but"), ("patch_size", 8, "pixels per cell: 8, but"),
         ("image_size", 128, "pixels per side of an image: 128, but"),
+        ("host_mean", (0.5, 0.5, 0.5), r"mean of its images: \[0\.5, 0\.5, 0\.5\], but"),
         ("fine_channels", (2, 4), r"fine levels of these channels: \[2, 4\], but"),
     ):  # fmt: skip
         make_student(**TRUNK | {name: value}).save_pretrained(tmp_path / name)

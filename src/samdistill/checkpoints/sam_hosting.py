@@ -44,6 +44,8 @@ def bridged(student: OpenedStudent, opened: OpenedSam) -> OpenedStudent:
         ("pixels per cell", own.patch_size, host.patch_size),
         ("pixels per side of an image", own.image_size, host.image_size),
         ("fine levels of these channels", list(own.fine_channels), list(host.fine_channels)),
+        ("mean of its images", list(own.host_mean), list(host.mean)),
+        ("deviation of its images", list(own.host_std), list(host.std)),
     ):
         if given != wanted:
             raise UserError(

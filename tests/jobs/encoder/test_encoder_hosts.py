@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 
+from samdistill.checkpoints.merge import merge
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.config import TeacherConfig
 from samdistill.inference.geometry import own_geometry
@@ -79,10 +80,11 @@ def test_a_sam2_goes_the_whole_road_and_all_levels_approach(sam2: Path, world: P
     parts = EncoderParts(result.config)
     task = parts.task(parts.signals(proven=False))
     batch = task.to(task.collate([task.dataset(0)[index] for index in range(8)]), torch.device("cpu"))
-    untrained = task.build_student().eval()
     pixels = task.teacher.pixels(batch.images)
-    with torch.no_grad():
-        before, after = untrained.image_levels(pixels), model.vision_encoder.backbone.eval().image_levels(pixels)
+    torch.manual_seed(result.config.train.seed)
+    with torch.no_grad():  # with the statistics of the batch, because those of a short training lag behind
+        before = task.build_student().train().image_levels(pixels)
+        after = model.vision_encoder.backbone.train().image_levels(pixels)
     for level, own, start in zip(batch.teacher_features, after, before, strict=True):
         assert F.mse_loss(own, level) < F.mse_loss(start, level)
 
@@ -111,6 +113,9 @@ def test_a_sam_goes_the_whole_road(sam: Path, world: Path, tmp_path: Path) -> No
     assert (result.config.teacher.kind, result.config.data.geometry) == ("sam", "longest_side")
     model = load_promptable(tmp_path / "run")
     assert own_geometry(model) == "longest_side"
+    merge(result.trained.checkpoint, sam, tmp_path / "again")  # a checkpoint has no configuration of the trunk
+    again = load_promptable(tmp_path / "again")
+    assert again.config.vision_config.to_dict() == model.config.vision_config.to_dict()
     trained = torch.load(result.trained.checkpoint, weights_only=True)["model"]
     state = model.vision_encoder.backbone.state_dict()
     assert set(state) == set(trained) and all(torch.equal(state[name], trained[name]) for name in trained)
