@@ -257,11 +257,11 @@ def run(
     images: str | Path, teacher: str | Path, student: str, out: str | Path, *, overrides: Sequence[str] = (),
     export: Sequence[str] = (), web: bool = False,
 ) -> RunResult:  # fmt: skip
-    """Distil the image encoder of a SAM 3 into a small one. Same as ``distill`` with the encoder job.
+    """Distil the image encoder of a SAM 3, SAM 2 or SAM into a small one. Same as ``distill`` with the encoder job.
 
     Args:
         images: A folder of images, an SA-1B tree or a COCO folder.
-        teacher: A SAM 3 folder, hub id or ``sam3.pt``, or ``sandbox``.
+        teacher: A folder or hub id of a SAM 3, SAM 2 or SAM, an original file, or ``sandbox``.
         student: Name of a student such as ``es_rv_m``, or any timm backbone.
         out: Run folder.
         overrides: Settings as ``key=value``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,9 +23,11 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 import samdistill
 from samdistill.checkpoints.merge import merge
 from samdistill.checkpoints.promptable import load_promptable
+from samdistill.config import TeacherConfig
 from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD
 from samdistill.ops.promptable import embed, predict
 from samdistill.students import HostedSam2VisionModel, StudentTrunk, StudentTrunkConfig, expansion
+from samdistill.teachers import Sam3Detector, describe_teacher, teacher_kind
 from samdistill.types import ImageBatch, Prompts, UserError
 
 WIDTH, SIDE = 128, 64  # transformers' memory needs a multiple of 64 above 64
@@ -144,6 +147,19 @@ def test_the_folder_predicts_and_has_the_processor_of_a_video_model(merged: Path
     assert processor.video_processor.size.height == SIDE
     assert list(processor.image_processor.image_mean) == [0.485, 0.456, 0.406]
     assert type(pipeline("mask-generation", model=str(merged), device="cpu").model) is Sam2Model
+
+
+def test_what_cannot_use_the_folder_says_so_in_one_line(merged: Path) -> None:
+    with pytest.raises(UserError, match="its image encoder is a 'samdistill_sam2_vision'; give a teacher with its own"):
+        describe_teacher(TeacherConfig(kind=teacher_kind(str(merged)), path=str(merged)))
+    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    for attempt in (
+        lambda: samdistill.predict(image, merged, text="dog"), lambda: samdistill.load(merged)(image, text="dog"),
+        lambda: samdistill.load(merged).track("clip.mp4", "dog"), lambda: Sam3Detector(TeacherConfig(path=str(merged))),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as refused:
+            attempt()
+        assert "\n" not in str(refused.value)
 
 
 def test_an_image_model_stays_one(teacher, trunk, tmp_path: Path) -> None:

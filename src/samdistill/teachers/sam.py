@@ -92,6 +92,8 @@ class _SamEncoder(OnlineTeacher):
         vision = getattr(whole, "vision_config", None) or whole
         if not isinstance(vision, cls.config_class):
             where = place / CONFIG if place.is_dir() else place
+            if whole.model_type in cls.model_types:
+                raise UserError(f"{where}: its image encoder is a {vision.model_type!r}; give a teacher with its own")
             raise UserError(f"{where}: a {whole.model_type!r} model, not one of kind {cls.kind!r}")
         return vision
 
