@@ -136,10 +136,11 @@ class OnlineTeacher(ABC):
         device: Device of the network.
         mean: Mean of the normalisation.
         std: Standard deviation of the normalisation.
-        model_types: Model types of the checkpoints that the class opens, as in ``config.json``.
+        model_types: Model types of the checkpoints that the class opens, as in ``config.json``. Those can host a trunk;
+            empty for a teacher that cannot.
     """
 
-    model_types: ClassVar[tuple[str, ...]]
+    model_types: ClassVar[tuple[str, ...]] = ()
     taps: dict[str, str]
     image_size: int
     embedding_shape: tuple[int, int, int]

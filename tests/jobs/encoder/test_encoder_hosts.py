@@ -15,11 +15,12 @@ from samdistill.checkpoints.processors import inputs_of
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.config import TeacherConfig
 from samdistill.inference.geometry import own_geometry
+from samdistill.jobs.encoder.evaluate import merge_student
 from samdistill.jobs.encoder.parts import EncoderParts
 from samdistill.jobs.loading import load_config
 from samdistill.ops.promptable import sam_pixels
 from samdistill.pipeline import distill
-from samdistill.teachers import build_teacher, describe_teacher, teacher_kind
+from samdistill.teachers import TEACHERS, build_teacher, describe_teacher, teacher_kind
 from samdistill.types import ImageBatch, UserError
 
 
@@ -156,3 +157,9 @@ def test_an_original_file_is_the_same_teacher(sam: Path, tmp_path: Path) -> None
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="not an original SAM or SAM 2, by its tensor names"):
         build_teacher(TeacherConfig(kind="sam", path=str(tmp_path / "other.pth")))
+
+
+def test_a_teacher_that_can_host_no_trunk_is_not_merged(recipe, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(TEACHERS.get("sam3"), "model_types", ())
+    assert merge_student(recipe(tmp_path / "run")) is None
+    assert "left out: a sam3 teacher has no place for the trunk" in capsys.readouterr().out

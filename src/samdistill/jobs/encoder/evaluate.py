@@ -17,6 +17,7 @@ from ...evaluation import EvaluationResult, evaluate_models
 from ...ops.promptable import Promptable
 from ...progress import Progress
 from ...students import build_trunk, host_trunk
+from ...teachers import TEACHERS
 from ..base import DISTILLED, TEACHER, UNTRAINED
 from .config import EncoderRunConfig
 from .parts import EncoderParts
@@ -25,8 +26,14 @@ from .task import trunk_config
 console = Console(soft_wrap=True, highlight=False)
 
 
-def merge_student(config: EncoderRunConfig) -> MergeReport:
-    """Merge the trained trunk into its teacher. An original ``sam3.pt`` gives a file, any other teacher a folder."""
+def merge_student(config: EncoderRunConfig) -> MergeReport | None:
+    """Merge the trained trunk into its teacher. An original ``sam3.pt`` gives a file, any other teacher a folder.
+
+    None if the teacher is of a kind without checkpoints that can host a trunk.
+    """
+    if not TEACHERS.get(config.teacher.kind).model_types:
+        console.print(f"[bold]merge[/]   left out: a {config.teacher.kind} teacher has no place for the trunk")
+        return None
     out, suffix = config.output, Path(config.teacher.path).suffix
     original = config.teacher.kind == "sam3" and suffix in TORCH_SUFFIXES
     target = out / (f"merged{suffix}" if original else "merged")
