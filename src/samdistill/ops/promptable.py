@@ -150,12 +150,14 @@ def embed(model: Promptable, batch: ImageBatch) -> Embeddings:
         The features, in the shapes that the mask decoder reads.
 
     Raises:
-        UserError: The canvas does not have the size that a SAM needs, or the model cannot run.
+        UserError: The canvas does not have the size that a SAM or SAM 2 needs, or the model cannot run.
 
     Source:
         Kirillov et al., Segment Anything, 2023.
     """
     with running(model):
+        if isinstance(model, Sam2Model):
+            check_canvas(model, batch)
         padded = isinstance(model, SamModel)
         return encode(model, sam_pixels(model, batch) if padded else normalise(batch.images, *statistics(model)))
 
@@ -172,13 +174,18 @@ def sam_pixels(model: SamModel, batch: ImageBatch) -> Float[Tensor, "b 3 s s"]:
     Raises:
         UserError: The canvas does not have the size that the model needs.
     """
+    check_canvas(model, batch)
+    return normalise(batch.images, *statistics(model)) * batch.valid((image_size(model),) * 2)[:, None]
+
+
+def check_canvas(model: Promptable, batch: ImageBatch) -> None:
+    """Raise ``UserError`` if the canvas does not have the size that ``model`` needs."""
     canvas = (batch.images.shape[-2], batch.images.shape[-1])
     if canvas != (image_size(model),) * 2:
         raise UserError(
             f"a {type(model).__name__} needs images of {image_size(model)} x {image_size(model)} px, "
             f"got {canvas[0]} x {canvas[1]} px"
         )
-    return normalise(batch.images, *statistics(model)) * batch.valid(canvas)[:, None]
 
 
 @encode.register(SamModel)
