@@ -135,7 +135,7 @@ def _from_checkpoint(path: Path, host: Host) -> OpenedStudent:
         run: dict[str, Any] = yaml.safe_load(text)
         size = run["teacher"].get("image_size") or host.image_size
         raw: dict[str, Any] = {key: run["student"][key] for key in ("backbone", "head")}
-        raw["geometry"] = run["data"].get("geometry", "square")
+        raw["geometry"] = run.get("data", {}).get("geometry", "square")
     raw |= {
         "hidden_size": host.hidden_size, "patch_size": host.patch_size, "image_size": size,
         "fine_channels": list(host.fine_channels), "host_mean": list(host.mean), "host_std": list(host.std),
