@@ -62,7 +62,7 @@ def read_student(source: Path, host: Host) -> OpenedStudent:
     Args:
         source: A folder with ``config.json`` and weights, or a file in one; a run folder with such a folder
             ``student/``; or a ``ckpt_epoch_{n}.pt``. A checkpoint's averaged weights are used where it has them, and
-            its geometry is the ``host``'s.
+            its sizes and normalisation are the ``host``'s.
         host: Properties of the teacher that the student goes into.
 
     Raises:
