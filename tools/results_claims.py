@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from results_export import EXPORT
 from results_hosted import HOSTED
+from results_hosts import HOSTS, SAM2
 from results_readers import (
     PROMPTS,
     Benchmark,
@@ -330,6 +331,7 @@ EQUALITY = [
                                 ("vit_t", "MobileSAM"))
         ],
     ),
+    SAM2,
     Benchmark(
         "metric_equality", "Official evaluators", "On random files and folders that cover the rules.",
         [
@@ -360,7 +362,7 @@ RELIABILITY = [
 ]  # fmt: skip
 
 PAGES: dict[str, Sequence[Benchmark]] = {
-    "Encoder job": ENCODER,
+    "Encoder job": [*ENCODER, *HOSTS],
     "Detection job": [*HOSTED, *DETECTION],
     "Prompt job": PROMPT,
     "Video job": VIDEO,

@@ -218,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     run = _verb(verbs, "run", "photos --teacher facebook/sam3 --student es_rv_m --out runs/mine")
     run.add_argument("images", type=_path, help="images, SA-1B, COCO, images with masks; videos; or phrases")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
-    run.add_argument("--teacher", required=True, type=_name, help="a SAM 3 folder, hub id or sam3.pt; or 'sandbox'")
+    run.add_argument(
+        "--teacher", required=True, type=_name, help="a SAM 3, SAM 2 or SAM: folder, hub id or file; or 'sandbox'"
+    )
     run.add_argument("--student", help="es_rv_m, any timm model, or a model to start from (default: the recipe's)")
     run.add_argument(
         "--job", choices=list(JOBS), default=next(iter(JOBS)), help="what is distilled (default: %(default)s)"
@@ -241,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     merge = _verb(verbs, "merge", "runs/encoder/es_rv_m --into facebook/sam3 --out es_rv_m_sam3")
     merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT", help="holds the trained student")
     merge.add_argument(
-        "--into", required=True, type=_name, metavar="TEACHER", help="a folder, hub id, sam3.pt or 'sandbox'"
+        "--into", required=True, type=_name, metavar="TEACHER", help="a folder, hub id, original file or 'sandbox'"
     )
     merge.add_argument("--out", type=_path, required=True, metavar="PATH", help="what to write")
     merge.add_argument("--target-prefix", metavar="P", help="where student keys go")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from .checkpoints.files import SANDBOX, STUDENT_FOLDER
+from .checkpoints.processors import write_processor
 from .config import Run
 from .data import reporting
 from .delivery import Delivery
@@ -185,8 +186,10 @@ def _train(config: Run, resume: Path | None) -> FitResult:
         ready.task, config.train, config.output, resume=resume, workers=config.data.workers, resolved=config.to_yaml()
     )
     folder = config.output / STUDENT_FOLDER
-    if ready.words is not None and process_rank() == 0 and folder.is_dir():
-        ready.words.save(folder)  # a student that takes phrases is loaded with its tokenizer
+    if process_rank() == 0 and folder.is_dir():
+        if ready.words is not None:
+            ready.words.save(folder)  # a student that takes phrases is loaded with its tokenizer
+        write_processor(folder)
     return result
 
 
@@ -254,11 +257,11 @@ def run(
     images: str | Path, teacher: str | Path, student: str, out: str | Path, *, overrides: Sequence[str] = (),
     export: Sequence[str] = (), web: bool = False,
 ) -> RunResult:  # fmt: skip
-    """Distil the image encoder of a SAM 3 into a small one. Same as ``distill`` with the encoder job.
+    """Distil the image encoder of a SAM 3, SAM 2 or SAM into a small one. Same as ``distill`` with the encoder job.
 
     Args:
         images: A folder of images, an SA-1B tree or a COCO folder.
-        teacher: A SAM 3 folder, hub id or ``sam3.pt``, or ``sandbox``.
+        teacher: A folder or hub id of a SAM 3, SAM 2 or SAM, an original file, or ``sandbox``.
         student: Name of a student such as ``es_rv_m``, or any timm backbone.
         out: Run folder.
         overrides: Settings as ``key=value``.

@@ -119,3 +119,33 @@ def sam_to_original(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
     found |= {name: fourier for name in rename_sam.FOURIER_HERE if name in state}
     left = [name for name, target in found.items() if target is None]
     return {target: state[name] for name, target in found.items() if target is not None}, left
+
+
+# as REFERENCE, for the image encoder of a SAM 2
+SAM2_ENCODER = [
+    (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
+    (r"^vision_encoder\.neck\.convs\.(\d)\.", r"image_encoder.neck.convs.\1.conv."),
+    (r"patch_embed\.projection", "patch_embed.proj"),
+    (r"layer_norm", "norm"),
+    (r"mlp\.proj_in", "mlp.layers.0"),
+    (r"mlp\.proj_out", "mlp.layers.1"),
+]
+
+
+def sam2_to_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a ``Sam2VideoModel`` as ``sam2.1_hiera_*.pt`` has them."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.startswith("vision_encoder."):
+            for pattern, target in SAM2_ENCODER:
+                name = re.sub(pattern, target, name)
+            found[name] = value
+    others = as_original({name: value for name, value in state.items() if not name.startswith("vision_encoder.")})
+    for name, value in others.items():
+        for there, here in (
+            ("tracker.transformer.encoder.", "memory_attention."), ("tracker.maskmem_backbone.", "memory_encoder."),
+            ("tracker.", ""), (".mlp.lin1.", ".mlp.layers.0."), (".mlp.lin2.", ".mlp.layers.1."),
+        ):  # fmt: skip
+            name = name.replace(there, here)
+        found[name] = value
+    return found

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import Sam3Model
+from transformers import AutoProcessor, Sam3Model
 
 from samdistill.checkpoints.files import open_weights
 from samdistill.checkpoints.merge import merge
@@ -113,7 +113,8 @@ def test_another_input_size_reaches_every_setting_and_the_model_runs(hosts, tmp_
     merged, found = load(tmp_path / "merged", "Sam3TrackerModel")
     assert not any(found.values())
     assert merged.config.vision_config.backbone_feature_sizes == [[48, 48], [24, 24], [12, 12]]
-    assert json.loads((tmp_path / "merged" / "preprocessor_config.json").read_text())["size"]["height"] == 168
+    processor = AutoProcessor.from_pretrained(tmp_path / "merged")
+    assert processor.target_size == 168 and processor.image_processor.size.height == 168
     with torch.no_grad():
         out = merged.eval()(
             pixel_values=torch.zeros(1, 3, 168, 168), input_points=torch.tensor([[[[80.0, 80.0]]]]),

@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from parts_toy import Toy, eager_target, toy_part
+from transformers import AutoProcessor, Sam3ImageProcessor
 
 import samdistill as sd
+from samdistill.checkpoints.files import locate
+from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
 from samdistill.deployment import folder as module
+from samdistill.deployment.companions import write_companions
 from samdistill.deployment.targets import TARGETS
 from samdistill.errors import UserError
+from samdistill.students import ConceptProcessor
 
 
 @pytest.fixture
@@ -47,7 +52,8 @@ def damage(runs: dict) -> None:
 def test_the_folder_has_everything_and_every_checksum(toy, tmp_path: Path) -> None:
     found = sd.export("sandbox-mobile", tmp_path / "out", to="toy", progress=False)
     out = tmp_path / "out"
-    names = {"README.md", "config.json", "export.json", "predict.py", "preprocessor_config.json", "toy"}
+    names = {"README.md", "config.json", "export.json", "predict.py", "toy"}
+    names |= {"preprocessor_config.json", "processor_config.json"}
     assert found.passed and {path.name for path in out.iterdir()} == names
     assert {path.name for path in (out / "toy").iterdir()} == {"first.json", "second.json"}
     record = json.loads((out / "export.json").read_text())
@@ -93,8 +99,23 @@ def test_a_detector_with_a_vocabulary_has_its_list_and_no_tokenizer(toy, tmp_pat
     words = json.loads((tmp_path / "out" / "vocabulary.json").read_text())
     assert words == {"phrases": ["red circle", "star"], "hidden": ["visual"]}
     assert not list((tmp_path / "out").glob("tokenizer*"))
+    assert type(AutoProcessor.from_pretrained(tmp_path / "out")) is Sam3ImageProcessor
     sd.export("sandbox-student", tmp_path / "words", to="toy", progress=False)
     assert (tmp_path / "words" / "tokenizer.json").is_file() and not (tmp_path / "words" / "vocabulary.json").exists()
+    assert type(AutoProcessor.from_pretrained(tmp_path / "words")) is ConceptProcessor
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("sandbox-mobile", "SamProcessor"), ("sandbox", "Sam2Processor")])
+def test_both_libraries_find_the_processor_of_the_model(name: str, theirs: str, tmp_path: Path) -> None:
+    """transformers reads one file, transformers.js the other one, where a tracker has the processor of SAM 2."""
+    out = tmp_path / "out"
+    out.mkdir()
+    write_companions(out, load_promptable(name), None)
+    found, source = AutoProcessor.from_pretrained(out), AutoProcessor.from_pretrained(locate(name))
+    assert type(found) is type(source) and found.to_dict() == source.to_dict()
+    plain = json.loads((out / "preprocessor_config.json").read_text())
+    assert plain["processor_class"] == theirs
+    assert plain["size"] == ({"longest_edge": 126} if theirs == "SamProcessor" else {"height": 126, "width": 126})
 
 
 @pytest.mark.parametrize(

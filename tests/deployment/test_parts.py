@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_students import tiny_detector, tiny_tracker
+from tiny_students import hosted_sam, tiny_detector, tiny_sam2, tiny_tracker
 
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.deployment.folder import parts_of
@@ -24,9 +24,10 @@ def compared(part: Part) -> None:
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * max(1.0, float(other.abs().max())))
 
 
-@pytest.fixture(scope="module", params=["sandbox-mobile", "tracker"])
+@pytest.fixture(scope="module", params=["sandbox-mobile", "tracker", "sam2", "hosted"])
 def promptable(request: pytest.FixtureRequest):
-    return tiny_tracker() if request.param == "tracker" else load_promptable(request.param)
+    built = {"tracker": tiny_tracker, "sam2": tiny_sam2, "hosted": hosted_sam}
+    return built[request.param]() if request.param in built else load_promptable(request.param)
 
 
 @pytest.mark.parametrize("static", [False, True])

@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import Sam3TrackerConfig, Sam3TrackerModel
+from transformers import Sam2Config, Sam2Model, Sam3TrackerConfig, Sam3TrackerModel, SamConfig, SamModel
 
 from samdistill.checkpoints.words import Words
 from samdistill.inference.concepts import StudentDetector
 from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer
-from samdistill.students import EfficientSam3Model, efficient_sam3_config
+from samdistill.students import (
+    EfficientSam3Model,
+    HostedSamModel,
+    StudentTrunk,
+    StudentTrunkConfig,
+    efficient_sam3_config,
+    host_trunk,
+)
 
 
 def tiny_detector(latents: int = 0, image_size: int = 64) -> StudentDetector:
@@ -52,3 +59,33 @@ def tiny_tracker() -> Sam3TrackerModel:
         mask_decoder_config=decoder,
     )  # fmt: skip
     return Sam3TrackerModel(config).eval()
+
+
+def tiny_sam2() -> Sam2Model:
+    """Build a SAM 2 at 64 px that hosts a trunk."""
+    torch.manual_seed(0)
+    vision = {
+        "model_type": "sam2_vision_model", "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 32,
+        "backbone_config": {"model_type": "sam2_hiera_det_model", "image_size": [64, 64]},
+    }  # fmt: skip
+    prompts = {"hidden_size": 32, "image_size": 64, "patch_size": 16}
+    decoder = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 4, "iou_head_hidden_dim": 16}
+    model = Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
+    return host_trunk(model.eval(), _trunk(32, (4, 8)))
+
+
+def hosted_sam() -> HostedSamModel:
+    """Build a SAM at 64 px that hosts a trunk."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 64, "patch_size": 16}
+    vision = {**sizes, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_pos_feats": 16}
+    decoder = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 4, "iou_head_hidden_dim": 16}
+    config = SamConfig(vision_config=vision, prompt_encoder_config={**sizes, "hidden_size": 32},
+                       mask_decoder_config=decoder)  # fmt: skip
+    return host_trunk(SamModel(config).eval(), _trunk(32, ()))
+
+
+def _trunk(channels: int, fine: tuple[int, ...]) -> StudentTrunk:
+    config = StudentTrunkConfig(backbone="es_ev_s", hidden_size=channels, patch_size=16, image_size=64,
+                                fine_channels=fine)  # fmt: skip
+    return StudentTrunk(config).eval()

@@ -29,6 +29,7 @@ from transformers import (
 
 from samdistill.checkpoints.student import load_with_memory
 from samdistill.cli import main
+from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD
 from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write import write_coco, write_concept_set, write_sa1b
@@ -80,6 +81,9 @@ def _tracker() -> Sam3TrackerModel:
     ))  # fmt: skip
 
 
+TRUNK = {"backbone": "es_ev_s", "host_mean": IMAGENET_MEAN, "host_std": IMAGENET_STD}
+
+
 def _sam() -> SamModel:
     vision = {"hidden_size": 16, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
               "window_size": 2, "global_attn_indexes": [0], "mlp_dim": 16, "num_pos_feats": 8, **SMALL}  # fmt: skip
@@ -102,14 +106,18 @@ def _sam2() -> Sam2Model:
 
 
 def models(root: Path) -> None:
-    """Models ``detector``, ``tracker``, ``sam``, ``sam2``, ``mobile``; runs ``trunk``, ``speech``, ``images``,
-    ``memory``.
+    """Models ``detector``, ``tracker``, ``sam``, ``sam2``, ``mobile``; runs ``trunk``, ``trunk_sam``, ``trunk_sam2``,
+    ``speech``, ``images``, ``memory``.
     """
     torch.manual_seed(0)
     built = {
         "detector": _detector(), "tracker": _tracker(), "sam": _sam(), "sam2": _sam2(),
         "mobile": MobileSamModel(MobileSamConfig(backbone="efficientvit_b0", neck="fused", width=16, heads=2, **SMALL)),
         "trunk/student": StudentTrunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=16, image_size=SIDE)),
+        "trunk_sam/student": StudentTrunk(StudentTrunkConfig(**TRUNK, hidden_size=16, **SMALL)),
+        "trunk_sam2/student": StudentTrunk(StudentTrunkConfig(
+            **TRUNK, hidden_size=16, patch_size=16, image_size=128, fine_channels=(2, 4)
+        )),
         "speech/student": TextStudent(TextStudentConfig(**TEXT, max_position_embeddings=CONTEXT, width=32)),
         "images/student": EfficientSam3Model(efficient_sam3_config("efficientvit_b0", SIDE, 32, 2, 32, 1, 1, 4, TEXT)),
     }  # fmt: skip

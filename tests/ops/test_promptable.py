@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import Sam3TrackerModel, SamConfig, SamModel
+from transformers import Sam2Config, Sam2Model, Sam3TrackerModel, SamConfig, SamModel
 
 from samdistill.ops import promptable
 from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD
@@ -20,13 +20,14 @@ from samdistill.ops.promptable import (
     predict,
     trunk_channels,
 )
-from samdistill.students import MobileSamConfig, MobileSamModel
+from samdistill.students import HostedSamModel, MobileSamConfig, MobileSamModel, StudentTrunk, StudentTrunkConfig
 from samdistill.types import ImageBatch, PromptGroup, Prompts, UserError
 from tracker_model import build_teacher
 
-KINDS = ("tracker", "sam", "mobile")
-SIZES = {"tracker": 126, "sam": 64, "mobile": 64}
-TOKENS = {"tracker": (9, 9), "sam": (4, 4), "mobile": (4, 4)}
+KINDS = ("tracker", "sam", "sam2", "hosted", "mobile")
+PYRAMIDAL = ("tracker", "sam2")
+SIZES = {"tracker": 126, "sam": 64, "sam2": 64, "hosted": 64, "mobile": 64}
+TOKENS = {"tracker": (9, 9), "sam": (4, 4), "sam2": (4, 4), "hosted": (4, 4), "mobile": (4, 4)}
 
 
 def tiny_sam() -> SamModel:
@@ -40,12 +41,38 @@ def tiny_sam() -> SamModel:
     return SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
 
 
+def tiny_sam2() -> Sam2Model:
+    trunk = {
+        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64], "num_attention_heads": 1,
+        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 4, 4, 2],
+        "global_attention_blocks": [3], "initializer_range": 0.2,
+    }  # fmt: skip
+    vision = {
+        "model_type": "sam2_vision_model", "backbone_config": trunk, "backbone_channel_list": [64, 32, 16, 8],
+        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 16,
+    }  # fmt: skip
+    prompts = {"hidden_size": 16, "image_size": 64, "patch_size": 16}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    model = Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
+    torch.nn.init.normal_(model.no_memory_embedding)
+    return model
+
+
+def hosted_sam() -> HostedSamModel:
+    trunk = StudentTrunkConfig(backbone="es_ev_s", hidden_size=16, patch_size=16, image_size=64,
+                               host_mean=IMAGENET_MEAN, host_std=IMAGENET_STD)  # fmt: skip
+    return HostedSamModel.of(tiny_sam(), StudentTrunk(trunk))
+
+
 def build(kind: str):
     torch.manual_seed(0)
     if kind == "tracker":
         return build_teacher(1).eval()
     if kind == "sam":
         return tiny_sam().eval()
+    if kind in ("sam2", "hosted"):
+        return (tiny_sam2() if kind == "sam2" else hosted_sam()).eval()
     settings = {"backbone": "es_ev_s", "image_size": 64, "patch_size": 16, "width": 16, "heads": 2}
     return MobileSamModel(MobileSamConfig(**settings, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7])).eval()
 
@@ -85,8 +112,10 @@ def pixels(kind: str, batch: ImageBatch) -> torch.Tensor:
     shown = batch.images.double() / 255
     if kind == "tracker":
         return ((shown - 0.5) / 0.5).float()
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if kind == "sam" else ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if kind != "mobile" else ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     normal = (shown - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    if kind == "sam2":
+        return normal.float()
     height, width = batch.sizes[1].tolist()
     normal[1, :, height:] = 0
     normal[1, :, :, width:] = 0
@@ -108,7 +137,7 @@ def test_embeds_and_predicts_as_transformers_does(kind, model, batch, multimask)
 
 
 @torch.no_grad()
-def test_trunk_is_what_comes_before_the_neck(kind, model, batch):
+def test_trunk_is_what_encoder_distillation_compares(kind, model, batch):
     found, wanted = embed(model, batch), pixels(kind, batch)
     if kind == "tracker":
         tokens = model.vision_encoder.backbone(wanted).last_hidden_state
@@ -118,6 +147,10 @@ def test_trunk_is_what_comes_before_the_neck(kind, model, batch):
         for layer in model.vision_encoder.layers:
             hidden = layer(hidden)
         expected = hidden.permute(0, 3, 1, 2)
+    elif kind == "sam2":
+        expected = model.vision_encoder(wanted).fpn_hidden_states[-1]
+    elif kind == "hosted":
+        expected = model.vision_encoder.backbone.image_embedding(wanted)
     else:
         expected = model.vision_encoder.trunk.image_embedding(wanted)
     torch.testing.assert_close(found.trunk, expected, atol=1e-5, rtol=1e-4)
@@ -130,14 +163,14 @@ def test_padding_is_blank_to_a_sam_and_seen_by_a_tracker(kind, model, batch):
     painted = ImageBatch(batch.images.clone(), batch.sizes, batch.original_sizes, batch.keys, batch.seeds)
     painted.images[1, :, -20:] = 255
     same = torch.equal(embed(model, painted).image_embedding, embed(model, batch).image_embedding)
-    assert same == (kind != "tracker")
+    assert same == (kind not in PYRAMIDAL)
 
 
 def test_sizes_are_those_of_the_model(kind, model, batch):
     found = embed(model, batch)
     assert image_size(model) == SIZES[kind] and embedding_grid(model) == TOKENS[kind]
     assert found.image_embedding.shape == (2, decoder_width(model), *TOKENS[kind])
-    assert len(found.levels) == (3 if kind == "tracker" else 1)
+    assert len(found.levels) == (3 if kind in PYRAMIDAL else 1)
 
 
 @torch.no_grad()

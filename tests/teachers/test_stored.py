@@ -52,7 +52,7 @@ def test_a_frame_that_was_not_cached_is_named(maps: dict[tuple[str, int], Tensor
 def views(tracker, tmp_path: Path) -> tuple[RunningMaps, StoredMaps, dict[int, ImageBatch]]:
     """A running encoder, its cache of two views of three images in two stores, and those views."""
     teacher = build_teacher(TeacherConfig(path=str(tracker[1])))
-    running, batches, keys = RunningMaps(teacher, teacher.embedding), {}, ("a", "b", "c")
+    running, batches, keys = RunningMaps(teacher, teacher.maps), {}, ("a", "b", "c")
     codec = make_codec("fp32", teacher.embedding_shape)
     spec = StoreSpec("image_embedding", teacher.embedding_shape, 126, teacher.fingerprint, "00", "fp32")
     places = [tmp_path / name for name in ("one", "two")]

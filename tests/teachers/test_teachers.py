@@ -11,6 +11,7 @@ from transformers import AutoModel, Sam3Config, SamImageProcessor
 
 from samdistill.checkpoints.original import original_config
 from samdistill.config import TeacherConfig
+from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD, normalise
 from samdistill.teachers import TEACHERS, build_teacher, describe_teacher
 from samdistill.teachers.base import DTYPES
 from samdistill.teachers.sam3 import set_image_size
@@ -281,6 +282,21 @@ def test_sam2_matches_transformers_before_the_no_memory_embedding(sam2):
         expected = model.get_image_embeddings((batch.images / 255 - mean) / std)[-1]
     found = build_teacher(config(folder, "sam2")).extract(batch)["image_embedding"]
     torch.testing.assert_close(found + model.no_memory_embedding.view(1, -1, 1, 1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sam2s_fine_levels_are_those_that_its_mask_decoder_reads(sam2):
+    model, folder = sam2
+    batch = ImageBatch.full(images(2, 128, seed=4))
+    teacher = build_teacher(config(folder, "sam2"))
+    *fine, embedding = teacher.maps(batch)
+    with torch.no_grad():
+        wanted = model.get_image_embeddings(normalise(batch.images, IMAGENET_MEAN, IMAGENET_STD))
+    for own, level in zip(fine, wanted[:2], strict=True):
+        torch.testing.assert_close(own, level)
+    torch.testing.assert_close(embedding + model.no_memory_embedding.view(1, -1, 1, 1), wanted[2])
+    info = describe_teacher(config(folder, "sam2"))
+    assert list(info.shapes) == list(teacher.taps) == ["high_resolution_0", "high_resolution_1", "image_embedding"]
+    assert list(info.shapes.values()) == [tuple(level.shape[1:]) for level in (*fine, embedding)]
 
 
 @pytest.mark.parametrize("kind", ["sam", "sam2"])

@@ -20,6 +20,7 @@ from detector_objective import ConceptLearner, Lesson, detector_terms
 from detector_questions import Questions, draw_questions
 from prompt_training import EPOCH_STEPS, FINAL_SCENES, VALIDATION_SCENES, SceneNumbers, TrainedTeacher
 from samdistill.checkpoints.loading import quiet_transformers
+from samdistill.checkpoints.processors import write_processor
 from samdistill.config import TeacherConfig, TrainConfig
 from samdistill.config.parts import FreezeConfig
 from samdistill.dist import default_device
@@ -173,3 +174,4 @@ def export_detector(checkpoint: Path, folder: Path) -> None:
         with quiet_transformers():
             model.half().save_pretrained(new)
         sandbox_words().save(new)
+        write_processor(new)

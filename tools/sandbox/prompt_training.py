@@ -15,6 +15,7 @@ from transformers import Sam3TrackerModel, SamModel
 from prompt_objective import prompt_terms, teacher_terms
 from sam_models import build_mobile, build_sam
 from samdistill.checkpoints.loading import quiet_transformers
+from samdistill.checkpoints.processors import write_processor
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.config import TrainConfig
 from samdistill.dist import default_device
@@ -151,6 +152,7 @@ def train_promptable(
     model = load_promptable(result.student).half()
     with replacing(out / "weights") as folder, quiet_transformers():
         model.save_pretrained(folder)
+        write_processor(folder)
     miou = held_out_miou(load_promptable(out / "weights").float().to(default_device()), FINAL_SCENES)
     figures = {f"{kind}_miou": value for kind, value in miou.items()}
     return TrainedTeacher(out / "weights", result.steps, result.seconds, figures)

@@ -10,14 +10,16 @@ from typing import Any
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoModel
 
 from ..io import copy_file, replacing, write_json
-from ..reading import Table, foreign, read_json
+from ..reading import foreign
 from ..students import StudentTrunk, StudentTrunkConfig
 from ..types import UserError
 from .files import TORCH_SUFFIXES, TensorInfo
 from .layout import neck_inputs, vision_configs
 from .loading import compare, quiet_transformers
+from .processors import PROCESSOR_FILES
 from .student import Host, OpenedStudent, as_json, expected, read_student
 
 SHARD_BYTES = 2**30
@@ -27,6 +29,8 @@ _CLASSES = {
     "sam3": "Sam3Model", "sam3_lite_text": "Sam3LiteTextModel", "sam3_tracker": "Sam3TrackerModel",
     "sam3_video": "Sam3VideoModel",
 }  # fmt: skip
+_OWN = ("config.json", "merge.json", "README.md", ".gitattributes", *PROCESSOR_FILES)
+"""Files of a teacher's folder that do not describe the merged model."""
 _TRACKERS = ("sam3_tracker", "sam3_tracker_video")
 
 
@@ -116,37 +120,12 @@ def trained_trunk(source: Path, trunk: StudentTrunk, kept: Mapping[str, TensorIn
     return {name: found.weights[name] for name in found.info}
 
 
-def copy_companions(folder: Path, to: Path, host: Host, image_size: int) -> None:
-    """Copy tokenizer, processor and licence files.
-
-    Processors get the student's input size if it differs from the host's.
-    """
+def copy_companions(folder: Path, to: Path) -> None:
+    """Copy tokenizer and licence files. The processor is written anew, see ``write_processor``."""
     for path in sorted(folder.iterdir()):
         weights = path.suffix in (*TORCH_SUFFIXES, ".safetensors") or path.name.endswith(".index.json")
-        if weights or not path.is_file() or path.name in ("config.json", "merge.json", "README.md", ".gitattributes"):
-            continue
-        if path.name in ("preprocessor_config.json", "processor_config.json") and image_size != host.image_size:
-            resized = _resized(read_json(path, Table), host, image_size)
-            write_json(to / path.name, resized, indent=2)
-        else:
+        if not weights and path.is_file() and path.name not in _OWN:
             copy_file(path, to / path.name)
-
-
-def _resized(node: Any, host: Host, image_size: int) -> Any:
-    """Return a processor's settings with the image and mask sizes for another input size."""
-    if not isinstance(node, dict):
-        return node
-    masks = 4 * host.image_size // host.patch_size
-    sizes = {host.image_size: image_size, masks: 4 * image_size // host.patch_size}
-    changed = {}
-    for key, value in node.items():
-        if key in ("size", "mask_size") and isinstance(value, dict):
-            changed[key] = {side: sizes.get(number, number) for side, number in value.items()}
-        elif key == "target_size" and value in sizes:
-            changed[key] = sizes[value]
-        else:
-            changed[key] = _resized(value, host, image_size)
-    return changed
 
 
 def save_shards(folder: Path, tensors: Mapping[str, Tensor], info: Mapping[str, TensorInfo]) -> None:
@@ -177,7 +156,7 @@ def check_loads(folder: Path, config: dict[str, Any]) -> None:
         UserError: A tensor is missing, unexpected or of another shape.
     """
     named = (config.get("architectures") or [None])[0]
-    model_class = getattr(transformers, named or "", None) or getattr(transformers, _CLASSES[config["model_type"]])
+    model_class = getattr(transformers, named or _CLASSES.get(config["model_type"], ""), AutoModel)
     with foreign("the merged model", f"would not load as {model_class.__name__}"), quiet_transformers():
         _, found = model_class.from_pretrained(folder, device_map="meta", output_loading_info=True)
     problems = {kind: sorted(map(str, names)) for kind, names in found.items() if names}

@@ -1,9 +1,10 @@
 """Replacement of a teacher's ViT or text encoder by a student's, with a record of the kept, removed and added tensors.
 
-Two layouts are supported: a Hugging Face folder of ``Sam3Model``, ``Sam3LiteTextModel``, ``Sam3TrackerModel`` or
+Layouts of SAM 3: a Hugging Face folder of ``Sam3Model``, ``Sam3LiteTextModel``, ``Sam3TrackerModel`` or
 ``Sam3VideoModel``, and the original ``sam3.pt``. With a small text encoder the result is always a folder, of a
-``Sam3LiteTextModel``. The merged file is read back and compared before it gets its name. A merge that fails leaves
-nothing behind.
+``Sam3LiteTextModel``. A SAM, in a folder or an original file, gives a folder of a ``HostedSamModel``; a SAM 2
+gives one of a ``Sam2Model`` or ``Sam2VideoModel``. The merged file is read back and compared before it gets its name. A
+merge that fails leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from .hosting import check_loads, check_shapes, copy_companions, host_config, ho
 from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
 from .loading import open_config, read_settings
 from .original import merged_state, original_config
+from .processors import write_processor
 from .rename import hf_names, to_hf
 from .report import REPORT, MergeReport, Table, merged_student, sidecar
+from .sam import SAM_TYPES, OpenedSam, open_sam, sam_kind
+from .sam_hosting import ENCODER, bridged, host_of_sam, hosted_settings, refuse_prefixes
 from .student import Host, OpenedStudent, as_json, original_student_name, read_student
 from .text import (
     TEXT_PREFIXES,
@@ -52,11 +56,12 @@ def merge(
     Args:
         source: A run folder or a student's folder of the encoder or the text job, or a ``ckpt_epoch_{n}.pt`` of the
             encoder job.
-        into: The teacher: a Hugging Face folder, a hub id, ``sandbox``, or an original ``sam3.pt``.
-        out: The result, in the layout of ``into``, or a folder for a text encoder. For a folder: a folder, with the
-            report in ``merge.json``. For a ``sam3.pt``: a file with ``{"model": ...}``, with the report and the
-            student's configuration in ``out.merge.json`` beside it. A result of an earlier merge in the same layout,
-            or an empty folder for a folder, is replaced.
+        into: The teacher: a Hugging Face folder, a hub id, ``sandbox``, or an original ``sam3.pt``,
+            ``sam_vit_*.pth`` or ``sam2*_hiera_*.pt``.
+        out: The result, in the layout of ``into``, or a folder for a text encoder and for a SAM. For a folder: a
+            folder, with the report in ``merge.json``. For a ``sam3.pt``: a file with ``{"model": ...}``, with the
+            report and the student's configuration in ``out.merge.json`` beside it. A result of an earlier merge in the
+            same layout, or an empty folder for a folder, is replaced.
         target_prefix: Prefix of the student's names in the result. None derives it from the layout.
         replace_prefix: Every tensor whose name starts with it is removed. None derives it from the layout.
 
@@ -81,6 +86,10 @@ def merge(
             raise UserError("--target-prefix and --replace-prefix are for an image trunk, not for a text encoder")
         _check_out(out, place, folder=True)
         return _text_into(read_text(text), place, out)
+    if sam_kind(place) in SAM_TYPES:
+        refuse_prefixes(target_prefix, replace_prefix)
+        _check_out(out, place, folder=True)
+        return _into_sam(student_place, open_sam(place), out)
     _check_out(out, place, folder=place.is_dir())
     if place.is_dir():
         return _into_folder(student_place, place, out, target_prefix, replace_prefix)
@@ -113,7 +122,21 @@ def _into_folder(
         tuple(notes),
     )  # fmt: skip
     tensors = _Joined(teacher, student, kept, names)
-    _write_folder(report, tensors, merged, lambda to: copy_companions(folder, to, host, student.config.image_size))
+    _write_folder(report, tensors, merged, lambda to: copy_companions(folder, to))
+    return report
+
+
+def _into_sam(source: Path, opened: OpenedSam, out: Path) -> MergeReport:
+    student = bridged(read_student(source, host_of_sam(opened)), opened)
+    names = {name: ENCODER + name for name in student.info}
+    kept, removed, added = _tables(opened, student, names, ENCODER)
+    report = MergeReport(
+        str(student.source), str(opened.source), str(out), "transformers", kept, removed, added,
+        as_json(student.config),
+    )  # fmt: skip
+    folder = opened.source if opened.source.is_dir() else None
+    _write_folder(report, _Joined(opened.weights, student, kept, names), hosted_settings(opened, student.config),
+                  lambda to: None if folder is None else copy_companions(folder, to))  # fmt: skip
     return report
 
 
@@ -142,8 +165,7 @@ def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
 
     def companions(to: Path) -> None:
         if place.is_dir():
-            host = host_of(settings, place / "config.json")
-            copy_companions(place, to, host, host.image_size)
+            copy_companions(place, to)
         copy_words(student.source, to)
 
     _write_folder(report, _Joined(teacher, student, kept, {name: name for name in student.info}, origin), merged,
@@ -168,6 +190,7 @@ def _write_folder(
         make_folder(temporary)
         companions(temporary)
         write_json(temporary / "config.json", merged, indent=2)
+        write_processor(temporary)
         save_shards(temporary, tensors, tensors.info)
         _check_written(open_weights(temporary), tensors)
         check_loads(temporary, merged)
@@ -245,7 +268,7 @@ class _Joined(Mapping[str, Tensor]):
 
 
 def _tables(
-    teacher: Weights, student: OpenedStudent, names: dict[str, str], replace: str
+    teacher: Weights | OpenedSam, student: OpenedStudent, names: dict[str, str], replace: str
 ) -> tuple[Table, Table, Table]:
     """Return the kept, removed and added tensors.
 

@@ -1,13 +1,17 @@
-"""Loading of promptable models (SAM 3 tracker, SAM, MobileSAM), complete, in float32 and eval mode."""
+"""Loading of promptable models (SAM 3 tracker, SAM, SAM 2, MobileSAM), complete, in float32 and eval mode."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
+    Sam2Config,
+    Sam2Model,
+    Sam2VideoConfig,
     Sam3Model,
     Sam3TrackerConfig,
     Sam3TrackerModel,
@@ -17,23 +21,28 @@ from transformers import (
 
 from ..ops.promptable import Promptable
 from ..reading import foreign
-from ..students import MobileSamConfig, MobileSamModel
+from ..students import HostedSamConfig, HostedSamModel, MobileSamConfig, MobileSamModel
 from ..types import UserError
 from .exported import PROMPTABLE, exported_kind, open_exported
-from .files import TORCH_SUFFIXES, Weights, locate, open_weights
+from .files import TORCH_SUFFIXES, locate, open_weights
 from .layout import STUDENT_TRUNK
 from .loading import CONFIG, build_config, model_kinds, open_config, pretrained, read_settings
 from .original import as_tracker, load_original, original_config, original_parts, read_levels_alone, set_image_size
-from .rename_sam import MOBILE_SAM, SAM, layout, sam_settings, to_ours
+from .rename_sam import MOBILE_SAM
+from .rename_sam2 import SAM2
+from .sam import open_sam, original_kind, renamed
 
 # The published repository of SAM 3 has the model type sam3_video and contains the tracker.
 _KINDS: dict[str, type[PreTrainedModel]] = {
     "sam3_tracker": Sam3TrackerModel, "sam3_video": Sam3TrackerModel, "sam3": Sam3Model, "sam": SamModel,
+    "sam2": Sam2Model, SAM2: Sam2Model, HostedSamConfig.model_type: HostedSamModel,
     MobileSamConfig.model_type: MobileSamModel,
 }  # fmt: skip
+_PARTS = (Sam3TrackerModel, Sam2Model)
+"""Classes whose checkpoints may hold a memory or a detector too."""
 _SOURCES = (
-    "a Hugging Face folder of a SAM 3 tracker, a SAM or a MobileSAM, a run with one in student/ or merged/, or an "
-    "original sam3.pt, sam_vit_*.pth or mobile_sam.pt"
+    "a Hugging Face folder of a SAM 3 tracker, a SAM, a SAM 2 or a MobileSAM, a run with one in student/ or merged/, "
+    "or an original sam3.pt, sam_vit_*.pth, sam2*_hiera_*.pt or mobile_sam.pt"
 )
 
 
@@ -45,10 +54,11 @@ def load_promptable(path: str | Path, image_size: int | None = None) -> Promptab
     Args:
         path: One of:
 
-            - a Hugging Face folder or a hub id of a SAM 3 tracker (with its own or a distilled trunk), a SAM or a
-              MobileSAM;
+            - a Hugging Face folder or a hub id of a SAM 3 tracker, a SAM or a SAM 2 (each with its own or a distilled
+              trunk), or a MobileSAM;
             - a run with such a folder in ``student/`` or ``merged/``;
-            - an original ``sam3.pt`` (also with a student merged in), ``sam_vit_*.pth`` or ``mobile_sam.pt``;
+            - an original ``sam3.pt`` (also with a student merged in), ``sam_vit_*.pth``, ``sam2*_hiera_*.pt`` or
+              ``mobile_sam.pt``;
             - a folder that ``samdistill export`` wrote;
             - ``sandbox``, ``sandbox-sam`` or ``sandbox-mobile``, the packaged models.
         image_size: Side of the square input in pixels. None keeps the checkpoint's. A SAM supports only its own.
@@ -78,7 +88,7 @@ def load_model(path: str | Path, image_size: int | None = None) -> Promptable | 
     found = model_kinds(place)
     for folder, name in found.items():
         if (kind := _KINDS.get(name or "")) is not None:
-            return pretrained(kind, _sized(kind, folder, image_size), folder, folder, spare=kind is Sam3TrackerModel)
+            return pretrained(kind, _sized(kind, folder, image_size), folder, folder, spare=kind in _PARTS)
     if STUDENT_TRUNK in found.values():
         raise UserError(
             f"{path}: a distilled trunk without a prompt decoder: `samdistill merge {path} --into TRACKER_FOLDER` "
@@ -94,11 +104,21 @@ def _sized(kind: type[PreTrainedModel], folder: Path, image_size: int | None) ->
         sized = {} if image_size is None else {"image_size": image_size}
         return build_config(MobileSamConfig, {**read_settings(folder), **sized}, folder / CONFIG)
     config = open_config(folder)  # may be that of a video model
-    if isinstance(config, SamConfig):
-        _same_size(config.vision_config.image_size, image_size, folder)
-        return config
+    if isinstance(config, SamConfig | Sam2Config | Sam2VideoConfig):
+        _same_size(config.prompt_encoder_config.image_size, image_size, folder)
+        return image_config(config)
     with foreign(folder / CONFIG, "not a readable configuration"):
         return _sized_sam3(config, image_size)
+
+
+def image_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the configuration of a SAM 2 for images, of that for images or videos. Others are returned unchanged."""
+    if not isinstance(config, Sam2VideoConfig):
+        return config
+    parts = {part: getattr(config, part).to_dict() for part in ("prompt_encoder_config", "mask_decoder_config")}
+    for settings in parts.values():
+        del settings["model_type"]  # the only field that differs between images and videos
+    return Sam2Config(vision_config=config.vision_config.to_dict(), **parts)
 
 
 def _sized_sam3(config: PreTrainedConfig, image_size: int | None) -> PreTrainedConfig:
@@ -124,7 +144,7 @@ def prompted_alone(path: Path) -> bool:
     """Whether an original file has a prompt decoder and no concept detector, by its tensor names."""
     if parts := original_parts(path):
         return parts == {Sam3TrackerConfig}
-    return path.suffix in TORCH_SUFFIXES and layout(open_weights(path)) is not None
+    return path.suffix in TORCH_SUFFIXES and original_kind(open_weights(path)) is not None
 
 
 def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
@@ -133,25 +153,20 @@ def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
         sam3 = Sam3TrackerModel if Sam3TrackerConfig in parts else Sam3Model
         return load_original(path, sam3, _sized_sam3(original_config(path, sam3.config_class), image_size))
     weights = open_weights(path)
-    kind = layout(weights)
+    kind = original_kind(weights)
     if kind is None:
-        raise UserError(f"{path}: not an original SAM, MobileSAM or SAM 3, by its tensor names; give {_SOURCES}")
+        raise UserError(f"{path}: not an original SAM, MobileSAM, SAM 2 or SAM 3, by its tensor names; give {_SOURCES}")
     if kind == MOBILE_SAM:
         # The trunk has no position embeddings, so any multiple of the patch size is valid.
         sized = MobileSamConfig(**({} if image_size is None else {"image_size": image_size}))
-        return pretrained(MobileSamModel, sized, _translated(weights, "MobileSAM"), path)
-    with foreign(path, "not a complete SAM: its architecture does not follow from its tensors"):
-        config = SamConfig(**sam_settings(weights.info))
-    _same_size(config.vision_config.image_size, image_size, path)
-    return pretrained(SamModel, config, _translated(weights, SAM.upper()), path)
+        return pretrained(MobileSamModel, sized, _copied(renamed(weights)), path)
+    opened = open_sam(path)
+    _same_size(opened.config.prompt_encoder_config.image_size, image_size, path)
+    if kind == SAM2:
+        return pretrained(Sam2Model, image_config(opened.config), _copied(opened.weights), path, spare=True)
+    return pretrained(SamModel, opened.config, _copied(opened.weights), path)
 
 
-def _translated(weights: Weights, what: str) -> dict[str, Tensor]:
-    """Return the tensors under our names, or raise ``UserError`` for unknown names."""
-    state, unknown = to_ours(weights)
-    if unknown:
-        raise UserError(
-            f"{weights.source}: wrong checkpoint: {len(unknown)} unknown tensors for an original {what}, such as "
-            f"{unknown[0]}"
-        )
-    return {name: tensor.clone() for name, tensor in state.items()}  # the file can be deleted afterwards
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors out of a file, which can be deleted afterwards."""
+    return {name: tensor.clone() for name, tensor in state.items()}

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics
 from ..reading import foreign
 from ..students import EfficientSam3Config, EfficientSam3Model, StudentTrunk, StudentTrunkConfig
 from ..students.memory import warm_start
@@ -33,11 +34,16 @@ class Host:
         hidden_size: Channels of the trunk's output.
         patch_size: Pixels per cell of the trunk's output.
         image_size: Side of the teacher's own square input in pixels.
+        fine_channels: Channels of the levels that are finer than the trunk's output, finest first.
+        mean, std: The teacher's normalisation, in the range 0..1.
     """
 
     hidden_size: int
     patch_size: int
     image_size: int
+    fine_channels: tuple[int, ...] = ()
+    mean: Statistics = SAM3_MEAN
+    std: Statistics = SAM3_STD
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def read_student(source: Path, host: Host) -> OpenedStudent:
     Args:
         source: A folder with ``config.json`` and weights, or a file in one; a run folder with such a folder
             ``student/``; or a ``ckpt_epoch_{n}.pt``. A checkpoint's averaged weights are used where it has them, and
-            its geometry is the ``host``'s.
+            its sizes and normalisation are the ``host``'s.
         host: Properties of the teacher that the student goes into.
 
     Raises:
@@ -129,7 +135,11 @@ def _from_checkpoint(path: Path, host: Host) -> OpenedStudent:
         run: dict[str, Any] = yaml.safe_load(text)
         size = run["teacher"].get("image_size") or host.image_size
         raw: dict[str, Any] = {key: run["student"][key] for key in ("backbone", "head")}
-    raw |= {"hidden_size": host.hidden_size, "patch_size": host.patch_size, "image_size": size}
+        raw["geometry"] = run.get("data", {}).get("geometry", "square")
+    raw |= {
+        "hidden_size": host.hidden_size, "patch_size": host.patch_size, "image_size": size,
+        "fine_channels": list(host.fine_channels), "host_mean": list(host.mean), "host_std": list(host.std),
+    }  # fmt: skip
     config = build_config(StudentTrunkConfig, raw, path)
     with foreign(path, "its 'model' or 'ema' is no table of tensors"):
         weights: dict[str, Tensor] = {**model, **(content.get("ema") or {})}

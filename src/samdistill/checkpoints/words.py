@@ -110,7 +110,7 @@ class Words(Phrases):
                 ``vocab_size``. Ids of another vocabulary would be valid rows of the table but encode other words.
         """
         found = locate(place, WORD_FILES)
-        tokenizer = _read(found)
+        tokenizer = read_tokenizer(found)
         count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
         if count != vocab_size:
             raise UserError(
@@ -182,7 +182,8 @@ class Words(Phrases):
         return self.tokenizer(list(texts), padding=False, truncation=False, verbose=False)["input_ids"]
 
 
-def _read(place: Path) -> PreTrainedTokenizerFast:
+def read_tokenizer(place: Path) -> PreTrainedTokenizerFast:
+    """Read the tokenizer of a folder or of a ``tokenizer.json``. Raises ``UserError`` if there is none."""
     folder = place.parent if (place.parent / "tokenizer_config.json").is_file() and place.is_file() else place
     # AutoTokenizer invents a vocabulary of two tokens for a SAM 3 folder without one, so this is checked first.
     if folder.is_dir() and not any((folder / name).is_file() for name in _VOCABULARIES):

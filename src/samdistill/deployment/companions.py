@@ -6,19 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import Sam3TrackerModel, SamModel
+from transformers import SamModel
 
 from ..checkpoints.loading import parameter_count
+from ..checkpoints.processors import processor_file, processor_of
+from ..checkpoints.words import read_tokenizer
 from ..inference.concepts import ConceptModel
 from ..inference.geometry import own_geometry
 from ..io import as_path, write_json
 from ..ops.images import Statistics
-from ..ops.promptable import Promptable, image_size, statistics
+from ..ops.promptable import Promptable, Pyramidal, image_size, statistics
 from ..reading import Table, foreign, read_json
 from .parts_detector import Baked
 
-PLAIN = {"samdistill_mobile_sam": ("sam", "SamModel")}
+PLAIN = {"samdistill_mobile_sam": ("sam", "SamModel"), "samdistill_sam": ("sam", "SamModel")}
 """Model types that other readers know under another name, because their files have the same inputs and outputs."""
+_PLAIN_PROCESSORS = {
+    "SamProcessor": "SamProcessor",
+    "Sam2Processor": "Sam2Processor",
+    "Sam3TrackerProcessor": "Sam2Processor",
+}
+"""Classes of processors in transformers.js, by those in transformers. It has none for words."""
 
 
 def kind_of(model: ConceptModel | Promptable) -> str:
@@ -92,21 +100,22 @@ def write_companions(folder: Path, model: ConceptModel | Promptable, baked: Bake
         model: The model.
         baked: The vocabulary, if it replaces the tokenizer.
     """
-    write_json(folder / "config.json", _config(network_of(model)), indent=1)
-    write_json(folder / "preprocessor_config.json", _preprocessor(model), indent=1)
-    if isinstance(model, Promptable):
-        return
-    if baked is None:
+    network = network_of(model)
+    write_json(folder / "config.json", _config(network), indent=1)
+    tokenizer = None
+    if baked is not None:
+        write_json(folder / "vocabulary.json", _vocabulary(baked), indent=1)
+    elif not isinstance(model, Promptable):
         model.words.save(folder)
-        return
-    write_json(folder / "vocabulary.json", _vocabulary(baked), indent=1)
+        tokenizer = read_tokenizer(folder)
+    _write_processors(folder, processor_of(network.config, tokenizer))
 
 
 def _config(network: Any) -> dict[str, Any]:
     settings = network.config.to_dict()
     kind, name = PLAIN.get(settings["model_type"], (settings["model_type"], type(network).__name__))
     settings |= {"model_type": kind, "architectures": [name]}
-    if isinstance(network, Sam3TrackerModel):
+    if isinstance(network, Pyramidal):
         settings["vision_config"]["num_feature_levels"] = len(network.backbone_feature_sizes)
     if kind == "sam":  # a MobileSAM's own configuration derives these and does not save them
         for part in ("vision_config", "prompt_encoder_config", "mask_decoder_config"):
@@ -114,17 +123,10 @@ def _config(network: Any) -> dict[str, Any]:
     return settings
 
 
-def _preprocessor(model: ConceptModel | Promptable) -> dict[str, Any]:
-    about = canvas(model)
-    side = about["image_size"]
-    sam = isinstance(model, SamModel)
-    processor = "SamProcessor" if sam else "Sam2Processor" if isinstance(model, Promptable) else "Sam3Processor"
-    padded = about["geometry"] == "longest_side"
-    return {
-        "image_processor_type": "SamImageProcessor" if sam else "Sam3ImageProcessor",
-        "processor_class": processor,
-        "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-        "image_mean": about["mean"], "image_std": about["std"], "resample": 2, "do_pad": padded,
-        "size": {"longest_edge": side} if padded else {"height": side, "width": side},
-        "pad_size": {"height": side, "width": side},
-    }  # fmt: skip
+def _write_processors(folder: Path, processor: Any) -> None:
+    """Write the processor for transformers, and its image processor in the file that transformers.js reads."""
+    name, settings = processor_file(processor)
+    write_json(folder / name, settings, indent=1)
+    if "image_processor" in settings:
+        plain = {**settings["image_processor"], "processor_class": _PLAIN_PROCESSORS.get(settings["processor_class"])}
+        write_json(folder / "preprocessor_config.json", plain, indent=1)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Sam3Model, Sam3TrackerModel, SamModel
+from transformers import PreTrainedModel, Sam2Model, Sam3Model, Sam3TrackerModel, SamModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
 
@@ -27,7 +27,7 @@ from ..inference.concepts import StudentDetector
 from ..ops.images import normalise
 from ..ops.promptable import Embeddings, MaskPrediction, decode, encode
 from ..reading import foreign
-from ..students import EfficientSam3Model, MobileSamModel
+from ..students import EfficientSam3Model, HostedSamModel, MobileSamModel
 from ..students.sam3 import EfficientSam3Output
 from ..types import ConceptPrompts, DetectorOutput, ImageBatch, Prompts, UserError
 from . import runtime
@@ -121,6 +121,14 @@ class ExportedSam(_Exported, SamModel):
 
 class ExportedMobileSam(_Exported, MobileSamModel):
     """A MobileSAM in ONNX files."""
+
+
+class ExportedSam2(_Exported, Sam2Model):
+    """A SAM 2 in ONNX files."""
+
+
+class ExportedHostedSam(_Exported, HostedSamModel):
+    """A SAM on a distilled trunk in ONNX files."""
 
 
 _POSITIONS = "image_positional_embeddings"
@@ -292,7 +300,9 @@ class Concepts(Phrases):
         return None if text in self._vocabulary.phrases else f"not in the vocabulary {reader} reads"
 
 
-_KINDS = (ExportedTracker, ExportedSam, ExportedMobileSam, ExportedDetector, ExportedSam3)
+_KINDS = (
+    ExportedTracker, ExportedSam, ExportedSam2, ExportedMobileSam, ExportedHostedSam, ExportedDetector, ExportedSam3,
+)  # fmt: skip
 _CLASSES: dict[str, Any] = {kind.config_class.model_type: kind for kind in _KINDS}
 
 

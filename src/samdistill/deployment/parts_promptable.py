@@ -7,10 +7,9 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Sam3TrackerModel
 
 from ..ops.outputs import recorded
-from ..ops.promptable import Promptable, embedding_grid, image_size
+from ..ops.promptable import Promptable, Pyramidal, embedding_grid, image_size, levels_of
 from .parts import Part, Sizes, pictures, ports
 from .workarounds import regroup
 
@@ -34,16 +33,10 @@ class ImageEncoder(nn.Module):
     def forward(self, pixel_values: Float[Tensor, "b 3 s s"]) -> tuple[Tensor, ...]:
         """Return the levels, finest first, of a tracker, or the embedding and the positions of a SAM."""
         model, batch = self.model, pixel_values.shape[0]
-        if not isinstance(model, Sam3TrackerModel):
+        if not isinstance(model, Pyramidal):
             positions = model.get_image_wide_positional_embeddings()
             return model.vision_encoder(pixel_values).last_hidden_state, positions.expand(batch, -1, -1, -1)
-        sizes = model.backbone_feature_sizes
-        maps = list(model.get_image_features(pixel_values, return_dict=True).fpn_hidden_states[: len(sizes)])
-        maps[-1] = maps[-1] + model.no_memory_embedding
-        return tuple(
-            level.permute(1, 2, 0).reshape(batch, level.shape[-1], *size)
-            for level, size in zip(maps, sizes, strict=True)
-        )
+        return levels_of(model, model.get_image_features(pixel_values, return_dict=True))
 
 
 class PromptDecoder(nn.Module):
@@ -89,7 +82,7 @@ class PromptDecoder(nn.Module):
         count, side = boxes.shape[1], encoder.input_image_size  # as many as prompts, or none
         corners = encoder.shared_embedding(boxes.reshape(batch, count, 2, 2) + 0.5, (side, side))
         corners = (corners + self._corners()).flatten(1, 2)
-        if isinstance(self.model, Sam3TrackerModel):
+        if isinstance(self.model, Pyramidal):
             parts.append(regroup(corners, (batch, prompts, 2 * (count // prompts), width)))
             return torch.cat([*parts, nothing[:, :, None]], 2)
         extra = torch.cat([corners, nothing], 1)[:, : prompts + count]
@@ -109,7 +102,7 @@ class PromptDecoder(nn.Module):
     def _decode(self, levels: list[Tensor], positions: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, ...]:
         """Run the mask decoder. Its single mask is taken from inside, because it returns either that or the others."""
         decoder = self.model.mask_decoder
-        tracker = isinstance(self.model, Sam3TrackerModel)
+        tracker = isinstance(self.model, Pyramidal)
         more = {"high_resolution_features": levels[:-1]} if tracker else {}
         with (
             recorded(decoder.activation) as grown, recorded(decoder.iou_prediction_head) as scored,
@@ -164,7 +157,7 @@ def _encoder_part(model: Promptable, static: bool) -> Part:
     names = ("image_embeddings", "image_positional_embeddings")
     with torch.no_grad():
         found = module(*example(one, 0))
-    if isinstance(model, Sam3TrackerModel):
+    if isinstance(model, Pyramidal):
         names = tuple(f"image_embeddings.{level}" for level in range(len(found)))
     outputs = (port for name, x in zip(names, found, strict=True) for port in ports([name], "batch", *x.shape[1:]))
     return Part(
@@ -176,7 +169,7 @@ def _encoder_part(model: Promptable, static: bool) -> Part:
 
 def _probe(model: Promptable, *outputs: Tensor) -> Tensor:
     """Return the masks of four points of each image."""
-    tracker, side = isinstance(model, Sam3TrackerModel), image_size(model)
+    tracker, side = isinstance(model, Pyramidal), image_size(model)
     places = torch.tensor([[0.3, 0.3], [0.7, 0.3], [0.3, 0.7], [0.7, 0.7]]) * side
     batch = outputs[0].shape[0]
     found = model(
@@ -200,7 +193,7 @@ def _decoder_part(model: Promptable, encoder: Part, kinds: tuple[str, ...], stat
     names = tuple(port.name for port in inputs)
     masks = ("batch", "prompts")
     outputs = [*ports(["iou_scores"], *masks, 3), *ports(["pred_masks"], *masks, 3, grid, grid)]
-    if isinstance(model, Sam3TrackerModel):
+    if isinstance(model, Pyramidal):
         outputs += ports(["object_score_logits"], *masks, 1)
     outputs += [*ports(["single_iou_scores"], *masks, 1), *ports(["single_masks"], *masks, 1, grid, grid)]
     ending = "_".join(kind for kind in kinds if kind == "masks" or (static and kind == "boxes"))
@@ -249,11 +242,11 @@ def _forward(model: Promptable, names: tuple[str, ...], *inputs: Tensor) -> tupl
         )
     three, one = (
         model(
-            image_embeddings=levels if isinstance(model, Sam3TrackerModel) else levels[-1], input_points=points,
+            image_embeddings=levels if isinstance(model, Pyramidal) else levels[-1], input_points=points,
             input_labels=labels, input_boxes=boxes, input_masks=masks, multimask_output=many,
         )
         for many in (True, False)
     )  # fmt: skip
-    logits = [three.object_score_logits] if isinstance(model, Sam3TrackerModel) else []
+    logits = [three.object_score_logits] if isinstance(model, Pyramidal) else []
     found = (three.iou_scores, three.pred_masks, *logits, one.iou_scores, one.pred_masks)
     return tuple(each.reshape(batch, prompts, *each.shape[2:]) for each in found)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.models.sam import modeling_sam
+from transformers.models.sam2 import modeling_sam2
 from transformers.models.sam3 import modeling_sam3
 from transformers.models.sam3_lite_text import modeling_sam3_lite_text
 from transformers.models.sam3_tracker import modeling_sam3_tracker
@@ -67,7 +68,10 @@ tests/deployment/test_workarounds.py reproduces them; see docs/export.md and doc
 """
 _DECODERS = (modeling_sam3.Sam3DetrDecoder, modeling_sam3_lite_text.Sam3LiteTextDetrDecoder)
 _GEOMETRY = (modeling_sam3.Sam3GeometryEncoder, modeling_sam3_lite_text.Sam3LiteTextGeometryEncoder)
-_POSITIONS = (modeling_sam.SamPositionalEmbedding, modeling_sam3_tracker.Sam3TrackerPositionalEmbedding)
+_POSITIONS = (
+    modeling_sam.SamPositionalEmbedding, modeling_sam2.Sam2PositionalEmbedding,
+    modeling_sam3_tracker.Sam3TrackerPositionalEmbedding,
+)  # fmt: skip
 _dynamic = False
 
 

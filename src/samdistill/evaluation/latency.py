@@ -21,6 +21,12 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def trunk_parameters(model: PreTrainedModel) -> int:
+    """Count the parameters of the trunk, without the neck. A trunk that a SAM hosts includes what was its neck."""
+    neck = getattr(model.vision_encoder, "neck", None)
+    return parameters(model.vision_encoder) - (0 if neck is None else parameters(neck))
+
+
 def trunk_gflops(model: PreTrainedModel) -> float:
     """Count the operations of the trunk for one image. The trunk includes its head but not the neck.
 
@@ -35,8 +41,10 @@ def trunk_gflops(model: PreTrainedModel) -> float:
         pixels = torch.empty(1, 3, size, size)
     counted = list[int]()
     with count_flops() as counter:
-        encoder.neck.register_forward_pre_hook(lambda *_: counted.append(counter.get_total_flops()))
+        if (neck := getattr(encoder, "neck", None)) is not None:
+            neck.register_forward_pre_hook(lambda *_: counted.append(counter.get_total_flops()))
         encoder(pixels)
+        counted.append(counter.get_total_flops())
     return counted[0] / 1e9
 
 

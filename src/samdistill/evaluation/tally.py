@@ -14,7 +14,7 @@ from ..inference.prompting import PromptKind, Targets
 from ..metrics.features import FeatureScores
 from ..metrics.masks import MaskScores
 from ..types import ImageBatch
-from .latency import parameters, trunk_gflops
+from .latency import parameters, trunk_gflops, trunk_parameters
 from .rows import ModelRow
 
 
@@ -112,7 +112,7 @@ class Tally:
         best = _miou(self.truth[self.teacher]) if self.teacher is not None and name != self.teacher else {}
         return ModelRow(
             name=name,
-            trunk_parameters=parameters(model.vision_encoder) - parameters(model.vision_encoder.neck),
+            trunk_parameters=trunk_parameters(model),
             parameters=parameters(model),
             trunk_gflops=trunk_gflops(model),
             latency_ms=latency_ms,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from torch import nn
-from transformers import SamModel
 
+from ..checkpoints.processors import geometry_of
 from ..data.transforms import Geometry
 from ..ops.promptable import Promptable, image_size
 from ..types import UserError
@@ -35,10 +35,7 @@ def own_geometry(model: nn.Module) -> str:
     Raises:
         UserError: ``config.json`` names an unknown geometry.
     """
-    config: Any = getattr(model, "config", None)
-    trunk = getattr(getattr(config, "vision_config", None), "backbone_config", None)
-    found = next((name for part in (config, trunk) if (name := getattr(part, "geometry", None)) is not None), None)
-    return check_geometry(found or ("longest_side" if isinstance(model, SamModel) else "square"))
+    return check_geometry(geometry_of(getattr(model, "config", None)))
 
 
 def check_geometry(name: str) -> Literal["square", "longest_side"]:

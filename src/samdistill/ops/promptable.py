@@ -1,8 +1,8 @@
 """Run a promptable SAM: encode images once, then predict masks for any number of prompts.
 
-The functions accept any ``Sam3TrackerModel``, with any trunk, and any ``SamModel``, MobileSAM included. They record
-gradients unless the caller disables them, so teachers, students, training and inference share them. A subclass that
-computes its answers in another way registers its own ``encode`` and ``decode``.
+The functions accept any ``Sam3TrackerModel`` or ``Sam2Model``, with any trunk, and any ``SamModel``, MobileSAM
+included. They record gradients unless the caller disables them, so teachers, students, training and inference share
+them. A subclass that computes its answers in another way registers its own ``encode`` and ``decode``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, Sam3Model, Sam3TrackerModel, SamModel
+from transformers import PreTrainedModel, Sam2Model, Sam3Model, Sam3TrackerModel, SamModel
 
 from ..reading import running
 from ..types import GroupSignals, ImageBatch, PromptGroup, Prompts, UserError
 from .images import IMAGENET_MEAN, IMAGENET_STD, SAM3_MEAN, SAM3_STD, Statistics, normalise
 
-Promptable = Sam3TrackerModel | SamModel
-"""Models that the functions of this file accept. ``students.MobileSamModel`` is a ``SamModel``."""
+Promptable = Sam3TrackerModel | Sam2Model | SamModel
+"""Models that the functions of this file accept. ``MobileSamModel`` and ``HostedSamModel`` are ``SamModel``."""
+
+Pyramidal = Sam3TrackerModel | Sam2Model
+"""Models whose mask decoder reads three levels and gives an object score."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,11 @@ class Embeddings:
     """Image features that the mask decoder reads.
 
     Attributes:
-        levels: Feature maps, finest first. The last one is the image embedding. A SAM 3 tracker has two more, with 4
-            and 2 times its resolution. A SAM has none.
-        trunk: Output of the trunk before the neck, which encoder distillation compares. None for an exported model,
-            whose files do not give it.
+        levels: Feature maps, finest first. The last one is the image embedding. A SAM 2 and a SAM 3 tracker have two
+            more, with 4 and 2 times its resolution. A SAM has none.
+        trunk: What encoder distillation compares: output of the trunk before the neck; of a SAM 2, or a SAM whose
+            distilled trunk needs no neck, the image embedding (of a SAM 2 before the no-memory embedding is added).
+            None for an exported model, whose files do not give it.
     """
 
     levels: tuple[Tensor, ...]
@@ -118,7 +122,10 @@ def trunk_channels(model: Promptable) -> int:
     """Return the number of channels of ``Embeddings.trunk``."""
     if isinstance(model, Sam3TrackerModel):
         return int(model.config.vision_config.backbone_config.hidden_size)
-    return model.vision_encoder.neck.conv1.in_channels
+    if isinstance(model, Sam2Model):
+        return decoder_width(model)
+    neck = getattr(model.vision_encoder, "neck", None)
+    return decoder_width(model) if neck is None else neck.conv1.in_channels
 
 
 def statistics(model: Promptable) -> tuple[Statistics, Statistics]:
@@ -132,8 +139,8 @@ def statistics(model: Promptable) -> tuple[Statistics, Statistics]:
 def embed(model: Promptable, batch: ImageBatch) -> Embeddings:
     """Encode images.
 
-    For a SAM, padding is set to zero after normalisation, as in its training. For a SAM 3 tracker, padding is
-    normalised as it is in the batch.
+    For a SAM, padding is set to zero after normalisation, as in its training. For a SAM 2 and a SAM 3 tracker, padding
+    is normalised as it is in the batch.
 
     Args:
         model: The model.
@@ -143,13 +150,16 @@ def embed(model: Promptable, batch: ImageBatch) -> Embeddings:
         The features, in the shapes that the mask decoder reads.
 
     Raises:
-        UserError: The canvas does not have the size that a SAM needs, or the model cannot run.
+        UserError: The canvas does not have the size that a SAM or SAM 2 needs, or the model cannot run.
 
     Source:
         Kirillov et al., Segment Anything, 2023.
     """
     with running(model):
-        return encode(model, sam_pixels(model, batch) if isinstance(model, SamModel) else normalise(batch.images))
+        if isinstance(model, Sam2Model):
+            check_canvas(model, batch)
+        padded = isinstance(model, SamModel)
+        return encode(model, sam_pixels(model, batch) if padded else normalise(batch.images, *statistics(model)))
 
 
 @singledispatch
@@ -164,39 +174,55 @@ def sam_pixels(model: SamModel, batch: ImageBatch) -> Float[Tensor, "b 3 s s"]:
     Raises:
         UserError: The canvas does not have the size that the model needs.
     """
+    check_canvas(model, batch)
+    return normalise(batch.images, *statistics(model)) * batch.valid((image_size(model),) * 2)[:, None]
+
+
+def check_canvas(model: Promptable, batch: ImageBatch) -> None:
+    """Raise ``UserError`` if the canvas does not have the size that ``model`` needs."""
     canvas = (batch.images.shape[-2], batch.images.shape[-1])
     if canvas != (image_size(model),) * 2:
         raise UserError(
             f"a {type(model).__name__} needs images of {image_size(model)} x {image_size(model)} px, "
             f"got {canvas[0]} x {canvas[1]} px"
         )
-    return normalise(batch.images, *statistics(model)) * batch.valid(canvas)[:, None]
 
 
 @encode.register(SamModel)
 def _encode_sam(model: SamModel, pixels: Float[Tensor, "b 3 s s"]) -> Embeddings:
-    with _inputs(model.vision_encoder.neck) as seen:
+    with _inputs(getattr(model.vision_encoder, "neck", None)) as seen:
         embedding = model.vision_encoder(pixels.to(model.dtype)).last_hidden_state
-    return Embeddings((embedding,), seen[0].permute(0, 3, 1, 2))
+    return Embeddings((embedding,), seen[0].permute(0, 3, 1, 2) if seen else embedding)
 
 
 @encode.register(Sam3TrackerModel)
 def _encode_tracker(model: Sam3TrackerModel, pixels: Float[Tensor, "b 3 s s"]) -> Embeddings:
     features = model.get_image_features(pixels.to(model.dtype), return_dict=True)
+    return Embeddings(levels_of(model, features), as_grid(features.last_hidden_state, model, pixels))
+
+
+@encode.register(Sam2Model)
+def _encode_sam2(model: Sam2Model, pixels: Float[Tensor, "b 3 s s"]) -> Embeddings:
+    levels = levels_of(model, model.get_image_features(pixels.to(model.dtype), return_dict=True))
+    return Embeddings(levels, levels[-1] - model.no_memory_embedding.view(1, -1, 1, 1))
+
+
+def levels_of(model: Pyramidal, features: Any) -> tuple[Float[Tensor, "b _ _ _"], ...]:
+    """Return the levels that the mask decoder reads, finest first, from the result of ``get_image_features``."""
     sizes = model.backbone_feature_sizes
-    # the fourth level of a neck is read by no head, but transformers adds the embedding to that level
+    # the fourth level of a SAM 3's neck is read by no head, but transformers adds the embedding to that level
     maps = list(features.fpn_hidden_states[: len(sizes)])
     maps[-1] = maps[-1] + model.no_memory_embedding
-    return Embeddings(
-        tuple(m.permute(1, 2, 0).reshape(len(pixels), -1, *s) for m, s in zip(maps, sizes, strict=True)),
-        as_grid(features.last_hidden_state, model, pixels),
-    )
+    return tuple(m.permute(1, 2, 0).reshape(m.shape[1], m.shape[2], *s) for m, s in zip(maps, sizes, strict=True))
 
 
 @contextmanager
-def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the first positional argument of every call of ``module`` inside a ``with`` block."""
+def _inputs(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Collect the first positional argument of every call of ``module`` inside a ``with`` block; none if it is None."""
     seen: list[Tensor] = []
+    if module is None:
+        yield seen
+        return
     hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         yield seen
@@ -226,7 +252,7 @@ def embed_trunk(model: PreTrainedModel, batch: ImageBatch) -> Float[Tensor, "b d
     Raises:
         UserError: As for ``embed``.
     """
-    if isinstance(model, SamModel):
+    if isinstance(model, SamModel | Sam2Model):
         return embed(model, batch).trunk  # includes the neck, whose cost is small
     with running(model):
         pixels = normalise(batch.images)
@@ -269,7 +295,7 @@ def decode(model: Promptable, embeddings: Embeddings, prompts: Prompts, multimas
         points, labels, boxes = (t if t is None else t.flatten(0, 1)[:, None] for t in (points, labels, boxes))
     with _decoder(model) as seen:
         out = model(
-            image_embeddings=list(levels) if isinstance(model, Sam3TrackerModel) else levels[-1],
+            image_embeddings=list(levels) if isinstance(model, Pyramidal) else levels[-1],
             input_points=points, input_labels=labels, input_boxes=boxes, input_masks=masks,
             multimask_output=multimask,
         )  # fmt: skip
@@ -296,8 +322,8 @@ def answer_group(model: Promptable, embeddings: Embeddings, group: PromptGroup) 
 
 
 def _mask_tokens(model: Promptable, queries: Float[Tensor, "b n q c"]) -> Float[Tensor, "b n t c"]:
-    """Select the mask tokens of the decoder. They follow the IoU token and, in SAM 3, the object score token."""
-    before = 2 if isinstance(model, Sam3TrackerModel) else 1
+    """Select the mask tokens of the decoder. They follow the IoU token and, in SAM 2 and 3, the object score token."""
+    before = 2 if isinstance(model, Pyramidal) else 1
     return queries[:, :, before : before + model.mask_decoder.num_mask_tokens]
 
 

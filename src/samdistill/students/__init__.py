@@ -9,22 +9,30 @@ from .backbones import STUDENTS, resolve_backbone
 from .catalogue import StudentInfo, breakdown, list_students
 from .heads import HEADS, HeadCost, compare_heads
 from .hosted import HostedStudent, host_trunk, hosted_config, without_dropout
+from .processor import ConceptProcessor
 from .promptable import MobileSamConfig, MobileSamModel, build_promptable
 from .pyramid import PyramidModel
+from .sam2_host import HostedSam2VisionConfig, HostedSam2VisionModel, expansion, hosted_sam2_config
 from .sam3 import EfficientSam3Model, EfficientSam3Output, build_detector, inherit
 from .sam3_config import EfficientSam3Config, PyramidConfig, efficient_sam3_config
+from .sam_host import HostedSamConfig, HostedSamModel
 from .text import TEXT_SIZES, TEXT_STUDENT, TextStudent, TextStudentConfig
-from .trunk import StudentTrunk, StudentTrunkConfig, build_trunk
+from .trunk import StudentTrunk, StudentTrunkConfig, TrunkOutput, build_trunk
 
 __all__ = [
     "HEADS",
     "STUDENTS",
     "TEXT_SIZES",
     "TEXT_STUDENT",
+    "ConceptProcessor",
     "EfficientSam3Config",
     "EfficientSam3Model",
     "EfficientSam3Output",
     "HeadCost",
+    "HostedSam2VisionConfig",
+    "HostedSam2VisionModel",
+    "HostedSamConfig",
+    "HostedSamModel",
     "HostedStudent",
     "MobileSamConfig",
     "MobileSamModel",
@@ -35,14 +43,17 @@ __all__ = [
     "StudentTrunkConfig",
     "TextStudent",
     "TextStudentConfig",
+    "TrunkOutput",
     "breakdown",
     "build_detector",
     "build_promptable",
     "build_trunk",
     "compare_heads",
     "efficient_sam3_config",
+    "expansion",
     "host_trunk",
     "hosted_config",
+    "hosted_sam2_config",
     "inherit",
     "list_students",
     "resolve_backbone",

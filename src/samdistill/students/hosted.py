@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import singledispatch
 from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, Sam2Model, SamModel
 
 from ..ops.outputs import ask, trunk_map
+from .sam2_host import HostedSam2VisionModel, expansion, hosted_sam2_config
 from .sam3 import EfficientSam3Output
+from .sam_host import HostedSamModel
 from .trunk import StudentTrunk, StudentTrunkConfig
 
 _DROPOUT = ("dropout", "hidden_dropout", "attention_dropout")
@@ -44,12 +47,17 @@ def hosted_config(host: PreTrainedConfig, trunk: StudentTrunkConfig) -> Any:
     return found
 
 
+@singledispatch
 def host_trunk(host: PreTrainedModel, trunk: StudentTrunk) -> Any:
-    """Replace the ViT of ``host`` by ``trunk``, in place, and return ``host``. All other tensors stay as they are.
+    """Replace the image encoder of ``host`` by ``trunk``. All other tensors stay as they are.
 
     Args:
-        host: A ``Sam3Model`` or ``Sam3LiteTextModel``.
+        host: A ``Sam3Model``, ``Sam3LiteTextModel``, ``Sam3TrackerModel`` or ``Sam2Model``, which is changed in place,
+            or a ``SamModel``.
         trunk: The trunk, see ``hosted_config``.
+
+    Returns:
+        ``host``, or for a ``SamModel`` a ``HostedSamModel`` that shares its other modules.
 
     Example:
         >>> host_trunk(Sam3Model.from_pretrained("facebook/sam3"), build_trunk(StudentTrunkConfig("es_rv_m")))
@@ -59,6 +67,23 @@ def host_trunk(host: PreTrainedModel, trunk: StudentTrunk) -> Any:
     model.vision_encoder.config = model.config.vision_config
     model.vision_encoder.backbone = trunk
     return model
+
+
+@host_trunk.register(SamModel)
+def _host_in_sam(host: SamModel, trunk: StudentTrunk) -> HostedSamModel:
+    return HostedSamModel.of(host, trunk)
+
+
+@host_trunk.register(Sam2Model)
+def _host_in_sam2(host: Sam2Model, trunk: StudentTrunk) -> Sam2Model:
+    host.config = hosted_sam2_config(host.config, trunk.config)
+    encoder = HostedSam2VisionModel(host.config.vision_config)
+    encoder.backbone = trunk
+    for grow, conv in zip(encoder.expand, (host.mask_decoder.conv_s0, host.mask_decoder.conv_s1), strict=True):
+        weight, bias = expansion(conv.weight, conv.bias)
+        grow.load_state_dict({"weight": weight, "bias": bias})
+    host.vision_encoder = encoder.train(host.training)
+    return host
 
 
 class HostedStudent(nn.Module):

@@ -14,18 +14,13 @@ from huggingface_hub.dataclasses import strict
 from jaxtyping import Float
 from timm.models.tiny_vit import PatchMerging
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, SamConfig, SamModel, SamVisionConfig
-from transformers.models.sam.modeling_sam import (
-    SamMaskDecoder,
-    SamPositionalEmbedding,
-    SamPromptEncoder,
-    SamVisionEncoderOutput,
-    SamVisionNeck,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForMaskGeneration, SamConfig, SamModel, SamVisionConfig
+from transformers.models.sam.modeling_sam import SamVisionEncoderOutput, SamVisionNeck
 
 from ..config import PromptableConfig
 from ..types import UserError
 from .backbones import build_backbone, feature_maps, levels, resolve_backbone, statistics
+from .sam_host import assemble
 from .trunk import StudentTrunk, StudentTrunkConfig, TimmModel, start_backbone
 
 NECKS = ("last", "fused")
@@ -182,13 +177,7 @@ class MobileSamModel(TimmModel, SamModel):
     config: MobileSamConfig
 
     def __init__(self, config: MobileSamConfig) -> None:
-        super(SamModel, self).__init__(config)  # skips SamModel.__init__, which would build a ViT
-        self.shared_image_embedding = SamPositionalEmbedding(config.vision_config)
-        self.vision_encoder = MobileSamEncoder(config)
-        self.prompt_encoder = SamPromptEncoder(config)
-        config.mask_decoder_config._attn_implementation = config._attn_implementation
-        self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
-        self.post_init()
+        assemble(self, config, MobileSamEncoder(config))
 
 
 def build_promptable(config: PromptableConfig) -> MobileSamModel:
@@ -213,3 +202,4 @@ def build_promptable(config: PromptableConfig) -> MobileSamModel:
 
 AutoConfig.register(MobileSamConfig.model_type, MobileSamConfig)
 AutoModel.register(MobileSamConfig, MobileSamModel)
+AutoModelForMaskGeneration.register(MobileSamConfig, MobileSamModel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from .backbones import (
     resolve_backbone,
     statistics,
 )
-from .heads import HEADS
+from .heads import HEADS, FusedHead
 
 
 @strict
@@ -40,6 +41,8 @@ class StudentTrunkConfig(PreTrainedConfig):
         input_mean, input_std: Normalisation that the backbone expects. None uses timm's values. The trunk converts from
             the host's normalisation to this one.
         geometry: Placement of the training images on the canvas, ``square`` or ``longest_side``.
+        fine_channels: Channels of the levels that are finer than the embedding, finest first. Each level has twice the
+            resolution of the next one, the last of them twice that of the embedding. SAM 2 has two, other hosts none.
 
     Raises:
         UserError: The backbone or the head is unknown, or ``image_size`` is not a multiple of ``patch_size``.
@@ -62,6 +65,7 @@ class StudentTrunkConfig(PreTrainedConfig):
     input_mean: list[float] | tuple[float, ...] | None = None
     input_std: list[float] | tuple[float, ...] | None = None
     geometry: str = "square"
+    fine_channels: list[int] | tuple[int, ...] = ()
 
     def __post_init__(self, **kwargs) -> None:
         self.backbone = resolve_backbone(self.backbone)
@@ -69,6 +73,7 @@ class StudentTrunkConfig(PreTrainedConfig):
         grid_of((self.image_size, self.image_size), self.patch_size)
         mean, std = statistics(self.backbone)
         self.host_mean, self.host_std = list(self.host_mean), list(self.host_std)
+        self.fine_channels = list(self.fine_channels)
         self.input_mean = list(mean if self.input_mean is None else self.input_mean)
         self.input_std = list(std if self.input_std is None else self.input_std)
         super().__post_init__(**kwargs)
@@ -120,6 +125,18 @@ class TimmModel(PreTrainedModel):
             tensor.copy_(fresh[name])
 
 
+@dataclass
+class TrunkOutput(BaseModelOutput):
+    """Output of a ``StudentTrunk``.
+
+    Attributes:
+        last_hidden_state: The embedding as tokens in row-major order, (b, gh * gw, hidden_size).
+        fine_levels: The finer levels as grids, finest first. None for a trunk without any.
+    """
+
+    fine_levels: tuple[Float[Tensor, "b _ _ _"], ...] | None = None
+
+
 class StudentTrunk(TimmModel):
     """Trunk of a student: timm backbone, head and conversion of the host's normalisation.
 
@@ -136,7 +153,10 @@ class StudentTrunk(TimmModel):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone, config.image_size)
         self.levels = levels(self.backbone)
-        self.head = HEADS.get(config.head)([level.channels for level in self.levels], config.hidden_size)
+        channels = [level.channels for level in self.levels]
+        self.head = HEADS.get(config.head)(channels, config.hidden_size)
+        # always fused: a fine level needs the fine maps of the backbone
+        self.fine_heads = nn.ModuleList(FusedHead(channels, width) for width in config.fine_channels)
         # Not saved, because they follow from the config, and the keys stay those of backbone and head.
         for name, value in self.computed().items():
             self.register_buffer(name, value, persistent=False)
@@ -156,19 +176,27 @@ class StudentTrunk(TimmModel):
         Raises:
             UserError: h or w is not a multiple of ``patch_size``.
         """
-        grid = grid_of(tuple(pixel_values.shape[-2:]), self.config.patch_size)
-        images = (pixel_values * self.input_scale + self.input_shift).to(self.dtype)
-        return self.head(feature_maps(self.backbone, self.levels, images), grid)
+        return self.image_levels(pixel_values)[-1]
 
-    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], **kwargs) -> BaseModelOutput:
-        """Return the embedding as tokens in row-major order, ``last_hidden_state`` (b, gh * gw, hidden_size).
+    def image_levels(self, pixel_values: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b _ _ _"], ...]:
+        """Return the fine levels, finest first, and the embedding. Arguments and errors as ``image_embedding``."""
+        rows, columns = grid_of(tuple(pixel_values.shape[-2:]), self.config.patch_size)
+        images = (pixel_values * self.input_scale + self.input_shift).to(self.dtype)
+        maps = feature_maps(self.backbone, self.levels, images)
+        factors = (2**n for n in range(len(self.fine_heads), 0, -1))
+        fine = (head(maps, (n * rows, n * columns)) for head, n in zip(self.fine_heads, factors, strict=True))
+        return (*fine, self.head(maps, (rows, columns)))
+
+    def forward(self, pixel_values: Float[Tensor, "b 3 h w"], **kwargs) -> TrunkOutput:
+        """Return the embedding as tokens in row-major order, and the fine levels as grids.
 
         Hosts pass further options to their backbone. This one has none and ignores them.
 
         Args:
             pixel_values: Images, normalised for the host.
         """
-        return BaseModelOutput(last_hidden_state=self.image_embedding(pixel_values).flatten(2).transpose(1, 2))
+        *fine, embedding = self.image_levels(pixel_values)
+        return TrunkOutput(last_hidden_state=embedding.flatten(2).transpose(1, 2), fine_levels=tuple(fine) or None)
 
 
 def build_trunk(config: StudentTrunkConfig, pretrained: bool | Path = False) -> StudentTrunk:

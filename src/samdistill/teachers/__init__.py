@@ -13,6 +13,7 @@ from .base import (
     TextSignals,
     build_teacher,
     describe_teacher,
+    teacher_kind,
 )
 from .ensemble import Ensemble, shares
 from .promptable import PromptTeacher, check_match, fit_projection
@@ -25,5 +26,5 @@ __all__ = [
     "TEACHERS", "DetectorInfo", "Ensemble", "Frame", "FrameSignals", "MapSignals", "Maps", "OnlineTeacher",
     "PromptTeacher", "RunningFrames", "RunningMaps", "Sam3Detector", "Sam3Text", "Signals", "StoredMaps", "TeacherInfo",
     "TextInfo", "TextSignals", "build_teacher", "check_match", "describe_detector", "describe_teacher", "describe_text",
-    "fit_projection", "frame_key", "phrase_records", "sam", "sam3", "shares",
+    "fit_projection", "frame_key", "phrase_records", "sam", "sam3", "shares", "teacher_kind",
 ]  # fmt: skip

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checkpoints.sam import sam_kind
 from ..config import TeacherConfig
 from ..data import ObjectBatch
-from ..ops.images import Statistics
+from ..ops.images import Statistics, normalise
 from ..reading import running
 from ..registry import Registry, did_you_mean
 from ..types import Features, ImageBatch, PromptGroup, UserError
@@ -90,6 +91,8 @@ class TeacherInfo:
         params: Parameters of the image encoder.
         mean: Mean of the normalisation.
         std: Standard deviation of the normalisation.
+        zero_padding: Whether padding is zero after normalisation, for the teacher and for a model with its heads.
+        fine_shapes: Shapes of the taps that a student learns beside the embedding, finest first, by name.
     """
 
     kind: str
@@ -99,6 +102,23 @@ class TeacherInfo:
     params: int
     mean: Statistics
     std: Statistics
+    zero_padding: bool = False
+    fine_shapes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """Shapes of all taps that a student learns, in the order of ``OnlineTeacher.maps``."""
+        return {**self.fine_shapes, IMAGE_EMBEDDING: self.embedding_shape}
+
+    def pixels(self, batch: ImageBatch) -> Float[Tensor, "b 3 s s"]:
+        """Return the normalised images of a batch as the teacher and its student read them."""
+        return normalised(batch, self.mean, self.std, self.zero_padding)
+
+
+def normalised(batch: ImageBatch, mean: Statistics, std: Statistics, zero_padding: bool) -> Float[Tensor, "b 3 s s"]:
+    """Return the images of a batch normalised, with padding set to zero after that if ``zero_padding``."""
+    pixels = normalise(batch.images, mean, std)
+    return pixels * batch.valid((pixels.shape[-2], pixels.shape[-1]))[:, None] if zero_padding else pixels
 
 
 class OnlineTeacher(ABC):
@@ -107,7 +127,8 @@ class OnlineTeacher(ABC):
     A kind of encoder is a registered subclass with a constructor ``(config, device)``, ``describe`` and ``_forward``.
 
     Attributes:
-        taps: Names of the outputs, with a description of the layout. ``image_embedding`` (b, c, gh, gw) is always one.
+        taps: Names of the outputs that a student learns, with a description of the layout. ``image_embedding``
+            (b, c, gh, gw) is the last one, after finer levels if there are any.
         image_size: Side of the input in pixels.
         embedding_shape: Channels, rows and columns of ``image_embedding``.
         fingerprint: Hex digest of the weights in their precision, the image size and the preprocessing. Teachers with
@@ -115,8 +136,11 @@ class OnlineTeacher(ABC):
         device: Device of the network.
         mean: Mean of the normalisation.
         std: Standard deviation of the normalisation.
+        model_types: Model types of the checkpoints that the class opens, as in ``config.json``. Those can host a trunk;
+            empty for a teacher that cannot.
     """
 
+    model_types: ClassVar[tuple[str, ...]] = ()
     taps: dict[str, str]
     image_size: int
     embedding_shape: tuple[int, int, int]
@@ -156,9 +180,10 @@ class OnlineTeacher(ABC):
         # copied outside inference mode, because autograd cannot save an inference tensor for a backward pass
         return {tap: found[tap].to(torch.float32, copy=True).contiguous() for tap in taps}
 
-    def embedding(self, batch: ImageBatch) -> Maps:
-        """Return ``(image_embedding,)``, in the form that ``RunningMaps`` expects."""
-        return (self.extract(batch)[IMAGE_EMBEDDING],)
+    def maps(self, batch: ImageBatch) -> Maps:
+        """Return every tap, the finest first and ``image_embedding`` last, in the form that ``RunningMaps`` expects."""
+        found = self.extract(batch, tuple(self.taps))
+        return tuple(found[tap] for tap in self.taps)
 
     def to(self, device: torch.device | str) -> OnlineTeacher:
         """Move the network to ``device``. Does nothing if it is there."""
@@ -171,6 +196,15 @@ class OnlineTeacher(ABC):
 
 
 TEACHERS: Registry[type[OnlineTeacher]] = Registry("teacher")
+
+
+def teacher_kind(path: str) -> str:
+    """Return the kind of the teacher at a path or hub id, by its ``config.json`` or its tensor names.
+
+    ``sam3`` for all that is no SAM or SAM 2; that kind reports what is wrong with other checkpoints.
+    """
+    found = sam_kind(path)
+    return next((name for name in TEACHERS if found in TEACHERS.get(name).model_types), "sam3")
 
 
 def check_taps(asked: Sequence[str], known: Sequence[str] | dict[str, str]) -> None:

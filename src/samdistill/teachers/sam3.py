@@ -34,6 +34,7 @@ _BEHAVIOUR = ("num_attention_heads", "window_size", "global_attn_indexes", "rope
 class Sam3Teacher(OnlineTeacher):
     """The ViT of SAM 3. ``image_embedding`` is its output before any neck, 1024 x 72 x 72 at 1008 pixels."""
 
+    model_types = ("sam3", "sam3_video", "sam3_tracker", "sam3_tracker_video", "sam3_lite_text")
     layout = "(b, c, gh, gw): last hidden state of the trunk, before the necks; stride 14"
     mean, std = SAM3_MEAN, SAM3_STD
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_detection import DESCRIBED, OUTPUTS, PHASES, TERMS, Recipe, small
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from samdistill import pipeline
 from samdistill.cli import main
@@ -175,6 +175,8 @@ def test_the_student_is_a_folder_that_answers_to_words(
     assert all(torch.equal(saved[name], value) for name, value in state.items())
     words = AutoTokenizer.from_pretrained(config.output / "student")
     assert model.words.context == words.model_max_length == CONTEXT
+    processor = AutoProcessor.from_pretrained(config.output / "student")
+    assert processor(text=["red circle"])["input_ids"] == model.words.encode(["red circle"])[0].tolist()
     assert words("red circle")["input_ids"] == model.words.tokenizer("red circle")["input_ids"]
     image = next((scenes / "images" / "val").iterdir())
     found = predict(image, config.output / "student", "red circle", threshold=0.0, out=tmp_path / "seen.png")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutput
 
 from samdistill.data import record_key, view_seed
 from samdistill.engine import fit
@@ -17,6 +16,7 @@ from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.jobs.encoder.parts import EncoderParts
 from samdistill.jobs.encoder.task import EncoderBatch, EncoderTask
 from samdistill.pipeline import cache
+from samdistill.students import TrunkOutput
 from samdistill.teachers import build_teacher
 from samdistill.types import ImageBatch, UserError
 
@@ -53,9 +53,9 @@ class Fixed(nn.Module):
         super().__init__()
         self.tokens = nn.Parameter(grid.flatten(2).transpose(1, 2).clone())
 
-    def forward(self, pixel_values: torch.Tensor) -> BaseModelOutput:
+    def forward(self, pixel_values: torch.Tensor) -> TrunkOutput:
         self.seen = pixel_values
-        return BaseModelOutput(last_hidden_state=self.tokens)
+        return TrunkOutput(last_hidden_state=self.tokens)
 
 
 def test_the_target_is_the_teachers_output_of_the_replayed_view(task: EncoderTask, varied: EncoderRunConfig) -> None:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
 import samdistill
 from samdistill.cli import main
@@ -100,6 +101,8 @@ def test_the_run_folder_is_the_published_one_and_its_student_opens(
     student = samdistill.StudentTrunk.from_pretrained(result.student)
     with torch.no_grad():
         assert student(pixel_values=torch.zeros(1, 3, 126, 126)).last_hidden_state.shape == (1, 81, 192)
+    processor = AutoProcessor.from_pretrained(result.student)
+    assert processor.size.height == 126 and list(processor.image_mean) == list(student.config.host_mean)
     assert train(config).images_per_second == 0  # finished
 
 

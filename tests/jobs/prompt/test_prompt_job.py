@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoProcessor, SamProcessor
 
 from samdistill.checkpoints.promptable import load_promptable
 from samdistill.cli import main
@@ -222,4 +223,5 @@ def test_data_without_masks_goes_with_everything_alone(prompted, world, tmp_path
         "prompts.mode=everything", "prompts.grid_points=3", "loss={focal: 0, dice: 0, iou: 0}", "train.epochs=1",
     )  # fmt: skip
     result = train(config)
+    assert type(AutoProcessor.from_pretrained(result.student)) is SamProcessor
     assert {name.partition("/")[0] for name in result.terms} >= set(DISTILLED)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Sam3LiteTextModel
+from transformers import AutoProcessor, Sam3LiteTextModel
 
 from samdistill.checkpoints.loading import open_config, pretrained
 from samdistill.cli import main
@@ -62,6 +62,9 @@ def test_the_merged_model_gives_the_tokens_of_the_student(finished, near) -> Non
         wanted = student(ids, mask).last_hidden_state
         near(merged.model.get_text_features(ids, mask, return_dict=True).pooler_output, wanted)
     assert load_concept_model(finished.config.output).words.context == merged.words.context  # the run itself opens too
+    processor = AutoProcessor.from_pretrained(finished.merged.out)
+    assert processor(text=list(PHRASES[:20]))["input_ids"] == ids.tolist()
+    assert AutoProcessor.from_pretrained(folder).get_vocab() == processor.tokenizer.get_vocab()
 
 
 def test_the_result_is_whole_and_the_report_shows_it(finished) -> None:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_video import ALIGNED, CONTEXT_FRAMES, WIDTH, VideoRecipe
+from transformers import AutoProcessor
 
 import samdistill
 from samdistill import pipeline
@@ -177,6 +178,8 @@ def test_the_student_is_a_folder_that_answers_to_words(
     for name in ("memory_resampler.latents", "memory_attention.attention.o_proj.weight"):
         assert torch.equal(saved[name], state[name])
     assert (config.output / "student" / "tokenizer.json").is_file() and model.words.fits("red circle")
+    processor = AutoProcessor.from_pretrained(config.output / "student")
+    assert processor(text=["red circle"])["input_ids"] == model.words.encode(["red circle"])[0].tolist()
     image = tmp_path / "frame.png"
     Image.fromarray(film(next((films / "val").glob("*.mp4")))[0]).save(image)
     found = samdistill.predict(image, config.output / "student", "red circle", threshold=0.0)

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import Sam3TrackerModel
+from transformers import Sam3Model
 
+from ...checkpoints.files import TORCH_SUFFIXES
 from ...checkpoints.merge import merge
 from ...checkpoints.promptable import load_model
 from ...checkpoints.report import MergeReport
 from ...dist import default_device
 from ...evaluation import EvaluationResult, evaluate_models
+from ...ops.promptable import Promptable
 from ...progress import Progress
-from ...students import build_trunk
+from ...students import build_trunk, host_trunk
+from ...teachers import TEACHERS
 from ..base import DISTILLED, TEACHER, UNTRAINED
 from .config import EncoderRunConfig
 from .parts import EncoderParts
@@ -24,19 +27,17 @@ console = Console(soft_wrap=True, highlight=False)
 
 
 def merge_student(config: EncoderRunConfig) -> MergeReport | None:
-    """Merge the trained trunk into its teacher. None if the teacher is not a SAM 3."""
-    if config.teacher.kind != "sam3":
-        console.print(f"[bold]merge[/]   left out: a {config.teacher.kind} teacher has no place for a SAM 3 trunk")
+    """Merge the trained trunk into its teacher. An original ``sam3.pt`` gives a file, any other teacher a folder.
+
+    None if the teacher is of a kind without checkpoints that can host a trunk.
+    """
+    if not TEACHERS.get(config.teacher.kind).model_types:
+        console.print(f"[bold]merge[/]   left out: a {config.teacher.kind} teacher has no place for the trunk")
         return None
     out, suffix = config.output, Path(config.teacher.path).suffix
-    target = out / (f"merged{suffix}" if suffix in (".pt", ".pth") else "merged")
-    found = merge(out, config.teacher.path, target)
-    totals = found.totals
-    console.print(
-        "[bold]merge[/]   "
-        + ", ".join(f"{name} {t['tensors']} tensors ({t['elements'] / 1e6:.2f}M)" for name, t in totals.items())
-    )
-    return found
+    original = config.teacher.kind == "sam3" and suffix in TORCH_SUFFIXES
+    target = out / (f"merged{suffix}" if original else "merged")
+    return merge(out, config.teacher.path, target)
 
 
 def evaluate(config: EncoderRunConfig, merged: MergeReport | None) -> EvaluationResult | None:
@@ -60,11 +61,9 @@ def evaluate(config: EncoderRunConfig, merged: MergeReport | None) -> Evaluation
         )  # fmt: skip
 
 
-def _untrained(parts: EncoderParts) -> Sam3TrackerModel:
+def _untrained(parts: EncoderParts) -> Promptable | Sam3Model:
     """Return the teacher's heads on the untrained student, built with the seed of the run."""
     host = load_model(parts.config.teacher.path, parts.teacher_info.image_size)
     torch.manual_seed(parts.config.train.seed)
     trunk = build_trunk(trunk_config(parts.config.student, parts.teacher_info), parts.config.student.pretrained)
-    host.vision_encoder.backbone = trunk.eval()
-    host.config.vision_config.backbone_config = trunk.config
-    return host
+    return host_trunk(host, trunk.eval())

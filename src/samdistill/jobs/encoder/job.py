@@ -12,6 +12,7 @@ from ...engine.task import Task
 from ...evaluation import EvaluationResult
 from ...sandbox.render import render_sandbox
 from ...students import STUDENTS
+from ...teachers import teacher_kind
 from ...types import UserError
 from ..base import CHECK_INPUTS, DISTILLED, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
@@ -21,6 +22,9 @@ from .config import EncoderRunConfig
 from .evaluate import evaluate, merge_student
 from .parts import EncoderParts
 from .plan import plan_encoder
+
+GEOMETRIES = {"sam": "longest_side"}
+"""Geometry of the images on which a kind of teacher was trained, if it is not ``square``."""
 
 
 class EncoderJob(Job[EncoderRunConfig]):
@@ -79,7 +83,9 @@ class EncoderJob(Job[EncoderRunConfig]):
     def begin(self, given: Given) -> tuple[str, list[str]]:
         student = given.student or "es_rv_m"
         recipe = f"encoder/{student}" if student in STUDENTS else "encoder/_base"
+        kind = teacher_kind(given.teacher)
         return recipe, [
+            f"teacher.kind={kind}", f"data.geometry={GEOMETRIES.get(kind, 'square')}",
             f"teacher.path={json.dumps(given.teacher)}", f"student.backbone={student}",
             f"data.kind={data_kind(given.data)}", f"data.root={json.dumps(str(given.data))}", "data.fraction=1.0",
             "data.workers=2", "teacher.image_size=null",

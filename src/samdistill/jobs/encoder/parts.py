@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from ...data import ReadableImages
 from ...store import StoreSpec
 from ...teachers import MapSignals, RunningMaps, TeacherInfo, build_teacher, describe_teacher
-from ...teachers.base import IMAGE_EMBEDDING
 from ..caching import Specs
 from ..views import ViewParts
 from .config import EncoderRunConfig
@@ -34,15 +33,17 @@ class EncoderParts(ViewParts[EncoderRunConfig]):
 
     def running(self) -> RunningMaps:
         teacher = build_teacher(self.config.teacher)
-        return RunningMaps(teacher, teacher.embedding)
+        return RunningMaps(teacher, teacher.maps)
 
     def specs(self, fingerprint: str) -> Specs:
-        info = self.teacher_info
-        spec = StoreSpec(
-            tap=IMAGE_EMBEDDING, shape=info.embedding_shape, image_size=info.image_size, teacher=fingerprint,
-            transform=self.transform.fingerprint, codec=self.config.cache.codec,
-        )  # fmt: skip
-        return {"": spec}
+        info, shapes = self.teacher_info, self.teacher_info.shapes
+        return {
+            tap if len(shapes) > 1 else "": StoreSpec(
+                tap=tap, shape=shape, image_size=info.image_size, teacher=fingerprint,
+                transform=self.transform.fingerprint, codec=self.config.cache.codec,
+            )
+            for tap, shape in shapes.items()
+        }  # fmt: skip
 
     def task(self, signals: MapSignals, keys: Sequence[str] | None = None) -> EncoderTask:
         """Return the task on all training images, or on ``keys``.

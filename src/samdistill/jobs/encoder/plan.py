@@ -27,6 +27,7 @@ class EncoderPlan(Plan):
     """Plan of an encoder run. Sizes are in bytes, shapes are (channels, height, width).
 
     Attributes:
+        shapes: Shapes of the maps that the student learns, the image embedding last.
         online: The teacher runs during training, without a cache.
         teacher_bytes: Weights of a running teacher, or 0.
         activation_bytes: Activations that autograd keeps for one micro-batch.
@@ -35,7 +36,7 @@ class EncoderPlan(Plan):
     teacher: str
     teacher_trunk_params: int
     image_size: int
-    embedding_shape: tuple[int, int, int]
+    shapes: tuple[tuple[int, int, int], ...]
     student: str
     trunk_params: int
     head_params: int
@@ -65,10 +66,15 @@ class EncoderPlan(Plan):
 
     @property
     def raw_record_bytes(self) -> int:
-        return record_bytes("fp16", self.embedding_shape)
+        return sum(record_bytes("fp16", shape) for shape in self.shapes)
+
+    @property
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """Shape of the image embedding."""
+        return self.shapes[-1]
 
     def facts(self) -> dict[str, str]:
-        shape = " x ".join(map(str, self.embedding_shape))
+        shape = ", ".join(" x ".join(map(str, each)) for each in self.shapes)
         views = "another view of each in every epoch" if self.online else f"{self.views} view(s) each"
         teacher = f"{human_bytes(self.teacher_bytes)} teacher, " if self.online else ""
         return {
@@ -118,11 +124,11 @@ def plan_encoder(config: EncoderRunConfig, world: int = 1) -> EncoderPlan:
     params = sum(p.numel() for p in student.parameters())
     trunk = sum(p.numel() for p in student.backbone.parameters())
     per_epoch = images // train.batch_size
-    per_record = record_bytes(config.cache.codec, info.embedding_shape)
+    per_record = sum(record_bytes(config.cache.codec, shape) for shape in info.shapes.values())
     half = 2 if train.precision in ("bf16", "fp16") else 1
     return EncoderPlan(
         teacher=config.teacher.path, teacher_trunk_params=info.params, image_size=info.image_size,
-        embedding_shape=info.embedding_shape, student=config.student.backbone, trunk_params=trunk,
+        shapes=tuple(info.shapes.values()), student=config.student.backbone, trunk_params=trunk,
         head_params=params - trunk, images=images, held_out_images=held_out, views=config.data.views,
         online=config.online, codec=config.cache.codec, bytes_per_record=per_record,
         cache_bytes=0 if config.online else per_record * images * config.data.views,

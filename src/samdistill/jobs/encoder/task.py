@@ -16,8 +16,7 @@ from torch.utils.data import Dataset
 from ...config import StudentConfig
 from ...data import BadInput, ImageItem, collate_images, leave_out
 from ...engine.task import Phase, Task
-from ...ops.images import normalise
-from ...students import StudentTrunk, StudentTrunkConfig, build_trunk
+from ...students import StudentTrunk, StudentTrunkConfig, TrunkOutput, build_trunk
 from ...teachers import Maps, MapSignals, TeacherInfo
 from ...types import ImageBatch, Term, Terms
 from .config import EncoderRunConfig
@@ -44,7 +43,7 @@ class EncoderBatch:
     @property
     def target(self) -> Float[Tensor, "b c gh gw"]:
         """The teacher's image embedding."""
-        return self.teacher_features[0]
+        return self.teacher_features[-1]
 
 
 def trunk_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "square") -> StudentTrunkConfig:
@@ -53,11 +52,15 @@ def trunk_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "
     return StudentTrunkConfig(
         backbone=student.backbone, head=student.head, hidden_size=channels, image_size=teacher.image_size,
         patch_size=teacher.image_size // grid, host_mean=teacher.mean, host_std=teacher.std, geometry=geometry,
+        fine_channels=[shape[0] for shape in teacher.fine_shapes.values()],
     )  # fmt: skip
 
 
 class EncoderTask(Task[EncoderBatch]):
-    """Masked MSE and cosine between the outputs of the student's trunk and the teacher's encoder."""
+    """Masked MSE and cosine between the outputs of the student's trunk and the teacher's encoder.
+
+    With finer levels (SAM 2), each term is the mean over the levels.
+    """
 
     def __init__(
         self, config: EncoderRunConfig, teacher: TeacherInfo, signals: MapSignals,
@@ -95,14 +98,17 @@ class EncoderTask(Task[EncoderBatch]):
         return EncoderBatch(images, self.signals.answer(images, batch.teacher_features))
 
     def terms(self, student: nn.Module, batch: EncoderBatch, phase: Phase = Phase()) -> Terms:
-        pixels = normalise(batch.images.images, self.teacher.mean, self.teacher.std)
-        tokens = student(pixel_values=pixels).last_hidden_state
-        predicted = tokens.transpose(1, 2).reshape(batch.target.shape)
-        valid = batch.images.valid(tuple(batch.target.shape[-2:]))
+        found: TrunkOutput = student(pixel_values=self.teacher.pixels(batch.images))
+        predicted = (*(found.fine_levels or ()), found.last_hidden_state.transpose(1, 2).reshape(batch.target.shape))
+        levels = [
+            (own, target, batch.images.valid(tuple(target.shape[-2:])))
+            for own, target in zip(predicted, batch.teacher_features, strict=True)
+        ]
         loss = self.config.loss
-        return Terms(
-            {
-                name: Term(FEATURE_LOSSES.get(name)(predicted, batch.target, valid), loss.weight(name))
-                for name in loss.named
-            }
-        )
+        return Terms({name: Term(self._mean(name, levels), loss.weight(name)) for name in loss.named})
+
+    @staticmethod
+    def _mean(name: str, levels: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Float[Tensor, ""]:
+        """Return a term as the mean over the levels, each (student's, teacher's, valid cells)."""
+        term = FEATURE_LOSSES.get(name)
+        return torch.stack([term(*level) for level in levels]).mean()
