@@ -246,6 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--out", type=_path, required=True, metavar="PATH", help="what to write")
     merge.add_argument("--target-prefix", metavar="P", help="where student keys go")
     merge.add_argument("--replace-prefix", metavar="P", help="teacher keys to drop")
+    merge.add_argument(
+        "--names", default="samdistill", metavar="WHOSE", help="names in a sam3.pt: samdistill or efficientsam3"
+    )
     inspect = _verb(verbs, "inspect", "runs/mine")
     inspect.add_argument("path", type=_path, help="a file or a folder")
     inspect.add_argument("--json", action="store_true", help="print JSON")

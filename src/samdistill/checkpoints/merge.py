@@ -19,13 +19,14 @@ from transformers import Sam3Config
 
 from ..io import as_path, make_folder, replacing, write_json, writing
 from ..types import UserError
+from .efficientsam3 import merged_trunk, write_text, write_trunk
 from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
 from .hosting import check_loads, check_shapes, copy_companions, host_config, host_of, save_shards
-from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
+from .layout import ORIGINAL_STUDENT, ORIGINAL_TEXT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
 from .loading import open_config, read_settings
-from .original import merged_state, original_config
+from .original import merged_config, merged_state, open_original, original_config
 from .rename import hf_names, to_hf
-from .report import REPORT, MergeReport, Table, merged_student, sidecar
+from .report import REPORT, MergeReport, Table, sidecar
 from .student import Host, OpenedStudent, as_json, original_student_name, read_student
 from .text import (
     TEXT_PREFIXES,
@@ -34,58 +35,68 @@ from .text import (
     lite_config,
     read_text,
     split_text,
-    text_folder,
     text_tensors,
 )
 
+OURS, EFFICIENTSAM3 = NAMES = ("samdistill", "efficientsam3")
+"""Names of a student's tensors in a merged ``sam3.pt``: timm's and transformers', or those that EfficientSAM3's code
+reads.
+"""
 _PATCH, _IMAGE_SIZE = 14, 1008  # values of the only published sam3.pt, since the file has no configuration
 
 
 def merge(
     source: str | Path, into: str | Path, out: str | Path, target_prefix: str | None = None,
-    replace_prefix: str | None = None,
+    replace_prefix: str | None = None, names: str = OURS,
 ) -> MergeReport:  # fmt: skip
     """Merge a student into a teacher: write ``into`` with its image trunk or text encoder replaced by a student.
 
     For both, merge one into the teacher and the other one into the result.
 
     Args:
-        source: A run folder or a student's folder of the encoder or the text job, or a ``ckpt_epoch_{n}.pt`` of the
-            encoder job.
+        source: A run folder or a student's folder of the encoder or the text job, a ``ckpt_epoch_{n}.pt`` of the
+            encoder job, or a file of EfficientSAM3: a student of its first stage, or a merged one.
         into: The teacher: a Hugging Face folder, a hub id, ``sandbox``, or an original ``sam3.pt``.
-        out: The result, in the layout of ``into``, or a folder for a text encoder. For a folder: a folder, with the
-            report in ``merge.json``. For a ``sam3.pt``: a file with ``{"model": ...}``, with the report and the
-            student's configuration in ``out.merge.json`` beside it. A result of an earlier merge in the same layout,
-            or an empty folder for a folder, is replaced.
+        out: The result, in the layout of ``into``. A text encoder goes into a file if ``out`` ends as one does, and
+            otherwise into a folder. A folder has the report in ``merge.json``. A file holds ``{"model": ...}``, with
+            the report and the student's configuration in ``out.merge.json`` beside it. A result of an earlier merge in
+            the same layout, or an empty folder for a folder, is replaced.
         target_prefix: Prefix of the student's names in the result. None derives it from the layout.
         replace_prefix: Every tensor whose name starts with it is removed. None derives it from the layout.
+        names: Names of the trunk's tensors in a ``sam3.pt``: ``samdistill``, or ``efficientsam3`` for a file that
+            EfficientSAM3's code reads. A text encoder in a ``sam3.pt`` has EfficientSAM3's names in either case.
 
     Returns:
         The kept, removed and added tensors with their shapes, dtypes and sizes.
 
     Raises:
         UserError: ``source`` has no student, there is nothing to replace, a tensor of the teacher's ViT would remain,
-            two tensors would have the same name, the shapes of trunk and heads disagree, or ``out`` exists and cannot
-            be replaced. Nothing is written in these cases.
+            two tensors would have the same name, the shapes of trunk and heads disagree, ``names`` has none for this
+            student, or ``out`` exists and cannot be replaced. Nothing is written in these cases.
 
     Example:
         >>> report = samdistill.merge("runs/mine", "sandbox", "merged")  # a run of the encoder job, and its teacher
         >>> sorted(report.totals)
         ['added', 'kept', 'removed']
     """
+    if names not in NAMES:
+        raise UserError(f"--names must be {' or '.join(NAMES)}, got {names!r}")
     student_place, out = as_path(source), as_path(out)
-    text = text_folder(student_place)
+    text = read_text(student_place)
     place = locate(into, packaged="tracker" if text is None else "detector")
+    if names == EFFICIENTSAM3 and place.suffix not in TORCH_SUFFIXES:
+        raise UserError(f"{place}: --names {names} is for an original sam3.pt, not for a Hugging Face folder")
     if text is not None:
         if target_prefix or replace_prefix:
             raise UserError("--target-prefix and --replace-prefix are for an image trunk, not for a text encoder")
-        _check_out(out, place, folder=True)
-        return _text_into(read_text(text), place, out)
+        file = names == EFFICIENTSAM3 or (place.is_file() and out.suffix in TORCH_SUFFIXES)
+        _check_out(out, place, folder=not file)
+        return _text_into_original(text, place, out, names) if file else _text_into(text, place, out)
     _check_out(out, place, folder=place.is_dir())
     if place.is_dir():
         return _into_folder(student_place, place, out, target_prefix, replace_prefix)
     if place.suffix in TORCH_SUFFIXES:
-        return _into_original(student_place, place, out, target_prefix, replace_prefix)
+        return _into_original(student_place, place, out, target_prefix, replace_prefix, names)
     raise UserError(
         f"{place}: a student is merged into a Hugging Face folder or an original sam3.pt, not into this file"
     )
@@ -118,14 +129,14 @@ def _into_folder(
 
 
 def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
-    teacher: Weights | dict[str, Tensor] = open_weights(place)
+    teacher: Weights | dict[str, Tensor] = open_weights(place) if place.is_dir() else open_original(place)
     if place.is_dir():
         settings = read_settings(place)
         open_config(place)  # raises if a part of the configuration is of a wrong type
     else:
         settings = as_json(original_config(place, Sam3Config))
-        merged_before = any(name.startswith(ORIGINAL_STUDENT) for name in teacher)
-        teacher = merged_state(teacher, merged_student(place)) if merged_before else to_hf(teacher)[0]
+        trunk = merged_config(place)
+        teacher = to_hf(teacher)[0] if trunk is None else merged_state(teacher, trunk)
     merged = lite_config(settings, student.config, place)
     origin, others = split_text(teacher)
     if not text_tensors(others):
@@ -175,18 +186,22 @@ def _write_folder(
 
 
 def _into_original(
-    source: Path, path: Path, out: Path, target_prefix: str | None, replace_prefix: str | None
+    source: Path, path: Path, out: Path, target_prefix: str | None, replace_prefix: str | None, naming: str
 ) -> MergeReport:
-    teacher = open_weights(path)
+    teacher = open_original(path)
     replace, target = replace_prefix or ORIGINAL_TRUNK, target_prefix or ORIGINAL_STUDENT
     channels = set(neck_inputs({n: i for n, i in teacher.info.items() if "vision_backbone" in n}).values())
     if not channels:
         raise UserError(f"{path}: nothing to merge into: no necks (vision_backbone.convs) in it; is it a sam3.pt?")
     host = Host(max(channels), _PATCH, _IMAGE_SIZE)
     student = read_student(source, host)
-    names = {name: target + original_student_name(name) for name in student.info}
+    check_shapes(student, host, {n: i for n, i in teacher.info.items() if not n.startswith(replace)}, path)
+    if naming == EFFICIENTSAM3:
+        student = OpenedStudent.of(student.source, *write_trunk(student.config, _all(student), student.source))
+        names = {name: target + name for name in student.info}
+    else:
+        names = {name: target + original_student_name(name) for name in student.info}
     kept, removed, added = _tables(teacher, student, names, replace)
-    check_shapes(student, host, kept, path)
     unknown = [n for n in kept if n.startswith("detector.") and not hf_names(n)]
     notes = [] if teacher.wrapped else ['the teacher\'s file had no "model" wrapper; the merged one has']
     if unknown:
@@ -194,17 +209,32 @@ def _into_original(
     if student.config.image_size != host.image_size:
         notes.append(f"the student was trained at {student.config.image_size} pixels; sam3.pt readers default to 1008")
     report = MergeReport(
-        str(student.source),
-        str(path),
-        str(out),
-        "sam3.pt",
-        kept,
-        removed,
-        added,
-        as_json(student.config),
+        str(student.source), str(path), str(out), "sam3.pt", kept, removed, added, as_json(student.config),
         tuple(notes),
-    )
-    tensors = _Joined(teacher, student, kept, names)
+    )  # fmt: skip
+    return _write_file(report, _Joined(teacher, student, kept, names))
+
+
+def _text_into_original(student: OpenedText, path: Path, out: Path, naming: str) -> MergeReport:
+    """Write a ``sam3.pt`` with a text encoder under EfficientSAM3's names. Its trunk is the teacher's or a student."""
+    teacher, trunk = open_original(path), merged_config(path)
+    if naming == EFFICIENTSAM3 and trunk is not None and merged_trunk(teacher, path) is None:
+        raise UserError(f"{path}: EfficientSAM3 has no such names as its trunk has; merge the trunk with --names too")
+    lite_config(as_json(original_config(path, Sam3Config)), student.config, path)  # raises if it does not fit the heads
+    tensors = write_text(student.config, _all(student), student.source)
+    student = OpenedText(student.source, student.config, tensors, {n: TensorInfo.of(t) for n, t in tensors.items()})
+    names = {name: ORIGINAL_TEXT + name for name in tensors}
+    kept, removed, added = _tables(teacher, student, names, ORIGINAL_TEXT, vit=trunk is None)
+    report = MergeReport(
+        str(student.source), str(path), str(out), "sam3.pt", kept, removed, added,
+        as_json(student.config if trunk is None else trunk),
+    )  # fmt: skip
+    return _write_file(report, _Joined(teacher, student, kept, names))
+
+
+def _write_file(report: MergeReport, tensors: _Joined) -> MergeReport:
+    """Write a merged ``sam3.pt`` under a temporary name, check it, rename it, and write the report beside it."""
+    out = Path(report.out)
     make_folder(out.parent)
     with replacing(out, sync=True) as temporary:
         with writing(temporary) as file:
@@ -212,6 +242,10 @@ def _into_original(
         _check_written(open_weights(temporary), tensors)
         write_json(sidecar(out), report.to_dict(), indent=1)
     return report
+
+
+def _all(student: OpenedStudent | OpenedText) -> dict[str, Tensor]:
+    return {name: student.weights[name] for name in student.info}
 
 
 class _Joined(Mapping[str, Tensor]):
@@ -245,9 +279,9 @@ class _Joined(Mapping[str, Tensor]):
 
 
 def _tables(
-    teacher: Weights, student: OpenedStudent, names: dict[str, str], replace: str
+    teacher: Weights, student: OpenedStudent | OpenedText, names: dict[str, str], replace: str, vit: bool = False
 ) -> tuple[Table, Table, Table]:
-    """Return the kept, removed and added tensors.
+    """Return the kept, removed and added tensors. ``vit`` is whether the teacher's ViT may be kept.
 
     Raises:
         UserError: There is nothing to replace, tensors of the ViT would remain, or a kept and an added tensor have the
@@ -258,7 +292,7 @@ def _tables(
     if not removed:
         raise UserError(f"{teacher.source}: nothing to replace: no tensor starts with {replace!r}; wrong checkpoint?")
     residue = [name for name in kept if is_vit_tensor(name)]
-    if residue:
+    if residue and not vit:
         raise UserError(
             f"{teacher.source}: teacher residue: {len(residue)} tensors of its ViT are outside {replace!r} and would "
             f"remain, such as {residue[0]}; give a --replace-prefix that covers them"

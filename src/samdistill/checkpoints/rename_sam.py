@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from .files import TensorInfo
+from .rename_trunks import TINY_VIT
 
 _ENCODER, _VISION, _TRUNK = "image_encoder.", "vision_encoder.", "vision_encoder.trunk.backbone."
 _DECODER, _TWO_WAY = "mask_decoder.", "mask_decoder.transformer.layers.{i}."
@@ -52,23 +53,7 @@ _VIT = [
     (f"{_ENCODER}blocks.{{i}}.attn.", f"{_VISION}layers.{{i}}.attn."),
     (f"{_ENCODER}blocks.{{i}}.mlp.", f"{_VISION}layers.{{i}}.mlp."),
 ]
-
-
-def _convolution(there: str, here: str) -> list[tuple[str, str]]:
-    """Return the rows of a TinyViT convolution and its batch norm."""
-    return [(f"{_ENCODER}{there}.c.", f"{_TRUNK}{here}.conv."), (f"{_ENCODER}{there}.bn.", f"{_TRUNK}{here}.bn.")]
-
-
-_TINY_VIT = [
-    *_convolution("patch_embed.seq.0", "patch_embed.conv1"),
-    *_convolution("patch_embed.seq.2", "patch_embed.conv2"),
-    *_convolution("layers.0.blocks.{i}.conv{j}", "stages_0.blocks.{i}.conv{j}"),
-    *_convolution("layers.{i}.blocks.{j}.local_conv", "stages_{i}.blocks.{j}.local_conv"),
-    *((f"{_ENCODER}layers.{{i}}.blocks.{{j}}.{name}.", f"{_TRUNK}stages_{{i}}.blocks.{{j}}.{name}.")
-      for name in ("attn", "mlp")),
-]  # fmt: skip
-for _stage in range(3):  # a downsampling is the end of a stage in the original and the start of the next one in timm
-    _TINY_VIT += _convolution(f"layers.{_stage}.downsample.conv{{j}}", f"stages_{_stage + 1}.downsample.conv{{j}}")
+_TINY_VIT = [(f"{_ENCODER}{there}", f"{_TRUNK}{here}") for there, here in TINY_VIT]
 
 TABLE: tuple[tuple[str, str], ...] = (*PROMPTS, *MASKS, *_NECK, *_VIT, *_TINY_VIT)
 """All rows, original prefix first."""

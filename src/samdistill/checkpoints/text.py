@@ -14,7 +14,9 @@ from transformers import Sam3LiteTextTextConfig
 from ..io import copy_file
 from ..students import TEXT_STUDENT, TextStudent, TextStudentConfig
 from ..types import UserError
-from .files import TensorInfo, Weights, open_weights
+from .efficientsam3 import read_text as read_published
+from .files import TORCH_SUFFIXES, TensorInfo, load_torch, named_tensors, open_weights
+from .layout import DETECTOR, ORIGINAL_STUDENT
 from .loading import CONFIG, compare, model_kinds, open_config, skeleton
 from .student import as_json
 from .words import WORD_FILES
@@ -41,27 +43,49 @@ class OpenedText:
 
     source: Path
     config: TextStudentConfig
-    weights: Weights
+    weights: Mapping[str, Tensor]
     info: dict[str, TensorInfo]
 
 
-def text_folder(source: Path) -> Path | None:
+def read_text(source: Path) -> OpenedText | None:
+    """Read a text student and check that it is complete and has the shapes of its configuration.
+
+    Args:
+        source: The folder of a text student, a run with one in ``student/``, or a file of EfficientSAM3 with a text
+            encoder: of its first stage, or merged without an image trunk.
+
+    Returns:
+        The student, or None if ``source`` holds none.
+
+    Raises:
+        UserError: It is damaged, incomplete or of other shapes.
+    """
+    if source.is_file() and source.suffix in TORCH_SUFFIXES:
+        tensors = named_tensors(load_torch(source))[1]
+        found = None if any(map(_of_student_trunk, tensors)) else read_published(tensors, source)
+        if found is None:
+            return None
+        place, (config, weights) = source, found
+        info = {name: TensorInfo.of(tensor) for name, tensor in weights.items()}
+    elif (folder := _folder(source)) is not None:
+        place, config, opened = folder, open_config(folder, TextStudentConfig), open_weights(folder)
+        weights, info = opened, opened.info
+    else:
+        return None
+    wanted = skeleton(lambda: TextStudent(config), place).state_dict()
+    compare(info, {name: TensorInfo.of(t) for name, t in wanted.items()}, str(place), "the text student")
+    return OpenedText(place, config, weights, info)
+
+
+def _folder(source: Path) -> Path | None:
     """Return the folder of a text student: ``source``, or ``student/`` in the run folder ``source``. None without."""
     if not source.is_dir():
         return None
     return next((place for place, kind in model_kinds(source).items() if kind == TEXT_STUDENT), None)
 
 
-def read_text(folder: Path) -> OpenedText:
-    """Read a text student and check that it is complete and has the shapes of its configuration.
-
-    Raises:
-        UserError: It is damaged, incomplete or of other shapes.
-    """
-    config, weights = open_config(folder, TextStudentConfig), open_weights(folder)
-    wanted = skeleton(lambda: TextStudent(config), folder / CONFIG).state_dict()
-    compare(weights.info, {name: TensorInfo.of(t) for name, t in wanted.items()}, str(folder), "the text student")
-    return OpenedText(folder, config, weights, weights.info)
+def _of_student_trunk(name: str) -> bool:
+    return ORIGINAL_STUDENT.removeprefix(DETECTOR) in name
 
 
 def lite_config(settings: dict[str, Any], student: TextStudentConfig, where: Path) -> dict[str, Any]:
@@ -101,10 +125,10 @@ def lite_config(settings: dict[str, Any], student: TextStudentConfig, where: Pat
     return host | {"model_type": "sam3_lite_text", "architectures": ["Sam3LiteTextModel"]}
 
 
-def copy_words(folder: Path, to: Path) -> None:
-    """Copy the tokenizer of a text student, whose context may be shorter than the teacher's."""
+def copy_words(source: Path, to: Path) -> None:
+    """Copy the tokenizer of a text student, whose context may be shorter than the teacher's. A file has none."""
     for pattern in WORD_FILES:
-        for path in sorted(folder.glob(pattern)):
+        for path in sorted(source.glob(pattern)):
             if path.name != CONFIG:
                 copy_file(path, to / path.name)
 

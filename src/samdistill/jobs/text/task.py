@@ -58,6 +58,7 @@ def text_config(student: TextEncoderConfig, teacher: TextInfo) -> TextStudentCon
     return TextStudentConfig(
         **size, projection_dim=size["hidden_size"], vocab_size=teacher.vocab_size,
         max_position_embeddings=min(student.context, teacher.context), width=teacher.width,
+        attend_padding=student.attend_padding,
     )  # fmt: skip
 
 
