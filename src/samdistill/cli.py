@@ -244,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
         "--into", required=True, type=_name, metavar="TEACHER", help="a folder, hub id, sam3.pt or 'sandbox'"
     )
     merge.add_argument("--out", type=_path, required=True, metavar="PATH", help="what to write")
+    merge.add_argument("--text", type=_path, metavar="RUN", help="a trained text encoder, merged together with a trunk")
     merge.add_argument("--target-prefix", metavar="P", help="where student keys go")
     merge.add_argument("--replace-prefix", metavar="P", help="teacher keys to drop")
     merge.add_argument(

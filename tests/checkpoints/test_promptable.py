@@ -179,7 +179,7 @@ def test_an_original_with_too_little_or_too_much_is_refused(sam, tmp_path):
     cases = {
         "mask_decoder.mask_tokens.weight": "1 missing keys for a SamModel .* such as mask_decoder.mask_tokens",
         "image_encoder.pos_embed": "its architecture does not follow from its tensors",
-        "image_encoder.blocks.0.attn.qkv.weight": "not an original SAM, MobileSAM or SAM 3, by its tensor names",
+        "image_encoder.blocks.0.attn.qkv.weight": "not an original SAM, MobileSAM, EdgeSAM or SAM 3, by its tensor",
     }
     for gone, words in cases.items():
         torch.save({name: value for name, value in state.items() if name != gone}, tmp_path / "less.pth")

@@ -164,7 +164,7 @@ def test_trunk_weights_come_from_a_file(tmp_path):
         ({"image_size": 8}, "use 16 or 32"),
         ({"backbone": "es_rv_s", "neck": "last"}, "32 px per cell .* set patch_size to 32 and image_size .* fused"),
         ({"patch_size": 32}, "16 px per cell"),
-        ({"neck": "middle"}, "neck must be last or fused, got 'middle'"),
+        ({"neck": "middle"}, "neck must be one of last, fused, summed, got 'middle'"),
         ({"width": 20}, "multiple of 8"),
         ({"width": 24, "heads": 5}, "a multiple of heads"),
         ({"backbone": "tiny_vitt"}, "no backbone is called 'tiny_vitt'"),

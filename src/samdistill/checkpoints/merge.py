@@ -9,6 +9,7 @@ nothing behind.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,13 +18,21 @@ import torch
 from torch import Tensor
 from transformers import Sam3Config
 
-from ..io import as_path, make_folder, replacing, write_json, writing
+from ..io import as_path, copy_file, make_folder, replacing, scratch, write_json, writing
 from ..types import UserError
 from .efficientsam3 import merged_trunk, write_text, write_trunk
 from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
 from .hosting import check_loads, check_shapes, copy_companions, host_config, host_of, save_shards
-from .layout import ORIGINAL_STUDENT, ORIGINAL_TEXT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
-from .loading import open_config, read_settings
+from .layout import (
+    HF_TRUNK,
+    ORIGINAL_STUDENT,
+    ORIGINAL_TEXT,
+    ORIGINAL_TRUNK,
+    hf_trunk_prefix,
+    is_vit_tensor,
+    neck_inputs,
+)
+from .loading import CONFIG, open_config, read_settings
 from .original import merged_config, merged_state, open_original, original_config
 from .rename import hf_names, to_hf
 from .report import REPORT, MergeReport, Table, sidecar
@@ -42,16 +51,18 @@ OURS, EFFICIENTSAM3 = NAMES = ("samdistill", "efficientsam3")
 """Names of a student's tensors in a merged ``sam3.pt``: timm's and transformers', or those that EfficientSAM3's code
 reads.
 """
+FOLDED = (
+    "the first convolution takes over the student's normalisation, which EfficientSAM3's code lacks: outputs differ "
+    "near the image's edge; a student that was trained with student.host_statistics=true is exact"
+)
 _PATCH, _IMAGE_SIZE = 14, 1008  # values of the only published sam3.pt, since the file has no configuration
 
 
 def merge(
     source: str | Path, into: str | Path, out: str | Path, target_prefix: str | None = None,
-    replace_prefix: str | None = None, names: str = OURS,
+    replace_prefix: str | None = None, names: str = OURS, text: str | Path | None = None,
 ) -> MergeReport:  # fmt: skip
     """Merge a student into a teacher: write ``into`` with its image trunk or text encoder replaced by a student.
-
-    For both, merge one into the teacher and the other one into the result.
 
     Args:
         source: A run folder or a student's folder of the encoder or the text job, a ``ckpt_epoch_{n}.pt`` of the
@@ -65,6 +76,8 @@ def merge(
         replace_prefix: Every tensor whose name starts with it is removed. None derives it from the layout.
         names: Names of the trunk's tensors in a ``sam3.pt``: ``samdistill``, or ``efficientsam3`` for a file that
             EfficientSAM3's code reads. A text encoder in a ``sam3.pt`` has EfficientSAM3's names in either case.
+        text: A text student, like ``source``, that is merged together with the trunk of ``source``. ``into`` is then a
+            detector.
 
     Returns:
         The kept, removed and added tensors with their shapes, dtypes and sizes.
@@ -82,16 +95,19 @@ def merge(
     if names not in NAMES:
         raise UserError(f"--names must be {' or '.join(NAMES)}, got {names!r}")
     student_place, out = as_path(source), as_path(out)
-    text = read_text(student_place)
-    place = locate(into, packaged="tracker" if text is None else "detector")
+    if text is not None:
+        place = locate(into, packaged="detector")
+        return _both(student_place, as_path(text), place, out, (target_prefix, replace_prefix, names))
+    words = read_text(student_place)
+    place = locate(into, packaged="tracker" if words is None else "detector")
     if names == EFFICIENTSAM3 and place.suffix not in TORCH_SUFFIXES:
         raise UserError(f"{place}: --names {names} is for an original sam3.pt, not for a Hugging Face folder")
-    if text is not None:
+    if words is not None:
         if target_prefix or replace_prefix:
             raise UserError("--target-prefix and --replace-prefix are for an image trunk, not for a text encoder")
         file = names == EFFICIENTSAM3 or (place.is_file() and out.suffix in TORCH_SUFFIXES)
         _check_out(out, place, folder=not file)
-        return _text_into_original(text, place, out, names) if file else _text_into(text, place, out)
+        return _text_into_original(words, place, out, names) if file else _text_into(words, place, out)
     _check_out(out, place, folder=place.is_dir())
     if place.is_dir():
         return _into_folder(student_place, place, out, target_prefix, replace_prefix)
@@ -100,6 +116,29 @@ def merge(
     raise UserError(
         f"{place}: a student is merged into a Hugging Face folder or an original sam3.pt, not into this file"
     )
+
+
+def _both(
+    source: Path, text: Path, place: Path, out: Path, settings: tuple[str | None, str | None, str]
+) -> MergeReport:
+    """Merge a trunk, and a text encoder into the result. ``settings`` are the trunk's prefixes and the names."""
+    if read_text(source) is not None or read_text(text) is None:
+        raise UserError(f"{text}: no text encoder; give an image trunk first, and a text encoder with --text")
+    _check_out(out, place, folder=place.is_dir() or (settings[2] == OURS and out.suffix not in TORCH_SUFFIXES))
+    with scratch() as folder:
+        middle = folder / (f"trunk{place.suffix}" if place.is_file() else "trunk")
+        first = merge(source, place, middle, *settings)
+        if place.is_file() and (place.parent / CONFIG).is_file():
+            copy_file(place.parent / CONFIG, folder / CONFIG)
+        second = merge(text, middle, out, names=settings[2])
+    trunk = {name: about for name, about in second.kept.items() if name.startswith((ORIGINAL_STUDENT, HF_TRUNK))}
+    report = replace(
+        second, source=f"{first.source} and {second.source}", into=first.into, removed=first.removed | second.removed,
+        kept={name: about for name, about in second.kept.items() if name not in trunk}, added=trunk | second.added,
+        student=first.student, notes=first.notes + second.notes,
+    )  # fmt: skip
+    write_json(sidecar(out), report.to_dict(), indent=1)
+    return report
 
 
 def _into_folder(
@@ -196,14 +235,16 @@ def _into_original(
     host = Host(max(channels), _PATCH, _IMAGE_SIZE)
     student = read_student(source, host)
     check_shapes(student, host, {n: i for n, i in teacher.info.items() if not n.startswith(replace)}, path)
+    notes = [] if teacher.wrapped else ['the teacher\'s file had no "model" wrapper; the merged one has']
     if naming == EFFICIENTSAM3:
+        if (student.config.input_mean, student.config.input_std) != (student.config.host_mean, student.config.host_std):
+            notes.append(FOLDED)
         student = OpenedStudent.of(student.source, *write_trunk(student.config, _all(student), student.source))
         names = {name: target + name for name in student.info}
     else:
         names = {name: target + original_student_name(name) for name in student.info}
     kept, removed, added = _tables(teacher, student, names, replace)
     unknown = [n for n in kept if n.startswith("detector.") and not hf_names(n)]
-    notes = [] if teacher.wrapped else ['the teacher\'s file had no "model" wrapper; the merged one has']
     if unknown:
         notes.append(f"{len(unknown)} kept detector tensors have no counterpart in Sam3Model, such as {unknown[0]}")
     if student.config.image_size != host.image_size:

@@ -19,12 +19,13 @@ from ..ops.promptable import Promptable
 from ..reading import foreign
 from ..students import MobileSamConfig, MobileSamModel
 from ..types import UserError
+from .efficientsam3 import students_in
 from .exported import PROMPTABLE, exported_kind, open_exported
 from .files import TORCH_SUFFIXES, Weights, locate, open_weights
 from .layout import STUDENT_TRUNK
 from .loading import CONFIG, build_config, model_kinds, open_config, pretrained, read_settings
 from .original import as_tracker, load_original, original_config, original_parts, read_levels_alone, set_image_size
-from .rename_sam import MOBILE_SAM, SAM, layout, sam_settings, to_ours
+from .rename_sam import MOBILE, SAM, TITLES, layout, sam_settings, to_ours
 
 # The published repository of SAM 3 has the model type sam3_video and contains the tracker.
 _KINDS: dict[str, type[PreTrainedModel]] = {
@@ -33,7 +34,7 @@ _KINDS: dict[str, type[PreTrainedModel]] = {
 }  # fmt: skip
 _SOURCES = (
     "a Hugging Face folder of a SAM 3 tracker, a SAM or a MobileSAM, a run with one in student/ or merged/, or an "
-    "original sam3.pt, sam_vit_*.pth or mobile_sam.pt"
+    "original sam3.pt, sam_vit_*.pth, mobile_sam.pt or edge_sam.pth"
 )
 
 
@@ -48,7 +49,8 @@ def load_promptable(path: str | Path, image_size: int | None = None) -> Promptab
             - a Hugging Face folder or a hub id of a SAM 3 tracker (with its own or a distilled trunk), a SAM or a
               MobileSAM;
             - a run with such a folder in ``student/`` or ``merged/``;
-            - an original ``sam3.pt`` (also with a student merged in), ``sam_vit_*.pth`` or ``mobile_sam.pt``;
+            - an original ``sam3.pt`` (also with a student merged in), ``sam_vit_*.pth``, ``mobile_sam.pt`` or
+              ``edge_sam.pth``;
             - a folder that ``samdistill export`` wrote;
             - ``sandbox``, ``sandbox-sam`` or ``sandbox-mobile``, the packaged models.
         image_size: Side of the square input in pixels. None keeps the checkpoint's. A SAM supports only its own.
@@ -134,16 +136,22 @@ def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
         return load_original(path, sam3, _sized_sam3(original_config(path, sam3.config_class), image_size))
     weights = open_weights(path)
     kind = layout(weights)
+    if kind is None and (students := students_in(weights, path)):
+        raise UserError(
+            f"{path}: {students} without a prompt decoder: `samdistill merge {path} --into SAM3` makes a model"
+        )
     if kind is None:
-        raise UserError(f"{path}: not an original SAM, MobileSAM or SAM 3, by its tensor names; give {_SOURCES}")
-    if kind == MOBILE_SAM:
+        raise UserError(
+            f"{path}: not an original SAM, MobileSAM, EdgeSAM or SAM 3, by its tensor names; give {_SOURCES}"
+        )
+    if kind in MOBILE:
         # The trunk has no position embeddings, so any multiple of the patch size is valid.
-        sized = MobileSamConfig(**({} if image_size is None else {"image_size": image_size}))
-        return pretrained(MobileSamModel, sized, _translated(weights, "MobileSAM"), path)
+        sized = MobileSamConfig(**MOBILE[kind], **({} if image_size is None else {"image_size": image_size}))
+        return pretrained(MobileSamModel, sized, _translated(weights, TITLES[kind]), path)
     with foreign(path, "not a complete SAM: its architecture does not follow from its tensors"):
         config = SamConfig(**sam_settings(weights.info))
     _same_size(config.vision_config.image_size, image_size, path)
-    return pretrained(SamModel, config, _translated(weights, SAM.upper()), path)
+    return pretrained(SamModel, config, _translated(weights, TITLES[SAM]), path)
 
 
 def _translated(weights: Weights, what: str) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..ops.images import SAM3_MEAN, SAM3_STD
 from ..reading import foreign
 from ..students import EfficientSam3Config, EfficientSam3Model, StudentTrunk, StudentTrunkConfig
 from ..students.memory import warm_start
@@ -155,6 +156,8 @@ def _from_checkpoint(path: Path, host: Host) -> OpenedStudent:
         run: dict[str, Any] = yaml.safe_load(text)
         size = run["teacher"].get("image_size") or host.image_size
         raw: dict[str, Any] = {key: run["student"][key] for key in ("backbone", "head")}
+        if run["student"].get("host_statistics"):
+            raw |= {"input_mean": SAM3_MEAN, "input_std": SAM3_STD}
     raw |= {"hidden_size": host.hidden_size, "patch_size": host.patch_size, "image_size": size}
     config = build_config(StudentTrunkConfig, raw, path)
     with foreign(path, "its 'model' or 'ema' is no table of tensors"):
