@@ -1,4 +1,4 @@
-"""EfficientSAM3's code on a CPU, for ``names_equality.py``: a patched copy, random models, and the files that it writes.
+"""EfficientSAM3's code on a CPU, for ``names_equality.py``: a patched copy, random models, and its files.
 
 It needs ``pip install einops ftfy regex omegaconf``. The copy needs no reader of videos.
 """
@@ -125,7 +125,7 @@ def pixels() -> Tensor:
     return image + 0.08 * torch.rand(image.shape, generator=generator)
 
 
-class Sliced(nn.Module):
+class Student(nn.Module):
     """EfficientSAM3's text student, asked with token ids."""
 
     def __init__(self, student: Any) -> None:

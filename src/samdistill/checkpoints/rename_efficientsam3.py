@@ -100,15 +100,16 @@ def find_trunk(state: Mapping[str, Any], where: object) -> PublishedTrunk | None
     family = next((family for family, anchor in _FAMILIES.items() if anchor in state), None)
     if family is None:
         return None
+    what = f"{'an' if family.startswith('E') else 'a'} {family}"
     known = {trunk.channels: trunk for trunk in TRUNKS.values() if trunk.family == family}
     if _DEEPEST not in state or len(state[_DEEPEST].shape) != 4:
         raise UserError(
-            f"{where}: a {family} of EfficientSAM3 without its head ({_DEEPEST}), so it is not a complete student"
+            f"{where}: {what} of EfficientSAM3 without its head ({_DEEPEST}), so it is not a complete student"
         )
     channels = state[_DEEPEST].shape[1]
     if channels not in known:
         raise UserError(
-            f"{where}: an unknown trunk of EfficientSAM3: a {family} whose deepest map has {channels} channels; known: "
+            f"{where}: an unknown trunk of EfficientSAM3: {what} whose deepest map has {channels} channels; known: "
             f"{', '.join(f'{trunk.backbone} ({n})' for n, trunk in known.items())}"
         )
     return known[channels]

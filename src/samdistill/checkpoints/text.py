@@ -27,6 +27,8 @@ DETECTOR_MODEL = "detector_model."
 """Begin of the names of the detector in a ``Sam3VideoModel``."""
 _NOT_HOSTED = ("width", "architectures", "_name_or_path", "transformers_version", "dtype")
 """Fields of a student's configuration that do not describe its encoder."""
+_CAUSAL = "MobileCLIP-B"
+"""EfficientSAM3's name of the text encoder with the tensors of MobileCLIP-S1 and a causal mask."""
 HOSTS = ("sam3", "sam3_lite_text", "sam3_video")
 """Model types whose detector can host a small text encoder."""
 
@@ -61,7 +63,9 @@ def read_text(source: Path) -> OpenedText | None:
         UserError: It is damaged, incomplete or of other shapes.
     """
     if source.is_file() and source.suffix in TORCH_SUFFIXES:
-        tensors = named_tensors(load_torch(source))[1]
+        content = load_torch(source)
+        tensors = named_tensors(content)[1]
+        _refuse_causal(content, source)
         found = None if any(map(_of_student_trunk, tensors)) else read_published(tensors, source)
         if found is None:
             return None
@@ -82,6 +86,14 @@ def _folder(source: Path) -> Path | None:
     if not source.is_dir():
         return None
     return next((place for place, kind in model_kinds(source).items() if kind == TEXT_STUDENT), None)
+
+
+def _refuse_causal(content: Mapping[Any, Any], source: Path) -> None:
+    """Raise ``UserError`` if EfficientSAM3's training names MobileCLIP-B, which has a causal mask."""
+    settings = content.get("config")
+    model = settings.get("MODEL") if isinstance(settings, dict) else None
+    if isinstance(model, dict) and model.get("BACKBONE") == _CAUSAL:
+        raise UserError(f"{source}: a {_CAUSAL}, whose attention is causal; a Sam3LiteTextModel cannot host it")
 
 
 def _of_student_trunk(name: str) -> bool:

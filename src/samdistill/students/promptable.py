@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float
+from timm.models.repvit import RepVitDownsample
 from timm.models.tiny_vit import PatchMerging
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,8 +42,8 @@ class MobileSamConfig(SamConfig):
         backbone: A student's name or a timm name. It is stored as the timm name.
         neck: ``last`` uses the trunk's deepest map, which must have one cell per patch. In a TinyViT the last
             downsampling then keeps the resolution, as in MobileSAM. ``fused`` combines all maps with a
-            ``StudentTrunk``. ``summed`` adds the two deepest maps, as in EdgeSAM; the finer one must have one cell per
-            patch. None is ``last`` for TinyViT and ``fused`` for others.
+            ``StudentTrunk``. ``summed`` adds the two deepest maps of a RepViT, as in EdgeSAM; the finer one must have
+            one cell per patch. None is ``last`` for TinyViT and ``fused`` for others.
         image_size: Side of the square input in pixels.
         patch_size: Pixels per cell of the image embedding.
         width: Channels of the image embedding, the prompts and the decoder.
@@ -130,22 +131,30 @@ class DeepestMap(nn.Module):
 
 
 class SummedMaps(nn.Module):
-    """The two deepest maps of a timm backbone, projected to one width and added at one cell per patch.
+    """The two deepest maps of a RepViT, projected to one width and added at one cell per patch, as in EdgeSAM.
+
+    timm counts the last block of a stage as the first one of the next stage, so it runs once more for the finer map.
 
     Raises:
-        UserError: The finer one of the two maps has another stride than ``patch_size``.
+        UserError: The backbone is not a RepViT, or the finer one of the two maps has another stride than
+            ``patch_size``.
     """
 
     def __init__(self, config: MobileSamConfig) -> None:
         super().__init__()
         self.backbone = build_backbone(config.backbone, config.image_size)
         self.wanted = levels(self.backbone)[-2:]
+        blocks = [module.pre_block for module in self.backbone.modules() if isinstance(module, RepVitDownsample)]
+        if not blocks:
+            raise UserError(f"backbone {config.backbone!r} is not a RepViT, so neck cannot be summed; set it to fused")
+        self._block = (blocks[-1],)  # in a tuple, so that no parameter has a second name
         _check_stride(config, self.wanted[0].stride, "its finer map")
         self.fine, self.coarse = (nn.Conv2d(level.channels, config.width, 1, bias=False) for level in self.wanted)
 
     def image_embedding(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         """Return the sum, before SAM's neck."""
         fine, coarse = feature_maps(self.backbone, self.wanted, pixel_values)
+        fine = self._block[0](fine)
         return self.fine(fine) + F.interpolate(self.coarse(coarse), fine.shape[-2:], mode="bicubic")
 
 
