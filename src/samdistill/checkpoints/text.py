@@ -81,6 +81,31 @@ def read_text(source: Path) -> OpenedText | None:
     return OpenedText(place, config, weights, info)
 
 
+def start_text(student: TextStudent, source: Path) -> None:
+    """Load all weights of a text encoder from a trained one.
+
+    Args:
+        student: The text encoder to fill.
+        source: As in ``read_text``.
+
+    Raises:
+        UserError: There is no text encoder in ``source``, or it has other shapes, heads or another use of padding.
+    """
+    opened = read_text(source)
+    if opened is None:
+        raise UserError(
+            f"{source}: no student of kind {TEXT_STUDENT} here; give the run that trained one, its student/, or a file "
+            "of EfficientSAM3"
+        )
+    state = student.state_dict()
+    compare(opened.info, {n: TensorInfo.of(t) for n, t in state.items()}, str(opened.source), "this student")
+    for name in ("attend_padding", "num_attention_heads"):
+        own, wanted = getattr(opened.config, name), getattr(student.config, name)
+        if own != wanted:
+            raise UserError(f"{opened.source}: a text encoder with {name} {own}, but this student has {wanted}")
+    student.load_state_dict({name: opened.weights[name] for name in state})
+
+
 def _folder(source: Path) -> Path | None:
     """Return the folder of a text student: ``source``, or ``student/`` in the run folder ``source``. None without."""
     if not source.is_dir():

@@ -70,7 +70,9 @@ class TextEncoderConfig(Strict):
     """Tokens attend to padding, as EfficientSAM3's code does and transformers' class does not. Its file names need it.
     """
     start: Path | None = None
-    """Finished run of this job with the same student, or its ``student/``. All weights start from it."""
+    """Finished run of this job with the same student, its ``student/``, or a file of EfficientSAM3. All weights start
+    from it.
+    """
 
 
 class PhrasesConfig(Strict):
