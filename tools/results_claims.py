@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from results_export import EXPORT
+from results_names import NAMES
 from results_readers import (
     PROMPTS,
     Benchmark,
@@ -329,6 +330,7 @@ EQUALITY = [
                                 ("vit_t", "MobileSAM"))
         ],
     ),
+    *NAMES,
     Benchmark(
         "metric_equality", "Official evaluators", "On random files and folders that cover the rules.",
         [

@@ -102,10 +102,7 @@ class StudentConfig(Strict):
     head: Annotated[str, AfterValidator(registered(HEADS))] = "fused"
     pretrained: bool | Path = False
     """True downloads timm's ImageNet weights. A path reads the weights from a file."""
-    host_statistics: bool = False
-    """The backbone reads images that are normalised as for the teacher, not with timm's statistics. EfficientSAM3's
-    code has no other normalisation, so a merge with its names is then exact.
-    """
+    host_statistics: bool = False  # images are normalised as for the teacher, not with timm's statistics
 
 
 class AugmentConfig(Strict):
