@@ -78,36 +78,37 @@ def left(code: Code, file: Path, trunk: tuple[str, str], text: str | None, conte
 @torch.inference_mode()
 def trunk_both_ways(code: Code, teacher: Path, work: Path, name: str, seed: int) -> dict[str, Any]:
     """One trunk: its files opened here, and ours opened there."""
-    with torch.inference_mode(False):
-        theirs = randomise(code.build(TRUNKS[name], None, 32), seed).backbone.vision_backbone.trunk.model
-        randomise(theirs, seed, normalised())
     alone, merged, own = work / "student.pth", work / "merged.pth", work / "own.pt"
+    own_statistics, sam3 = statistics(name), (SAM3_MEAN, SAM3_STD)
+    with torch.inference_mode(False):
+        theirs = code.build(TRUNKS[name], None, 32).backbone.vision_backbone.trunk.model
+        randomise(theirs, seed, normalised(*own_statistics))
     torch.save({"model": theirs.state_dict(), "epoch": 1}, alone)
-    code.convert("convert_image_encoder_weights_stage1.py", student_ckpt=alone, sam3_ckpt=teacher, output=merged)
-    mean, std = statistics(name)
     opened = read_student(alone, Host(1024, 14, SIZE))
     ours = StudentTrunk(opened.config).eval()
     ours.load_state_dict(dict(opened.weights))
     found: dict[str, Any] = {
-        "stage 1 opened": difference(ours.image_embedding(normalised()), theirs(normalised(mean, std)))
+        "stage 1 opened": difference(ours.image_embedding(normalised()), theirs(normalised(*own_statistics)))
     }
+    with torch.inference_mode(False):
+        randomise(theirs, seed, normalised())
+    torch.save({"model": theirs.state_dict()}, alone)
+    code.convert("convert_image_encoder_weights_stage1.py", student_ckpt=alone, sam3_ckpt=teacher, output=merged)
     ours = load_original(merged, Sam3Model).vision_encoder.backbone
     found["merged opened"] = difference(ours.image_embedding(normalised()), theirs(normalised()))
     del theirs, ours
-    for kind, own_mean, own_std in (("written", SAM3_MEAN, SAM3_STD), ("written, ImageNet's statistics", mean, std)):
-        config = StudentTrunkConfig(backbone=name, head="published", input_mean=own_mean, input_std=own_std)
+    for kind, (mean, std) in (("written", sam3), ("written, ImageNet's statistics", own_statistics)):
+        eps = 1e-15 if name.startswith("efficientvit") else None
+        config = StudentTrunkConfig(backbone=name, head="published", input_mean=mean, input_std=std, attention_eps=eps)
         with torch.inference_mode(False):
             ours = randomise(Embedding(StudentTrunk(config)), seed + 1, normalised()).trunk
         ours.save_pretrained(work / "run" / "student")
         samdistill.merge(work / "run", teacher, own, names="efficientsam3")
         model, found["names"] = left(code, own, TRUNKS[name], None, 32)
-        theirs = model.backbone.vision_backbone.trunk.model
-        found[kind] = difference(ours.image_embedding(normalised()), theirs(normalised()))
-        inside = (slice(None), slice(None), slice(18, 54), slice(18, 54))
-        if own_mean != SAM3_MEAN:
-            found[f"{kind}, inner half"] = difference(
-                ours.image_embedding(normalised())[inside], theirs(normalised())[inside]
-            )
+        here, there = ours.image_embedding(normalised()), model.backbone.vision_backbone.trunk.model(normalised())
+        found[kind] = difference(here, there)
+        if (mean, std) != sam3:
+            found[f"{kind}, root mean square"] = float((here - there).square().mean().sqrt()), float(there.std())
     return found
 
 

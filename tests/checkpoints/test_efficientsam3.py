@@ -22,7 +22,7 @@ from samdistill.students import StudentTrunk, StudentTrunkConfig, TextStudent, T
 from samdistill.types import UserError
 
 FILE = Path("student.pth")
-SAM3 = {"input_mean": SAM3_MEAN, "input_std": SAM3_STD}
+SAM3 = {"input_mean": SAM3_MEAN, "input_std": SAM3_STD, "attention_eps": 1e-15}
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 1, "width": 32,
         "projection_dim": 64, "vocab_size": 40, "max_position_embeddings": 8, "attend_padding": True}  # fmt: skip
 TRUNK, WORDS = "detector.backbone.vision_backbone.trunk.model.", "detector.backbone.language_backbone."

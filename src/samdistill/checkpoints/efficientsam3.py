@@ -23,7 +23,7 @@ from .rename import to_hf
 from .rename_efficientsam3 import TEXT_ANCHOR, TRUNKS, PublishedTrunk, find_trunk, text_to_theirs
 
 State = Mapping[str, Tensor]
-_HEAD = "published"
+_HEAD, _EPS = "published", 1e-15  # of the head, and of the denominators in EfficientViT's linear attention
 _WRAPPERS = ("module.", "student_trunk.")
 """What EfficientSAM3's training may have before the names of a student."""
 _TRUNKS = (ORIGINAL_STUDENT, ORIGINAL_STUDENT.removeprefix(DETECTOR))
@@ -96,8 +96,9 @@ def trunk_config(
     hidden = state["head.0.weight"].shape[0]
     given = {"input_mean": SAM3_MEAN, "input_std": SAM3_STD} if merged else {}
     return StudentTrunkConfig(
-        backbone=trunk.backbone, head=_HEAD, hidden_size=hidden, patch_size=patch_size, image_size=image_size, **given
-    )
+        backbone=trunk.backbone, head=_HEAD, hidden_size=hidden, patch_size=patch_size, image_size=image_size,
+        attention_eps=_EPS if trunk.family == "EfficientViT" else None, **given,
+    )  # fmt: skip
 
 
 def merged_trunk(state: State, where: object) -> tuple[PublishedTrunk, StudentTrunkConfig] | None:
@@ -139,6 +140,7 @@ def write_trunk(
         )
     changed = copy.deepcopy(config)
     changed.input_mean, changed.input_std = list(config.host_mean), list(config.host_std)
+    changed.attention_eps = _EPS if trunk.family == "EfficientViT" else None
     tensors = _renormalised(state, config, trunk)
     return changed, {trunk.their_name(name) or name: tensor for name, tensor in tensors.items()}
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..ops.images import SAM3_MEAN, SAM3_STD
 from ..reading import foreign
 from ..students import EfficientSam3Config, EfficientSam3Model, StudentTrunk, StudentTrunkConfig
+from ..students.backbones import statistics
 from ..students.memory import warm_start
 from ..students.sam3 import MEMORY
 from ..types import UserError
@@ -187,7 +188,7 @@ def as_json(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def start_from(model: PreTrainedModel, folder: Path) -> None:
-    """Load all weights of ``model`` from a student of the same kind.
+    """Load all weights of ``model`` from a student of the same kind, and the normalisation of a hosted trunk.
 
     Args:
         model: The model to fill.
@@ -203,6 +204,9 @@ def start_from(model: PreTrainedModel, folder: Path) -> None:
     weights, state = open_weights(place), model.state_dict()
     compare(weights.info, {name: TensorInfo.of(t) for name, t in state.items()}, str(place), "this student")
     model.load_state_dict({name: weights[name] for name in state})
+    trunk = getattr(getattr(model, "vision_encoder", None), "backbone", None)
+    if isinstance(trunk, StudentTrunk):
+        trunk.read_as(open_config(place).vision_config.backbone_config)
 
 
 def trunk_backbone(source: Path, backbone: str) -> dict[str, Tensor]:
@@ -213,12 +217,18 @@ def trunk_backbone(source: Path, backbone: str) -> dict[str, Tensor]:
         backbone: timm name of the backbone that the trunk has to have.
 
     Raises:
-        UserError: As in ``read_student``, or the trunk has another backbone.
+        UserError: As in ``read_student``, or the trunk has another backbone, or reads images that are not normalised
+            with timm's statistics of the backbone.
     """
     found = read_student(source, Host(1024, 14, 1008))  # SAM 3's; only the head depends on it
     if found.config.backbone != backbone:
         raise UserError(
             f"{found.source}: a trunk with the backbone {found.config.backbone!r}, but this student has {backbone!r}"
+        )
+    if (found.config.input_mean, found.config.input_std) != tuple(map(list, statistics(backbone))):
+        raise UserError(
+            f"{found.source}: a trunk that reads images normalised with the mean {found.config.input_mean}, but this "
+            f"student has timm's {list(statistics(backbone)[0])}; only a hosted student takes both"
         )
     return {n.removeprefix(_BACKBONE): found.weights[n] for n in found.info if n.startswith(_BACKBONE)}
 
