@@ -6,7 +6,7 @@ DIR: check-outs of SimonZeng7108/efficientsam3, chongzhou96/EdgeSAM and Chaoning
 ``pip install einops ftfy regex omegaconf``. Weights are random. Of each of its nine trunks and of each text encoder, a
 file of its first stage and a merged file, written by its own script, are opened with this package. A student of this
 package is merged with ``--names efficientsam3`` and opened with its builder. Both answer about the same image or
-phrases. SAM 3 has a reduced number of layers.
+phrases. SAM 3 has a reduced number of layers. Finished models are kept in ``--work``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import torch
-from common import Sheet, arguments, note, use_device
+from common import Sheet, arguments, note, open_work, use_device
 from names_original import TEXTS, TRUNKS, VIT, Code, Student, names_left, opened_code, pixels, randomise, save_teacher
 from rename_equality import coverage, original_code
 from rename_equality import run as run_prompted
@@ -39,7 +40,7 @@ from samdistill.checkpoints.student import Host, read_student
 from samdistill.checkpoints.text import read_text
 from samdistill.checkpoints.words import Words
 from samdistill.ops.images import SAM3_MEAN, SAM3_STD
-from samdistill.students import StudentTrunk, StudentTrunkConfig, TextStudent, TextStudentConfig
+from samdistill.students import StudentTrunk, TextStudent, TextStudentConfig
 from samdistill.students.backbones import statistics
 from samdistill.students.text import TEXT_SIZES
 
@@ -47,7 +48,11 @@ GOAL = 1e-4
 CONTEXTS = {"s0": 16, "s1": 32, "l": 16, "b": 32}
 """Tokens of a phrase by size."""
 PHRASES = ("a red car", "striped cat", "the left front wheel of an old yellow school bus", "visual")
+FOLDED = ("efficientvit_b0", "repvit_m0_9", "tiny_vit_5m_224")
+"""Trunks that are also written with ImageNet's statistics."""
 NAMES = ("missing", "unexpected", "of another shape")
+WHOLE = (("repvit_m1_1", "s0"), ("efficientvit_b1", "s1"), ("tiny_vit_11m_224", "l"))
+"""Trunks and text encoders that are asked together, as detector and as tracker."""
 TRAINING = (
     "mmdet", "mmdet.models", "mmdet.models.dense_heads", "mmdet.models.necks", "mmengine", "projects",
     "projects.EfficientDet", "loralib", "yacs", "yacs.config",
@@ -79,48 +84,37 @@ def left(code: Code, file: Path, trunk: tuple[str, str], text: str | None, conte
 def trunk_both_ways(code: Code, teacher: Path, work: Path, name: str, seed: int) -> dict[str, Any]:
     """One trunk: its files opened here, and ours opened there."""
     alone, merged, own = work / "student.pth", work / "merged.pth", work / "own.pt"
-    own_statistics, sam3 = statistics(name), (SAM3_MEAN, SAM3_STD)
+    pixels, imagenet = normalised(), normalised(*statistics(name))
     with torch.inference_mode(False):
-        theirs = code.build(TRUNKS[name], None, 32).backbone.vision_backbone.trunk.model
-        randomise(theirs, seed, normalised(*own_statistics))
+        theirs = randomise(code.trunk(TRUNKS[name]), seed, pixels)
     torch.save({"model": theirs.state_dict(), "epoch": 1}, alone)
+    code.convert("convert_image_encoder_weights_stage1.py", student_ckpt=alone, sam3_ckpt=teacher, output=merged)
     opened = read_student(alone, Host(1024, 14, SIZE))
     ours = StudentTrunk(opened.config).eval()
     ours.load_state_dict(dict(opened.weights))
+    said = theirs(pixels * ours.input_scale + ours.input_shift)
     found: dict[str, Any] = {
-        "stage 1 opened": difference(ours.image_embedding(normalised()), theirs(normalised(*own_statistics)))
+        "stage 1 opened": difference(ours.image_embedding(pixels), said),
+        "normalisation of stage 1": difference(pixels * ours.input_scale + ours.input_shift, imagenet),
     }
-    with torch.inference_mode(False):
-        randomise(theirs, seed, normalised())
-    torch.save({"model": theirs.state_dict()}, alone)
-    code.convert("convert_image_encoder_weights_stage1.py", student_ckpt=alone, sam3_ckpt=teacher, output=merged)
-    ours = load_original(merged, Sam3Model).vision_encoder.backbone
-    found["merged opened"] = difference(ours.image_embedding(normalised()), theirs(normalised()))
-    del theirs, ours
-    for kind, (mean, std) in (("written", sam3), ("written, ImageNet's statistics", own_statistics)):
-        eps = 1e-15 if name.startswith("efficientvit") else None
-        config = StudentTrunkConfig(backbone=name, head="published", input_mean=mean, input_std=std, attention_eps=eps)
-        with torch.inference_mode(False):
-            ours = randomise(Embedding(StudentTrunk(config)), seed + 1, normalised()).trunk
-        ours.save_pretrained(work / "run" / "student")
-        samdistill.merge(work / "run", teacher, own, names="efficientsam3")
-        model, found["names"] = left(code, own, TRUNKS[name], None, 32)
-        here, there = ours.image_embedding(normalised()), model.backbone.vision_backbone.trunk.model(normalised())
-        found[kind] = difference(here, there)
-        if (mean, std) != sam3:
-            found[f"{kind}, root mean square"] = float((here - there).square().mean().sqrt()), float(there.std())
+    ours, said = load_original(merged, Sam3Model).vision_encoder.backbone, theirs(pixels)
+    found["merged opened"] = difference(ours.image_embedding(pixels), said)
+    ours.save_pretrained(work / "run" / "student")
+    samdistill.merge(work / "run", teacher, own, names="efficientsam3")
+    model, found["names"] = left(code, own, TRUNKS[name], None, 32)
+    found["written"] = difference(model.backbone.vision_backbone.trunk.model(pixels), said)
+    if name not in FOLDED:
+        return found
+    ours.config.input_mean, ours.config.input_std = map(list, statistics(name))
+    ours.read_as(ours.config)
+    ours.save_pretrained(work / "run" / "student")
+    samdistill.merge(work / "run", teacher, own, names="efficientsam3")
+    begin = "detector.backbone.vision_backbone.trunk.model."
+    theirs.load_state_dict({k.removeprefix(begin): v for k, v in open_weights(own).items() if k.startswith(begin)})
+    here, there = ours.image_embedding(pixels), theirs(pixels)
+    found["folded"] = difference(here, there)
+    found["folded, root mean square"] = float((here - there).square().mean().sqrt()), float(there.std())
     return found
-
-
-class Embedding(nn.Module):
-    """A trunk that returns its embedding."""
-
-    def __init__(self, trunk: StudentTrunk) -> None:
-        super().__init__()
-        self.trunk = trunk
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.trunk.image_embedding(pixel_values)
 
 
 class Tokens(nn.Module):
@@ -236,9 +230,9 @@ def say(sheet: Sheet, title: str, found: dict[str, dict[str, Any]]) -> None:
     """Relative differences, and counts of names that do not meet, by model."""
     kinds = [kind for kind in next(iter(found.values())) if kind != "names"]
     rows = [
-        [name, *(f"{relative(row[kind]):.1e}" for kind in kinds), *(str(row["names"][kind]) for kind in NAMES)]
-        for name, row in found.items()
-    ]
+        [name, *(f"{relative(row[kind]):.1e}" if kind in row else "" for kind in kinds),
+         *(str(row["names"][kind]) for kind in NAMES)] for name, row in found.items()
+    ]  # fmt: skip
     sheet.table(title, ["", *kinds, *NAMES], rows)
 
 
@@ -247,8 +241,18 @@ def worst(found: dict[str, Pair]) -> float:
     return max(map(relative, found.values()))
 
 
+def kept(work: Path, key: str, measure: Callable[[], Any]) -> Any:
+    """The result of ``measure``, or the one that an earlier call of the script left in ``work``."""
+    place = work / "stages" / f"{key}.json"
+    if not place.is_file():
+        note(key)
+        place.write_text(json.dumps(measure()))
+        gc.collect()
+    return json.loads(place.read_text())
+
+
 def parse() -> argparse.Namespace:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, "names")
     parser.add_argument("--efficientsam3", type=Path, required=True, metavar="DIR")
     parser.add_argument("--edge-sam", type=Path, required=True, metavar="DIR")
     parser.add_argument("--mobile-sam", type=Path, required=True, metavar="DIR")
@@ -260,38 +264,31 @@ def main() -> None:
     args = parse()
     if use_device("cpu" if args.device == "auto" else args.device) != "cpu":
         raise SystemExit("--device: the copy of the original runs on a CPU alone")
-    sheet, figures = Sheet("cpu"), dict[str, Any](goal=GOAL, trunks={}, texts={}, whole={})
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder) / "work"
-        for place in (Path(folder) / "code", work):
-            place.mkdir()
-        with opened_code(args.efficientsam3, Path(folder) / "code") as code:
-            teacher = work / "sam3.pt"
-            save_teacher(code, teacher, args.seed)
-            save_words(code.words, work)
-            (work / "config.json").write_text(json.dumps(REDUCED.config()))
-            for name in TRUNKS:
-                note(name)
-                figures["trunks"][name] = trunk_both_ways(code, teacher, work, name, args.seed)
-                gc.collect()
-            say(sheet, "trunks, relative difference of the embedding, and names in the written file", figures["trunks"])
-            for size in TEXTS:
-                note(size)
-                figures["texts"][size] = text_both_ways(code, teacher, work, size, args.seed)
-            say(
-                sheet,
-                "text encoders, relative difference of the tokens, and names in the written file",
-                figures["texts"],
-            )
-            for name, size in zip(("repvit_m1_1", "efficientvit_b1", "tiny_vit_11m_224"), CONTEXTS, strict=False):
-                note(f"{name} with {size}")
-                figures["whole"][f"{name}, {size}"] = whole(code, teacher, work, name, size, args.seed)
-    rows = [[name, str(len(found)), f"{worst(found):.1e}"] for name, found in figures["whole"].items()]
-    sheet.table("merged files as detector and tracker", ["", "stages", "worst relative difference"], rows)
+    sheet, work, seed = Sheet("cpu"), args.work, args.seed
+    open_work(work, "names", {"seed": seed})
+    figures: dict[str, Any] = {"goal": GOAL, "trunks": {}, "texts": {}, "whole": {}, "coverage": {}, "prompted": {}}
+    with tempfile.TemporaryDirectory() as folder, opened_code(args.efficientsam3, Path(folder)) as code:
+        teacher = work / "sam3.pt"
+        if not teacher.is_file():
+            save_teacher(code, teacher, seed)
+        save_words(code.words, work)
+        (work / "config.json").write_text(json.dumps(REDUCED.config()))
+        given = (code, teacher, work)
+        for name in TRUNKS:
+            figures["trunks"][name] = kept(work, name, partial(trunk_both_ways, *given, name, seed))
+        for size in TEXTS:
+            figures["texts"][size] = kept(work, size, partial(text_both_ways, *given, size, seed))
+        for name, size in WHOLE:
+            figures["whole"][f"{name}, {size}"] = kept(work, f"{name}_{size}", partial(whole, *given, name, size, seed))
     builders = {"EdgeSAM": edge_sam(args.edge_sam)}
     builders["MobileSAM"] = original_code(args.mobile_sam, "mobile_sam").sam_model_registry["vit_t"]
-    figures["coverage"] = {name: coverage(build())[0] for name, build in builders.items()}
-    figures["prompted"] = {name: run_prompted(build, "cpu") for name, build in builders.items()}
+    for name, build in builders.items():
+        figures["coverage"][name] = coverage(build())[0]
+        figures["prompted"][name] = kept(work, name, partial(run_prompted, build, "cpu"))
+    say(sheet, "trunks: relative difference of the embedding, and names in the written file", figures["trunks"])
+    say(sheet, "text encoders: relative difference of the tokens, and names in the written file", figures["texts"])
+    rows = [[name, str(len(found)), f"{worst(found):.1e}"] for name, found in figures["whole"].items()]
+    sheet.table("merged files as detector and tracker", ["", "stages", "worst relative difference"], rows)
     rows = [
         [name, *map(str, figures["coverage"][name].values()), str(len(found)), f"{worst(found):.1e}"]
         for name, found in figures["prompted"].items()

@@ -54,6 +54,11 @@ class Code:
                 text_encoder_context_length=context,
             )  # fmt: skip
 
+    def trunk(self, name: tuple[str, str]) -> Any:
+        """A student of the first stage, in eval mode."""
+        with silent():
+            return self.builder._create_student_vision_backbone(*name, enable_inst_interactivity=False).trunk.model
+
     def convert(self, script: str, **files: Path) -> None:
         """Run a script of its first stage. Keywords are its options, with underscores."""
         options = [word for name, path in files.items() for word in (f"--{name.replace('_', '-')}", str(path))]
