@@ -256,6 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--efficientsam3", type=Path, required=True, metavar="DIR")
     parser.add_argument("--edge-sam", type=Path, required=True, metavar="DIR")
     parser.add_argument("--mobile-sam", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--whole", type=int, default=len(WHOLE), help="models that are asked as a whole (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -278,7 +279,7 @@ def main() -> None:
             figures["trunks"][name] = kept(work, name, partial(trunk_both_ways, *given, name, seed))
         for size in TEXTS:
             figures["texts"][size] = kept(work, size, partial(text_both_ways, *given, size, seed))
-        for name, size in WHOLE:
+        for name, size in WHOLE[: args.whole]:
             figures["whole"][f"{name}, {size}"] = kept(work, f"{name}_{size}", partial(whole, *given, name, size, seed))
     builders = {"EdgeSAM": edge_sam(args.edge_sam)}
     builders["MobileSAM"] = original_code(args.mobile_sam, "mobile_sam").sam_model_registry["vit_t"]

@@ -15,7 +15,7 @@ from ..io import copy_file
 from ..students import TEXT_STUDENT, TextStudent, TextStudentConfig
 from ..types import UserError
 from .efficientsam3 import read_text as read_published
-from .files import TORCH_SUFFIXES, TensorInfo, load_torch, named_tensors, open_weights
+from .files import TORCH_SUFFIXES, TensorInfo, check_archive, load_torch, named_tensors, open_weights
 from .layout import DETECTOR, ORIGINAL_STUDENT
 from .loading import CONFIG, compare, model_kinds, open_config, skeleton
 from .student import as_json
@@ -69,6 +69,7 @@ def read_text(source: Path) -> OpenedText | None:
         found = None if any(map(_of_student_trunk, tensors)) else read_published(tensors, source)
         if found is None:
             return None
+        check_archive(source)
         place, (config, weights) = source, found
         info = {name: TensorInfo.of(tensor) for name, tensor in weights.items()}
     elif (folder := _folder(source)) is not None:
