@@ -37,7 +37,9 @@ def worst_whole(figures: Figures) -> Values:
 
 def rows(part: str, kinds: tuple[str, ...]) -> Callable[[Figures], dict[str, list[Values]]]:
     """Return a reader of the relative differences of a part by model."""
-    return lambda figures: {name: [[_relative(row, kind)] for kind in kinds] for name, row in figures[part].items()}
+    return lambda figures: {
+        name: [[_relative(row, kind)] if kind in row else [] for kind in kinds] for name, row in figures[part].items()
+    }
 
 
 NAMES = [

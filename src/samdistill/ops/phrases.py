@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextTextModel
 
 
 def end_token(tokens: Float[Tensor, "p t c"], mask: Int[Tensor, "p t"]) -> Float[Tensor, "p c"]:
@@ -29,6 +28,9 @@ def follow_padding(model: nn.Module) -> None:
     Args:
         model: A ``TextStudent`` or a ``Sam3LiteTextModel``, or any other model, which is not changed.
     """
+    # imported here, because importing transformers imports the students, which import this module
+    from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextTextModel
+
     for module in model.modules():
         if isinstance(module, Sam3LiteTextTextModel) and getattr(module.config, "attend_padding", False):
             module.register_forward_pre_hook(_without_mask, with_kwargs=True)
