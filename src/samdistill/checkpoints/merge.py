@@ -185,6 +185,10 @@ def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
     notes = []
     if len(others) > len(text_tensors(others)):
         notes.append("the tracker is left out: transformers has no video model with a small text encoder")
+    if student.config.attend_padding:
+        notes.append(
+            "the text encoder reads padding, which transformers' from_pretrained alone does not: use samdistill"
+        )
     report = MergeReport(
         str(student.source), str(place), str(out), "transformers", kept, {name: info[name] for name in others},
         dict(student.info), as_json(student.config), tuple(notes),
