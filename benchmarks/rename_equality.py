@@ -29,7 +29,7 @@ from transformers import SamConfig, SamModel
 from samdistill.checkpoints.files import TensorInfo
 from samdistill.checkpoints.loading import skeleton
 from samdistill.checkpoints.promptable import load_promptable
-from samdistill.checkpoints.rename_sam import MOBILE_SAM, layout, our_names, sam_settings
+from samdistill.checkpoints.rename_sam import MOBILE, layout, our_names, sam_settings
 from samdistill.ops.promptable import Embeddings, Promptable, embed, predict
 from samdistill.students import MobileSamConfig, MobileSamModel
 from samdistill.types import ImageBatch, Prompts
@@ -86,9 +86,13 @@ def scramble(model: nn.Module, seed: int, tables: tuple[str, ...] = TABLES) -> n
 def coverage(model: nn.Module) -> tuple[dict[str, int], list[str]]:
     """Counts of the original's tensors and of ours, and the names that do not meet (no name, no place, or a shape)."""
     info = {name: TensorInfo.of(tensor) for name, tensor in model.state_dict().items()}
+    settings = MOBILE.get(layout(info) or "")
     with torch.device("meta"):
-        mobile = layout(info) == MOBILE_SAM
-        ours = MobileSamModel(MobileSamConfig()) if mobile else SamModel(SamConfig(**sam_settings(info)))
+        ours = (
+            SamModel(SamConfig(**sam_settings(info)))
+            if settings is None
+            else MobileSamModel(MobileSamConfig(**settings))
+        )
     wanted = {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()}
     found, faults, ignored = {}, [], 0
     for name, about in info.items():

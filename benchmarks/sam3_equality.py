@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from common import Sheet, arguments, note, use_device
-from sam3_original import FULL, REDUCED, SIZE, Depth, Original, Question, build, copy_code, imported, save
+from sam3_original import CPU, FULL, REDUCED, SIZE, Depth, Original, Question, build, copy_code, imported, save
 from sam3_original import save_words as save_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -349,7 +349,7 @@ def main() -> None:
     for name in args.depth.split(","):
         depth = DEPTHS[name]
         with tempfile.TemporaryDirectory() as folder:
-            copy_code(args.sam3, Path(folder), depth)
+            copy_code(args.sam3, Path(folder), CPU, depth.replaced())
             words = Path(folder) / "sam3" / "assets" / "bpe_simple_vocab_16e6.txt.gz"
             with imported(Path(folder)) as builder:
                 if depth is FULL:

@@ -13,7 +13,7 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +87,15 @@ REDUCED = Depth("reduced", 4, (1, 3), 2, 2)
 FULL = Depth("full", 32, (7, 15, 23, 31), 24, 6)
 
 
-def copy_code(checkout: Path, to: Path, depth: Depth) -> None:
+def copy_code(checkout: Path, to: Path, everywhere: Mapping[str, str], in_builder: Mapping[str, str]) -> None:
     """The package in ``checkout`` with the replacements; ``SystemExit`` where it no longer has what is replaced."""
     if not (checkout / "sam3" / "model_builder.py").is_file():
         raise SystemExit(f"{checkout}: no sam3/model_builder.py in it; give a check-out of the original code")
     shutil.copytree(checkout / "sam3", to / "sam3")
-    unseen = {*CPU, *depth.replaced()}
+    unseen = {*everywhere, *in_builder}
     for path in (to / "sam3").rglob("*.py"):
         text = changed = path.read_text()
-        for old, new in {**CPU, **(depth.replaced() if path.name == "model_builder.py" else {})}.items():
+        for old, new in {**everywhere, **(in_builder if path.name == "model_builder.py" else {})}.items():
             if old in changed:
                 unseen.discard(old)
                 changed = changed.replace(old, new)

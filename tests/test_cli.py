@@ -60,6 +60,12 @@ ERRORS = {
     "merge: into nothing": (["merge", "STUDENT", "--into", "MISSING", "--out", "OUT"], "MISSING"),
     "merge: wrong checkpoint": (["merge", "STUDENT", "--into", "sandbox", "--out", "OUT"], "16"),
     "merge: a teacher is no student": (["merge", "TEACHER", "--into", "sandbox", "--out", "OUT"], "not a student"),
+    "merge: names": (
+        ["merge", "STUDENT", "--into", "sandbox", "--out", "OUT", "--names", "efficientsam3"], "not for a Hugging Face"
+    ),
+    "merge: two trunks": (
+        ["merge", "STUDENT", "--text", "STUDENT", "--into", "sandbox", "--out", "OUT"], "no text encoder"
+    ),
     "merge: option": (["merge", "STUDENT", "--into", "sandbox", "--out", "OUT", "--force"], "--force"),
     "inspect: nothing": (["inspect", "MISSING"], "MISSING"),
     "inspect: option": (["inspect", "STUDENT", "--deep"], "--deep"),

@@ -94,6 +94,36 @@ def test_sam3_equality_by_hand(tmp_path: Path) -> None:
     assert text.count("| at most 0 | 0 | met |") == 3
 
 
+def test_names_equality_by_hand(tmp_path: Path) -> None:
+    """The worst of two trunks and two text encoders; MobileCLIP-B is in the table and in no claim."""
+    names = {"missing": 0, "unexpected": 0, "of another shape": 0}
+    trunk = {"stage 1 opened": [1e-5, 2.0], "merged opened": [0.0, 1.0], "written": [4e-5, 1.0], "names": names}
+    folded = {"folded": [0.5, 1.0], "folded, root mean square": [0.125, 1.0]}
+    padding = "the same, padding masked as by transformers"
+    text = {"stage 1 opened": [3e-6, 1.0], padding: [0.5, 1.0], "merged opened": [0.0, 1.0], "written": [2e-4, 1.0]}
+    causal = text | {"stage 1 opened": [0.7, 1.0], "names": names | {"unexpected": 2}}
+    write(tmp_path, "names_equality", {
+        "goal": 1e-4, "trunks": {"x": trunk | folded, "y": trunk | {"merged opened": [9e-5, 3.0]}},
+        "texts": {"s0": text | {"names": names}, "b": causal}, "whole": {"x, s0": {"logits": [1e-6, 0.5]}},
+        "coverage": {"EdgeSAM": {"faults": 0}, "MobileSAM": {"faults": 0}},
+        "prompted": {"EdgeSAM": {"trunk": [1e-6, 1.0]}, "MobileSAM": {"trunk": [1e-3, 1.0]}},
+    })  # fmt: skip
+    found = section("names_equality", tmp_path)
+    assert (
+        "nine trunks, opened: worst difference relative to the largest value | at most 1.0e-04 | 3.0e-05 | met |"
+        in found
+    )
+    assert "nine trunks, written: the same | at most 1.0e-04 | 4.0e-05 | met |" in found
+    assert "text encoders S0, S1 and L, opened: the same | at most 1.0e-04 | 3.0e-06 | met |" in found
+    assert "text encoders S0, S1 and L, written: the same | at most 1.0e-04 | 2.0e-04 | **missed** |" in found
+    assert "| at most 0 | 2 | **missed** |" in found and "worst stage | at most 1.0e-04 | 2.0e-06 | met |" in found
+    assert (
+        "MobileSAM: worst difference relative to the largest value | at most 1.0e-04 | 1.0e-03 | **missed** |" in found
+    )
+    assert "| x | 5.0e-06 | 0.0e+00 | 4.0e-05 | 5.0e-01 | 1.2e-01 |" in found
+    assert "| y | 5.0e-06 | 3.0e-05 | 4.0e-05 | - | - |" in found and "| b | 7.0e-01 |" in found
+
+
 def test_reliability_by_hand(tmp_path: Path) -> None:
     work = {"kills": 12, "finished": 3, "equal": 3, "seconds": 1.0, "faults": []}
     lost = work | {"equal": 2, "faults": ["cache: lost"]}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from results_export import EXPORT
 from results_hosted import HOSTED
 from results_hosts import HOSTS, SAM2
+from results_names import NAMES
 from results_readers import (
     PROMPTS,
     Benchmark,
@@ -332,6 +333,7 @@ EQUALITY = [
         ],
     ),
     SAM2,
+    *NAMES,
     Benchmark(
         "metric_equality", "Official evaluators", "On random files and folders that cover the rules.",
         [

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import __version__
 from .errors import UserError
@@ -240,14 +240,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="npy: also a .npy file per image and feature (default: %(default)s)")  # fmt: skip
     train = _config_verb(verbs, "train", "encoder/es_rv_m --nproc 8 train.batch_size=512", parallel=True)
     train.add_argument("--resume", type=_path, metavar="RUN", help="start from another run or checkpoint")
-    merge = _verb(verbs, "merge", "runs/encoder/es_rv_m --into facebook/sam3 --out es_rv_m_sam3")
-    merge.add_argument("source", type=_path, metavar="RUN_OR_CHECKPOINT", help="holds the trained student")
-    merge.add_argument(
-        "--into", required=True, type=_name, metavar="TEACHER", help="a folder, hub id, original file or 'sandbox'"
-    )
-    merge.add_argument("--out", type=_path, required=True, metavar="PATH", help="what to write")
-    merge.add_argument("--target-prefix", metavar="P", help="where student keys go")
-    merge.add_argument("--replace-prefix", metavar="P", help="teacher keys to drop")
+    _merge_verb(verbs)
     inspect = _verb(verbs, "inspect", "runs/mine")
     inspect.add_argument("path", type=_path, help="a file or a folder")
     inspect.add_argument("--json", action="store_true", help="print JSON")
@@ -255,6 +248,19 @@ def _parser() -> argparse.ArgumentParser:
     _export_verb(verbs)
     _data_verbs(verbs)
     return parser
+
+
+def _merge_verb(verbs: Any) -> None:
+    merge = _verb(verbs, "merge", "runs/encoder/es_rv_m --into facebook/sam3 --out es_rv_m_sam3")
+    add = merge.add_argument
+    add("source", type=_path, metavar="RUN_OR_CHECKPOINT", help="holds the trained student")
+    add("--into", required=True, type=_name, metavar="TEACHER", help="a folder, hub id, original file or 'sandbox'")
+    add("--out", type=_path, required=True, metavar="PATH", help="what to write")
+    add("--text", type=_path, metavar="RUN", help="a trained text encoder, merged together with a trunk")
+    add("--target-prefix", metavar="P", help="where student keys go")
+    add("--replace-prefix", metavar="P", help="teacher keys to drop")
+    add("--names", default="samdistill", metavar="WHOSE",
+        help="names in a sam3.pt: samdistill or efficientsam3 (default: %(default)s)")  # fmt: skip
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -116,7 +116,9 @@ def train(args: argparse.Namespace) -> int:
 def merge(args: argparse.Namespace) -> int:
     from .checkpoints.merge import merge as run
 
-    report = run(args.source, args.into, args.out, args.target_prefix, args.replace_prefix)
+    report = run(
+        args.source, args.into, args.out, args.target_prefix, args.replace_prefix, args.names, args.text
+    )  # fmt: skip
     console.print(str(report), markup=False)
     return 0
 

@@ -194,9 +194,9 @@ def load(model: str | Path, *, device: str | torch.device | None = None) -> Mode
 
     Args:
         model: A run folder or its ``student/`` or ``merged/`` folder, a folder that ``samdistill export`` wrote, a
-            Hugging Face folder or hub id, an original checkpoint file (``sam3.pt``, ``sam_vit_b_01ec64.pth``,
-            ``mobile_sam.pt``), or a sandbox name (``sandbox``, ``sandbox-student``, ``sandbox-sam``,
-            ``sandbox-mobile``).
+            Hugging Face folder or hub id, an original checkpoint file (``sam3.pt``, also a merged one of EfficientSAM3,
+            ``sam_vit_b_01ec64.pth``, ``mobile_sam.pt``, ``edge_sam.pth``), or a sandbox name (``sandbox``,
+            ``sandbox-student``, ``sandbox-sam``, ``sandbox-mobile``).
         device: Device of the model. None uses CUDA or MPS if available, and the CPU otherwise.
 
     Returns:

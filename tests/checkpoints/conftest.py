@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from original_names import to_original
+from small_students import HIDDEN, make_student
 from transformers import (
     Sam3Config,
     Sam3Model,
@@ -13,9 +14,6 @@ from transformers import (
     Sam3VideoModel,
 )
 
-from samdistill.students import StudentTrunk, StudentTrunkConfig
-
-HIDDEN = 64
 VIT = {
     "model_type": "sam3_vit_model", "hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "image_size": 126, "patch_size": 14, "window_size": 3, "global_attn_indexes": [1],
@@ -124,16 +122,6 @@ def original(original_state, tmp_path_factory):
     path = tmp_path_factory.mktemp("original") / "sam3.pt"
     torch.save({"model": original_state}, path)
     return path
-
-
-def make_student(head: str = "published", **settings) -> StudentTrunk:
-    config = {"backbone": "es_ev_s", "head": head, "hidden_size": HIDDEN, "image_size": 126} | settings
-    torch.manual_seed(1)
-    student = StudentTrunk(StudentTrunkConfig(**config)).eval()
-    for name, buffer in student.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_()  # statistics of training, which a merge must carry over
-    return student
 
 
 @pytest.fixture(scope="session")

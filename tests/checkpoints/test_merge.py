@@ -197,6 +197,15 @@ def test_a_training_checkpoint_merges_with_its_average(ema, hosts, student, tmp_
     assert len(report.added) == len(wanted)
 
 
+def test_a_checkpoint_of_a_student_that_reads_the_hosts_statistics(hosts, student, tmp_path):
+    text = (
+        "teacher: {path: x, image_size: null}\nstudent: {backbone: es_ev_s, head: published, host_statistics: true}\n"
+    )
+    torch.save({"model": student[0].state_dict(), "config": text}, tmp_path / "ckpt_epoch_2.pt")
+    report = merge(tmp_path / "ckpt_epoch_2.pt", hosts["sam3"][1], tmp_path / "out")
+    assert report.student["input_mean"] == report.student["host_mean"] == [0.5] * 3
+
+
 def test_a_large_model_is_written_in_shards(hosts, student, tmp_path, monkeypatch):
     monkeypatch.setattr("samdistill.checkpoints.hosting.SHARD_BYTES", 500_000)
     host, folder = hosts["sam3"]

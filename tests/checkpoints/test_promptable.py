@@ -171,6 +171,19 @@ def test_opens_an_original_mobile_sam_at_any_size(tmp_path, near):
         load_promptable(path, 100)
 
 
+@torch.no_grad()
+def test_opens_an_original_edge_sam_at_any_size(tmp_path, near):
+    torch.manual_seed(0)
+    whole = MobileSamModel(MobileSamConfig(image_size=64, backbone="repvit_m1", neck="summed")).eval()
+    path = original(whole, tmp_path / "edge_sam.pth")
+    assert any(name.startswith("image_encoder.features.25.") for name in torch.load(path))
+    assert image_size(load_promptable(path)) == 1024
+    near(answer(load_promptable(path, 64)), answer(whole))
+    original(whole, path, **{"rpn_head.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match="1 unknown tensors for an original EdgeSAM, such as rpn_head"):
+        load_promptable(path)
+
+
 def test_an_original_with_too_little_or_too_much_is_refused(sam, tmp_path):
     state = to_original(sam.state_dict())[0]
     more = original(sam, tmp_path / "more.pth", **{"mask_decoder.hf_token.weight": torch.zeros(1, 16)})
@@ -179,7 +192,7 @@ def test_an_original_with_too_little_or_too_much_is_refused(sam, tmp_path):
     cases = {
         "mask_decoder.mask_tokens.weight": "1 missing keys for a SamModel .* such as mask_decoder.mask_tokens",
         "image_encoder.pos_embed": "its architecture does not follow from its tensors",
-        "image_encoder.blocks.0.attn.qkv.weight": "not an original SAM, MobileSAM, SAM 2 or SAM 3, by its tensor names",
+        "image_encoder.blocks.0.attn.qkv.weight": "not an original SAM, MobileSAM, EdgeSAM, SAM 2 or SAM 3, by its",
     }
     for gone, words in cases.items():
         torch.save({name: value for name, value in state.items() if name != gone}, tmp_path / "less.pth")

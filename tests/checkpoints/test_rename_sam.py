@@ -7,29 +7,18 @@ import itertools
 import pytest
 import torch
 from original_names import sam_to_original as to_original
+from published_names import Shapes, affine, edge_sam, neck, tiny_vit
 from transformers import SamConfig, SamModel
 
 from samdistill.checkpoints.files import TensorInfo
 from samdistill.checkpoints.rename_sam import layout, our_names, sam_settings, to_ours
 from samdistill.students import MobileSamConfig, MobileSamModel
 
-Shapes = dict[str, tuple[int, ...]]
 SIZES = {  # width, depth, heads, global blocks, tensors in the published file
     "vit_b": (768, 12, 12, (2, 5, 8, 11), 314),
     "vit_l": (1024, 24, 16, (5, 11, 17, 23), 482),
     "vit_h": (1280, 32, 16, (7, 15, 23, 31), 594),
 }
-
-
-def affine(name: str, *shape: int) -> Shapes:
-    """A weight and its bias."""
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
-def neck(inputs: int, c: int) -> Shapes:
-    at = "image_encoder.neck"
-    convolutions = {f"{at}.0.weight": (c, inputs, 1, 1), f"{at}.2.weight": (c, c, 3, 3)}
-    return convolutions | affine(f"{at}.1", c) | affine(f"{at}.3", c)
 
 
 def heads(c: int = 256, mlp: int = 2048) -> Shapes:
@@ -78,40 +67,6 @@ def vit(width: int, depth: int, count: int, whole: tuple[int, ...], grid: int = 
     return found | neck(width, c)
 
 
-def normed(name: str, *shape: int) -> Shapes:
-    """TinyViT's convolution without bias, and its batch norm."""
-    statistics = {f"{name}.bn.{which}": shape[:1] for which in ("running_mean", "running_var")}
-    return {f"{name}.c.weight": shape, f"{name}.bn.num_batches_tracked": (), **statistics} | affine(
-        f"{name}.bn", shape[0]
-    )
-
-
-def tiny_vit(widths=(64, 128, 160, 320), depths=(2, 2, 6, 2), windows=(7, 7, 14, 7)) -> Shapes:
-    at, first = "image_encoder", widths[0]
-    found = normed(f"{at}.patch_embed.seq.0", first // 2, 3, 3, 3)
-    found |= normed(f"{at}.patch_embed.seq.2", first, first // 2, 3, 3)
-    for stage, (width, depth, window) in enumerate(zip(widths, depths, windows, strict=True)):
-        for i in range(depth):
-            block = f"{at}.layers.{stage}.blocks.{i}"
-            if stage == 0:
-                found |= normed(f"{block}.conv1", 4 * width, width, 1, 1) | normed(
-                    f"{block}.conv3", width, 4 * width, 1, 1
-                )
-                found |= normed(f"{block}.conv2", 4 * width, 1, 3, 3)
-                continue
-            found[f"{block}.attn.attention_biases"] = (width // 32, window * window)
-            found |= affine(f"{block}.attn.norm", width) | affine(f"{block}.mlp.norm", width)
-            found |= affine(f"{block}.attn.qkv", 3 * width, width) | affine(f"{block}.attn.proj", width, width)
-            found |= affine(f"{block}.mlp.fc1", 4 * width, width) | affine(f"{block}.mlp.fc2", width, 4 * width)
-            found |= normed(f"{block}.local_conv", width, 1, 3, 3)
-        if stage < 3:
-            down, out = f"{at}.layers.{stage}.downsample", widths[stage + 1]
-            found |= normed(f"{down}.conv1", out, width, 1, 1) | normed(f"{down}.conv2", out, 1, 3, 3)
-            found |= normed(f"{down}.conv3", out, out, 1, 1)
-    classifier = affine(f"{at}.norm_head", widths[-1]) | affine(f"{at}.head", 1000, widths[-1])
-    return found | classifier | neck(widths[-1], 256)
-
-
 def on_meta(shapes: Shapes) -> dict[str, torch.Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
@@ -134,8 +89,14 @@ def test_every_tensor_of_a_sam_has_its_place_and_shape(size):
     assert not left and {k: tuple(v.shape) for k, v in back.items()} == original
 
 
+def mobile_sam() -> Shapes:
+    at, own = "image_encoder", tiny_vit()
+    classifier = affine(f"{at}.norm_head", 320) | affine(f"{at}.head", 1000, 320)
+    return {f"{at}.{name}": shape for name, shape in own.items()} | classifier | neck(320, 256)
+
+
 def test_every_tensor_of_mobile_sam_has_its_place_and_shape():
-    original = tiny_vit() | heads()
+    original = mobile_sam() | heads()
     assert len(original) == 439 and layout(original) == "mobile_sam"
     renamed, unknown = to_ours(on_meta(original))
     with torch.device("meta"):
@@ -146,6 +107,18 @@ def test_every_tensor_of_mobile_sam_has_its_place_and_shape():
     spare = {name for name in original if name.startswith(("image_encoder.norm_head.", "image_encoder.head."))}
     assert not left and len(spare) == 4
     assert {k: tuple(v.shape) for k, v in back.items()} == {k: s for k, s in original.items() if k not in spare}
+
+
+def test_every_tensor_of_edge_sam_has_its_place_and_shape():
+    original = edge_sam() | heads()
+    assert len(original) == 821 and layout(original) == "edge_sam"
+    renamed, unknown = to_ours(on_meta(original))
+    with torch.device("meta"):
+        wanted = MobileSamModel(MobileSamConfig(backbone="repvit_m1", neck="summed")).state_dict()
+    assert not unknown
+    assert {k: v.shape for k, v in renamed.items()} == {k: v.shape for k, v in wanted.items()}
+    back, left = to_original(wanted)
+    assert not left and {k: tuple(v.shape) for k, v in back.items()} == original
 
 
 TINY = "vision_encoder.trunk.backbone."
@@ -165,6 +138,10 @@ PAIRS = {  # names whose shape alone would not tell them apart
     "mask_decoder.output_hypernetworks_mlps.3.layers.1.weight":
         "mask_decoder.output_hypernetworks_mlps.3.layers.0.weight",
     "mask_decoder.iou_prediction_head.layers.2.bias": "mask_decoder.iou_prediction_head.proj_out.bias",
+    "image_encoder.features.24.token_mixer.0.bn.weight": f"{TINY}stages_3.downsample.spatial_downsample.bn.weight",
+    "image_encoder.features.23.token_mixer.0.conv1.bn.bias":
+        f"{TINY}stages_3.downsample.pre_block.token_mixer.conv1.bn.bias",
+    "image_encoder.fuse_stage3.op_list.0.weight": "vision_encoder.trunk.coarse.weight",
     "image_encoder.patch_embed.seq.2.bn.running_mean": f"{TINY}patch_embed.conv2.bn.running_mean",
     "image_encoder.layers.0.blocks.1.conv2.c.weight": f"{TINY}stages_0.blocks.1.conv2.conv.weight",
     "image_encoder.layers.2.blocks.5.attn.attention_biases": f"{TINY}stages_2.blocks.5.attn.attention_biases",

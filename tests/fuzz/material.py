@@ -27,6 +27,7 @@ from transformers import (
     SamModel,
 )
 
+from samdistill.checkpoints.rename_efficientsam3 import TRUNKS, text_to_theirs
 from samdistill.checkpoints.student import load_with_memory
 from samdistill.cli import main
 from samdistill.ops.images import IMAGENET_MEAN, IMAGENET_STD
@@ -135,6 +136,11 @@ def models(root: Path) -> None:
         (root / "originals" / name.split(".")[0]).mkdir(parents=True)
         whole = {key: tensor.clone() for key, tensor in state.items()}
         torch.save({"model": whole} if name == "sam3.pt" else whole, root / "originals" / name.split(".")[0] / name)
+    published = StudentTrunk(StudentTrunkConfig(backbone="es_ev_s", head="published", hidden_size=16, image_size=SIDE))
+    theirs = {TRUNKS["efficientvit_b0"].their_name(key): tensor for key, tensor in published.state_dict().items()}
+    (root / "originals" / "efficientsam3").mkdir()
+    for name, state in (("trunk.pth", theirs), ("text.pth", text_to_theirs(built["speech/student"].state_dict()))):
+        torch.save({"model": state, "epoch": 1}, root / "originals" / "efficientsam3" / name)
     for path in (path for path in (root / "detector").iterdir() if path.suffix == ".json"):
         shutil.copyfile(path, root / "originals" / "sam3" / path.name)
 

@@ -60,6 +60,9 @@ TARGETS = [
     Target("original sam3.pt", ("originals", "photos", "trunk"), ("originals/sam3/*",),
            (WORDS.format("originals/sam3/sam3.pt"), "merge trunk --into originals/sam3/sam3.pt --out merged.pt",
             "inspect originals/sam3/sam3.pt")),
+    Target("students of EfficientSAM3", ("originals", "detector"), ("originals/efficientsam3/*",),
+           tuple(f"merge originals/efficientsam3/{name} --into {into}" for name in ("trunk.pth", "text.pth")
+                 for into in ("detector --out merged", "originals/sam3/sam3.pt --out merged.pt"))),
     Target("original sam", ("originals", "photos", "trunk_sam"), ("originals/sam_vit/*",),
            (CLICK.format("originals/sam_vit/sam_vit.pth"), "inspect originals/sam_vit/sam_vit.pth",
             "merge trunk_sam --into originals/sam_vit/sam_vit.pth --out merged")),

@@ -157,6 +157,23 @@ def test_trunk_weights_come_from_a_file(tmp_path):
         build_promptable(PromptableConfig(**SMALL, backbone="es_ev_s", pretrained=tmp_path / "tiny.pth"))
 
 
+@torch.no_grad()
+def test_edge_sams_neck_adds_the_ends_of_the_last_two_stages(near):
+    """By hand, module by module. timm counts the last block of a stage to the next one."""
+    model = MobileSamModel(MobileSamConfig(**{**SMALL, "backbone": "repvit_m1", "neck": "summed"})).eval()
+    trunk, pixels = model.vision_encoder.trunk, torch.randn(1, 3, 128, 128)
+    x = trunk.backbone.stem(pixels)
+    for stage in (trunk.backbone.stages_0, trunk.backbone.stages_1, trunk.backbone.stages_2):
+        x = stage(x)
+    last = trunk.backbone.stages_3
+    fine = last.downsample.pre_block(x)
+    down = last.downsample.channel_downsample(last.downsample.spatial_downsample(fine))
+    coarse = last.blocks(down + last.downsample.ffn(down))
+    grown = torch.nn.functional.interpolate(trunk.coarse(coarse), scale_factor=2, mode="bicubic", align_corners=False)
+    near(trunk.image_embedding(pixels), trunk.fine(fine) + grown)
+    assert sum(name.startswith("vision_encoder.trunk.") for name in model.state_dict()) == 676 + 2
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -164,7 +181,9 @@ def test_trunk_weights_come_from_a_file(tmp_path):
         ({"image_size": 8}, "use 16 or 32"),
         ({"backbone": "es_rv_s", "neck": "last"}, "32 px per cell .* set patch_size to 32 and image_size .* fused"),
         ({"patch_size": 32}, "16 px per cell"),
-        ({"neck": "middle"}, "neck must be last or fused, got 'middle'"),
+        ({"neck": "middle"}, "neck must be one of last, fused, summed, got 'middle'"),
+        ({"backbone": "es_ev_s", "neck": "summed"}, "not a RepViT, so neck cannot be summed; set it to fused"),
+        ({"backbone": "repvit_m1", "neck": "summed", "patch_size": 32}, "16 px per cell in its finer map"),
         ({"width": 20}, "multiple of 8"),
         ({"width": 24, "heads": 5}, "a multiple of heads"),
         ({"backbone": "tiny_vitt"}, "no backbone is called 'tiny_vitt'"),

@@ -11,7 +11,7 @@ from tiny_detector import ANSWERS, tiny, tiny_config
 from torch import nn
 from transformers import AutoConfig, AutoModel, Sam3Config, Sam3Model
 
-from samdistill.checkpoints.student import trunk_weights
+from samdistill.checkpoints.student import trunk_backbone
 from samdistill.students import (
     EfficientSam3Config,
     EfficientSam3Model,
@@ -275,22 +275,23 @@ def test_a_trained_trunk_is_taken_from_its_run(tmp_path) -> None:
     scramble(trunk)
     trunk.save_pretrained(tmp_path / "student")
     for folder in (tmp_path, tmp_path / "student"):
-        model = build_detector(tiny_config(), trunk_weights(folder, "efficientvit_b0"))
+        model = build_detector(tiny_config())
+        model.vision_encoder.backbone.load_state_dict(trunk_backbone(folder, "efficientvit_b0"))
         assert_same_tensors(model.vision_encoder.backbone, trunk.backbone)
 
 
 def test_a_folder_without_the_right_trunk_is_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match="no trained trunk here; give the run"):
-        trunk_weights(tmp_path, "efficientvit_b0")
+    with pytest.raises(UserError, match="not a run with a student"):
+        trunk_backbone(tmp_path, "efficientvit_b0")
     build_trunk(StudentTrunkConfig(backbone="es_ev_s", hidden_size=16, image_size=126)).save_pretrained(tmp_path)
     with pytest.raises(
         UserError, match="a trunk with the backbone 'efficientvit_b0', but this student has 'repvit_m0_9'"
     ):
-        trunk_weights(tmp_path, "repvit_m0_9")
+        trunk_backbone(tmp_path, "repvit_m0_9")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "sam3"}))
-    with pytest.raises(UserError, match="not a trunk but a 'sam3' model"):
-        trunk_weights(tmp_path, "efficientvit_b0")
+    with pytest.raises(UserError, match="not a student but a 'sam3' model"):
+        trunk_backbone(tmp_path, "efficientvit_b0")
 
 
 def test_heads_are_inherited_with_layers_and_rows_taken_evenly() -> None:

@@ -10,6 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +33,8 @@ the detector, see ``locate``.
 """
 STUDENT_FOLDER = "student"
 """Folder of the finished student in a run."""
+_SETTINGS = "yacs.config.CfgNode"
+"""A dictionary with attributes, which EfficientSAM3's training saves with the weights. It is read as a dictionary."""
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {
@@ -77,7 +80,7 @@ class Weights(Mapping[str, Tensor]):
         info: Shape and dtype of each tensor by name.
         files: Name of a tensor to the safetensors file that holds it.
         tensors: Tensors that are already open (memory-mapped from a torch file), by name.
-        wrapped: True if the torch file keeps the tensors under a ``"model"`` key.
+        wrapped: True if the torch file keeps the tensors under a key, such as ``"model"``.
     """
 
     def __init__(
@@ -111,7 +114,8 @@ def open_weights(path: str | Path) -> Weights:
 
     Args:
         path: A folder with ``model.safetensors`` or ``model.safetensors.index.json``, a ``.safetensors`` file, or a
-            torch file. A torch file holds a dictionary of tensors, or one under the key ``"model"``.
+            torch file. A torch file holds a dictionary of tensors, or one under the key ``"model"`` or
+            ``"state_dict"``.
 
     Returns:
         The tensors by name, read lazily.
@@ -131,13 +135,18 @@ def open_weights(path: str | Path) -> Weights:
     if path.suffix == ".safetensors":
         return _safetensors(path, [path])
     content = load_torch(path)
-    inner = content.get("model")
-    wrapped = isinstance(inner, dict) and any(isinstance(v, Tensor) for v in inner.values())
-    table = inner if wrapped and isinstance(inner, dict) else content
-    tensors = {str(k): v for k, v in table.items() if isinstance(v, Tensor)}
+    wrapped, tensors = named_tensors(content)
     if not tensors:
         raise UserError(f"{path}: holds no named tensors (top-level keys: {', '.join(map(str, list(content)[:8]))})")
     return Weights(path, {k: TensorInfo.of(v) for k, v in tensors.items()}, {}, tensors, wrapped)
+
+
+def named_tensors(content: Mapping[Any, Any]) -> tuple[bool, dict[str, Tensor]]:
+    """Return the tensors of a torch file by name, and whether they are under the key ``model`` or ``state_dict``."""
+    inner = (content.get("model"), content.get("state_dict"))
+    table = next((t for t in inner if isinstance(t, dict) and any(isinstance(v, Tensor) for v in t.values())), None)
+    found = content if table is None else table
+    return table is not None, {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
 
 
 def load_torch(path: Path) -> dict[Any, Any]:
@@ -149,7 +158,8 @@ def load_torch(path: Path) -> dict[Any, Any]:
         UserError: The file is refused, damaged, or does not hold a dictionary.
     """
     try:
-        with warnings.catch_warnings():
+        settings = torch.serialization.safe_globals([(OrderedDict, _SETTINGS)])
+        with warnings.catch_warnings(), settings:
             warnings.simplefilter("ignore", UserWarning)  # torch warns of pickle protocols; the error below is enough
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:

@@ -102,7 +102,8 @@ def trained_trunk(source: Path, trunk: StudentTrunk, kept: Mapping[str, TensorIn
 
     Args:
         source: As in ``read_student``.
-        trunk: The trunk to fill. The trained one may have another input size.
+        trunk: The trunk to fill. The trained one may have another input size. Its normalisation becomes that of
+            ``trunk``.
         kept: Tensors of the host.
         teacher: Name of the host in error messages.
 
@@ -117,6 +118,7 @@ def trained_trunk(source: Path, trunk: StudentTrunk, kept: Mapping[str, TensorIn
     if own != wanted:
         raise UserError(f"{found.source}: a trunk with {own}, but this student has {wanted}")
     compare(found.info, expected(config), str(found.source), f"the student {config.backbone} at {config.image_size} px")
+    trunk.read_as(found.config)
     return {name: found.weights[name] for name in found.info}
 
 

@@ -13,6 +13,7 @@ STUDENT_TRUNK = "samdistill_student_trunk"
 DETECTOR, TRACKER = "detector.", "tracker."
 ORIGINAL_TRUNK = "detector.backbone.vision_backbone.trunk."
 ORIGINAL_STUDENT = "detector.backbone.vision_backbone.trunk.model."
+ORIGINAL_TEXT = "detector.backbone.language_backbone."
 HF_TRUNK = "vision_encoder.backbone."
 
 _PATCHES = re.compile(r"^(.*?)embeddings\.patch_embeddings\.projection\.weight$")

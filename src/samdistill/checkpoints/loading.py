@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..ops.phrases import follow_padding
 from ..reading import Number, Table, fits, foreign, read_json
 from ..types import UserError
 from .files import STUDENT_FOLDER, TensorInfo, locate, open_weights
@@ -244,6 +245,7 @@ def pretrained(
                 f"{where}: wrong checkpoint: {len(names)} {problem.replace('_', ' ')} for a {kind.__name__} of its "
                 f"configuration, such as {names[0]}"
             )
+    follow_padding(model)
     return model.eval()
 
 

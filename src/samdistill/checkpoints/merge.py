@@ -9,25 +9,30 @@ merge that fails leaves nothing behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Sam3Config
 
-from ..io import as_path, make_folder, replacing, write_json, writing
+from ..io import as_path, copy_file, scratch, write_json
 from ..types import UserError
+from .efficientsam3 import merged_trunk, write_text, write_trunk
 from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
-from .hosting import check_loads, check_shapes, copy_companions, host_config, host_of, save_shards
-from .layout import ORIGINAL_STUDENT, ORIGINAL_TRUNK, hf_trunk_prefix, is_vit_tensor, neck_inputs
-from .loading import open_config, read_settings
-from .original import merged_state, original_config
-from .processors import write_processor
+from .hosting import check_shapes, copy_companions, host_config, host_of
+from .joined import Joined, all_of, tables, write_file, write_folder
+from .layout import (
+    HF_TRUNK,
+    ORIGINAL_STUDENT,
+    ORIGINAL_TEXT,
+    ORIGINAL_TRUNK,
+    hf_trunk_prefix,
+    neck_inputs,
+)
+from .loading import CONFIG, open_config, read_settings
+from .original import merged_config, merged_state, open_original, original_config
 from .rename import hf_names, to_hf
-from .report import REPORT, MergeReport, Table, merged_student, sidecar
+from .report import MergeReport, sidecar
 from .sam import SAM_TYPES, OpenedSam, open_sam, sam_kind
 from .sam_hosting import ENCODER, bridged, host_of_sam, hosted_settings, refuse_prefixes
 from .student import Host, OpenedStudent, as_json, original_student_name, read_student
@@ -38,66 +43,108 @@ from .text import (
     lite_config,
     read_text,
     split_text,
-    text_folder,
     text_tensors,
 )
 
+OURS, EFFICIENTSAM3 = NAMES = ("samdistill", "efficientsam3")
+"""Names of a student's tensors in a merged ``sam3.pt``: timm's and transformers', or those that EfficientSAM3's code
+reads.
+"""
+FOLDED = (
+    "the first convolution takes over the student's normalisation, which EfficientSAM3's code lacks: outputs differ "
+    "near the image's edge; a student that was trained with student.host_statistics=true is exact"
+)
 _PATCH, _IMAGE_SIZE = 14, 1008  # values of the only published sam3.pt, since the file has no configuration
 
 
 def merge(
     source: str | Path, into: str | Path, out: str | Path, target_prefix: str | None = None,
-    replace_prefix: str | None = None,
+    replace_prefix: str | None = None, names: str = OURS, text: str | Path | None = None,
 ) -> MergeReport:  # fmt: skip
     """Merge a student into a teacher: write ``into`` with its image trunk or text encoder replaced by a student.
 
-    For both, merge one into the teacher and the other one into the result.
-
     Args:
-        source: A run folder or a student's folder of the encoder or the text job, or a ``ckpt_epoch_{n}.pt`` of the
-            encoder job.
+        source: A run folder or a student's folder of the encoder or the text job, a ``ckpt_epoch_{n}.pt`` of the
+            encoder job, or a file of EfficientSAM3: a student of its first stage, or a merged one.
         into: The teacher: a Hugging Face folder, a hub id, ``sandbox``, or an original ``sam3.pt``,
             ``sam_vit_*.pth`` or ``sam2*_hiera_*.pt``.
-        out: The result, in the layout of ``into``, or a folder for a text encoder and for a SAM. For a folder: a
-            folder, with the report in ``merge.json``. For a ``sam3.pt``: a file with ``{"model": ...}``, with the
-            report and the student's configuration in ``out.merge.json`` beside it. A result of an earlier merge in the
-            same layout, or an empty folder for a folder, is replaced.
+        out: The result, in the layout of ``into``. A text encoder goes into a file if ``out`` ends as one does, and
+            otherwise into a folder, as a SAM always does. A folder has the report in ``merge.json``. A file holds
+            ``{"model": ...}``, with the report and the student's configuration in ``out.merge.json`` beside it. A
+            result of an earlier merge in the same layout, or an empty folder for a folder, is replaced.
         target_prefix: Prefix of the student's names in the result. None derives it from the layout.
         replace_prefix: Every tensor whose name starts with it is removed. None derives it from the layout.
+        names: Names of the trunk's tensors in a ``sam3.pt``: ``samdistill``, or ``efficientsam3`` for a file that
+            EfficientSAM3's code reads. A text encoder in a ``sam3.pt`` has EfficientSAM3's names in either case.
+        text: A text student, like ``source``, that is merged together with the trunk of ``source``. ``into`` is then a
+            detector.
 
     Returns:
         The kept, removed and added tensors with their shapes, dtypes and sizes.
 
     Raises:
         UserError: ``source`` has no student, there is nothing to replace, a tensor of the teacher's ViT would remain,
-            two tensors would have the same name, the shapes of trunk and heads disagree, or ``out`` exists and cannot
-            be replaced. Nothing is written in these cases.
+            two tensors would have the same name, the shapes of trunk and heads disagree, ``names`` has none for this
+            student, or ``out`` exists and cannot be replaced. Nothing is written in these cases.
 
     Example:
         >>> report = samdistill.merge("runs/mine", "sandbox", "merged")  # a run of the encoder job, and its teacher
         >>> sorted(report.totals)
         ['added', 'kept', 'removed']
     """
+    if names not in NAMES:
+        raise UserError(f"--names must be {' or '.join(NAMES)}, got {names!r}")
     student_place, out = as_path(source), as_path(out)
-    text = text_folder(student_place)
-    place = locate(into, packaged="tracker" if text is None else "detector")
     if text is not None:
+        place = locate(into, packaged="detector")
+        return _both(student_place, as_path(text), place, out, (target_prefix, replace_prefix, names))
+    words = read_text(student_place)
+    place = locate(into, packaged="tracker" if words is None else "detector")
+    if names == EFFICIENTSAM3 and place.suffix not in TORCH_SUFFIXES:
+        raise UserError(f"{place}: --names {names} is for an original sam3.pt, not for a Hugging Face folder")
+    if words is not None:
         if target_prefix or replace_prefix:
             raise UserError("--target-prefix and --replace-prefix are for an image trunk, not for a text encoder")
-        _check_out(out, place, folder=True)
-        return _text_into(read_text(text), place, out)
+        file = names == EFFICIENTSAM3 or (place.is_file() and out.suffix in TORCH_SUFFIXES)
+        _check_out(out, place, folder=not file)
+        return _text_into_original(words, place, out, names) if file else _text_into(words, place, out)
     if sam_kind(place) in SAM_TYPES:
         refuse_prefixes(target_prefix, replace_prefix)
+        if names != OURS:
+            raise UserError(f"{place}: --names {names} is for a SAM 3, not for a SAM or a SAM 2")
         _check_out(out, place, folder=True)
         return _into_sam(student_place, open_sam(place), out)
     _check_out(out, place, folder=place.is_dir())
     if place.is_dir():
         return _into_folder(student_place, place, out, target_prefix, replace_prefix)
     if place.suffix in TORCH_SUFFIXES:
-        return _into_original(student_place, place, out, target_prefix, replace_prefix)
+        return _into_original(student_place, place, out, target_prefix, replace_prefix, names)
     raise UserError(
         f"{place}: a student is merged into a Hugging Face folder or an original sam3.pt, not into this file"
     )
+
+
+def _both(
+    source: Path, text: Path, place: Path, out: Path, settings: tuple[str | None, str | None, str]
+) -> MergeReport:
+    """Merge a trunk, and a text encoder into the result. ``settings`` are the trunk's prefixes and the names."""
+    if read_text(source) is not None or read_text(text) is None:
+        raise UserError(f"{text}: no text encoder; give an image trunk first, and a text encoder with --text")
+    _check_out(out, place, folder=place.is_dir() or (settings[2] == OURS and out.suffix not in TORCH_SUFFIXES))
+    with scratch() as folder:
+        middle = folder / (f"trunk{place.suffix}" if place.is_file() else "trunk")
+        first = merge(source, place, middle, *settings)
+        if place.is_file() and (place.parent / CONFIG).is_file():
+            copy_file(place.parent / CONFIG, folder / CONFIG)
+        second = merge(text, middle, out, names=settings[2])
+    trunk = {name: about for name, about in second.kept.items() if name.startswith((ORIGINAL_STUDENT, HF_TRUNK))}
+    report = replace(
+        second, source=f"{first.source} and {second.source}", into=first.into, removed=first.removed | second.removed,
+        kept={name: about for name, about in second.kept.items() if name not in trunk}, added=trunk | second.added,
+        student=first.student, notes=first.notes + second.notes,
+    )  # fmt: skip
+    write_json(sidecar(out), report.to_dict(), indent=1)
+    return report
 
 
 def _into_folder(
@@ -111,7 +158,7 @@ def _into_folder(
     host = host_of(config, folder / "config.json")
     student = read_student(source, host)
     names = {name: (target_prefix or trunk or "") + name for name in student.info}
-    kept, removed, added = _tables(teacher, student, names, replace_prefix or trunk or "")
+    kept, removed, added = tables(teacher, student, names, replace_prefix or trunk or "")
     check_shapes(student, host, kept, folder)
     merged = host_config(config, host, student.config)
     notes = []
@@ -121,34 +168,34 @@ def _into_folder(
         str(student.source), str(folder), str(out), "transformers", kept, removed, added, as_json(student.config),
         tuple(notes),
     )  # fmt: skip
-    tensors = _Joined(teacher, student, kept, names)
-    _write_folder(report, tensors, merged, lambda to: copy_companions(folder, to))
+    tensors = Joined(teacher, student, kept, names)
+    write_folder(report, tensors, merged, lambda to: copy_companions(folder, to))
     return report
 
 
 def _into_sam(source: Path, opened: OpenedSam, out: Path) -> MergeReport:
     student = bridged(read_student(source, host_of_sam(opened)), opened)
     names = {name: ENCODER + name for name in student.info}
-    kept, removed, added = _tables(opened, student, names, ENCODER)
+    kept, removed, added = tables(opened, student, names, ENCODER)
     report = MergeReport(
         str(student.source), str(opened.source), str(out), "transformers", kept, removed, added,
         as_json(student.config),
     )  # fmt: skip
     folder = opened.source if opened.source.is_dir() else None
-    _write_folder(report, _Joined(opened.weights, student, kept, names), hosted_settings(opened, student.config),
+    write_folder(report, Joined(opened.weights, student, kept, names), hosted_settings(opened, student.config),
                   lambda to: None if folder is None else copy_companions(folder, to))  # fmt: skip
     return report
 
 
 def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
-    teacher: Weights | dict[str, Tensor] = open_weights(place)
+    teacher: Weights | dict[str, Tensor] = open_weights(place) if place.is_dir() else open_original(place)
     if place.is_dir():
         settings = read_settings(place)
         open_config(place)  # raises if a part of the configuration is of a wrong type
     else:
         settings = as_json(original_config(place, Sam3Config))
-        merged_before = any(name.startswith(ORIGINAL_STUDENT) for name in teacher)
-        teacher = merged_state(teacher, merged_student(place)) if merged_before else to_hf(teacher)[0]
+        trunk = merged_config(place)
+        teacher = to_hf(teacher)[0] if trunk is None else merged_state(teacher, trunk)
     merged = lite_config(settings, student.config, place)
     origin, others = split_text(teacher)
     if not text_tensors(others):
@@ -158,6 +205,10 @@ def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
     notes = []
     if len(others) > len(text_tensors(others)):
         notes.append("the tracker is left out: transformers has no video model with a small text encoder")
+    if student.config.attend_padding:
+        notes.append(
+            "the text encoder reads padding, which transformers' from_pretrained alone does not: use samdistill"
+        )
     report = MergeReport(
         str(student.source), str(place), str(out), "transformers", kept, {name: info[name] for name in others},
         dict(student.info), as_json(student.config), tuple(notes),
@@ -168,144 +219,58 @@ def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
             copy_companions(place, to)
         copy_words(student.source, to)
 
-    _write_folder(report, _Joined(teacher, student, kept, {name: name for name in student.info}, origin), merged,
+    write_folder(report, Joined(teacher, student, kept, {name: name for name in student.info}, origin), merged,
                   companions)  # fmt: skip
     return report
 
 
-def _write_folder(
-    report: MergeReport, tensors: _Joined, merged: dict[str, Any], companions: Callable[[Path], None]
-) -> None:
-    """Write a merged folder under a temporary name, check it, and rename it.
-
-    Args:
-        report: The report, with the name of the folder.
-        tensors: The merged tensors.
-        merged: Content of ``config.json``.
-        companions: Writes the files beside the weights into a folder.
-    """
-    out = Path(report.out)
-    make_folder(out.parent)
-    with replacing(out, sync=True) as temporary:
-        make_folder(temporary)
-        companions(temporary)
-        write_json(temporary / "config.json", merged, indent=2)
-        write_processor(temporary)
-        save_shards(temporary, tensors, tensors.info)
-        _check_written(open_weights(temporary), tensors)
-        check_loads(temporary, merged)
-        write_json(temporary / REPORT, report.to_dict(), indent=1)
-
-
 def _into_original(
-    source: Path, path: Path, out: Path, target_prefix: str | None, replace_prefix: str | None
+    source: Path, path: Path, out: Path, target_prefix: str | None, replace_prefix: str | None, naming: str
 ) -> MergeReport:
-    teacher = open_weights(path)
+    teacher = open_original(path)
     replace, target = replace_prefix or ORIGINAL_TRUNK, target_prefix or ORIGINAL_STUDENT
     channels = set(neck_inputs({n: i for n, i in teacher.info.items() if "vision_backbone" in n}).values())
     if not channels:
         raise UserError(f"{path}: nothing to merge into: no necks (vision_backbone.convs) in it; is it a sam3.pt?")
     host = Host(max(channels), _PATCH, _IMAGE_SIZE)
     student = read_student(source, host)
-    names = {name: target + original_student_name(name) for name in student.info}
-    kept, removed, added = _tables(teacher, student, names, replace)
-    check_shapes(student, host, kept, path)
-    unknown = [n for n in kept if n.startswith("detector.") and not hf_names(n)]
+    check_shapes(student, host, {n: i for n, i in teacher.info.items() if not n.startswith(replace)}, path)
     notes = [] if teacher.wrapped else ['the teacher\'s file had no "model" wrapper; the merged one has']
+    if naming == EFFICIENTSAM3:
+        if (student.config.input_mean, student.config.input_std) != (student.config.host_mean, student.config.host_std):
+            notes.append(FOLDED)
+        student = OpenedStudent.of(student.source, *write_trunk(student.config, all_of(student), student.source))
+        names = {name: target + name for name in student.info}
+    else:
+        names = {name: target + original_student_name(name) for name in student.info}
+    kept, removed, added = tables(teacher, student, names, replace)
+    unknown = [n for n in kept if n.startswith("detector.") and not hf_names(n)]
     if unknown:
         notes.append(f"{len(unknown)} kept detector tensors have no counterpart in Sam3Model, such as {unknown[0]}")
     if student.config.image_size != host.image_size:
         notes.append(f"the student was trained at {student.config.image_size} pixels; sam3.pt readers default to 1008")
     report = MergeReport(
-        str(student.source),
-        str(path),
-        str(out),
-        "sam3.pt",
-        kept,
-        removed,
-        added,
-        as_json(student.config),
+        str(student.source), str(path), str(out), "sam3.pt", kept, removed, added, as_json(student.config),
         tuple(notes),
-    )
-    tensors = _Joined(teacher, student, kept, names)
-    make_folder(out.parent)
-    with replacing(out, sync=True) as temporary:
-        with writing(temporary) as file:
-            torch.save({"model": {name: tensors[name] for name in tensors}}, file)
-        _check_written(open_weights(temporary), tensors)
-        write_json(sidecar(out), report.to_dict(), indent=1)
-    return report
+    )  # fmt: skip
+    return write_file(report, Joined(teacher, student, kept, names))
 
 
-class _Joined(Mapping[str, Tensor]):
-    """The merged tensors by name, the teacher's first. A tensor is read when it is indexed.
-
-    Args:
-        teacher: Tensors of the teacher.
-        student: Tensors of the student.
-        kept: The teacher's tensors that stay, by name in the result.
-        names: The student's own names to names in the result.
-        origin: Names in the result to names in the teacher, where they differ.
-    """
-
-    def __init__(
-        self, teacher: Mapping[str, Tensor], student: OpenedStudent | OpenedText, kept: Table, names: dict[str, str],
-        origin: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
-        self._teacher, self._student, self._origin = teacher, student, origin
-        self._own = {merged: name for name, merged in names.items()}
-        self.info: Table = {**kept, **{merged: student.info[name] for merged, name in self._own.items()}}
-
-    def __getitem__(self, name: str) -> Tensor:
-        own = self._own.get(name)
-        return self._teacher[self._origin.get(name, name)] if own is None else self._student.weights[own]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.info)
-
-    def __len__(self) -> int:
-        return len(self.info)
-
-
-def _tables(
-    teacher: Weights | OpenedSam, student: OpenedStudent, names: dict[str, str], replace: str
-) -> tuple[Table, Table, Table]:
-    """Return the kept, removed and added tensors.
-
-    Raises:
-        UserError: There is nothing to replace, tensors of the ViT would remain, or a kept and an added tensor have the
-            same name.
-    """
-    removed = {name: about for name, about in teacher.info.items() if name.startswith(replace)}
-    kept = {name: about for name, about in teacher.info.items() if name not in removed}
-    if not removed:
-        raise UserError(f"{teacher.source}: nothing to replace: no tensor starts with {replace!r}; wrong checkpoint?")
-    residue = [name for name in kept if is_vit_tensor(name)]
-    if residue:
-        raise UserError(
-            f"{teacher.source}: teacher residue: {len(residue)} tensors of its ViT are outside {replace!r} and would "
-            f"remain, such as {residue[0]}; give a --replace-prefix that covers them"
-        )
-    added = {merged: student.info[name] for name, merged in names.items()}
-    clash = sorted(set(added) & set(kept))
-    if clash:
-        raise UserError(f"{teacher.source}: {clash[0]} is a kept tensor and one of the student; change --target-prefix")
-    return kept, removed, added
-
-
-def _check_written(written: Weights, wanted: _Joined) -> None:
-    """Check that the file holds every tensor of ``wanted``, bit for bit."""
-    if written.info != wanted.info:
-        raise RuntimeError(f"{written.source}: what was written is not what was meant; nothing is kept of it")
-    for name in wanted:
-        if not torch.equal(_bits(written[name]), _bits(wanted[name])):
-            raise UserError(
-                f"{written.source}: {name} changed on disk after it was written; check the disk and merge again"
-            )
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+def _text_into_original(student: OpenedText, path: Path, out: Path, naming: str) -> MergeReport:
+    """Write a ``sam3.pt`` with a text encoder under EfficientSAM3's names. Its trunk is the teacher's or a student."""
+    teacher, trunk = open_original(path), merged_config(path)
+    if naming == EFFICIENTSAM3 and trunk is not None and merged_trunk(teacher, path) is None:
+        raise UserError(f"{path}: EfficientSAM3 has no such names as its trunk has; merge the trunk with --names too")
+    lite_config(as_json(original_config(path, Sam3Config)), student.config, path)  # raises if it does not fit the heads
+    tensors = write_text(student.config, all_of(student), student.source)
+    student = OpenedText(student.source, student.config, tensors, {n: TensorInfo.of(t) for n, t in tensors.items()})
+    names = {name: ORIGINAL_TEXT + name for name in tensors}
+    kept, removed, added = tables(teacher, student, names, ORIGINAL_TEXT, vit=trunk is None)
+    report = MergeReport(
+        str(student.source), str(path), str(out), "sam3.pt", kept, removed, added,
+        as_json(student.config if trunk is None else trunk),
+    )  # fmt: skip
+    return write_file(report, Joined(teacher, student, kept, names))
 
 
 def _check_out(out: Path, into: Path, folder: bool) -> None:

@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Sam3Config,
+    Sam3LiteTextConfig,
+    Sam3LiteTextModel,
     Sam3Model,
     Sam3TrackerConfig,
     Sam3TrackerModel,
@@ -27,13 +29,15 @@ from transformers import (
 from ..reading import foreign
 from ..students import StudentTrunkConfig
 from ..types import UserError
-from .files import TORCH_SUFFIXES, TensorInfo, open_weights
-from .layout import DETECTOR, HF_TRUNK, ORIGINAL_STUDENT, TRACKER, is_vit_tensor
+from .efficientsam3 import merged_trunk, read_text, students_in
+from .files import TORCH_SUFFIXES, TensorInfo, Weights, open_weights
+from .layout import DETECTOR, HF_TRUNK, ORIGINAL_STUDENT, ORIGINAL_TRUNK, TRACKER, is_vit_tensor
 from .loading import CONFIG, compare, open_config, pretrained
 from .rename import to_hf
 from .rename_tracker import to_tracker
 from .report import merged_student, sidecar
-from .student import expected, student_tensors
+from .student import as_json, expected, student_tensors
+from .text import lite_config
 
 Config = TypeVar("Config", Sam3Config, Sam3TrackerConfig, Sam3TrackerVideoConfig)
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -51,7 +55,21 @@ def original_parts(path: Path) -> set[type[PreTrainedConfig]]:
     """
     if not path.is_file() or path.suffix not in TORCH_SUFFIXES:
         return set()
-    return _parts(open_weights(path))
+    return _parts(open_original(path))
+
+
+def open_original(path: Path) -> Weights:
+    """Open an original file. A detector's names get the ``detector.`` that EfficientSAM3's training leaves out.
+
+    Raises:
+        UserError: As ``open_weights``.
+    """
+    weights = open_weights(path)
+    bare = not any(name.startswith((DETECTOR, TRACKER)) for name in weights)
+    if bare and any(name.startswith(ORIGINAL_TRUNK.removeprefix(DETECTOR)) for name in weights):
+        info = {DETECTOR + name: about for name, about in weights.info.items()}
+        return Weights(path, info, {}, {DETECTOR + name: weights[name] for name in weights}, weights.wrapped)
+    return weights
 
 
 def _parts(names: Iterable[str]) -> set[type[PreTrainedConfig]]:
@@ -64,7 +82,7 @@ def original_config(path: Path, kind: type[Config]) -> Config:
 
     Sizes are those of a ``config.json`` beside the file, as on the hub, or else the published ones. The layer norms of
     SAM 3's ViT always get the original code's epsilon, because a ``config.json`` describes the weights in transformers'
-    layout. The trunk of a merged file is the student that the merge recorded beside it, with the student's input size.
+    layout. The trunk of a merged file is its student, see ``merged_config``, with the student's input size.
 
     Args:
         path: The original or merged ``sam3.pt``.
@@ -76,14 +94,47 @@ def original_config(path: Path, kind: type[Config]) -> Config:
     with foreign(path.parent / CONFIG, "not a readable configuration"):
         config = _beside(path.parent / CONFIG, kind)
         vision = config.vision_config
-        if sidecar(path).is_file():
-            vision.backbone_config = merged_student(path)
+        if (student := merged_config(path)) is not None:
+            vision.backbone_config = student
         elif isinstance(vision.backbone_config, Sam3ViTConfig):
             vision.backbone_config.layer_norm_eps = LAYER_NORM_EPS
         set_image_size(config, vision.backbone_config.image_size)
         if isinstance(config, Sam3TrackerConfig):
             read_levels_alone(config)
         return config
+
+
+def merged_config(path: Path) -> StudentTrunkConfig | None:
+    """Return the configuration of the student that is the trunk of a merged file, or None for a file with SAM 3's ViT.
+
+    It is what the merge recorded beside the file. Without a record, it follows from EfficientSAM3's names.
+
+    Raises:
+        UserError: There is no record, and the names are not EfficientSAM3's, or those of an unknown trunk.
+    """
+    weights = open_original(path)
+    if not any(name.startswith(ORIGINAL_STUDENT) for name in weights):
+        return None
+    published = None if sidecar(path).is_file() else merged_trunk(weights, path)
+    return merged_student(path) if published is None else published[1]
+
+
+def detector_config(path: Path) -> Sam3Config | Sam3LiteTextConfig:
+    """Return the configuration of the detector in an original file, which may have a text encoder of EfficientSAM3.
+
+    Raises:
+        UserError: As ``original_config``, or the file holds students without a detector's heads.
+    """
+    weights = open_original(path)
+    if Sam3Config not in _parts(weights) and (students := students_in(weights, path)):
+        raise UserError(
+            f"{path}: {students} without the heads of a SAM 3: `samdistill merge {path} --into TEACHER --out "
+            "PATH` makes a model"
+        )
+    config, text = original_config(path, Sam3Config), read_text(weights, path)
+    if text is None:
+        return config
+    return Sam3LiteTextConfig.from_dict(lite_config(as_json(config), text[0], path))
 
 
 def read_levels_alone(config: Sam3TrackerConfig) -> None:
@@ -162,9 +213,11 @@ def load_original(
 
     Args:
         path: The file.
-        kind: ``Sam3Model``, ``Sam3TrackerModel``, or ``Sam3TrackerVideoModel`` (the tracker with its memory).
-        config: Configuration of the model. None uses ``original_config``. For a merged file its trunk is replaced.
-        student: Configuration of the student in a merged file. None reads it from the report beside the file.
+        kind: ``Sam3Model``, ``Sam3LiteTextModel`` (a detector with a text encoder of EfficientSAM3),
+            ``Sam3TrackerModel``, or ``Sam3TrackerVideoModel`` (the tracker with its memory).
+        config: Configuration of the model. None uses ``original_config``, or ``detector_config`` for a
+            ``Sam3LiteTextModel``. For a merged file its trunk is replaced.
+        student: Configuration of the student in a merged file. None uses ``merged_config``.
         dtype: Type of the parameters.
 
     Raises:
@@ -172,17 +225,31 @@ def load_original(
             its configuration, or tensors of the teacher's ViT remain.
     """
     path = Path(path)
-    weights = open_weights(path)
-    config = original_config(path, kind.config_class) if config is None else copy.deepcopy(config)
-    rename: Rename = to_hf if issubclass(kind, Sam3Model) else to_tracker
-    if any(name.startswith(ORIGINAL_STUDENT) for name in weights):
-        own = student if student is not None else merged_student(path)
+    weights = open_original(path)
+    small_text = issubclass(kind, Sam3LiteTextModel)
+    _check_text(weights, kind, path)
+    if config is None:
+        config = detector_config(path) if small_text else original_config(path, kind.config_class)
+    config = copy.deepcopy(config)
+    rename: Rename = to_hf if small_text or issubclass(kind, Sam3Model) else to_tracker
+    own = student if student is not None else merged_config(path)
+    if own is not None and any(name.startswith(ORIGINAL_STUDENT) for name in weights):
         config.vision_config.backbone_config = own
         state = merged_state(weights, own, rename=rename)
     else:
         state, _ = rename(weights)
     copied = {name: tensor.clone() for name, tensor in state.items()}  # the file can be deleted afterwards
     return pretrained(kind, config, copied, path, dtype, spare=issubclass(kind, Sam3TrackerModel))
+
+
+def _check_text(weights: Weights, kind: type[PreTrainedModel], path: Path) -> None:
+    """Raise ``UserError`` if the file's text encoder is not the one that ``kind`` hosts."""
+    if not issubclass(kind, Sam3LiteTextModel | Sam3Model):
+        return
+    wanted = Sam3Model if read_text(weights, path) is None else Sam3LiteTextModel
+    if not issubclass(kind, wanted):
+        encoder = "SAM 3's text encoder" if wanted is Sam3Model else "a text encoder of EfficientSAM3"
+        raise UserError(f"{path}: holds {encoder}, which a {kind.__name__} cannot host; open it as a {wanted.__name__}")
 
 
 def merged_state(

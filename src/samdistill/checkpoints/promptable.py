@@ -23,12 +23,13 @@ from ..ops.promptable import Promptable
 from ..reading import foreign
 from ..students import HostedSamConfig, HostedSamModel, MobileSamConfig, MobileSamModel
 from ..types import UserError
+from .efficientsam3 import students_in
 from .exported import PROMPTABLE, exported_kind, open_exported
 from .files import TORCH_SUFFIXES, locate, open_weights
 from .layout import STUDENT_TRUNK
 from .loading import CONFIG, build_config, model_kinds, open_config, pretrained, read_settings
 from .original import as_tracker, load_original, original_config, original_parts, read_levels_alone, set_image_size
-from .rename_sam import MOBILE_SAM
+from .rename_sam import MOBILE
 from .rename_sam2 import SAM2
 from .sam import open_sam, original_kind, renamed
 
@@ -42,7 +43,7 @@ _PARTS = (Sam3TrackerModel, Sam2Model)
 """Classes whose checkpoints may hold a memory or a detector too."""
 _SOURCES = (
     "a Hugging Face folder of a SAM 3 tracker, a SAM, a SAM 2 or a MobileSAM, a run with one in student/ or merged/, "
-    "or an original sam3.pt, sam_vit_*.pth, sam2*_hiera_*.pt or mobile_sam.pt"
+    "or an original sam3.pt, sam_vit_*.pth, sam2*_hiera_*.pt, mobile_sam.pt or edge_sam.pth"
 )
 
 
@@ -57,8 +58,8 @@ def load_promptable(path: str | Path, image_size: int | None = None) -> Promptab
             - a Hugging Face folder or a hub id of a SAM 3 tracker, a SAM or a SAM 2 (each with its own or a distilled
               trunk), or a MobileSAM;
             - a run with such a folder in ``student/`` or ``merged/``;
-            - an original ``sam3.pt`` (also with a student merged in), ``sam_vit_*.pth``, ``sam2*_hiera_*.pt`` or
-              ``mobile_sam.pt``;
+            - an original ``sam3.pt`` (also with a student merged in), ``sam_vit_*.pth``, ``sam2*_hiera_*.pt``,
+              ``mobile_sam.pt`` or ``edge_sam.pth``;
             - a folder that ``samdistill export`` wrote;
             - ``sandbox``, ``sandbox-sam`` or ``sandbox-mobile``, the packaged models.
         image_size: Side of the square input in pixels. None keeps the checkpoint's. A SAM supports only its own.
@@ -154,11 +155,17 @@ def _original(path: Path, image_size: int | None) -> Promptable | Sam3Model:
         return load_original(path, sam3, _sized_sam3(original_config(path, sam3.config_class), image_size))
     weights = open_weights(path)
     kind = original_kind(weights)
+    if kind is None and (students := students_in(weights, path)):
+        raise UserError(
+            f"{path}: {students} without a prompt decoder: `samdistill merge {path} --into SAM3` makes a model"
+        )
     if kind is None:
-        raise UserError(f"{path}: not an original SAM, MobileSAM, SAM 2 or SAM 3, by its tensor names; give {_SOURCES}")
-    if kind == MOBILE_SAM:
+        raise UserError(
+            f"{path}: not an original SAM, MobileSAM, EdgeSAM, SAM 2 or SAM 3, by its tensor names; give {_SOURCES}"
+        )
+    if kind in MOBILE:
         # The trunk has no position embeddings, so any multiple of the patch size is valid.
-        sized = MobileSamConfig(**({} if image_size is None else {"image_size": image_size}))
+        sized = MobileSamConfig(**MOBILE[kind], **({} if image_size is None else {"image_size": image_size}))
         return pretrained(MobileSamModel, sized, _copied(renamed(weights)), path)
     opened = open_sam(path)
     _same_size(opened.config.prompt_encoder_config.image_size, image_size, path)

@@ -1,8 +1,10 @@
 """Translation of the detector's names in the original ``sam3.pt`` into those of transformers' ``Sam3Model``.
 
-The table has rows of (original, transformers) prefixes. ``{i}`` matches a number, and the part after a prefix is kept.
-Three kinds of values differ besides the names: the original position embedding starts with a class token, the text
-projection is transposed, and every attention stores query, key and value in one fused tensor.
+A small text encoder, which EfficientSAM3's files have in the place of SAM 3's own, gets the names of a
+``Sam3LiteTextModel``. The table has rows of (original, transformers) prefixes. ``{i}`` matches a number, and the part
+after a prefix is kept.
+Three kinds of values differ besides the names: the original position embedding starts with a class token, text
+projections are transposed, and every attention stores query, key and value in one fused tensor.
 """
 
 from __future__ import annotations
@@ -14,18 +16,22 @@ from torch import Tensor
 
 from ..types import UserError
 from .layout import DETECTOR
+from .rename_efficientsam3 import TEXT_FUSED, TEXT_MODULES, TEXT_PROJECTION, TEXT_WHOLE
 
 _TRUNK, _VIT = "backbone.vision_backbone.trunk.", "vision_encoder.backbone."
 _CONVS, _NECK = "backbone.vision_backbone.convs.", "vision_encoder.neck.fpn_layers."
 _LANGUAGE, _TEXT = "backbone.language_backbone.encoder.", "text_encoder."
 _BLOCK, _TEXT_LAYER = f"{_LANGUAGE}transformer.resblocks.{{i}}.", f"{_TEXT}text_model.encoder.layers.{{i}}."
+_SMALL = "backbone.language_backbone."
 _PARTS = ("q", "k", "v")
 
-# These rows are complete names, not prefixes. The first two also change the value.
+# These rows are complete names, not prefixes. Positions and projections also change the value.
 _POSITIONS = (f"{_TRUNK}pos_embed", f"{_VIT}embeddings.position_embeddings")
 _PROJECTION = (f"{_LANGUAGE}text_projection", f"{_TEXT}text_projection.weight")
 _WHOLE = (_POSITIONS, _PROJECTION,
-          (f"{_LANGUAGE}positional_embedding", f"{_TEXT}text_model.embeddings.position_embedding.weight"))  # fmt: skip
+          (f"{_LANGUAGE}positional_embedding", f"{_TEXT}text_model.embeddings.position_embedding.weight"),
+          *((_SMALL + original, ours) for original, ours in TEXT_WHOLE))  # fmt: skip
+_TRANSPOSED = (_PROJECTION[0], _SMALL + TEXT_PROJECTION[0])
 
 _MODULES = [
     (f"{_TRUNK}patch_embed.proj.", f"{_VIT}embeddings.patch_embeddings.projection."),
@@ -116,11 +122,13 @@ _ATTENTIONS = [
     ("segmentation_head.cross_attend_prompt", "mask_decoder.prompt_cross_attn"),
 ]
 _MODULES += [(f"{original}.out_proj.", f"{ours}.o_proj.") for original, ours in _ATTENTIONS]
+_MODULES += [(_SMALL + original, ours) for original, ours in TEXT_MODULES]
 # Rows are the prefix of the fused tensor and the prefix of each third, where {p} is q, k or v.
 _FUSED = [
     (f"{_TRUNK}blocks.{{i}}.attn.qkv.", f"{_VIT}layers.{{i}}.attention.{{p}}_proj."),
     (f"{_BLOCK}attn.in_proj_", f"{_TEXT_LAYER}self_attn.{{p}}_proj."),
     *((f"{original}.in_proj_", f"{ours}.{{p}}_proj.") for original, ours in _ATTENTIONS),
+    *((_SMALL + original, ours) for original, ours in TEXT_FUSED),
 ]
 TABLE: tuple[tuple[str, str], ...] = (*_WHOLE, *_FUSED, *_MODULES)
 """All rows, original prefix first."""
@@ -173,7 +181,7 @@ def to_hf(state: Mapping[str, Tensor], names: Iterable[str] | None = None) -> tu
         bare = name.removeprefix(DETECTOR)
         if bare == _POSITIONS[0]:
             value = without_class_token(value, name)
-        elif bare == _PROJECTION[0]:
+        elif bare in _TRANSPOSED:
             value = value.T.contiguous()
         if len(targets) == 3 and (value.ndim == 0 or value.shape[0] % 3):
             raise UserError(f"{name}: shape {tuple(value.shape)} does not split into query, key and value")

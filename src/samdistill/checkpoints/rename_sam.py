@@ -1,9 +1,9 @@
-"""Translation of original SAM and MobileSAM names to those of ``SamModel`` and ``MobileSamModel``.
+"""Translation of original SAM, MobileSAM and EdgeSAM names to those of ``SamModel`` and ``MobileSamModel``.
 
-The original files are ``sam_vit_*.pth`` and ``mobile_sam.pt``. The table has rows of (original, ours) prefixes. ``{i}``
-and ``{j}`` match numbers, and the part after a prefix is kept. No value changes, because the image encoder's attention
-is fused in both layouts. The random Fourier features are one tensor in the original and two equal ones here, for the
-image and for the prompts.
+The original files are ``sam_vit_*.pth``, ``mobile_sam.pt`` and ``edge_sam.pth``. The table has rows of (original, ours)
+prefixes. ``{i}`` and ``{j}`` match numbers, and the part after a prefix is kept. No value changes, because the image
+encoder's attention is fused in both layouts. The random Fourier features are one tensor in the original and two equal
+ones here, for the image and for the prompts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from .files import TensorInfo
+from .rename_trunks import TINY_VIT, rep_vit
 
 _ENCODER, _VISION, _TRUNK = "image_encoder.", "vision_encoder.", "vision_encoder.trunk.backbone."
 _DECODER, _TWO_WAY = "mask_decoder.", "mask_decoder.transformer.layers.{i}."
@@ -52,32 +53,27 @@ _VIT = [
     (f"{_ENCODER}blocks.{{i}}.attn.", f"{_VISION}layers.{{i}}.attn."),
     (f"{_ENCODER}blocks.{{i}}.mlp.", f"{_VISION}layers.{{i}}.mlp."),
 ]
+_TINY_VIT = [(f"{_ENCODER}{there}", f"{_TRUNK}{here}") for there, here in TINY_VIT]
+_EDGE_SAM = [
+    *((f"{_ENCODER}{there}", f"{_TRUNK}{here}") for there, here in rep_vit((2, 2, 14, 2))),
+    (f"{_ENCODER}fuse_stage2.", f"{_VISION}trunk.fine."),
+    (f"{_ENCODER}fuse_stage3.op_list.0.", f"{_VISION}trunk.coarse."),
+]
 
-
-def _convolution(there: str, here: str) -> list[tuple[str, str]]:
-    """Return the rows of a TinyViT convolution and its batch norm."""
-    return [(f"{_ENCODER}{there}.c.", f"{_TRUNK}{here}.conv."), (f"{_ENCODER}{there}.bn.", f"{_TRUNK}{here}.bn.")]
-
-
-_TINY_VIT = [
-    *_convolution("patch_embed.seq.0", "patch_embed.conv1"),
-    *_convolution("patch_embed.seq.2", "patch_embed.conv2"),
-    *_convolution("layers.0.blocks.{i}.conv{j}", "stages_0.blocks.{i}.conv{j}"),
-    *_convolution("layers.{i}.blocks.{j}.local_conv", "stages_{i}.blocks.{j}.local_conv"),
-    *((f"{_ENCODER}layers.{{i}}.blocks.{{j}}.{name}.", f"{_TRUNK}stages_{{i}}.blocks.{{j}}.{name}.")
-      for name in ("attn", "mlp")),
-]  # fmt: skip
-for _stage in range(3):  # a downsampling is the end of a stage in the original and the start of the next one in timm
-    _TINY_VIT += _convolution(f"layers.{_stage}.downsample.conv{{j}}", f"stages_{_stage + 1}.downsample.conv{{j}}")
-
-TABLE: tuple[tuple[str, str], ...] = (*PROMPTS, *MASKS, *_NECK, *_VIT, *_TINY_VIT)
+TABLE: tuple[tuple[str, str], ...] = (*PROMPTS, *MASKS, *_NECK, *_VIT, *_TINY_VIT, *_EDGE_SAM)
 """All rows, original prefix first."""
 
 _IGNORED = re.compile(
     rf"^{re.escape(_ENCODER)}(norm_head\.|head\.|layers\.\d+\.blocks\.\d+\.attn\.attention_bias_idxs$)"
 )
-SAM, MOBILE_SAM = "sam", "mobile_sam"
-_ANCHORS = {SAM: f"{_ENCODER}blocks.0.attn.qkv.weight", MOBILE_SAM: f"{_ENCODER}layers.0.blocks.0.conv1.c.weight"}
+SAM, MOBILE_SAM, EDGE_SAM = "sam", "mobile_sam", "edge_sam"
+_ANCHORS = {
+    SAM: f"{_ENCODER}blocks.0.attn.qkv.weight", MOBILE_SAM: f"{_ENCODER}layers.0.blocks.0.conv1.c.weight",
+    EDGE_SAM: f"{_ENCODER}fuse_stage2.weight",
+}  # fmt: skip
+TITLES = {SAM: "SAM", MOBILE_SAM: "MobileSAM", EDGE_SAM: "EdgeSAM"}
+MOBILE: dict[str, dict[str, str]] = {MOBILE_SAM: {}, EDGE_SAM: {"backbone": "repvit_m1", "neck": "summed"}}
+"""Fields of the ``MobileSamConfig`` of an original file by its layout."""
 
 
 def compile_row(source: str, target: str) -> tuple[re.Pattern[str], str]:
@@ -99,7 +95,7 @@ def translate(name: str, rows: list[tuple[re.Pattern[str], str]]) -> str | None:
 
 
 def layout(names: Mapping[str, Any]) -> str | None:
-    """Return ``sam`` or ``mobile_sam`` by the names in an original file, or None for any other file."""
+    """Return ``sam``, ``mobile_sam`` or ``edge_sam`` by the names in an original file, or None for any other file."""
     return next((kind for kind, anchor in _ANCHORS.items() if anchor in names), None)
 
 

@@ -18,7 +18,7 @@ from ..students import HostedSamConfig
 from ..types import UserError
 from .files import TORCH_SUFFIXES, TensorInfo, Weights, locate, open_weights
 from .loading import CONFIG, locate_config, read_settings
-from .rename_sam import FOURIER_HERE, MOBILE_SAM, SAM, layout, sam_settings, to_ours
+from .rename_sam import FOURIER_HERE, TITLES, layout, sam_settings, to_ours
 from .rename_sam2 import SAM2, is_sam2, sam2_config, to_sam2
 
 SAM_TYPES = (SamConfig.model_type, HostedSamConfig.model_type, "sam2", SAM2)
@@ -27,7 +27,7 @@ FINE_LEVELS = {"high_resolution_0": "conv_s0", "high_resolution_1": "conv_s1"}
 """Levels of a SAM 2 that are finer than the image embedding, finest first: tap and projection in the mask decoder."""
 
 
-_TITLES = {SAM: "SAM", MOBILE_SAM: "MobileSAM", SAM2: "SAM 2"}
+_TITLES = {**TITLES, SAM2: "SAM 2"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def sam_kind(path: str | Path) -> str | None:
 
 
 def original_kind(names: Mapping[str, Any]) -> str | None:
-    """Return ``sam``, ``mobile_sam`` or ``sam2_video`` by the names in an original file, or None for another file."""
+    """Return ``sam``, ``mobile_sam``, ``edge_sam`` or ``sam2_video`` by the names in an original file, or None."""
     return SAM2 if is_sam2(names) else layout(names)
 
 
@@ -112,7 +112,7 @@ def original_sam_config(weights: Weights) -> PreTrainedConfig:
 
 
 def renamed(weights: Weights) -> dict[str, Tensor]:
-    """Return the tensors of an original SAM, MobileSAM or SAM 2 under our names.
+    """Return the tensors of an original SAM, MobileSAM, EdgeSAM or SAM 2 under our names.
 
     Raises:
         UserError: A name is unknown.

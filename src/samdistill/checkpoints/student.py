@@ -16,12 +16,23 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics
 from ..reading import foreign
 from ..students import EfficientSam3Config, EfficientSam3Model, StudentTrunk, StudentTrunkConfig
+from ..students.backbones import statistics
 from ..students.memory import warm_start
 from ..students.sam3 import MEMORY
 from ..types import UserError
-from .files import STUDENT_FOLDER, TORCH_SUFFIXES, TensorInfo, check_archive, load_torch, open_weights
+from .efficientsam3 import merged_trunk, own_names, read_trunk
+from .files import (
+    STUDENT_FOLDER,
+    TORCH_SUFFIXES,
+    TensorInfo,
+    check_archive,
+    load_torch,
+    named_tensors,
+    open_weights,
+)
 from .layout import ORIGINAL_STUDENT, STUDENT_TRUNK
 from .loading import build_config, compare, model_kinds, open_config, pretrained, read_settings
+from .rename_efficientsam3 import TRUNKS
 
 _ORIGINAL_BACKBONE, _BACKBONE = "backbone.model.", "backbone."
 
@@ -55,14 +66,20 @@ class OpenedStudent:
     weights: Mapping[str, Tensor]
     info: dict[str, TensorInfo]
 
+    @classmethod
+    def of(cls, source: Path, config: StudentTrunkConfig, weights: Mapping[str, Tensor]) -> OpenedStudent:
+        """Return a student whose tensors are open."""
+        return cls(source, config, weights, {name: TensorInfo.of(tensor) for name, tensor in weights.items()})
+
 
 def read_student(source: Path, host: Host) -> OpenedStudent:
     """Read a student and check that it is complete and has the shapes of its configuration.
 
     Args:
         source: A folder with ``config.json`` and weights, or a file in one; a run folder with such a folder
-            ``student/``; or a ``ckpt_epoch_{n}.pt``. A checkpoint's averaged weights are used where it has them, and
-            its sizes and normalisation are the ``host``'s.
+            ``student/``; a ``ckpt_epoch_{n}.pt``, whose averaged weights are used where it has them; or a file of
+            EfficientSAM3, of its first stage or merged. Sizes and normalisation of a checkpoint or a file are the
+            ``host``'s.
         host: Properties of the teacher that the student goes into.
 
     Raises:
@@ -104,8 +121,17 @@ def student_name(original: str) -> str:
 
 
 def student_tensors(state: Mapping[str, Tensor], prefix: str = ORIGINAL_STUDENT) -> dict[str, str]:
-    """Return the student's tensors in a merged ``sam3.pt``: the student's own name to the name in the file."""
-    return {student_name(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
+    """Return the student's tensors in a merged ``sam3.pt``: the student's own name to the name in the file.
+
+    The student has EfficientSAM3's names or ours. A name that is neither is kept.
+
+    Raises:
+        UserError: The student has an unknown trunk of EfficientSAM3.
+    """
+    own = own_names((name for name in state if name.startswith(prefix)), (prefix,))
+    published = merged_trunk(state, "merged sam3.pt")
+    name_of = student_name if published is None else published[0].our_name
+    return {name_of(name) or name: there for name, there in own.items()}
 
 
 def _in_run(run: Path) -> Path:
@@ -129,6 +155,8 @@ def _from_checkpoint(path: Path, host: Host) -> OpenedStudent:
     content = load_torch(path)  # first, since its errors describe a file that is not a checkpoint best
     check_archive(path)
     model, text = content.get("model"), content.get("config")
+    if not isinstance(text, str) and (published := _published(path, named_tensors(content)[1], host)) is not None:
+        return published
     if not isinstance(model, dict) or not isinstance(text, str):
         raise UserError(f"{path}: not a checkpoint of a training run (no 'model' and 'config' in it)")
     with foreign(path, "its 'config' is not that of a samdistill run"):
@@ -136,6 +164,8 @@ def _from_checkpoint(path: Path, host: Host) -> OpenedStudent:
         size = run["teacher"].get("image_size") or host.image_size
         raw: dict[str, Any] = {key: run["student"][key] for key in ("backbone", "head")}
         raw["geometry"] = run.get("data", {}).get("geometry", "square")
+        if run["student"].get("host_statistics"):
+            raw |= {"input_mean": list(host.mean), "input_std": list(host.std)}
     raw |= {
         "hidden_size": host.hidden_size, "patch_size": host.patch_size, "image_size": size,
         "fine_channels": list(host.fine_channels), "host_mean": list(host.mean), "host_std": list(host.std),
@@ -143,7 +173,23 @@ def _from_checkpoint(path: Path, host: Host) -> OpenedStudent:
     config = build_config(StudentTrunkConfig, raw, path)
     with foreign(path, "its 'model' or 'ema' is no table of tensors"):
         weights: dict[str, Tensor] = {**model, **(content.get("ema") or {})}
-        return OpenedStudent(path, config, weights, {name: TensorInfo.of(tensor) for name, tensor in weights.items()})
+        return OpenedStudent.of(path, config, weights)
+
+
+def _published(path: Path, state: Mapping[str, Tensor], host: Host) -> OpenedStudent | None:
+    """Read the trunk of a file of EfficientSAM3. None if the file has none.
+
+    Raises:
+        UserError: As ``read_trunk``, or the trunk belongs to no known family.
+    """
+    found = read_trunk(state, path, host.patch_size, host.image_size)
+    if found is not None:
+        return OpenedStudent.of(path, *found)
+    if strange := next((name for name in state if name.startswith(_ORIGINAL_BACKBONE)), None):
+        raise UserError(
+            f"{path}: an unknown trunk, with names such as {strange}; EfficientSAM3's are {', '.join(TRUNKS)}"
+        )
+    return None
 
 
 def as_json(config: PreTrainedConfig) -> dict[str, Any]:
@@ -152,7 +198,7 @@ def as_json(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def start_from(model: PreTrainedModel, folder: Path) -> None:
-    """Load all weights of ``model`` from a student of the same kind.
+    """Load all weights of ``model`` from a student of the same kind, and the normalisation of a hosted trunk.
 
     Args:
         model: The model to fill.
@@ -168,28 +214,33 @@ def start_from(model: PreTrainedModel, folder: Path) -> None:
     weights, state = open_weights(place), model.state_dict()
     compare(weights.info, {name: TensorInfo.of(t) for name, t in state.items()}, str(place), "this student")
     model.load_state_dict({name: weights[name] for name in state})
+    trunk = getattr(getattr(model, "vision_encoder", None), "backbone", None)
+    if isinstance(trunk, StudentTrunk):
+        trunk.read_as(open_config(place).vision_config.backbone_config)
 
 
-def trunk_weights(folder: Path, backbone: str) -> Path:
-    """Return the file of a trained trunk's weights.
+def trunk_backbone(source: Path, backbone: str) -> dict[str, Tensor]:
+    """Return the backbone of a trained trunk, by its timm names.
 
     Args:
-        folder: The run of an encoder job, or its student's folder.
+        source: As in ``read_student``.
         backbone: timm name of the backbone that the trunk has to have.
 
     Raises:
-        UserError: There is no trained trunk, or it has another backbone.
+        UserError: As in ``read_student``, or the trunk has another backbone, or reads images that are not normalised
+            with timm's statistics of the backbone.
     """
-    found = {place: name for place, name in model_kinds(folder).items() if (place / "model.safetensors").is_file()}
-    if not found:
-        raise UserError(f"{folder}: no trained trunk here; give the run of an encoder job, or its student/ folder")
-    place, name = next(iter(found.items()))
-    if name != STUDENT_TRUNK:
-        raise UserError(f"{place}: not a trunk but a {name!r} model; give the run of an encoder job")
-    own = open_config(place, StudentTrunkConfig).backbone
-    if own != backbone:
-        raise UserError(f"{place}: a trunk with the backbone {own!r}, but this student has {backbone!r}")
-    return place / "model.safetensors"
+    found = read_student(source, Host(1024, 14, 1008))  # SAM 3's; only the head depends on it
+    if found.config.backbone != backbone:
+        raise UserError(
+            f"{found.source}: a trunk with the backbone {found.config.backbone!r}, but this student has {backbone!r}"
+        )
+    if (found.config.input_mean, found.config.input_std) != tuple(map(list, statistics(backbone))):
+        raise UserError(
+            f"{found.source}: a trunk that reads images normalised with the mean {found.config.input_mean}, but this "
+            f"student has timm's {list(statistics(backbone)[0])}; only a hosted student takes both"
+        )
+    return {n.removeprefix(_BACKBONE): found.weights[n] for n in found.info if n.startswith(_BACKBONE)}
 
 
 def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: int = 0) -> EfficientSam3Model:

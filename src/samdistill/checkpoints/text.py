@@ -14,7 +14,9 @@ from transformers import Sam3LiteTextTextConfig
 from ..io import copy_file
 from ..students import TEXT_STUDENT, TextStudent, TextStudentConfig
 from ..types import UserError
-from .files import TensorInfo, Weights, open_weights
+from .efficientsam3 import read_text as read_published
+from .files import TORCH_SUFFIXES, TensorInfo, check_archive, load_torch, named_tensors, open_weights
+from .layout import DETECTOR, ORIGINAL_STUDENT
 from .loading import CONFIG, compare, model_kinds, open_config, skeleton
 from .student import as_json
 from .words import WORD_FILES
@@ -25,6 +27,8 @@ DETECTOR_MODEL = "detector_model."
 """Begin of the names of the detector in a ``Sam3VideoModel``."""
 _NOT_HOSTED = ("width", "architectures", "_name_or_path", "transformers_version", "dtype")
 """Fields of a student's configuration that do not describe its encoder."""
+_CAUSAL = "MobileCLIP-B"
+"""EfficientSAM3's name of the text encoder with the tensors of MobileCLIP-S1 and a causal mask."""
 HOSTS = ("sam3", "sam3_lite_text", "sam3_video")
 """Model types whose detector can host a small text encoder."""
 
@@ -41,27 +45,85 @@ class OpenedText:
 
     source: Path
     config: TextStudentConfig
-    weights: Weights
+    weights: Mapping[str, Tensor]
     info: dict[str, TensorInfo]
 
 
-def text_folder(source: Path) -> Path | None:
+def read_text(source: Path) -> OpenedText | None:
+    """Read a text student and check that it is complete and has the shapes of its configuration.
+
+    Args:
+        source: The folder of a text student, a run with one in ``student/``, or a file of EfficientSAM3 with a text
+            encoder: of its first stage, or merged without an image trunk.
+
+    Returns:
+        The student, or None if ``source`` holds none.
+
+    Raises:
+        UserError: It is damaged, incomplete or of other shapes.
+    """
+    if source.is_file() and source.suffix in TORCH_SUFFIXES:
+        content = load_torch(source)
+        tensors = named_tensors(content)[1]
+        _refuse_causal(content, source)
+        found = None if any(map(_of_student_trunk, tensors)) else read_published(tensors, source)
+        if found is None:
+            return None
+        check_archive(source)
+        place, (config, weights) = source, found
+        info = {name: TensorInfo.of(tensor) for name, tensor in weights.items()}
+    elif (folder := _folder(source)) is not None:
+        place, config, opened = folder, open_config(folder, TextStudentConfig), open_weights(folder)
+        weights, info = opened, opened.info
+    else:
+        return None
+    wanted = skeleton(lambda: TextStudent(config), place).state_dict()
+    compare(info, {name: TensorInfo.of(t) for name, t in wanted.items()}, str(place), "the text student")
+    return OpenedText(place, config, weights, info)
+
+
+def start_text(student: TextStudent, source: Path) -> None:
+    """Load all weights of a text encoder from a trained one.
+
+    Args:
+        student: The text encoder to fill.
+        source: As in ``read_text``.
+
+    Raises:
+        UserError: There is no text encoder in ``source``, or it has other shapes, heads or another use of padding.
+    """
+    opened = read_text(source)
+    if opened is None:
+        raise UserError(
+            f"{source}: no student of kind {TEXT_STUDENT} here; give the run that trained one, its student/, or a file "
+            "of EfficientSAM3"
+        )
+    state = student.state_dict()
+    compare(opened.info, {n: TensorInfo.of(t) for n, t in state.items()}, str(opened.source), "this student")
+    for name in ("attend_padding", "num_attention_heads"):
+        own, wanted = getattr(opened.config, name), getattr(student.config, name)
+        if own != wanted:
+            raise UserError(f"{opened.source}: a text encoder with {name} {own}, but this student has {wanted}")
+    student.load_state_dict({name: opened.weights[name] for name in state})
+
+
+def _folder(source: Path) -> Path | None:
     """Return the folder of a text student: ``source``, or ``student/`` in the run folder ``source``. None without."""
     if not source.is_dir():
         return None
     return next((place for place, kind in model_kinds(source).items() if kind == TEXT_STUDENT), None)
 
 
-def read_text(folder: Path) -> OpenedText:
-    """Read a text student and check that it is complete and has the shapes of its configuration.
+def _refuse_causal(content: Mapping[Any, Any], source: Path) -> None:
+    """Raise ``UserError`` if EfficientSAM3's training names MobileCLIP-B, which has a causal mask."""
+    settings = content.get("config")
+    model = settings.get("MODEL") if isinstance(settings, dict) else None
+    if isinstance(model, dict) and model.get("BACKBONE") == _CAUSAL:
+        raise UserError(f"{source}: a {_CAUSAL}, whose attention is causal; a Sam3LiteTextModel cannot host it")
 
-    Raises:
-        UserError: It is damaged, incomplete or of other shapes.
-    """
-    config, weights = open_config(folder, TextStudentConfig), open_weights(folder)
-    wanted = skeleton(lambda: TextStudent(config), folder / CONFIG).state_dict()
-    compare(weights.info, {name: TensorInfo.of(t) for name, t in wanted.items()}, str(folder), "the text student")
-    return OpenedText(folder, config, weights, weights.info)
+
+def _of_student_trunk(name: str) -> bool:
+    return ORIGINAL_STUDENT.removeprefix(DETECTOR) in name
 
 
 def lite_config(settings: dict[str, Any], student: TextStudentConfig, where: Path) -> dict[str, Any]:
@@ -101,10 +163,10 @@ def lite_config(settings: dict[str, Any], student: TextStudentConfig, where: Pat
     return host | {"model_type": "sam3_lite_text", "architectures": ["Sam3LiteTextModel"]}
 
 
-def copy_words(folder: Path, to: Path) -> None:
-    """Copy the tokenizer of a text student, whose context may be shorter than the teacher's."""
+def copy_words(source: Path, to: Path) -> None:
+    """Copy the tokenizer of a text student, whose context may be shorter than the teacher's. A file has none."""
     for pattern in WORD_FILES:
-        for path in sorted(folder.glob(pattern)):
+        for path in sorted(source.glob(pattern)):
             if path.name != CONFIG:
                 copy_file(path, to / path.name)
 

@@ -100,8 +100,8 @@ class StudentConfig(Strict):
 
     backbone: str
     head: Annotated[str, AfterValidator(registered(HEADS))] = "fused"
-    pretrained: bool | Path = False
-    """True downloads timm's ImageNet weights. A path reads the weights from a file."""
+    pretrained: bool | Path = False  # True downloads timm's ImageNet weights; a path reads them from a file
+    host_statistics: bool = False  # images are normalised as for the teacher, not with timm's statistics
 
 
 class AugmentConfig(Strict):

@@ -36,7 +36,7 @@ class PromptableConfig(Strict):
     """
     backbone: str = "tiny_vit_5m_224"
     """A student's name (``es_rv_m``) or any timm model with feature maps."""
-    neck: Literal["last", "fused"] | None = None
+    neck: Literal["last", "fused", "summed"] | None = None
     """``last`` uses the deepest map, which must have the embedding's grid (TinyViT, as in MobileSAM). ``fused`` uses
     all maps. None is ``last`` for TinyViT and ``fused`` for others.
     """

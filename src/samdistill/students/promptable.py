@@ -1,9 +1,10 @@
 """MobileSAM: a timm trunk, SAM's neck, and transformers' SAM prompt encoder and mask decoder.
 
-Any timm trunk and any input size are supported.
+Any timm trunk and any input size are supported. EdgeSAM is one with a RepViT trunk, whose two deepest maps are summed.
 
 Source:
     Zhang et al., Faster Segment Anything, 2023.
+    Zhou et al., EdgeSAM: Prompt-In-the-Loop Distillation for On-Device Deployment of SAM, 2023.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float
+from timm.models.repvit import RepVitDownsample
 from timm.models.tiny_vit import PatchMerging
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForMaskGeneration, SamConfig, SamModel, SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionEncoderOutput, SamVisionNeck
 
@@ -22,8 +25,6 @@ from ..types import UserError
 from .backbones import build_backbone, feature_maps, levels, resolve_backbone, statistics
 from .sam_host import assemble
 from .trunk import StudentTrunk, StudentTrunkConfig, TimmModel, start_backbone
-
-NECKS = ("last", "fused")
 
 
 @strict
@@ -36,7 +37,8 @@ class MobileSamConfig(SamConfig):
         backbone: A student's name or a timm name. It is stored as the timm name.
         neck: ``last`` uses the trunk's deepest map, which must have one cell per patch. In a TinyViT the last
             downsampling then keeps the resolution, as in MobileSAM. ``fused`` combines all maps with a
-            ``StudentTrunk``. None is ``last`` for TinyViT and ``fused`` for others.
+            ``StudentTrunk``. ``summed`` adds the two deepest maps of a RepViT, as in EdgeSAM; the finer one must have
+            one cell per patch. None is ``last`` for TinyViT and ``fused`` for others.
         image_size: Side of the square input in pixels.
         patch_size: Pixels per cell of the image embedding.
         width: Channels of the image embedding, the prompts and the decoder.
@@ -83,8 +85,8 @@ class MobileSamConfig(SamConfig):
         self.vision_config.scale = 1
 
     def _check(self) -> None:
-        if self.neck not in NECKS:
-            raise UserError(f"neck must be {' or '.join(NECKS)}, got {self.neck!r}")
+        if self.neck not in _TRUNKS:
+            raise UserError(f"neck must be one of {', '.join(_TRUNKS)}, got {self.neck!r}")
         size, patch = self.image_size, self.patch_size
         if size % patch or size < patch:
             low = max(patch, size // patch * patch)
@@ -116,15 +118,47 @@ class DeepestMap(nn.Module):
         if merging:
             merging[-1].conv2.conv.stride = (1, 1)
             stride //= 2
-        if stride != config.patch_size:
-            raise UserError(
-                f"backbone {config.backbone!r} has {stride} px per cell in its deepest map, but patch_size is "
-                f"{config.patch_size}: set patch_size to {stride} and image_size to a multiple of it, or neck to fused"
-            )
+        _check_stride(config, stride, "its deepest map")
 
     def image_embedding(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
         """Return the deepest map, before SAM's neck."""
         return feature_maps(self.backbone, self.wanted, pixel_values)[0]
+
+
+class SummedMaps(nn.Module):
+    """The two deepest maps of a RepViT, projected to one width and added at one cell per patch, as in EdgeSAM.
+
+    timm counts the last block of a stage as the first one of the next stage, so it runs once more for the finer map.
+
+    Raises:
+        UserError: The backbone is not a RepViT, or the finer one of the two maps has another stride than
+            ``patch_size``.
+    """
+
+    def __init__(self, config: MobileSamConfig) -> None:
+        super().__init__()
+        self.backbone = build_backbone(config.backbone, config.image_size)
+        self.wanted = levels(self.backbone)[-2:]
+        blocks = [module.pre_block for module in self.backbone.modules() if isinstance(module, RepVitDownsample)]
+        if not blocks:
+            raise UserError(f"backbone {config.backbone!r} is not a RepViT, so neck cannot be summed; set it to fused")
+        self._block = (blocks[-1],)  # in a tuple, so that no parameter has a second name
+        _check_stride(config, self.wanted[0].stride, "its finer map")
+        self.fine, self.coarse = (nn.Conv2d(level.channels, config.width, 1, bias=False) for level in self.wanted)
+
+    def image_embedding(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d gh gw"]:
+        """Return the sum, before SAM's neck."""
+        fine, coarse = feature_maps(self.backbone, self.wanted, pixel_values)
+        fine = self._block[0](fine)
+        return self.fine(fine) + F.interpolate(self.coarse(coarse), fine.shape[-2:], mode="bicubic")
+
+
+def _check_stride(config: MobileSamConfig, stride: int, which: str) -> None:
+    if stride != config.patch_size:
+        raise UserError(
+            f"backbone {config.backbone!r} has {stride} px per cell in {which}, but patch_size is "
+            f"{config.patch_size}: set patch_size to {stride} and image_size to a multiple of it, or neck to fused"
+        )
 
 
 class MobileSamEncoder(nn.Module):
@@ -132,7 +166,7 @@ class MobileSamEncoder(nn.Module):
 
     def __init__(self, config: MobileSamConfig) -> None:
         super().__init__()
-        self.trunk = DeepestMap(config) if config.neck == "last" else StudentTrunk(_fused(config))
+        self.trunk = _TRUNKS[config.neck or "fused"](config)
         channels = self.trunk.channels if config.neck == "last" else config.width
         self.neck = SamVisionNeck(SamVisionConfig(hidden_size=channels, output_channels=config.width))
 
@@ -150,11 +184,14 @@ class MobileSamEncoder(nn.Module):
         return SamVisionEncoderOutput(last_hidden_state=self.neck(raw.permute(0, 2, 3, 1)))  # the neck takes NHWC
 
 
-def _fused(config: MobileSamConfig) -> StudentTrunkConfig:
-    return StudentTrunkConfig(
+def _fused(config: MobileSamConfig) -> StudentTrunk:
+    return StudentTrunk(StudentTrunkConfig(
         hidden_size=config.width, patch_size=config.patch_size, image_size=config.image_size, backbone=config.backbone,
         host_mean=config.image_mean, host_std=config.image_std,
-    )  # fmt: skip
+    ))  # fmt: skip
+
+
+_TRUNKS = {"last": DeepestMap, "fused": _fused, "summed": SummedMaps}
 
 
 class MobileSamModel(TimmModel, SamModel):

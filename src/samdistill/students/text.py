@@ -15,7 +15,7 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
     Sam3LiteTextTextModel,
 )
 
-from ..ops.phrases import end_token
+from ..ops.phrases import end_token, follow_padding
 
 TEXT_STUDENT = "samdistill_text"
 """Model type of a text student."""
@@ -41,6 +41,8 @@ class TextStudentConfig(Sam3LiteTextTextConfig):
 
     Args:
         width: Channels after the projection, those of SAM 3's heads.
+        attend_padding: Tokens attend to padding, which has the id 0, as in EfficientSAM3's code. transformers' own
+            class masks padding. See ``follow_padding``.
 
     Example:
         >>> TextStudentConfig(max_position_embeddings=16, **TEXT_SIZES["s0"]).num_hidden_layers
@@ -50,6 +52,7 @@ class TextStudentConfig(Sam3LiteTextTextConfig):
     model_type = TEXT_STUDENT
 
     width: int = 256
+    attend_padding: bool = False
 
 
 class TextStudent(Sam3LiteTextPreTrainedModel):
@@ -72,6 +75,7 @@ class TextStudent(Sam3LiteTextPreTrainedModel):
         self.text_encoder = Sam3LiteTextTextModel(config)
         self.text_projection = nn.Linear(config.hidden_size, config.width)
         self.post_init()
+        follow_padding(self)
         # no output of SAM 3 reads MobileCLIP's own projection
         self.text_encoder.projection.requires_grad_(False)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float
+from timm.models.efficientvit_mit import LiteMLA
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -43,6 +44,8 @@ class StudentTrunkConfig(PreTrainedConfig):
         geometry: Placement of the training images on the canvas, ``square`` or ``longest_side``.
         fine_channels: Channels of the levels that are finer than the embedding, finest first. Each level has twice the
             resolution of the next one, the last of them twice that of the embedding. SAM 2 has two, other hosts none.
+        attention_eps: Epsilon in the denominators of EfficientViT's linear attention. None uses timm's, 1e-5; the
+            original code, and so EfficientSAM3's, has 1e-15, with which half precision may divide by zero.
 
     Raises:
         UserError: The backbone or the head is unknown, or ``image_size`` is not a multiple of ``patch_size``.
@@ -66,6 +69,7 @@ class StudentTrunkConfig(PreTrainedConfig):
     input_std: list[float] | tuple[float, ...] | None = None
     geometry: str = "square"
     fine_channels: list[int] | tuple[int, ...] = ()
+    attention_eps: float | None = None
 
     def __post_init__(self, **kwargs) -> None:
         self.backbone = resolve_backbone(self.backbone)
@@ -153,6 +157,7 @@ class StudentTrunk(TimmModel):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone, config.image_size)
         self.levels = levels(self.backbone)
+        self._set_eps()
         channels = [level.channels for level in self.levels]
         self.head = HEADS.get(config.head)(channels, config.hidden_size)
         # always fused: a fine level needs the fine maps of the backbone
@@ -166,6 +171,19 @@ class StudentTrunk(TimmModel):
         """Return scale and shift from the host's normalisation to the backbone's."""
         scale, shift = _renormalisation(self.config)
         return {"input_scale": scale, "input_shift": shift}
+
+    def read_as(self, other: StudentTrunkConfig) -> None:
+        """Take over the normalisation that the backbone expects, and ``attention_eps``, from another configuration."""
+        for name in ("input_mean", "input_std", "attention_eps"):
+            setattr(self.config, name, getattr(other, name))
+        for name, value in self.computed().items():
+            getattr(self, name).copy_(value)
+        self._set_eps()
+
+    def _set_eps(self) -> None:
+        for module in self.backbone.modules():
+            if isinstance(module, LiteMLA) and self.config.attention_eps is not None:
+                module.eps = self.config.attention_eps
 
     def image_embedding(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b hidden gh gw"]:
         """Return the embedding as a grid, the format in which the teacher's trunk output is cached.

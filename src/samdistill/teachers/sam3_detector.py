@@ -20,7 +20,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from ..checkpoints.files import locate
 from ..checkpoints.loading import locate_config, parameter_count, pretrained, quiet_transformers
-from ..checkpoints.original import load_original, original_config
+from ..checkpoints.original import detector_config, load_original
 from ..checkpoints.words import Words
 from ..config import TeacherConfig
 from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics, normalise
@@ -234,7 +234,7 @@ def find_detector(config: TeacherConfig) -> tuple[Path, Host]:
         raise UserError(f"teacher.kind={config.kind}: only SAM 3 answers questions in words; set teacher.kind=sam3")
     place = locate(config.path, ("config.json",), packaged="detector")
     if place.is_file():
-        host = original_config(place, Sam3Config)
+        host: Host = detector_config(place)
     else:
         _, whole = locate_config(str(place), "SAM 3")
         host = getattr(whole, "detector_config", None) or whole
@@ -265,5 +265,5 @@ def _describe(path: str, host: Host) -> DetectorInfo:
 def _load(place: Path, host: Host) -> Sam3Model | Sam3LiteTextModel:
     """Load the complete model of ``host`` in float32 on the CPU."""
     if place.is_file():
-        return load_original(place, Sam3Model, host)
+        return load_original(place, MODELS[type(host)], host)
     return pretrained(MODELS[type(host)], host, place, place)

@@ -21,6 +21,7 @@ from ..checkpoints.rename import hf_names, to_hf
 from ..checkpoints.text import text_tensors
 from ..checkpoints.words import WORD_FILES, Words
 from ..config import TeacherConfig
+from ..ops.phrases import follow_padding
 from ..reading import foreign, running
 from .base import DTYPES, Maps
 from .loading import digest_of, freeze, settings
@@ -132,6 +133,7 @@ class _Tower(nn.Module):
         clip = text.model_type == "clip_text_model"
         self.text_encoder = CLIPTextModelWithProjection(text) if clip else Sam3LiteTextTextModel(text)
         self.text_projection = nn.Linear(text.hidden_size, host.detr_encoder_config.hidden_size)
+        follow_padding(self)
 
     def forward(self, input_ids: Int[Tensor, "p t"], attention_mask: Int[Tensor, "p t"]) -> Float[Tensor, "p t c"]:
         found = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)

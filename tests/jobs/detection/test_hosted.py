@@ -7,6 +7,7 @@ import json
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def built(config: DetectionRunConfig) -> HostedStudent:
     return student
 
 
-def saved_trunk(folder: Path, hidden: int = WIDTH, patch: int = 14, **settings: str) -> Path:
+def saved_trunk(folder: Path, hidden: int = WIDTH, patch: int = 14, **settings: Any) -> Path:
     """A finished encoder run with a trunk that no default initialises."""
     torch.manual_seed(5)
     config = StudentTrunkConfig(
@@ -157,6 +158,19 @@ def test_a_trained_trunk_gives_the_model_that_a_merge_writes(
         torch.testing.assert_close(getattr(own, name), getattr(theirs, name))
     start = built(hosted(tmp_path / "run", f"student.start={tmp_path / 'merged'}"))
     assert_equal(start.state_dict(), merged.model.state_dict())
+
+
+@torch.no_grad()
+def test_a_trunk_that_reads_the_teachers_statistics_keeps_them(hosted: Recipe, detector, tmp_path: Path) -> None:
+    statistics = {"input_mean": [0.5] * 3, "input_std": [0.5] * 3}
+    run = saved_trunk(tmp_path / "trunk", **statistics)
+    sd.merge(run, detector[1], tmp_path / "merged")
+    wanted = load_concept_model(tmp_path / "merged").model.vision_encoder.backbone
+    pixels = torch.randn(1, 3, 126, 126)
+    for setting in (f"student.trunk={run}", f"student.start={tmp_path / 'merged'}"):
+        trunk = built(hosted(tmp_path / "run", setting)).model.vision_encoder.backbone.eval()
+        assert {name: getattr(trunk.config, name) for name in statistics} == statistics
+        torch.testing.assert_close(trunk.image_embedding(pixels), wanted.image_embedding(pixels))
 
 
 def test_a_teacher_at_another_size_brings_the_student_to_it(hosted: Recipe, tmp_path: Path) -> None:

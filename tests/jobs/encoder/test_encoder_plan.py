@@ -49,6 +49,13 @@ def test_parameters_and_activations_are_those_of_the_built_student(
     assert 0.8 * real < found.activation_bytes < 1.25 * real
 
 
+def test_a_student_can_read_the_teachers_statistics(recipe, tmp_path: Path) -> None:
+    configs = [recipe(tmp_path / name, f"student.host_statistics={name}") for name in ("true", "false")]
+    same, own = (trunk_config(config.student, EncoderParts(config).teacher_info) for config in configs)
+    assert (same.input_mean, same.input_std) == (same.host_mean, same.host_std) == ([0.5] * 3, [0.5] * 3)
+    assert own.input_mean == pytest.approx([0.485, 0.456, 0.406]) and own.host_mean == same.host_mean
+
+
 def test_activations_of_a_layer_counted_by_hand() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoProcessor, Sam3LiteTextModel
 
 from samdistill.checkpoints.loading import open_config, pretrained
+from samdistill.checkpoints.rename_efficientsam3 import text_to_theirs
 from samdistill.cli import main
 from samdistill.engine import read_lines
 from samdistill.inference.concepts import load_concept_model
@@ -142,6 +143,24 @@ def test_a_student_of_another_vocabulary_is_refused_as_a_start(text, tmp_path: P
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     assert main(["train", str(tmp_path / "run.yaml")]) == 2
     assert "token_embedding.weight of this student has the shape (99, 16)" in capsys.readouterr().err
+
+
+def test_a_run_can_start_from_a_file_of_efficientsam3_with_its_padding(text, tmp_path: Path) -> None:
+    config = text(tmp_path / "run", "student.attend_padding=true", "cache.mode=online")
+    student = TextParts(config).task().build_student()
+    assert student.config.attend_padding
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save({"model": text_to_theirs(student.state_dict())}, tmp_path / "text.pth")
+    settings = [f"student.start={tmp_path}/text.pth", "cache.mode=online"]
+    # the file has no number of heads; EfficientSAM3's have 64 channels each
+    alike = ["student.size={hidden: 16, layers: 3, heads: 1, ffn: 16}", "student.attend_padding=true"]
+    other = TextParts(text(tmp_path / "other", *settings, *alike)).task().build_student()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in student.state_dict().items())
+    for size, said in ((alike[:1], "attend_padding True, but this student has False"),
+                       (alike[1:], "num_attention_heads 1, but this student has 2")):  # fmt: skip
+        with pytest.raises(UserError, match=f"text.pth: a text encoder with {said}"):
+            TextParts(text(tmp_path / "other", *settings, *size)).task().build_student()
 
 
 def test_a_run_can_start_from_another_one(finished, text, tmp_path: Path) -> None:

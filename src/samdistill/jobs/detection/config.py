@@ -70,7 +70,8 @@ class DetectorConfig(Strict):
     pretrained: bool | Path = False
     """True downloads timm's ImageNet weights. A path reads weights from a file."""
     trunk: Path | None = None
-    """Finished run of the encoder job, or its ``student/``. The backbone, and the head of a hosted one, start from it.
+    """Finished run of the encoder job, its ``student/``, or a file of EfficientSAM3. The backbone, and the head of a
+    hosted one, start from it.
     """
     start: Path | None = None
     """Finished run of this job with the same student, or its ``student/``. All weights start from it."""

@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from ...checkpoints.files import TensorInfo
 from ...checkpoints.hosting import trained_trunk
-from ...checkpoints.student import start_from, trunk_weights
+from ...checkpoints.student import start_from, trunk_backbone
 from ...checkpoints.words import Phrases
 from ...engine.groups import frozen_until
 from ...inference.concepts import ConceptModel, StudentDetector
@@ -128,10 +128,10 @@ class Described(StudentKind):
             return EfficientSam3Model(self.model_config)
 
     def build(self, teacher: Sam3Detector) -> EfficientSam3Model:
-        settings = self.settings
-        backbone = self.model_config.vision_config.backbone
-        trunk = settings.pretrained if settings.trunk is None else trunk_weights(settings.trunk, backbone)
-        student = build_detector(self.model_config, trunk)
+        settings, backbone = self.settings, self.model_config.vision_config.backbone
+        student = build_detector(self.model_config, settings.pretrained)
+        if settings.trunk is not None:
+            student.vision_encoder.backbone.load_state_dict(trunk_backbone(settings.trunk, backbone))
         if settings.start is not None:
             start_from(student, settings.start)
         if settings.inherit:

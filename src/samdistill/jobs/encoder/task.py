@@ -49,10 +49,12 @@ class EncoderBatch:
 def trunk_config(student: StudentConfig, teacher: TeacherInfo, geometry: str = "square") -> StudentTrunkConfig:
     """Return the configuration of a trunk with the teacher's channels, grid, input size and normalisation."""
     channels, grid, _ = teacher.embedding_shape
+    own = {"input_mean": teacher.mean, "input_std": teacher.std} if student.host_statistics else {}
     return StudentTrunkConfig(
         backbone=student.backbone, head=student.head, hidden_size=channels, image_size=teacher.image_size,
         patch_size=teacher.image_size // grid, host_mean=teacher.mean, host_std=teacher.std, geometry=geometry,
         fine_channels=[shape[0] for shape in teacher.fine_shapes.values()],
+        **own,
     )  # fmt: skip
 
 

@@ -66,8 +66,13 @@ class TextEncoderConfig(Strict):
     """MobileCLIP's S0, S1, B or L, or numbers."""
     context: Positive = 32
     """Largest number of tokens of a phrase, with start and end tokens. Longer phrases are left out."""
+    attend_padding: bool = False
+    """Tokens attend to padding, as EfficientSAM3's code does and transformers' class does not. Its file names need it.
+    """
     start: Path | None = None
-    """Finished run of this job with the same student, or its ``student/``. All weights start from it."""
+    """Finished run of this job with the same student, its ``student/``, or a file of EfficientSAM3. All weights start
+    from it.
+    """
 
 
 class PhrasesConfig(Strict):

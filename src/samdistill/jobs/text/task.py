@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...checkpoints.student import start_from
+from ...checkpoints.text import start_text
 from ...checkpoints.words import Words
 from ...data.phrases import PhraseDataset, PhraseItem
 from ...engine.held_out import held_out_terms
@@ -58,6 +58,7 @@ def text_config(student: TextEncoderConfig, teacher: TextInfo) -> TextStudentCon
     return TextStudentConfig(
         **size, projection_dim=size["hidden_size"], vocab_size=teacher.vocab_size,
         max_position_embeddings=min(student.context, teacher.context), width=teacher.width,
+        attend_padding=student.attend_padding,
     )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def build_student(config: TextEncoderConfig, teacher: TextInfo) -> TextStudent:
     """Build a student with random weights, or those of ``config.start``."""
     student = TextStudent(text_config(config, teacher))
     if config.start is not None:
-        start_from(student, config.start)
+        start_text(student, config.start)
     return student
 
 
