@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from samdistill.data.phrases import PhraseBook, PhraseDataset, normalised, read_phrases
+from samdistill.data.phrases import PhraseDataset, PhraseList, normalised, read_phrases
 from samdistill.types import UserError
 
 
@@ -107,8 +107,8 @@ def test_captions_give_their_noun_phrases_without_articles(tmp_path: Path, monke
     assert read_phrases(path) == ["cat", "mat"]
 
 
-def divide(phrases: list[str], evaluated: list[str] = [], fraction: float = 0.0, long: str = "") -> PhraseBook:  # noqa: B006
-    return PhraseBook.divide(phrases, evaluated, fraction, 0, lambda text: "too long" if text == long else None)
+def divide(phrases: list[str], evaluated: list[str] = [], fraction: float = 0.0, long: str = "") -> PhraseList:  # noqa: B006
+    return PhraseList.divide(phrases, evaluated, fraction, 0, lambda text: "too long" if text == long else None)
 
 
 def test_phrases_of_the_evaluation_sets_are_kept_out_however_they_are_written() -> None:

@@ -159,7 +159,7 @@ def _language(where: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class PhraseBook:
+class PhraseList:
     """Phrases of a run, divided into those that are trained and those that are not.
 
     Attributes:
@@ -182,7 +182,7 @@ class PhraseBook:
     def divide(
         cls, phrases: Sequence[str], evaluated: Iterable[str], fraction: float, seed: int,
         problem: Callable[[str], str | None],
-    ) -> PhraseBook:  # fmt: skip
+    ) -> PhraseList:  # fmt: skip
         """Divide phrases.
 
         Phrases with the same ``normalised`` text are one phrase, in the form that occurs first in the sources. A phrase

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ...checkpoints.files import STUDENT_FOLDER
 from ...checkpoints.loading import open_config, parameter_count, pretrained
 from ...checkpoints.words import Words
-from ...data.phrases import PhraseBook, normalised
+from ...data.phrases import PhraseList, normalised
 from ...data.saco import ConceptSet
 from ...dist import default_device
 from ...evaluation.concept_result import ConceptResult
@@ -143,7 +143,7 @@ def _nearest(
 
 
 def _split(
-    cosine: Float[Tensor, " p"], texts: Sequence[str], book: PhraseBook
+    cosine: Float[Tensor, " p"], texts: Sequence[str], book: PhraseList
 ) -> tuple[Mapping[str, float], Mapping[str, float]]:
     """Return the mean cosine by number of words, and by number of training phrases with the rarest word."""
     keys = ([len(text.split()) for text in texts], [book.rarity(text) for text in texts])

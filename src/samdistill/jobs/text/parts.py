@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...checkpoints.words import Words
-from ...data.phrases import PhraseBook, normalised, read_phrases
+from ...data.phrases import PhraseList, normalised, read_phrases
 from ...data.skipped import leave_out
 from ...data.sources import evenly
 from ...dist import process_rank
@@ -50,10 +50,10 @@ class TextParts:
         return Words(words.tokenizer, min(words.context, self.config.student.context))
 
     @cached_property
-    def book(self) -> PhraseBook:
+    def book(self) -> PhraseList:
         """The phrases, without those that a model cannot read."""
         data = self.config.data
-        return PhraseBook.divide(
+        return PhraseList.divide(
             self._read(data.phrases), self._read(data.exclude), data.held_out_fraction, data.seed, self._problem
         )
 
