@@ -197,7 +197,8 @@ def mutate_torch(path: Path, rng: Random, canary: Canary) -> None:
         odd = [None, 3, 10**30, float("nan"), "x", "\ud800", [], {}, [old], {"a": old}, torch.zeros(0),
                torch.ones(2, 3), torch.tensor(float("nan")), torch.ones(3, dtype=torch.complex64),
                torch.ones(2, dtype=torch.int64), torch.eye(3).to_sparse()]  # fmt: skip
-        if isinstance(old, torch.Tensor) and rng.random() < 0.5:
+        dense = isinstance(old, torch.Tensor) and old.layout == torch.strided  # a first change may be a sparse one
+        if dense and rng.random() < 0.5:
             odd = [old.double(), old.int(), old.t() if old.ndim == 2 else old[None], old[:1] if old.ndim else old,
                    torch.full_like(old, float("nan")) if old.is_floating_point() else -old.int()]  # fmt: skip
         node[key] = rng.choice(odd)
