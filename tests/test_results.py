@@ -104,7 +104,8 @@ def test_names_equality_by_hand(tmp_path: Path) -> None:
     causal = text | {"stage 1 opened": [0.7, 1.0], "names": names | {"unexpected": 2}}
     write(tmp_path, "names_equality", {
         "goal": 1e-4, "trunks": {"x": trunk | folded, "y": trunk | {"merged opened": [9e-5, 3.0]}},
-        "texts": {"s0": text | {"names": names}, "b": causal}, "whole": {"x, s0": {"trunk": [0.0, 9.0], "logits": [1e-6, 0.5]}},
+        "texts": {"s0": text | {"names": names}, "b": causal},
+        "whole": {"x, s0": {"trunk": [0.0, 9.0], "logits": [1e-6, 0.5]}},
         "coverage": {"EdgeSAM": {"faults": 0}, "MobileSAM": {"faults": 0}},
         "prompted": {"EdgeSAM": {"trunk": [1e-6, 1.0]}, "MobileSAM": {"trunk": [1e-3, 1.0]}},
     })  # fmt: skip

@@ -82,7 +82,7 @@ NAMES = [
             Table("Text encoders, relative difference of the tokens. B has a causal mask, unlike S1", "size",
                   ["stage 1 opened", "merged opened", "written", "stage 1, padding masked as by transformers"],
                   ["{:.1e}"] * 4, rows("texts", (*OPENED, *WRITTEN, MASKED))),
-            Table("Merged files. A random EfficientViT has single values that are very large, and the heads then amplify "
+            Table("Merged files. A random EfficientViT has single values that are very large, and heads then amplify "
                   "rounding", "trunk and text encoder", ["embedding", "its largest value", "worst stage"],
                   ["{:.1e}", "{:.1e}", "{:.1e}"], whole_rows),
         ],
