@@ -104,7 +104,8 @@ def test_names_equality_by_hand(tmp_path: Path) -> None:
     causal = text | {"stage 1 opened": [0.7, 1.0], "names": names | {"unexpected": 2}}
     write(tmp_path, "names_equality", {
         "goal": 1e-4, "trunks": {"x": trunk | folded, "y": trunk | {"merged opened": [9e-5, 3.0]}},
-        "texts": {"s0": text | {"names": names}, "b": causal}, "whole": {"x, s0": {"logits": [1e-6, 0.5]}},
+        "texts": {"s0": text | {"names": names}, "b": causal},
+        "whole": {"x, s0": {"trunk": [0.0, 9.0], "logits": [1e-6, 0.5]}},
         "coverage": {"EdgeSAM": {"faults": 0}, "MobileSAM": {"faults": 0}},
         "prompted": {"EdgeSAM": {"trunk": [1e-6, 1.0]}, "MobileSAM": {"trunk": [1e-3, 1.0]}},
     })  # fmt: skip
@@ -121,6 +122,7 @@ def test_names_equality_by_hand(tmp_path: Path) -> None:
         "MobileSAM: worst difference relative to the largest value | at most 1.0e-04 | 1.0e-03 | **missed** |" in found
     )
     assert "| x | 5.0e-06 | 0.0e+00 | 4.0e-05 | 5.0e-01 | 1.2e-01 |" in found
+    assert "| x, s0 | 0.0e+00 | 9.0e+00 | 2.0e-06 |" in found
     assert "| y | 5.0e-06 | 3.0e-05 | 4.0e-05 | - | - |" in found and "| b | 7.0e-01 |" in found
 
 

@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _merge_verb(verbs: Any) -> None:
+def _merge_verb(verbs: argparse._SubParsersAction) -> None:
     merge = _verb(verbs, "merge", "runs/encoder/es_rv_m --into facebook/sam3 --out es_rv_m_sam3")
     add = merge.add_argument
     add("source", type=_path, metavar="RUN_OR_CHECKPOINT", help="holds the trained student")

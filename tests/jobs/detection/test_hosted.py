@@ -49,7 +49,7 @@ def built(config: DetectionRunConfig) -> HostedStudent:
     return student
 
 
-def saved_trunk(folder: Path, hidden: int = WIDTH, patch: int = 14, **settings: Any) -> Path:
+def saved_trunk(folder: Path, hidden: int = WIDTH, patch: int = 14, **settings: object) -> Path:
     """A finished encoder run with a trunk that no default initialises."""
     torch.manual_seed(5)
     config = StudentTrunkConfig(
