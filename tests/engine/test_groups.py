@@ -155,6 +155,15 @@ def test_the_first_rate_that_matches_counts_and_decay_is_apart():
     }
 
 
+def test_a_rate_of_frozen_parameters_alone_is_an_error():
+    student, _ = freezing((["encoder.*"], None), (["token"], 3))
+    rates = [RateConfig(match=("encoder.*", "token"), scale=0.1), RateConfig(match=("encoder.0.*",), scale=2.0)]
+    parameter_groups(student, 0.1, rates[:1])  # the token trains later
+    said = r"^train\.rates: 'encoder\.0\.\*': every parameter that matches is frozen for the whole run; leave .*$"
+    with pytest.raises(UserError, match=said):
+        parameter_groups(student, 0.1, rates)
+
+
 def test_nothing_trainable_is_an_error():
     student = Tiny().requires_grad_(False)
     for call in (lambda: parameter_groups(student, 0.1), lambda: freezing(student=student)):

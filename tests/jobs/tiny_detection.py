@@ -7,10 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from samdistill.checkpoints.merge import merge
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.loading import load_config
+from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
 from samdistill.sandbox.write import write_coco, write_concept_set
+from samdistill.students import TextStudent, TextStudentConfig
 
 _SPEC = importlib.util.spec_from_file_location("tiny_models", Path(__file__).parents[1] / "teachers" / "conftest.py")
 assert _SPEC is not None and _SPEC.loader is not None
@@ -58,6 +63,39 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_coco(root, 4, 126, 4, "val")
     write_concept_set(root, 4, 126, 4, "val")
     return root
+
+
+BATCHES = 7
+"""Batches that the batch norms of ``measured`` have seen."""
+
+
+def measured(module: nn.Module) -> nn.Module:
+    """Give every batch norm random statistics, as those of a trained model."""
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+            norm.num_batches_tracked.fill_(BATCHES)
+    return module
+
+
+@pytest.fixture(scope="session")
+def lite(detector: tuple[object, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny teacher with a small text encoder, as a merge of a text run writes it."""
+    run, out = tmp_path_factory.mktemp("words"), tmp_path_factory.mktemp("lite") / "merged"
+    torch.manual_seed(4)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "projection_dim": 16, "num_hidden_layers": 3}
+    student = TextStudent(
+        TextStudentConfig(
+            **sizes, num_attention_heads=2, vocab_size=len(VOCABULARY), width=32, max_position_embeddings=6
+        )
+    )
+    for parameter in student.parameters():  # a layer scale begins so small that a step moves nothing behind it
+        nn.init.normal_(parameter, std=0.2)
+    measured(student).eval().save_pretrained(run / "student")
+    sandbox_words().save(run / "student")
+    merge(run, detector[1], out)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -100,12 +100,20 @@ def parameter_groups(student: nn.Module, weight_decay: float, rates: Sequence[Ra
         rates: Scales of the learning rate. The first one that matches a name of the parameter applies; otherwise 1.
 
     Raises:
-        UserError: A pattern matches no parameter, or no parameter requires a gradient.
+        UserError: A pattern matches no parameter, a rate matches only parameters that never train, or no parameter
+            requires a gradient.
     """
     names = _names(student)
     scales: dict[nn.Parameter, float] = {}
     for rate in rates:
-        for parameter in _matching("train.rates", rate.match, names):
+        found = _matching("train.rates", rate.match, names)
+        if not any(parameter.requires_grad for parameter in found):
+            globs = ", ".join(map(repr, rate.match))
+            raise UserError(
+                f"train.rates: {globs}: every parameter that matches is frozen for the whole run; leave the rate out, "
+                "or change train.freeze"
+            )
+        for parameter in found:
             scales.setdefault(parameter, rate.scale)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter, called in names.items():

@@ -122,15 +122,19 @@ def test_a_weight_of_zero_fails_by_term_and_phase(detection: Recipe, tmp_path: P
 
 @pytest.mark.parametrize("name", DETECTION)
 def test_every_term_of_every_packaged_recipe_reaches_the_student(
-    name: str, detector, scenes: Path, tmp_path: Path
+    name: str, detector, lite: Path, scenes: Path, tmp_path: Path
 ) -> None:
     sizes = DESCRIBED if load_config(name).student.kind == "described" else ()
+    if name.startswith("detection/hosted_joint"):
+        sizes = (f"student.host={lite}", "student.trunk=null", "student.start=null", "questions.file=null")
     config = load_config(name, [*small(detector[1], scenes, tmp_path, sizes), "train.batch_size=2"])
     report = check(config, device="cpu")
     assert report.ok, report.problems
     rows = {phase: {t.name for t in report.terms if t.phase == phase} for phase, _ in config.train.phase_starts()}
     if name == "detection/hosted_sandbox":
         assert rows == {"trunk": {"trunk"}}
+    elif name.startswith("detection/hosted_joint"):
+        assert rows == {"joint": set(TERMS)}
     else:
         assert rows["features"] == set(TERMS) and rows["outputs"] == set(OUTPUTS)
     assert all(term.weight == getattr(load_config(name).loss, term.name) > 0 for term in report.terms)
