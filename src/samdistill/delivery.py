@@ -52,6 +52,8 @@ class Delivery:
             for name in targets:
                 target(name)
         words = vocabulary if isinstance(vocabulary, str | Path) else tuple(vocabulary)
+        if isinstance(words, str) and not words.strip():
+            raise UserError("--vocabulary: no phrase given; give phrases with commas between them, or a file of lines")
         if words and not targets:
             raise UserError("--vocabulary: is for an export; add --export onnx or --web")
         if web and job.phrases and not words:

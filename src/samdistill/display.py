@@ -339,7 +339,7 @@ def export(args: argparse.Namespace) -> int:
 
     found = run(
         args.model, args.out, to=args.to, precision=args.precision, calibrate=args.calibrate,
-        vocabulary=args.vocabulary or (), image_size=args.image_size, static=args.static,
+        vocabulary=() if args.vocabulary is None else args.vocabulary, image_size=args.image_size, static=args.static,
         web=args.web, keep_failed=args.keep_failed, progress=not args.json,
     )  # fmt: skip
     if args.json:
@@ -379,7 +379,7 @@ def run(args: argparse.Namespace) -> int:
         overrides=args.overrides,
         export=args.export,
         web=args.web,
-        vocabulary=args.vocabulary or (),
+        vocabulary=() if args.vocabulary is None else args.vocabulary,
     )
     print(result.summary())
     return 0

@@ -231,7 +231,7 @@ def broken(folder, to, change):
 def refused(tmp_path, match, source, into, **prefixes):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=match) as caught:
-        merge(source, into, tmp_path / "out", **prefixes)
+        merge(source, into, tmp_path / f"out{into.suffix}", **prefixes)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -312,7 +312,7 @@ def test_a_neck_that_disagrees_with_its_configuration(hosts, student, tmp_path):
 def test_a_source_that_is_no_student(hosts, student, tmp_path):
     into = hosts["sam3"][1]
     refused(tmp_path, "not a student but a 'sam3_tracker' model", hosts["tracker"][1], into)
-    refused(tmp_path, "no student here", tmp_path / "absent", into)
+    refused(tmp_path, "absent: no such file or folder", tmp_path / "absent", into)
     (tmp_path / "run").mkdir()
     refused(tmp_path, "not a run with a student", tmp_path / "run", into)
     (tmp_path / "run" / "ckpt_epoch_1.pt").write_bytes(b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import types
@@ -252,19 +253,29 @@ def test_what_does_not_go_together_is_refused(trunk, text, student, teacher, hos
             "no such names as its trunk has; merge the trunk",
         ),
         ((text[2], teacher, out), {"target_prefix": "x."}, "are for an image trunk, not for a text encoder"),
-        ((text[1], teacher, out), {"text": trunk[1]}, "no text encoder; give an image trunk first"),
+        ((text[1], teacher, out), {"text": trunk[1]}, f"{text[1]}: a text encoder; give an image trunk first"),
+        ((trunk[1], teacher, out), {"text": tmp_path / "none"}, "none: no such file or folder; give a run"),
+        ((tmp_path / "none", teacher, out), {}, "none: no such file or folder; give a run"),
+        ((trunk[1], teacher, tmp_path / "x"), {}, "x: the result is a file; choose an --out that ends in .pt"),
+        ((trunk[1], teacher, tmp_path / "x.safetensors"), THEIRS, "the result is a file; choose an --out that ends"),
+        ((trunk[1], folder, out), {}, "out.pt: the result is a folder; choose an --out without .pt"),
         ((trunk[1], teacher, out), {"text": trunk[1]}, "no text encoder; give an image trunk first"),
         (
             (trunk[1], hosts["tracker"][1], tmp_path / "x"),
             {"text": text[1]},
-            "takes no words, so it cannot host",
+            f"^{re.escape(str(hosts['tracker'][1]))}: a 'sam3_tracker' model takes no words, so it cannot host",
+        ),
+        (
+            (trunk[1], hosts["video"][1], tmp_path / "x"),
+            {"text": text[1]},
+            f"but the heads of {re.escape(str(hosts['video'][1]))} read 128",
         ),
     ]
     for given, settings, said in cases:
         with pytest.raises(UserError, match=said) as error:
             merge(*given, **settings)
         assert "\n" not in str(error.value)
-        assert not out.exists() and not (tmp_path / "x").exists()
+        assert not out.exists() and not list(tmp_path.glob("x*"))
 
 
 def test_a_student_alone_is_not_a_model(trunk, text) -> None:

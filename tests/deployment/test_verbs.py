@@ -85,6 +85,7 @@ def test_the_last_stage_exports_what_the_run_made(web: bool, monkeypatch: pytest
     [
         (["--job", "detection", "--web"], "--vocabulary"),
         (["--job", "detection", "--vocabulary", "star"], "add --export onnx"),
+        (["--job", "detection", "--export", "onnx", "--vocabulary", ""], "--vocabulary: no phrase given"),
     ],
 )
 def test_words_that_are_missing_or_of_no_use_are_said_before_anything_is_loaded(

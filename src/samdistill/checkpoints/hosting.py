@@ -83,7 +83,7 @@ def check_shapes(student: OpenedStudent, host: Host, kept: Mapping[str, TensorIn
         UserError: They are not.
     """
     config = student.config
-    wanted = {"its configuration": host.hidden_size, **neck_inputs(kept)}
+    wanted = {"the configuration": host.hidden_size, **neck_inputs(kept)}
     for where, channels in wanted.items():
         if channels != config.hidden_size:
             raise UserError(

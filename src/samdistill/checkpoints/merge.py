@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import Sam3Config
@@ -95,6 +96,9 @@ def merge(
     if names not in NAMES:
         raise UserError(f"--names must be {' or '.join(NAMES)}, got {names!r}")
     student_place, out = as_path(source), as_path(out)
+    for given in (student_place, *(() if text is None else (as_path(text),))):
+        if not given.exists():
+            raise UserError(f"{given}: no such file or folder; give a run, its student/ or a checkpoint")
     if text is not None:
         place = locate(into, packaged="detector")
         return _both(student_place, as_path(text), place, out, (target_prefix, replace_prefix, names))
@@ -128,8 +132,12 @@ def _both(
     source: Path, text: Path, place: Path, out: Path, settings: tuple[str | None, str | None, str]
 ) -> MergeReport:
     """Merge a trunk, and a text encoder into the result. ``settings`` are the trunk's prefixes and the names."""
-    if read_text(source) is not None or read_text(text) is None:
+    if read_text(source) is not None:
+        raise UserError(f"{source}: a text encoder; give an image trunk first, and a text encoder with --text")
+    words = read_text(text)
+    if words is None:
         raise UserError(f"{text}: no text encoder; give an image trunk first, and a text encoder with --text")
+    _hosted(words, place)  # raises before the trunk is written to a temporary folder
     _check_out(out, place, folder=place.is_dir() or (settings[2] == OURS and out.suffix not in TORCH_SUFFIXES))
     with scratch() as folder:
         middle = folder / (f"trunk{place.suffix}" if place.is_file() else "trunk")
@@ -189,14 +197,10 @@ def _into_sam(source: Path, opened: OpenedSam, out: Path) -> MergeReport:
 
 def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
     teacher: Weights | dict[str, Tensor] = open_weights(place) if place.is_dir() else open_original(place)
-    if place.is_dir():
-        settings = read_settings(place)
-        open_config(place)  # raises if a part of the configuration is of a wrong type
-    else:
-        settings = as_json(original_config(place, Sam3Config))
+    merged = _hosted(student, place)
+    if not place.is_dir():
         trunk = merged_config(place)
         teacher = to_hf(teacher)[0] if trunk is None else merged_state(teacher, trunk)
-    merged = lite_config(settings, student.config, place)
     origin, others = split_text(teacher)
     if not text_tensors(others):
         raise UserError(f"{place}: nothing to replace: no {TEXT_PREFIXES[0]} in it; is it a SAM 3 detector?")
@@ -222,6 +226,16 @@ def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
     write_folder(report, Joined(teacher, student, kept, {name: name for name in student.info}, origin), merged,
                   companions)  # fmt: skip
     return report
+
+
+def _hosted(student: OpenedText, place: Path) -> dict[str, Any]:
+    """Return the configuration of the SAM 3 at ``place`` with the text encoder ``student``."""
+    if place.is_dir():
+        open_config(place)  # raises if a part of the configuration is of a wrong type
+    elif sam_kind(place) in SAM_TYPES:
+        raise UserError(f"{place}: a SAM or a SAM 2 takes no words, so it cannot host a text encoder; give a SAM 3")
+    settings = read_settings(place) if place.is_dir() else as_json(original_config(place, Sam3Config))
+    return lite_config(settings, student.config, place)
 
 
 def _into_original(
@@ -261,7 +275,7 @@ def _text_into_original(student: OpenedText, path: Path, out: Path, naming: str)
     teacher, trunk = open_original(path), merged_config(path)
     if naming == EFFICIENTSAM3 and trunk is not None and merged_trunk(teacher, path) is None:
         raise UserError(f"{path}: EfficientSAM3 has no such names as its trunk has; merge the trunk with --names too")
-    lite_config(as_json(original_config(path, Sam3Config)), student.config, path)  # raises if it does not fit the heads
+    _hosted(student, path)  # raises if it does not fit the heads
     tensors = write_text(student.config, all_of(student), student.source)
     student = OpenedText(student.source, student.config, tensors, {n: TensorInfo.of(t) for n, t in tensors.items()})
     names = {name: ORIGINAL_TEXT + name for name in tensors}
@@ -277,6 +291,10 @@ def _check_out(out: Path, into: Path, folder: bool) -> None:
     """Raise ``UserError`` if ``out`` cannot be replaced by a result, which is a ``folder`` or a file."""
     if out.resolve() == into.resolve():
         raise UserError(f"{out}: --out and --into are the same; the teacher is never overwritten")
+    if folder and out.suffix in (*TORCH_SUFFIXES, ".safetensors"):
+        raise UserError(f"{out}: the result is a folder; choose an --out without {out.suffix}")
+    if not folder and out.suffix not in TORCH_SUFFIXES:
+        raise UserError(f"{out}: the result is a file; choose an --out that ends in .pt")
     if out.exists() and not sidecar(out).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: exists and is not the result of a merge; choose another --out, or remove it first")
     if out.exists() and out.is_dir() != folder:

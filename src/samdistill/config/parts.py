@@ -48,12 +48,12 @@ def _is_name(value: str) -> str:
 Name = Annotated[str, AfterValidator(_is_name)]
 
 
-def registered(registry: Registry[Any]) -> Callable[[str], str]:
-    """Return a validator that accepts the names in ``registry``."""
+def registered(registry: Registry[Any], *others: str) -> Callable[[str], str]:
+    """Return a validator that accepts the names in ``registry``, and ``others``."""
 
     def check(value: str) -> str:
-        if value not in registry:
-            raise ValueError(f"no {registry.kind} is called {value!r}{did_you_mean(value, registry.names())}")
+        if value not in (names := [*registry.names(), *others]):
+            raise ValueError(f"no {registry.kind} is called {value!r}{did_you_mean(value, names)}")
         return value
 
     return check

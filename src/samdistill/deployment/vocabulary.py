@@ -55,4 +55,6 @@ def _read(given: str | Path | Sequence[str]) -> list[str]:
     if isinstance(given, Path) or (len(str(given)) < 4096 and path.is_file()):
         with foreign(path, "not a readable vocabulary"):
             return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix == ".txt":  # no phrase ends so
+        raise UserError(f"--vocabulary: {path}: no such file")
     return str(given).split(",")

@@ -224,7 +224,7 @@ def test_its_files_answer_as_the_model(trained: DetectionRunConfig, phrases: tup
             "only a hosted student has the queries of its teacher",
         ),
         (["student.kind=described", "student.head=published"], "a described student has no student.head"),
-        (["match.method=indx"], "no matcher is called 'indx'"),
+        (["match.method=indx"], "no matcher is called 'indx'; did you mean 'index'?"),
         (["student.backbone=es_ev_x"], "es_ev_x"),
     ],
 )

@@ -106,14 +106,10 @@ class DetectorConfig(Strict):
         return self
 
 
-def _pairing(value: str) -> str:
-    return value if value == INDEX else registered(MATCHERS)(value)
-
-
 class MatchConfig(Strict):
     """Matching of student queries with teacher queries."""
 
-    method: Annotated[str, AfterValidator(_pairing)] = "hungarian"
+    method: Annotated[str, AfterValidator(registered(MATCHERS, INDEX))] = "hungarian"
     """``index`` pairs queries of the same index, for a student with the queries of its teacher. It needs no cost."""
     mask: Weight = 2.0
     box: Weight = 5.0
