@@ -95,34 +95,38 @@ def merge(
     """
     if names not in NAMES:
         raise UserError(f"--names must be {' or '.join(NAMES)}, got {names!r}")
-    student_place, out = as_path(source), as_path(out)
-    for given in (student_place, *(() if text is None else (as_path(text),))):
-        if not given.exists():
-            raise UserError(f"{given}: no such file or folder; give a run, its student/ or a checkpoint")
-    if text is not None:
-        place = locate(into, packaged="detector")
-        return _both(student_place, as_path(text), place, out, (target_prefix, replace_prefix, names))
-    words = read_text(student_place)
+    first, *second = given = [as_path(place) for place in (source, text) if place is not None]
+    if missing := [place for place in given if not place.exists()]:
+        raise UserError(f"{missing[0]}: no such file or folder; give a run, its student/ or a checkpoint")
+    if second:
+        settings = target_prefix, replace_prefix, names
+        return _both(first, second[0], locate(into, packaged="detector"), as_path(out), settings)
+    return _one(first, into, as_path(out), (target_prefix, replace_prefix), names)
+
+
+def _one(source: Path, into: str | Path, out: Path, prefixes: tuple[str | None, str | None], names: str) -> MergeReport:
+    """Merge a trunk or a text encoder. ``prefixes`` are those of the target and of what is replaced."""
+    words = read_text(source)
     place = locate(into, packaged="tracker" if words is None else "detector")
     if names == EFFICIENTSAM3 and place.suffix not in TORCH_SUFFIXES:
         raise UserError(f"{place}: --names {names} is for an original sam3.pt, not for a Hugging Face folder")
     if words is not None:
-        if target_prefix or replace_prefix:
+        if any(prefixes):
             raise UserError("--target-prefix and --replace-prefix are for an image trunk, not for a text encoder")
         file = names == EFFICIENTSAM3 or (place.is_file() and out.suffix in TORCH_SUFFIXES)
         _check_out(out, place, folder=not file)
         return _text_into_original(words, place, out, names) if file else _text_into(words, place, out)
     if sam_kind(place) in SAM_TYPES:
-        refuse_prefixes(target_prefix, replace_prefix)
+        refuse_prefixes(*prefixes)
         if names != OURS:
             raise UserError(f"{place}: --names {names} is for a SAM 3, not for a SAM or a SAM 2")
         _check_out(out, place, folder=True)
-        return _into_sam(student_place, open_sam(place), out)
+        return _into_sam(source, open_sam(place), out)
     _check_out(out, place, folder=place.is_dir())
     if place.is_dir():
-        return _into_folder(student_place, place, out, target_prefix, replace_prefix)
+        return _into_folder(source, place, out, *prefixes)
     if place.suffix in TORCH_SUFFIXES:
-        return _into_original(student_place, place, out, target_prefix, replace_prefix, names)
+        return _into_original(source, place, out, *prefixes, names)
     raise UserError(
         f"{place}: a student is merged into a Hugging Face folder or an original sam3.pt, not into this file"
     )
