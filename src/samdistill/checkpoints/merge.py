@@ -95,13 +95,10 @@ def merge(
     """
     if names not in NAMES:
         raise UserError(f"--names must be {' or '.join(NAMES)}, got {names!r}")
-    student_place, out = as_path(source), as_path(out)
-    for given in (student_place, *(() if text is None else (as_path(text),))):
-        if not given.exists():
-            raise UserError(f"{given}: no such file or folder; give a run, its student/ or a checkpoint")
+    student_place, out = _existing(source), as_path(out)
     if text is not None:
-        place = locate(into, packaged="detector")
-        return _both(student_place, as_path(text), place, out, (target_prefix, replace_prefix, names))
+        settings = (target_prefix, replace_prefix, names)
+        return _both(student_place, _existing(text), locate(into, packaged="detector"), out, settings)
     words = read_text(student_place)
     place = locate(into, packaged="tracker" if words is None else "detector")
     if names == EFFICIENTSAM3 and place.suffix not in TORCH_SUFFIXES:
@@ -109,23 +106,29 @@ def merge(
     if words is not None:
         if target_prefix or replace_prefix:
             raise UserError("--target-prefix and --replace-prefix are for an image trunk, not for a text encoder")
-        file = names == EFFICIENTSAM3 or (place.is_file() and out.suffix in TORCH_SUFFIXES)
-        _check_out(out, place, folder=not file)
-        return _text_into_original(words, place, out, names) if file else _text_into(words, place, out)
+        return _words_into(words, place, out, names)
     if sam_kind(place) in SAM_TYPES:
         refuse_prefixes(target_prefix, replace_prefix)
         if names != OURS:
             raise UserError(f"{place}: --names {names} is for a SAM 3, not for a SAM or a SAM 2")
         _check_out(out, place, folder=True)
         return _into_sam(student_place, open_sam(place), out)
+    if place.is_file() and place.suffix not in TORCH_SUFFIXES:
+        raise UserError(
+            f"{place}: a student goes into a Hugging Face folder or an original sam3.pt, not into this file"
+        )
     _check_out(out, place, folder=place.is_dir())
     if place.is_dir():
         return _into_folder(student_place, place, out, target_prefix, replace_prefix)
-    if place.suffix in TORCH_SUFFIXES:
-        return _into_original(student_place, place, out, target_prefix, replace_prefix, names)
-    raise UserError(
-        f"{place}: a student is merged into a Hugging Face folder or an original sam3.pt, not into this file"
-    )
+    return _into_original(student_place, place, out, target_prefix, replace_prefix, names)
+
+
+def _existing(given: str | Path) -> Path:
+    """Return the path of a student. Raise ``UserError`` if nothing is there."""
+    path = as_path(given)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a run, its student/ or a checkpoint")
+    return path
 
 
 def _both(
@@ -193,6 +196,12 @@ def _into_sam(source: Path, opened: OpenedSam, out: Path) -> MergeReport:
     write_folder(report, Joined(opened.weights, student, kept, names), hosted_settings(opened, student.config),
                   lambda to: None if folder is None else copy_companions(folder, to))  # fmt: skip
     return report
+
+
+def _words_into(student: OpenedText, place: Path, out: Path, naming: str) -> MergeReport:
+    file = naming == EFFICIENTSAM3 or (place.is_file() and out.suffix in TORCH_SUFFIXES)
+    _check_out(out, place, folder=not file)
+    return _text_into_original(student, place, out, naming) if file else _text_into(student, place, out)
 
 
 def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:
