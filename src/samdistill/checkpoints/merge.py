@@ -34,7 +34,7 @@ from .loading import CONFIG, open_config, read_settings
 from .original import merged_config, merged_state, open_original, original_config
 from .rename import hf_names, to_hf
 from .report import MergeReport, sidecar
-from .sam import SAM_TYPES, OpenedSam, open_sam, sam_kind
+from .sam import SAM_TYPES, open_sam, sam_kind
 from .sam_hosting import ENCODER, bridged, host_of_sam, hosted_settings, refuse_prefixes
 from .student import Host, OpenedStudent, as_json, original_student_name, read_student
 from .text import (
@@ -109,14 +109,9 @@ def merge(
         return _words_into(words, place, out, names)
     if sam_kind(place) in SAM_TYPES:
         refuse_prefixes(target_prefix, replace_prefix)
-        if names != OURS:
-            raise UserError(f"{place}: --names {names} is for a SAM 3, not for a SAM or a SAM 2")
-        _check_out(out, place, folder=True)
-        return _into_sam(student_place, open_sam(place), out)
+        return _into_sam(student_place, place, out, names)
     if place.is_file() and place.suffix not in TORCH_SUFFIXES:
-        raise UserError(
-            f"{place}: a student goes into a Hugging Face folder or an original sam3.pt, not into this file"
-        )
+        raise UserError(f"{place}: give a Hugging Face folder or an original sam3.pt, not this file")
     _check_out(out, place, folder=place.is_dir())
     if place.is_dir():
         return _into_folder(student_place, place, out, target_prefix, replace_prefix)
@@ -184,7 +179,11 @@ def _into_folder(
     return report
 
 
-def _into_sam(source: Path, opened: OpenedSam, out: Path) -> MergeReport:
+def _into_sam(source: Path, place: Path, out: Path, naming: str) -> MergeReport:
+    if naming != OURS:
+        raise UserError(f"{place}: --names {naming} is for a SAM 3, not for a SAM or a SAM 2")
+    _check_out(out, place, folder=True)
+    opened = open_sam(place)
     student = bridged(read_student(source, host_of_sam(opened)), opened)
     names = {name: ENCODER + name for name in student.info}
     kept, removed, added = tables(opened, student, names, ENCODER)
