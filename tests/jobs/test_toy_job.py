@@ -63,6 +63,8 @@ def test_its_terms_are_the_keys_of_its_config(toy: Path) -> None:
     assert config.loss.weight("squared") == 0.5 and config.term_names() == ("squared",)
     with pytest.raises(UserError, match=r"unknown key 'loss\.square'; did you mean 'squared'"):
         load_config(toy / "toy.yaml", [*words, "loss.square=0.5"])
+    with pytest.raises(UserError, match=r"phase 'one' has no term with a weight; set loss\.squared above 0"):
+        load_config(toy / "toy.yaml", [*words, "loss.squared=0"])
     with pytest.raises(UserError, match="unknown term 'cubed'"):
         load_config(toy / "toy.yaml", ["train.phases=[{name: one, epochs: 1, lr: 1e-3, terms: [cubed]}]"])
 

@@ -34,7 +34,7 @@ from .loading import CONFIG, open_config, read_settings
 from .original import merged_config, merged_state, open_original, original_config
 from .rename import hf_names, to_hf
 from .report import MergeReport, sidecar
-from .sam import SAM_TYPES, OpenedSam, open_sam, sam_kind
+from .sam import SAM_TYPES, open_sam, sam_kind
 from .sam_hosting import ENCODER, bridged, host_of_sam, hosted_settings, refuse_prefixes
 from .student import Host, OpenedStudent, as_json, original_student_name, read_student
 from .text import (
@@ -95,41 +95,35 @@ def merge(
     """
     if names not in NAMES:
         raise UserError(f"--names must be {' or '.join(NAMES)}, got {names!r}")
-    first, *second = given = [as_path(place) for place in (source, text) if place is not None]
-    if missing := [place for place in given if not place.exists()]:
-        raise UserError(f"{missing[0]}: no such file or folder; give a run, its student/ or a checkpoint")
-    if second:
-        settings = target_prefix, replace_prefix, names
-        return _both(first, second[0], locate(into, packaged="detector"), as_path(out), settings)
-    return _one(first, into, as_path(out), (target_prefix, replace_prefix), names)
-
-
-def _one(source: Path, into: str | Path, out: Path, prefixes: tuple[str | None, str | None], names: str) -> MergeReport:
-    """Merge a trunk or a text encoder. ``prefixes`` are those of the target and of what is replaced."""
-    words = read_text(source)
+    student_place, out = _existing(source), as_path(out)
+    if text is not None:
+        settings = (target_prefix, replace_prefix, names)
+        return _both(student_place, _existing(text), locate(into, packaged="detector"), out, settings)
+    words = read_text(student_place)
     place = locate(into, packaged="tracker" if words is None else "detector")
     if names == EFFICIENTSAM3 and place.suffix not in TORCH_SUFFIXES:
         raise UserError(f"{place}: --names {names} is for an original sam3.pt, not for a Hugging Face folder")
     if words is not None:
-        if any(prefixes):
+        if target_prefix or replace_prefix:
             raise UserError("--target-prefix and --replace-prefix are for an image trunk, not for a text encoder")
-        file = names == EFFICIENTSAM3 or (place.is_file() and out.suffix in TORCH_SUFFIXES)
-        _check_out(out, place, folder=not file)
-        return _text_into_original(words, place, out, names) if file else _text_into(words, place, out)
+        return _words_into(words, place, out, names)
     if sam_kind(place) in SAM_TYPES:
-        refuse_prefixes(*prefixes)
-        if names != OURS:
-            raise UserError(f"{place}: --names {names} is for a SAM 3, not for a SAM or a SAM 2")
-        _check_out(out, place, folder=True)
-        return _into_sam(source, open_sam(place), out)
+        refuse_prefixes(target_prefix, replace_prefix)
+        return _into_sam(student_place, place, out, names)
+    if place.is_file() and place.suffix not in TORCH_SUFFIXES:
+        raise UserError(f"{place}: give a Hugging Face folder or an original sam3.pt, not this file")
     _check_out(out, place, folder=place.is_dir())
     if place.is_dir():
-        return _into_folder(source, place, out, *prefixes)
-    if place.suffix in TORCH_SUFFIXES:
-        return _into_original(source, place, out, *prefixes, names)
-    raise UserError(
-        f"{place}: a student is merged into a Hugging Face folder or an original sam3.pt, not into this file"
-    )
+        return _into_folder(student_place, place, out, target_prefix, replace_prefix)
+    return _into_original(student_place, place, out, target_prefix, replace_prefix, names)
+
+
+def _existing(given: str | Path) -> Path:
+    """Return the path of a student. Raise ``UserError`` if nothing is there."""
+    path = as_path(given)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a run, its student/ or a checkpoint")
+    return path
 
 
 def _both(
@@ -185,7 +179,11 @@ def _into_folder(
     return report
 
 
-def _into_sam(source: Path, opened: OpenedSam, out: Path) -> MergeReport:
+def _into_sam(source: Path, place: Path, out: Path, naming: str) -> MergeReport:
+    if naming != OURS:
+        raise UserError(f"{place}: --names {naming} is for a SAM 3, not for a SAM or a SAM 2")
+    _check_out(out, place, folder=True)
+    opened = open_sam(place)
     student = bridged(read_student(source, host_of_sam(opened)), opened)
     names = {name: ENCODER + name for name in student.info}
     kept, removed, added = tables(opened, student, names, ENCODER)
@@ -197,6 +195,12 @@ def _into_sam(source: Path, opened: OpenedSam, out: Path) -> MergeReport:
     write_folder(report, Joined(opened.weights, student, kept, names), hosted_settings(opened, student.config),
                   lambda to: None if folder is None else copy_companions(folder, to))  # fmt: skip
     return report
+
+
+def _words_into(student: OpenedText, place: Path, out: Path, naming: str) -> MergeReport:
+    file = naming == EFFICIENTSAM3 or (place.is_file() and out.suffix in TORCH_SUFFIXES)
+    _check_out(out, place, folder=not file)
+    return _text_into_original(student, place, out, naming) if file else _text_into(student, place, out)
 
 
 def _text_into(student: OpenedText, place: Path, out: Path) -> MergeReport:

@@ -182,8 +182,7 @@ class LossConfig(Strict):
             if name in cls.model_fields:
                 continue
             if name not in cls.term_names():
-                known = list(dict.fromkeys([*cls.model_fields, *cls.term_names()]))
-                raise UnknownTerm(str(name), known)
+                raise UnknownTerm(str(name), list(dict.fromkeys([*cls.model_fields, *cls.term_names()])))
             TypeAdapter(cls.KIND).validate_python(value)
         return given
 
@@ -351,17 +350,18 @@ class Run(Strict):
     @model_validator(mode="after")
     def _phases_name_terms(self) -> Run:
         for phase in self.train.phases or ():
+            known, where, own = self.term_names(), f"train.phases: phase {phase.name!r}", self.loss.term_names()
             for term in phase.terms or ():
-                if term not in self.term_names():
-                    known = did_you_mean(term, list(self.term_names()))
-                    raise ValueError(f"train.phases: phase {phase.name!r} has the unknown term {term!r}{known}")
+                if term not in known:
+                    raise ValueError(f"{where} has the unknown term {term!r}{did_you_mean(term, list(known))}")
+            if phase.terms and not any(term not in own or self.loss.weight(term) for term in phase.terms):
+                raise ValueError(f"{where} has no term with a weight; set loss.{phase.terms[0]} above 0")
         return self
 
     @classmethod
     def term_names(cls) -> tuple[str, ...]:
         """Return the names of the job's loss terms."""
-        loss: type[LossConfig] = cls.model_fields["loss"].annotation  # type: ignore[assignment]
-        return loss.term_names()
+        return cls.model_fields["loss"].annotation.term_names()  # type: ignore[union-attr]
 
     def to_yaml(self) -> str:
         """Return the config as YAML with every key."""

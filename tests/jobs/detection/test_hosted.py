@@ -225,6 +225,10 @@ def test_its_files_answer_as_the_model(trained: DetectionRunConfig, phrases: tup
         ),
         (["student.kind=described", "student.head=published"], "a described student has no student.head"),
         (["match.method=indx"], "no matcher is called 'indx'; did you mean 'index'?"),
+        (
+            ["train.phases=[{name: one, epochs: 1, lr: 1e-3, terms: [trunk]}]", "loss.trunk=0"],
+            "phase 'one' has no term with a weight; set loss.trunk above 0",
+        ),
         (["student.backbone=es_ev_x"], "es_ev_x"),
     ],
 )
@@ -239,7 +243,7 @@ def test_settings_that_do_not_go_together_are_one_line(
 @pytest.mark.parametrize(
     ("trunk", "said"),
     [
-        ({"hidden": 48}, "the student gives 48 channels, but its configuration of .* reads 64; train the student"),
+        ({"hidden": 48}, "the student gives 48 channels, but the configuration of .* reads 64; train the student"),
         ({"patch": 16}, "the student's patch size is 16, but that of .* is 14"),
         (
             {"backbone": "es_ev_m"},
