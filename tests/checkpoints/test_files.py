@@ -107,6 +107,10 @@ def test_other_contents_and_places_are_named(tmp_path):
         open_weights(tmp_path / "list.pt")
     with pytest.raises(UserError, match=r"none\.pt: holds no named tensors \(top-level keys: epoch\)"):
         open_weights(tmp_path / "none.pt")
+    torch.save({"model": {"a": torch.ones(2), "b": torch.eye(3).to_sparse()}}, tmp_path / "sparse.pt")
+    with pytest.raises(UserError, match=r"sparse\.pt: b is a sparse tensor; save it with \.to_dense\(\)"):
+        open_weights(tmp_path / "sparse.pt")
+    (tmp_path / "sparse.pt").unlink()
     with pytest.raises(UserError, match=r"no model\.safetensors.*it holds list\.pt: give that file"):
         open_weights(tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):

@@ -121,7 +121,8 @@ def open_weights(path: str | Path) -> Weights:
         The tensors by name, read lazily.
 
     Raises:
-        UserError: The path is missing, damaged, not a table of tensors, or a pickle that contains more than tensors.
+        UserError: The path is missing, damaged, not a table of dense tensors, or a pickle that contains more than
+            tensors.
 
     Example:
         >>> weights = open_weights("runs/encoder/es_rv_m/student")
@@ -138,6 +139,8 @@ def open_weights(path: str | Path) -> Weights:
     wrapped, tensors = named_tensors(content)
     if not tensors:
         raise UserError(f"{path}: holds no named tensors (top-level keys: {', '.join(map(str, list(content)[:8]))})")
+    if sparse := [name for name, tensor in tensors.items() if tensor.layout != torch.strided]:
+        raise UserError(f"{path}: {sparse[0]} is a sparse tensor; save it with .to_dense()")
     return Weights(path, {k: TensorInfo.of(v) for k, v in tensors.items()}, {}, tensors, wrapped)
 
 
