@@ -33,6 +33,7 @@ def test_a_list_text_and_a_file_say_the_same(student, tmp_path: Path) -> None:
         ("star, star", "'star' is given twice"), ("xyzzy", "does not know the word 'xyzzy'"),
         ("words/none.txt", "words/none.txt: no such file"), ("red " * 40, "is longer than the"),
         (VISUAL, "stands for example boxes"),
+        ("red circle,Red Circle", "'Red Circle' is the same to this model as 'red circle'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_baked_is_one_line(student, given, complaint: str) -> None:

@@ -21,8 +21,8 @@ def phrases_of(given: str | Path | Sequence[str], words: Words) -> tuple[str, ..
         words: Tokenizer of the model.
 
     Raises:
-        UserError: There is no phrase, or one is empty, too long, given twice, or has a word that the model does not
-            know.
+        UserError: There is no phrase, or one is empty, too long, the same to the tokenizer as another, or has a word
+            that the model does not know.
 
     Example:
         >>> import samdistill as sd
@@ -32,6 +32,7 @@ def phrases_of(given: str | Path | Sequence[str], words: Words) -> tuple[str, ..
     phrases = tuple(" ".join(phrase.split()) for phrase in _read(given))
     if not phrases:
         raise UserError("--vocabulary: no phrase given; give phrases with commas between them, or a file of lines")
+    read: dict[tuple[int, ...], str] = {}
     for number, phrase in enumerate(phrases):
         if not phrase:
             raise UserError(f"--vocabulary: phrase {number + 1} is empty")
@@ -45,6 +46,9 @@ def phrases_of(given: str | Path | Sequence[str], words: Words) -> tuple[str, ..
             )
         if unknown := words.unknown(phrase):
             raise UserError(f"--vocabulary: the model does not know the word {unknown[0]!r} of {phrase!r}")
+        tokens = tuple(words.encode([phrase])[0][0].tolist())
+        if (before := read.setdefault(tokens, phrase)) != phrase:
+            raise UserError(f"--vocabulary: {phrase!r} is the same to this model as {before!r}; give one of them")
     return phrases
 
 
