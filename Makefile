@@ -23,7 +23,7 @@ test: $(INSTALLED)
 
 # the export formats that install beside this package; LiteRT needs an environment of its own
 test-targets: $(VENV)/.targets
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/deployment/test_targets.py tests/deployment/test_workarounds.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/deployment/test_targets.py tests/deployment/test_workarounds.py tests/test_endings.py
 
 $(VENV)/.targets: $(INSTALLED)
 	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev,openvino,executorch,coreml]'

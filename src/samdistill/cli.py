@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -292,6 +293,8 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _dispatch(args: argparse.Namespace) -> int:
+    # where torchao (0.18) is installed, transformers imports it, and torch (2.14) warns of its enums at every start
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     from . import display
 
     return getattr(display, args.verb)(args)
