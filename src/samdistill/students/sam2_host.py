@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.sam2.modeling_sam2 import Sam2SinePositionEmbedding, Sam2VisionEncoderOutput
 
-from .trunk import StudentTrunk, StudentTrunkConfig
+from .trunk import StudentTrunk, StudentTrunkConfig, built
 
 
 @strict
@@ -37,7 +37,7 @@ class HostedSam2VisionConfig(PreTrainedConfig):
 
     model_type = "samdistill_sam2_vision"
     base_config_key = "vision_config"
-    sub_configs_defaults: ClassVar[dict[str, Any]] = {"backbone_config": StudentTrunkConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": StudentTrunkConfig}
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     backbone_feature_sizes: list[list[int]] | None = None
@@ -45,6 +45,7 @@ class HostedSam2VisionConfig(PreTrainedConfig):
     num_feature_levels: int = 3
 
     def __post_init__(self, **kwargs) -> None:
+        self.backbone_config = built(self.backbone_config, StudentTrunkConfig)
         super().__post_init__(**kwargs)
         trunk = self.backbone_config
         assert isinstance(trunk, StudentTrunkConfig)

@@ -15,7 +15,7 @@ from transformers.models.sam.modeling_sam import (
     SamVisionEncoderOutput,
 )
 
-from .trunk import StudentTrunk, StudentTrunkConfig
+from .trunk import StudentTrunk, StudentTrunkConfig, built
 
 
 @strict
@@ -34,11 +34,15 @@ class HostedSamVisionConfig(PreTrainedConfig):
 
     model_type = "samdistill_sam_vision"
     base_config_key = "vision_config"
-    sub_configs_defaults: ClassVar[dict[str, Any]] = {"backbone_config": StudentTrunkConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": StudentTrunkConfig}
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     num_pos_feats: int = 128
     scale: float = 1.0
+
+    def __post_init__(self, **kwargs) -> None:
+        self.backbone_config = built(self.backbone_config, StudentTrunkConfig)
+        super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, and the depth of the ViT as null, so that ``SamModel`` refuses to build one."""
@@ -59,9 +63,11 @@ class HostedSamConfig(SamConfig):
     """
 
     model_type = "samdistill_sam"
-    sub_configs_defaults: ClassVar[dict[str, Any]] = {
-        **SamConfig.sub_configs_defaults, "vision_config": HostedSamVisionConfig,
-    }  # fmt: skip
+    sub_configs: ClassVar[dict[str, Any]] = {**SamConfig.sub_configs, "vision_config": HostedSamVisionConfig}
+
+    def __post_init__(self, **kwargs) -> None:
+        self.vision_config = built(self.vision_config, HostedSamVisionConfig)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def of(cls, host: SamConfig, trunk: StudentTrunkConfig) -> HostedSamConfig:

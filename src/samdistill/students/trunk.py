@@ -83,6 +83,11 @@ class StudentTrunkConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
+def built(given: Any, kind: type[PreTrainedConfig]) -> PreTrainedConfig:
+    """Return a sub-configuration from its fields. transformers' own way to do this changed between 5.17 and 5.24."""
+    return given if isinstance(given, PreTrainedConfig) else kind(**(given or {}))
+
+
 class TimmModel(PreTrainedModel):
     """Base class of Hugging Face models around a timm backbone. It keeps the initialisation of timm and torch."""
 
