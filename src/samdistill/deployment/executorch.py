@@ -100,8 +100,8 @@ def _quantizer() -> Any:
     """Return XNNPACK's quantizer, for values of floating point only and with one range before and after a pad.
 
     As it is, it turns the numbers that are added to integers into float32, also those of an index, and asks for the
-    ranges of truth values. A pad gets one range for its input and another for its output, which XNNPACK refuses when
-    the file is loaded.
+    ranges of truth values. A pad behind ``contiguous`` gets an int8 input and a float32 output, and the file does not
+    load.
     """
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
