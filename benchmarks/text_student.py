@@ -31,7 +31,8 @@ from samdistill.students import TEXT_SIZES, TextStudent, TextStudentConfig
 RECIPE = "text/sandbox"
 VARIANTS: dict[str, list[str]] = {
     "the recipe": [],
-    "half of the items drawn by loss": ["data.hard=0.5"],
+    "without composed phrases": ["data.composed=0"],
+    "a context of 4 tokens, not 6": ["student.context=4"],
 }
 MEASURES = {
     "cosine": ("cosine", ".3f"),

@@ -6,7 +6,10 @@ import shutil
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, Sam3Processor
+from tokenizers.decoders import BPEDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Sam3Processor
 
 from samdistill.checkpoints.words import Words
 from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, build_tokenizer, sandbox_words
@@ -52,6 +55,19 @@ def test_transformers_pads_the_same(words, folder):
     )
     ids, mask = words.encode(phrases)
     assert torch.equal(ids, theirs["input_ids"]) and torch.equal(mask, theirs["attention_mask"])
+
+
+def test_whole_words_are_those_of_one_token(words):
+    assert set(words.whole_words()) == {word for word in VOCABULARY if word.isalpha()}
+    pieces = ["<pad>", "c", "a", "t", "ca", "t</w>", "cat</w>", "2</w>", "a</w>"]
+    numbers = {piece: number for number, piece in enumerate(pieces)}
+    bpe = BPE(numbers, [("c", "a"), ("ca", "t</w>")], end_of_word_suffix="</w>")
+    tokenizer = Tokenizer(bpe)
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.decoder = BPEDecoder(suffix="</w>")
+    found = Words(PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>"), 4)
+    assert found.whole_words() == ("a", "cat", "t")  # "ca" is a part of words, "2" has no letter
+    assert found.tokens(["cat a", "cat"]) == [{6, 8}, {6}] and found.tokens([]) == []
 
 
 def test_the_longest_phrase_that_fits_and_one_token_more(words):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from samdistill.data.phrases import PhraseDataset, PhraseList, normalised, read_phrases
+from samdistill.data.phrases import PhraseDataset, PhraseList, compose, normalised, read_phrases
 from samdistill.types import UserError
 
 
@@ -130,6 +131,21 @@ def test_a_share_is_held_out_by_a_hash_that_does_not_depend_on_the_order() -> No
     assert set(book.train) | set(book.held_out) == set(phrases)
     more = divide(phrases, fraction=0.4)
     assert set(book.held_out) < set(more.held_out)
+
+
+def test_composed_phrases_deal_every_word_equally_often_and_repeat_no_phrase() -> None:
+    words = [f"w{number}" for number in range(40)]
+    found = compose(words, 100, 3, lambda phrase: phrase.startswith("w1 "))
+    assert len(found) == len(set(found)) == 100 and found == compose(words, 100, 3, lambda phrase: phrase[:3] == "w1 ")
+    assert found != compose(words, 100, 4, lambda _: False) and not any(phrase.startswith("w1 ") for phrase in found)
+    counts = Counter(word for phrase in found for word in phrase.split())
+    assert set(counts) == set(words) and {1, 2, 3, 4} == {len(phrase.split()) for phrase in found}
+    assert max(counts.values()) - min(counts[word] for word in words if word != "w1") <= 2
+
+
+def test_composing_ends_where_no_other_phrase_is_left() -> None:
+    assert sorted(compose(["a", "b"], 99, 0, lambda _: False, longest=1)) == ["a", "b"]
+    assert compose([], 5, 0, lambda _: False) == compose(["a"], 5, 0, lambda _: True) == ()
 
 
 def test_what_a_model_cannot_read_is_listed_and_nothing_left_is_one_line() -> None:

@@ -19,9 +19,9 @@ def text(detector: tuple[object, Path]) -> Recipe:
 
     def make(output: Path, *overrides: str) -> TextRunConfig:
         small = [
-            f"output={output}", f"teacher.path={detector[1]}", "data.passes=1", "train.batch_size=36",
-            "student.size={hidden: 16, layers: 3, heads: 2, ffn: 16}", "train.epochs=2", "train.log_every=1",
-            "train.warmup_epochs=0", "cache.verify_records=4",
+            f"output={output}", f"teacher.path={detector[1]}", "data.passes=1", "data.composed=0",
+            "train.batch_size=36", "student.size={hidden: 16, layers: 3, heads: 2, ffn: 16}", "train.epochs=2",
+            "train.log_every=1", "train.warmup_epochs=0", "cache.verify_records=4",
         ]  # fmt: skip
         config = load_config("text/sandbox", [*small, *overrides])
         assert isinstance(config, TextRunConfig)

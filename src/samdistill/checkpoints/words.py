@@ -162,6 +162,18 @@ class Words(Phrases):
             return []
         return [word for word in text.split() if lost in self._tokens([word])[0]]
 
+    def tokens(self, texts: Sequence[str]) -> list[set[int]]:
+        """Return the ids of the tokens of each phrase, with the start and end tokens."""
+        return [set(ids) for ids in self._tokens(texts)] if texts else []
+
+    def whole_words(self) -> tuple[str, ...]:
+        """Return the words of letters that are one token, sorted. Of CLIP's 49408 tokens these are about two thirds."""
+        special, size = set(self.tokenizer.all_special_ids), len(self.tokenizer)
+        decoded = {number: self.tokenizer.decode([number]).strip() for number in range(size) if number not in special}
+        words = {word: number for number, word in decoded.items() if word.isalpha()}
+        alone = self.tokenizer(list(words), add_special_tokens=False, padding=False, verbose=False)["input_ids"]
+        return tuple(sorted(word for (word, number), ids in zip(words.items(), alone, strict=True) if ids == [number]))
+
     def save(self, folder: str | Path) -> None:
         """Save the tokenizer with its context, so that ``load`` and transformers' ``AutoTokenizer`` can read it."""
         tokenizer = copy.deepcopy(self.tokenizer)

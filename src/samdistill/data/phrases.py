@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,8 @@ _ARTICLES = ("a", "an", "the")
 _APART = re.compile(r"[\W_]+")
 _FIELDS = ("phrase", "phrases", "caption")
 SPACY_MODEL = "en_core_web_sm"
+_TRIES = 8
+"""Phrases that are composed for each that is wanted, before ``compose`` gives up."""
 _CAPTIONS = f"pip install 'samdistill[captions]', then python -m spacy download {SPACY_MODEL}; or give phrases"
 
 
@@ -234,6 +237,41 @@ def _once(phrases: Iterable[str]) -> dict[str, str]:
 
 def _hash(key: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest()
+
+
+def compose(
+    words: Sequence[str], count: int, seed: int, refused: Callable[[str], bool], longest: int = 4
+) -> tuple[str, ...]:
+    """Compose phrases of one to ``longest`` words. A teacher can be asked for the features of any text.
+
+    The words are dealt from a shuffled deck that begins again when it is used up, so all occur equally often.
+
+    Args:
+        words: The deck, each word once.
+        count: Number of phrases. There are fewer if too many of those that are composed are repeated or refused.
+        seed: Seed of lengths and decks.
+        refused: Returns whether a phrase must not be used.
+        longest: Largest number of words.
+
+    Example:
+        >>> compose(["red", "car"], 2, 0, lambda phrase: phrase == "red", longest=1)
+        ('car',)
+    """
+    rng, dealt, found = random.Random(f"composed/{seed}"), _decks(words, seed), dict[str, str]()
+    for _ in range(count * _TRIES if words else 0):
+        if len(found) == count:
+            break
+        phrase = " ".join(next(dealt) for _ in range(rng.randint(1, longest)))
+        if not refused(phrase):
+            found.setdefault(normalised(phrase) or phrase, phrase)
+    return tuple(found.values())
+
+
+def _decks(words: Sequence[str], seed: int) -> Iterator[str]:
+    """Yield ``words`` without end, in a new order each time."""
+    rng = random.Random(f"deck/{seed}")
+    while True:
+        yield from rng.sample(words, len(words))
 
 
 PhraseItem = tuple[int, str]

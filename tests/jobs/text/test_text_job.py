@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoProcessor, Sam3LiteTextModel
 from samdistill.checkpoints.loading import open_config, pretrained
 from samdistill.checkpoints.rename_efficientsam3 import text_to_theirs
 from samdistill.cli import main
+from samdistill.data.phrases import normalised
 from samdistill.engine import read_lines
 from samdistill.inference.concepts import load_concept_model
 from samdistill.jobs import JOBS
@@ -20,7 +22,7 @@ from samdistill.jobs.base import DISTILLED, TEACHER, UNTRAINED, Given
 from samdistill.jobs.text.evaluate import _nearest
 from samdistill.jobs.text.parts import TextParts
 from samdistill.pipeline import cache, plan, run_pipeline
-from samdistill.sandbox.concepts import PHRASES
+from samdistill.sandbox.concepts import PHRASES, VOCABULARY
 from samdistill.students import TextStudent, TextStudentConfig
 from samdistill.types import UserError
 
@@ -90,7 +92,7 @@ def test_phrases_of_an_evaluation_set_are_kept_out_and_counted(text, tmp_path: P
     (tmp_path / "val.txt").write_text("A Red_Circle\nstar\nring\nunheard of\n")
     config = text(tmp_path / "run", f"data.exclude=[{tmp_path}/val.txt]", "data.held_out_fraction=0")
     found = plan(config)
-    assert found.excluded == 3 and found.phrases == len(PHRASES) - 3 and found.held_out == 3
+    assert found.excluded == 3 and found.phrases == len(PHRASES) - 3 + 1 and found.held_out == 3
     assert found.facts()["excluded"] == "3 phrase(s) of the evaluation sets; 1 that a model cannot read"
     assert [bad.key for bad in found.skipped] == ["'unheard of'"]
     asked = plan(text(tmp_path / "run", f"evaluate.concepts={_questions(tmp_path)}", "data.held_out_fraction=0"))
@@ -98,10 +100,45 @@ def test_phrases_of_an_evaluation_set_are_kept_out_and_counted(text, tmp_path: P
     assert not {"red circle", "star", "ring"} & set(TextParts(config).book.train)
 
 
+def test_a_word_of_no_trained_phrase_is_reported_and_composed_phrases_teach_it(text, tmp_path: Path) -> None:
+    """The embedding of a token that no phrase has gets no gradient, so it stays random."""
+    (tmp_path / "asked.json").write_text(json.dumps({"images": [{"text_input": t} for t in ("object", "star")]}))
+    settings = [f"evaluate.concepts={tmp_path}/asked.json", "data.held_out_fraction=0.2"]
+    without, given = (text(tmp_path / "run", *settings, f"data.composed={count}") for count in (0, 200))
+    assert plan(without).untaught == ("object",) and "such as 'object'" in plan(without).facts()["words"]
+    assert plan(given).untaught == () and "words" not in plan(given).facts()
+    gradients = []
+    for config in (without, given):
+        parts = TextParts(config.run_online())
+        task = parts.task()
+        batch = task.to(task.collate([(at, text) for at, text in enumerate(parts.trained)]), torch.device("cpu"))
+        student = task.build_student()
+        task.terms(student, batch).total.backward()
+        table = student.text_encoder.embeddings.token_embedding.weight.grad
+        gradients.append(table[parts.words.encode(["object"])[0][0, 1]].norm().item())
+    assert gradients[0] == 0 < gradients[1]
+
+
+def test_composed_phrases_have_every_word_and_no_evaluated_phrase(text, tmp_path: Path) -> None:
+    config = text(tmp_path / "run", f"evaluate.concepts={_questions(tmp_path)}", "data.composed=150")
+    parts = TextParts(config)
+    found = {normalised(phrase) for phrase in parts.composed}
+    assert len(found) == len(parts.composed) == plan(config).composed == 150
+    assert not found & {normalised(p) for p in (*parts.book.train, *parts.book.held_out, "star", "ring", "visual")}
+    asked = Counter(word for phrase in parts.composed for word in phrase.split())
+    assert set(asked) == {word for word in VOCABULARY if word.isalpha()} and max(asked.values()) < 2 * min(
+        asked.values()
+    )
+    assert all(parts.words.fits(phrase) for phrase in parts.composed)
+    assert parts.items == len(parts.phrases) + 150 and "visual" in parts.phrases
+    report = cache(config, device="cpu", progress=False)
+    assert report.records == len(parts.trained) + len(parts.others) and plan(config).cache_bytes == report.bytes
+
+
 def test_a_cache_is_complete_verified_and_shared_by_any_context(text, tmp_path: Path) -> None:
     config = text(tmp_path / "run")
     report = cache(config, device="cpu", progress=False)
-    assert report.records == report.written == len(PHRASES) and plan(config).cache_bytes == report.bytes
+    assert report.records == report.written == len(PHRASES) + 1 and plan(config).cache_bytes == report.bytes
     again = cache(text(tmp_path / "run", "student.context=4"), device="cpu", progress=False, verify=True)
     assert (again.written, again.verified, again.worst_error) == (0, 4, pytest.approx(0, abs=1e-5))
     signals = TextParts(config).signals()

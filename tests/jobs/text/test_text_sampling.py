@@ -22,6 +22,13 @@ def test_without_a_share_every_epoch_has_every_phrase() -> None:
     assert sampler.state() == {}
 
 
+def test_phrases_that_come_once_have_the_last_numbers() -> None:
+    assert sorted(PhraseSampler(2, passes=3, once=2).order(0)) == [0, 0, 0, 1, 1, 1, 2, 3]
+    sampler = PhraseSampler(2, passes=1, hard=0.5, once=2)
+    sampler.record(torch.arange(4), torch.tensor([0.0, 0.0, 0.0, 5.0]))
+    assert sampler.order(1).count(3) >= 2  # they are drawn by loss too
+
+
 def test_the_share_goes_to_phrases_in_proportion_to_their_loss() -> None:
     sampler = PhraseSampler(4, passes=500, hard=0.5)
     assert Counter(sampler.order(0)) == dict.fromkeys(range(4), 500)  # no loss is known yet

@@ -24,7 +24,7 @@ class PhraseRecords(RecordSource):
         self.batch_size, self.verified = parts.config.cache.batch_size, parts.config.cache.verify_records
         self.rank, self.root = call.rank, parts.config.store_root
         self.specs = parts.specs(self.teacher.fingerprint)
-        self.phrases = (*parts.book.train, *parts.others)[call.rank :: call.world]
+        self.phrases = (*parts.trained, *parts.others)[call.rank :: call.world]
 
     @property
     def problems(self) -> Sequence[BadInput]:

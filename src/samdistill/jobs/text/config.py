@@ -84,8 +84,12 @@ class PhrasesConfig(Strict):
     """Evaluation sets, in the same forms. Their phrases are never trained on, whatever their case and punctuation."""
     held_out_fraction: Fraction = 0.1
     """Share of the other phrases that is evaluated and not trained on, chosen by a hash."""
+    composed: Annotated[int, Field(ge=0)] = 0
+    """Number of additional phrases, each once in an epoch: one to four words of ``phrases`` and of the tokenizer, in
+    any order. A word that occurs in no phrase otherwise keeps its random initial embedding.
+    """
     passes: Positive = 1
-    """Number of items per phrase in an epoch. More than one makes sense for a small vocabulary."""
+    """Number of items per phrase of ``phrases`` in an epoch. More than one makes sense for a small vocabulary."""
     hard: Fraction = 0.0
     """Share of an epoch's items that is drawn in proportion to the phrases' cosine loss, from the second epoch on."""
     seed: Seed = 0

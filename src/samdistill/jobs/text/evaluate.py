@@ -85,6 +85,7 @@ def evaluate(config: TextRunConfig, merged: str | None) -> TextResult | None:
     result = TextResult(
         tuple(rows), TEACHER, len(parts.others), len(candidates), parts.book.excluded, len(parts.book.train), confused,
         {name: dict(zip(parts.others, own.cosine.tolist(), strict=True)) for name, own in found.items()},
+        composed=len(parts.composed), untaught=parts.untaught(),
     )  # fmt: skip
     return _with_concepts(result, config, parts, untrained, merged)
 

@@ -97,4 +97,4 @@ class TextJob(Job[TextRunConfig]):
         return recipe, settings
 
     def train_items(self, config: TextRunConfig) -> int:
-        return config.data.passes * len(TextParts(config).book.train)
+        return TextParts(config).items

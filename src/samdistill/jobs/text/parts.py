@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ...checkpoints.words import Words
-from ...data.phrases import PhraseList, normalised, read_phrases
+from ...data.phrases import PhraseList, compose, normalised, read_phrases
 from ...data.skipped import leave_out
 from ...data.sources import evenly
 from ...dist import process_rank
@@ -16,6 +16,7 @@ from ...sandbox.concepts import PHRASES
 from ...store import StoreSpec
 from ...teachers import RunningMaps, Sam3Text, StoredMaps, TextInfo, TextSignals, describe_text, phrase_records
 from ...teachers.sam3_text import text_words
+from ...types import VISUAL
 from ..caching import Specs, is_cached, open_stores, prove, refuse_missing
 from .config import SANDBOX_PHRASES, TextRunConfig
 from .task import TextTask
@@ -57,6 +58,47 @@ class TextParts:
             self._read(data.phrases), self._read(data.exclude), data.held_out_fraction, data.seed, self._problem
         )
 
+    @cached_property
+    def phrases(self) -> tuple[str, ...]:
+        """The phrases that are trained on, and the one that stands for the phrase in questions with a box alone."""
+        book, known = self.book, {normalised(phrase) for phrase in (*self.book.train, *self.book.held_out)}
+        return book.train if VISUAL in known or self._problem(VISUAL) else (*book.train, VISUAL)
+
+    @cached_property
+    def composed(self) -> tuple[str, ...]:
+        """Phrases composed of words. None is one that is evaluated on, in ``evaluate.concepts`` neither."""
+        data = self.config.data
+        if not data.composed:
+            return ()
+        known = {normalised(phrase) for phrase in (*self.phrases, *self.book.held_out, *self._questions())}
+        words = sorted(
+            {*self.words.whole_words(), *(word for word in self.book.word_counts if not self._problem(word))}
+        )
+        return compose(
+            words, data.composed, data.seed, lambda phrase: normalised(phrase) in known or bool(self._problem(phrase))
+        )
+
+    @cached_property
+    def trained(self) -> tuple[str, ...]:
+        """All phrases that are trained on."""
+        return (*self.phrases, *self.composed)
+
+    @property
+    def items(self) -> int:
+        """Number of items of an epoch."""
+        return self.config.data.passes * len(self.phrases) + len(self.composed)
+
+    def untaught(self) -> tuple[str, ...]:
+        """Return the evaluated phrases with a token that no trained phrase has, so that its embedding is random."""
+        asked = [phrase for phrase in dict.fromkeys((*self.others, *self._questions())) if not self._problem(phrase)]
+        known = set[int]().union(*self.words.tokens(self.trained))
+        return tuple(phrase for phrase, own in zip(asked, self.words.tokens(asked), strict=True) if not own <= known)
+
+    def _questions(self) -> list[str]:
+        """Return the phrases of ``evaluate.concepts``, with repeats."""
+        concepts = self.config.evaluate.concepts
+        return [] if concepts is None else read_phrases(concepts)
+
     def _problem(self, phrase: str) -> str | None:
         if unknown := self.words.unknown(phrase):
             return f"not in the vocabulary of the tokenizer: {', '.join(unknown)}"
@@ -79,9 +121,7 @@ class TextParts:
 
     def trained_questions(self) -> int:
         """Return the number of phrases of ``evaluate.concepts`` that are trained on."""
-        if self.config.evaluate.concepts is None:
-            return 0
-        asked = {normalised(phrase) for phrase in read_phrases(self.config.evaluate.concepts)}
+        asked = {normalised(phrase) for phrase in self._questions()}
         return len(asked & {normalised(phrase) for phrase in self.book.train})
 
     def specs(self, fingerprint: str) -> Specs:
@@ -111,7 +151,7 @@ class TextParts:
         """
         if self.config.online:
             return self.running()
-        root, wanted = self.config.store_root, [*self.book.train, *self.others]
+        root, wanted = self.config.store_root, [*self.trained, *self.others]
         stores = open_stores(root, self.specs(""), "tokens")
         if proven and process_rank() == 0:
             prove(root, self.specs(self.teacher().fingerprint))
@@ -131,4 +171,6 @@ class TextParts:
         """
         leave_out(self.book.dropped, seen_by_all=True)
         signals = self.signals(proven)
-        return TextTask(self.config, self.teacher_info, signals, self.words, self.book.train, signals, self.others)
+        return TextTask(
+            self.config, self.teacher_info, signals, self.words, self.phrases, signals, self.others, self.composed
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,8 @@ class TextPlan(Plan):
         excluded: Phrases of the sources that are left out because an evaluation set has them.
         repeated: Repetitions in the sources.
         trained_questions: Phrases of ``evaluate.concepts`` that are trained on.
+        composed: Phrases to train on that are composed of words.
+        untaught: Evaluated phrases with a token that no trained phrase has.
         online: The teacher runs during training, without a cache.
     """
 
@@ -46,6 +49,8 @@ class TextPlan(Plan):
     repeated: int
     dropped: int
     trained_questions: int
+    composed: int
+    untaught: tuple[str, ...]
     online: bool
     codec: str
     bytes_per_record: int
@@ -76,11 +81,12 @@ class TextPlan(Plan):
     def facts(self) -> dict[str, str]:
         count = self.trained_questions
         leaked = f"; {count} phrase(s) of evaluate.concepts are trained on" if count else ""
-        return {
+        found = {
             "teacher": f"{self.teacher} ({self.teacher_params / 1e6:.2f}M in its text encoder and projection)",
             "student": f"{self.student} ({self.student_params / 1e6:.3f}M), {self.context} tokens to {self.width} "
             "channels",
-            "phrases": f"{self.phrases} to train on, {self.held_out} to evaluate on, {self.repeated} repetition(s)",
+            "phrases": f"{self.phrases} to train on and {self.composed} composed ones, {self.held_out} to evaluate on, "
+            f"{self.repeated} repetition(s)",
             "excluded": f"{self.excluded} phrase(s) of the evaluation sets; {self.dropped} that a model cannot read"
             + leaked,
             "cache": planned(
@@ -91,6 +97,15 @@ class TextPlan(Plan):
             + "; activations are not counted",
             "steps": f"{self.steps} ({self.steps_per_epoch} an epoch)",
         }
+        return found | ({"words": untaught_line(self.untaught)} if self.untaught else {})
+
+
+def untaught_line(phrases: Sequence[str]) -> str:
+    """Return the line about evaluated phrases with a token that no trained phrase has."""
+    return (
+        f"{len(phrases)} evaluated phrase(s) have a word that no trained phrase has, such as {phrases[0]!r}: its "
+        "embedding stays random; raise data.composed"
+    )
 
 
 def plan_text(config: TextRunConfig) -> TextPlan:
@@ -102,14 +117,14 @@ def plan_text(config: TextRunConfig) -> TextPlan:
     with torch.device("meta"):
         student = TextStudent(sizes)
     params = sum(p.numel() for p in student.parameters())
-    shape, per_epoch = parts.specs("")[""].shape, config.data.passes * len(book.train) // train.batch_size
-    per_record, records = record_bytes(config.cache.codec, shape), len(book.train) + len(parts.others)
+    shape, per_epoch = parts.specs("")[""].shape, parts.items // train.batch_size
+    per_record, records = record_bytes(config.cache.codec, shape), len(parts.trained) + len(parts.others)
     name = config.student.size if isinstance(config.student.size, str) else "own size"
     return TextPlan(
         teacher=config.teacher.path, teacher_params=info.params, width=info.width, student=f"text encoder {name}",
-        student_params=params, context=sizes.max_position_embeddings, phrases=len(book.train),
+        student_params=params, context=sizes.max_position_embeddings, phrases=len(parts.phrases),
         held_out=len(parts.others), excluded=book.excluded, repeated=book.repeated, dropped=len(book.dropped),
-        trained_questions=parts.trained_questions(),
+        trained_questions=parts.trained_questions(), composed=len(parts.composed), untaught=parts.untaught(),
         online=config.online, codec=config.cache.codec, bytes_per_record=per_record,
         raw_bytes_per_record=record_bytes("fp16", shape), cache_bytes=0 if config.online else per_record * records,
         weights_and_optimiser_bytes=optimiser_bytes(student, train),

@@ -85,6 +85,8 @@ class TextResult(Evaluation[TextRow]):
         cosines: Cosine of each phrase by model.
         concepts: Result on questions about images, or None.
         new_questions: Number of questions whose phrase was not trained on.
+        composed: Number of phrases composed of words that were trained on too.
+        untaught: Evaluated phrases with a token that no trained phrase has.
     """
 
     rows: tuple[TextRow, ...]
@@ -97,6 +99,8 @@ class TextResult(Evaluation[TextRow]):
     cosines: Mapping[str, Mapping[str, float]]
     concepts: ConceptResult | None = None
     new_questions: int = 0
+    composed: int = 0
+    untaught: tuple[str, ...] = ()
     skipped: tuple[BadInput, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
@@ -107,6 +111,7 @@ class TextResult(Evaluation[TextRow]):
         return {
             "teacher": self.teacher, "phrases": self.phrases, "candidates": self.candidates,
             "excluded": self.excluded, "trained": self.trained, "new_questions": self.new_questions,
+            "composed": self.composed, "untaught": list(self.untaught),
             "models": [asdict(row) for row in self.rows],
             "confused": {name: [asdict(one) for one in found] for name, found in self.confused.items()},
             "concepts": None if self.concepts is None else self.concepts.to_dict(),
@@ -143,8 +148,9 @@ class TextResult(Evaluation[TextRow]):
 
     def caption(self) -> str:
         text = (
-            f"{count(self.phrases, 'phrase')} that were not trained on; {self.trained} were, {self.excluded} more are "
-            f"in the evaluation sets and were kept out; the nearest phrase is one of {self.candidates}"
+            f"{count(self.phrases, 'phrase')} that were not trained on; {self.trained} and {self.composed} composed "
+            f"ones were, {self.excluded} more are in the evaluation sets and were kept out; the nearest phrase is one "
+            f"of {self.candidates}"
         )
         if self.concepts is not None:
             text += (
@@ -163,6 +169,9 @@ class TextResult(Evaluation[TextRow]):
         ]
         if pairs:
             text += f" Confused phrases, {'; '.join(pairs)}."
+        if self.untaught:
+            some = ", ".join(map(repr, self.untaught[:MOST_CONFUSED]))
+            text += f" Phrases with a word that was not trained on ({len(self.untaught)}): {some}."
         return text if self.concepts is None else f"{text} {CONCEPT_NOTE}"
 
     def score(self, name: str) -> Score:

@@ -22,18 +22,20 @@ class PhraseSampler:
     of the run's checkpoints, so a resumed run selects what an uninterrupted one does.
     """
 
-    def __init__(self, count: int, passes: int = 1, hard: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, count: int, passes: int = 1, hard: float = 0.0, seed: int = 0, once: int = 0) -> None:
         """Set up the sampler.
 
         Args:
-            count: Number of phrases.
+            count: Number of phrases with ``passes`` items.
             passes: Number of items per phrase in an epoch.
             hard: Share of the items that is drawn by loss, 0..1.
             seed: Seed of the draws.
+            once: Number of further phrases, with the numbers after ``count``, that have one item each.
         """
-        self.count, self.passes, self.hard, self.seed = count, passes, hard, seed
+        self.count, self.hard, self.seed = count + once, hard, seed
+        self.everything = torch.cat([torch.arange(count).repeat(passes), torch.arange(count, count + once)])
         self.epoch = 0
-        self.losses = torch.ones(count, dtype=torch.float64)
+        self.losses = torch.ones(self.count, dtype=torch.float64)
         self._clear()
 
     def _clear(self) -> None:
@@ -48,7 +50,7 @@ class PhraseSampler:
 
     def order(self, epoch: int) -> list[int]:
         """Return the numbers of the phrases of ``epoch``. Every rank calls it at the start of the epoch."""
-        everything = torch.arange(self.count).repeat(self.passes)
+        everything = self.everything
         if not self.hard:
             return everything.tolist()
         if epoch != self.epoch:

@@ -75,7 +75,7 @@ class TextTask(Task[PhraseBatch]):
 
     def __init__(
         self, config: TextRunConfig, teacher: TextInfo, signals: TextSignals, words: Words, phrases: Sequence[str],
-        held_out: TextSignals | None = None, others: Sequence[str] = (),
+        held_out: TextSignals | None = None, others: Sequence[str] = (), composed: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """Set up the task.
 
@@ -84,15 +84,16 @@ class TextTask(Task[PhraseBatch]):
             teacher: Sizes of the teacher's text encoder.
             signals: The teacher's tokens, running or cached.
             words: The student's tokenizer.
-            phrases: Phrases to train on.
+            phrases: Phrases to train on, ``data.passes`` times in an epoch.
             held_out: The teacher's tokens of ``others``.
             others: Phrases whose terms are logged after every epoch.
+            composed: Further phrases to train on, once in an epoch.
         """
         self.config, self.teacher, self.signals, self.words = config, teacher, signals, words
-        self.phrases, self.held_out, self.others = phrases, held_out, others
+        self.phrases, self.held_out, self.others = (*phrases, *composed), held_out, others
         self.taught_by = signals.fingerprint
         data = config.data
-        self.sampler = PhraseSampler(len(phrases), data.passes, data.hard, config.train.seed)
+        self.sampler = PhraseSampler(len(phrases), data.passes, data.hard, config.train.seed, len(composed))
 
     def build_student(self) -> TextStudent:
         return build_student(self.config.student, self.teacher)
