@@ -122,11 +122,11 @@ def test_a_weight_of_zero_fails_by_term_and_phase(detection: Recipe, tmp_path: P
 
 @pytest.mark.parametrize("name", DETECTION)
 def test_every_term_of_every_packaged_recipe_reaches_the_student(
-    name: str, detector, lite: Path, scenes: Path, tmp_path: Path
+    name: str, detector, words_run: Path, scenes: Path, tmp_path: Path
 ) -> None:
     sizes = DESCRIBED if load_config(name).student.kind == "described" else ()
     if name.startswith("detection/hosted_joint"):
-        sizes = (f"student.host={lite}", "student.trunk=null", "student.start=null", "questions.file=null")
+        sizes = (f"student.text_encoder={words_run}", "student.trunk=null", "student.start=null", "questions.file=null")
     config = load_config(name, [*small(detector[1], scenes, tmp_path, sizes), "train.batch_size=2"])
     report = check(config, device="cpu")
     assert report.ok, report.problems

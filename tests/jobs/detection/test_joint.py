@@ -45,11 +45,16 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def joint(detector, lite: Path, trunk: Path, scenes: Path) -> Recipe:
+def joint(detector, words_run: Path, trunk: Path, scenes: Path) -> Recipe:
     """joint(output, *overrides): ``detection/hosted_joint`` with the tiny models, on the scenes, in one step."""
 
     def make(output: Path, *overrides: str) -> DetectionRunConfig:
-        sizes = (f"student.host={lite}", f"student.trunk={trunk}", "student.head=strided", "questions.file=null")
+        sizes = (
+            f"student.text_encoder={words_run}",
+            f"student.trunk={trunk}",
+            "student.head=strided",
+            "questions.file=null",
+        )
         once = f"train.phases=[{{name: joint, epochs: 1, lr: {RATE}}}]"
         config = load_config(
             "detection/hosted_joint",

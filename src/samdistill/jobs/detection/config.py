@@ -43,7 +43,7 @@ HOST_PARTS = (
 """Globs of the parameters that a hosted student has from its teacher: all but those of its trunk."""
 KIND_KEYS: dict[str, tuple[str, ...]] = {
     "described": ("inherit", "queries", "encoder_layers", "decoder_layers", "heads", "ffn", "text"),
-    "hosted": ("head", "host"),
+    "hosted": ("head", "host", "text_encoder"),
 }
 """Keys of ``student`` that only one kind has."""
 _KIND_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -67,6 +67,10 @@ class DetectorConfig(Strict):
     """Head of the hosted trunk."""
     host: str | None = None
     """SAM 3 whose neck, text encoder and heads a hosted student has. None for the teacher."""
+    text_encoder: Path | None = None
+    """Finished run of the text job, its ``student/``, or a file of EfficientSAM3. It takes the place of the host's text
+    encoder.
+    """
     pretrained: bool | Path = False
     """True downloads timm's ImageNet weights. A path reads weights from a file."""
     trunk: Path | None = None
