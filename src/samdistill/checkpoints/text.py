@@ -179,9 +179,9 @@ def lite_config(settings: dict[str, Any], student: TextStudentConfig, where: Pat
     return host | {"model_type": "sam3_lite_text", "architectures": ["Sam3LiteTextModel"]}
 
 
-def lite_host(host: PreTrainedConfig, text: OpenedText, where: Path) -> Sam3LiteTextConfig:
+def lite_host(host: PreTrainedConfig, text: TextStudentConfig, where: Path) -> Sam3LiteTextConfig:
     """Return the configuration of a detector with another text encoder, see ``lite_config``."""
-    return build_config(Sam3LiteTextConfig, lite_config(as_json(host), text.config, where), where)
+    return build_config(Sam3LiteTextConfig, lite_config(as_json(host), text, where), where)
 
 
 def with_text(model: PreTrainedModel, text: OpenedText, config: Sam3LiteTextConfig) -> Sam3LiteTextModel:

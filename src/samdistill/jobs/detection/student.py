@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, Sam3LiteTextConfig
 
-from ...checkpoints.files import TensorInfo
+from ...checkpoints.files import STUDENT_FOLDER, TensorInfo
 from ...checkpoints.hosting import trained_trunk
 from ...checkpoints.student import start_from, trunk_backbone
 from ...checkpoints.text import OpenedText, find_text, lite_host, with_text
@@ -39,6 +39,7 @@ from ...teachers import DetectorInfo, Maps, Sam3Detector
 from ...teachers.sam3_detector import Host, describe_host, find_detector, load_detector
 from ...types import UserError
 from .config import TRUNK, DetectionRunConfig
+from .words import missing_text, planned_text
 
 TEXT_ENCODER = ("text_encoder.", "text_projection.")
 """Beginnings of the names of the parameters that compute text features."""
@@ -165,7 +166,7 @@ class Hosted(StudentKind):
         if self.settings.host is not None:
             changed = {"path": self.settings.host, "image_size": teacher.image_size}
             self.source = config.teacher.model_copy(update=changed)
-        own = self.settings.host is None and self.text is None
+        own = self.settings.host is None and config.text_encoder is None
         self.info = teacher if own else describe_host(self.source.path, self.host)
         for name in ("queries", "hidden_size", "vocab_size"):
             own, theirs = getattr(self.info, name), getattr(teacher, name)
@@ -184,17 +185,12 @@ class Hosted(StudentKind):
 
     @cached_property
     def text(self) -> OpenedText | None:
-        """The small text encoder of ``student.text_encoder``."""
-        place = self.settings.text_encoder
-        if place is None:
+        """The small text encoder. None if the student has the host's, or if it is not made yet."""
+        place = self.config.text_encoder
+        if place is None or (self.config.trains_text and not (place / STUDENT_FOLDER).exists()):
             return None
-        if self.settings.host is not None and isinstance(self._found[1], Sam3LiteTextConfig):
-            raise UserError(
-                f"student.host={self.source.path} has a small text encoder of its own; leave student.text_encoder out, "
-                "or give a host with SAM 3's"
-            )
         if not place.exists():
-            raise UserError(f"student.text_encoder={place}: no such file or folder; train it first (the text job)")
+            raise missing_text(place, None)
         with self._text_errors():
             return find_text(place)
 
@@ -204,15 +200,21 @@ class Hosted(StudentKind):
         try:
             yield
         except UserError as error:
-            raise UserError(f"student.text_encoder={self.settings.text_encoder}: {error}") from None
+            raise UserError(f"student.text_encoder={self.config.text_encoder}: {error}") from None
 
     @cached_property
     def host(self) -> Any:
         """Configuration of the student with the host's own trunk, without dropout."""
         place, host = self._found
-        if self.text is not None:
+        if self.config.text_encoder is not None:
+            if self.settings.host is not None and isinstance(host, Sam3LiteTextConfig):
+                raise UserError(
+                    f"student.host={self.source.path} has a small text encoder of its own; leave student.text_encoder "
+                    "and student.text_recipe out, or give a host with SAM 3's"
+                )
+            text = self.text.config if self.text is not None else planned_text(self.config, self.teacher)
             with self._text_errors():
-                host = lite_host(host, self.text, place)
+                host = lite_host(host, text, place)
         return without_dropout(host)
 
     @cached_property
@@ -230,7 +232,10 @@ class Hosted(StudentKind):
             return AutoModel.from_config(hosted_config(self.host, self.trunk_config))
 
     def build(self, teacher: Sam3Detector) -> HostedStudent:
-        settings, trunk = self.settings, build_trunk(self.trunk_config, self.settings.pretrained)
+        settings, place = self.settings, self.config.text_encoder
+        if place is not None and self.text is None:
+            raise missing_text(place, settings.text_recipe)
+        trunk = build_trunk(self.trunk_config, settings.pretrained)
         model = load_detector(self.source.path, without_dropout(self._found[1]))  # a running teacher may be in fp16
         if self.text is not None:
             model = with_text(model, self.text, self.host)
@@ -257,7 +262,7 @@ class Hosted(StudentKind):
         return min(frozen_until(name, self.config.train.freeze) for name in names)
 
     def shares_text(self, epoch: int) -> bool:
-        own = (self.settings.host, self.settings.start, self.settings.text_encoder)
+        own = (self.settings.host, self.settings.start, self.config.text_encoder)
         return not any(own) and self.config.teacher.precision == "fp32" and epoch < self._text_trains
 
     def export(self, student: HostedStudent) -> PreTrainedModel:
