@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from .delivery import Delivery
 from .dist import default_device, process_rank
 from .engine import CheckReport, FitResult, check_terms, fit, newest
 from .engine.frozen_norm import small_batch
-from .io import as_path, write_json
+from .io import as_path, write_json, write_text
 from .jobs import JOBS
 from .jobs.base import Given, Plan
 from .jobs.caching import CacheCall, CacheReport
@@ -32,7 +33,7 @@ from .jobs.loading import load_config
 from .locks import locked
 from .registry import did_you_mean
 from .report import human_bytes, write_report
-from .run_result import RunResult, report_of
+from .run_result import REPORT, SUMMARY, Earlier, RunResult, report_of
 from .types import UserError
 
 if TYPE_CHECKING:
@@ -313,32 +314,38 @@ def demo(
         return run_pipeline(load_config(recipe, [run_folder, *settings, *overrides]), delivery)
 
 
-def run_pipeline(config: Run, delivery: Delivery | None = None) -> RunResult:
-    """Run all stages of a configuration. Each stage keeps the results that exist and adds what is missing."""
+def run_pipeline(config: Run, delivery: Delivery | None = None, *, label: str = "") -> RunResult:
+    """Run all stages of a configuration. Each stage keeps the results that exist and adds what is missing.
+
+    Args:
+        config: The configuration.
+        delivery: What is exported at the end.
+        label: Name of a run that another run needs. It is shown before its lines, and its student is not merged.
+    """
     job = JOBS[config.job]
     config = job.resolve(config)
     planned = plan(config)
-    console.print(f"[bold]plan[/]     {planned.headline}")
+    say = partial(_say, label)
+    say("plan", planned.headline)
     if planned.steps == 0:
         raise UserError(f"{planned.trained_on} are less than one batch: lower train.batch_size")
+    earlier = tuple(map(_run_before, job.before(config)))
     cached = cache(config) if job.reads_cache(config) else None
     if cached is not None:
-        console.print(
-            f"[bold]cache[/]    {cached.records} records, {human_bytes(cached.bytes)}, {len(cached.skipped)} skipped"
-        )
+        say("cache", f"{cached.records} records, {human_bytes(cached.bytes)}, {len(cached.skipped)} skipped")
     checked = check(config)
     for phase in dict.fromkeys(term.phase for term in checked.terms):
         terms = ", ".join(f"{term.name} {term.grad_norm:.3g}" for term in checked.terms if term.phase == phase)
-        console.print(f"[bold]check[/]    gradient norm at the student{f', {phase}' if phase else ''}: {terms}")
+        say("check", f"gradient norm at the student{f', {phase}' if phase else ''}: {terms}")
     if not checked.ok:
         raise UserError("; ".join(checked.problems))
-    console.print(f"[bold]train[/]    {planned.steps} steps on {planned.trained_on}")
+    say("train", f"{planned.steps} steps on {planned.trained_on}")
     trained = train(config)
-    merged = job.merge(config)
+    merged = job.merge(config) if not label else None
     if merged is not None:
         groups = (f"{name} {t['tensors']} tensors ({t['elements'] / 1e6:.2f}M)" for name, t in merged.totals.items())
-        console.print(f"[bold]merge[/]    {', '.join(groups)}")
-    console.print("[bold]evaluate[/] on held-out data")
+        say("merge", ", ".join(groups))
+    say("evaluate", "on held-out data")
     with reporting("evaluate", config.output):
         evaluated = job.evaluate(config, merged)
     if evaluated is None:
@@ -347,7 +354,23 @@ def run_pipeline(config: Run, delivery: Delivery | None = None) -> RunResult:
         write_json(config.output / "evaluation.json", evaluated.result.to_dict(), indent=1)
         console.print(evaluated.result.table())
     exported = delivery.export(config, merged) if delivery is not None else None
-    report = config.output / "report.html"
-    result = RunResult(config, planned, cached, checked, trained, merged, evaluated, exported, report)
+    report = config.output / REPORT
+    result = RunResult(config, planned, cached, checked, trained, merged, evaluated, exported, report, earlier)
     write_report(result.report, report_of(result))
+    write_text(config.output / SUMMARY, "".join(f"{line}\n" for line in result.figures()))
     return result
+
+
+def _say(label: str, stage: str, text: str) -> None:
+    console.print(f"[bold]{f'{label}: ' if label else ''}{stage}[/]{' ' * (9 - len(stage))}{text}")
+
+
+def _run_before(config: Run) -> Earlier:
+    """Make a run that another one needs. Of a finished one, settings and data are compared, and nothing is repeated."""
+    summary = config.output / SUMMARY
+    if summary.is_file():
+        train(config)
+        _say(config.job, "train", f"finished before, see {config.output}")
+    else:
+        run_pipeline(config, label=config.job)
+    return Earlier(config.job, config.output, tuple(summary.read_text(encoding="utf-8").splitlines()))

@@ -63,6 +63,21 @@ class MergeGroup:
 
 
 @dataclass(frozen=True)
+class EarlierRun:
+    """A run that had to be finished before.
+
+    Attributes:
+        job: Name of its job.
+        figures: Lines with its main figures.
+        report: Path of its page, relative to this one.
+    """
+
+    job: str
+    figures: Sequence[str]
+    report: str
+
+
+@dataclass(frozen=True)
 class ExportRow:
     """A file that was exported for a device.
 
@@ -93,6 +108,7 @@ class ReportData:
         merge: Result of the merge by group of keys.
         merged: Path of the merged model.
         exported: Files for devices.
+        earlier: Runs that this one needed.
         skipped: Unreadable inputs by stage. Those of ``evaluation`` are added.
         seconds: Wall-clock seconds by stage.
         config: The resolved configuration as YAML.
@@ -111,6 +127,7 @@ class ReportData:
     merge: Sequence[MergeGroup] = ()
     merged: str = ""
     exported: Sequence[ExportRow] = ()
+    earlier: Sequence[EarlierRun] = ()
     skipped: Mapping[str, Sequence[BadInput]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     config: str = ""

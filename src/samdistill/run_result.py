@@ -15,10 +15,29 @@ from .evaluation.verdict import Circumstances, verdict
 from .jobs import JOBS
 from .jobs.base import Evaluated, Plan
 from .jobs.caching import CacheReport
-from .report import CacheFacts, MergeGroup, ReportData, describe_machine
+from .report import CacheFacts, EarlierRun, MergeGroup, ReportData, describe_machine
 
 if TYPE_CHECKING:
     from .deployment.record import Exported
+
+
+REPORT, SUMMARY = "report.html", "summary.txt"
+"""Files of a run folder: the page, and the main figures of a finished run in words."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A finished run that another one needed.
+
+    Attributes:
+        job: Name of its job.
+        folder: Its run folder.
+        figures: Its ``RunResult.figures``.
+    """
+
+    job: str
+    folder: Path
+    figures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +53,7 @@ class RunResult:
     evaluated: Evaluated | None
     exported: Exported | None
     report: Path
+    earlier: tuple[Earlier, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -51,11 +71,14 @@ class RunResult:
         teacher = scores.get(result.teacher) if result.teacher is not None else None
         return verdict(student, scores.get(names.start), teacher, about)
 
+    def figures(self) -> list[str]:
+        """Return the verdict and the main figures. The list is empty if the run has no evaluation."""
+        lines = [] if self.evaluated is None else JOBS[self.config.job].summary(self.evaluated)
+        return [self.verdict, *lines] if self.verdict else lines
+
     def summary(self) -> str:
         """Return the last lines of a run: verdict, figures, and the paths of the model and the report."""
-        lines = [] if self.evaluated is None else JOBS[self.config.job].summary(self.evaluated)
-        if self.verdict:
-            lines.insert(0, self.verdict)
+        lines = self.figures()
         lines.append(f"student: {self.trained.student}" if self.merged is None else f"merged model: {self.merged.out}")
         if self.exported is not None:
             lines.append(f"exported: {self.exported.summary()}")
@@ -77,6 +100,7 @@ def report_of(result: RunResult) -> ReportData:
         title=names.title, student=names.student, start=names.start,
         evaluation=None if result.evaluated is None else result.evaluated.result, check=result.checked.terms,
         verdict=result.verdict,
+        earlier=[EarlierRun(one.job, one.figures, f"{one.folder.name}/{REPORT}") for one in result.earlier],
         history=read_lines(config.output / "metrics.jsonl"), cache=facts,
         merge=[MergeGroup(name, t["tensors"], t["elements"]) for name, t in (merged.totals.items() if merged else ())],
         merged="" if merged is None else merged.out, exported=() if result.exported is None else result.exported.rows(),

@@ -179,3 +179,60 @@ def test_compiled_students_are_compiled_anew_at_the_unfreeze(tmp_path, monkeypat
     a, b = (saved(tmp_path / name, 3).model for name in ("compiled", "plain"))
     assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in b)
     assert torch.equal(saved(tmp_path / "compiled", 1).model["0.weight"], start()["0.weight"])
+
+
+class Rebuilt(ToyTask):
+    """Its frozen parameters are made again. ``shift`` stands for a model from which it is built that has changed."""
+
+    rebuilds_frozen = True
+    shift = 0.0
+
+    def build_student(self):
+        student = super().build_student()
+        with torch.no_grad():
+            student[0].weight.add_(self.shift)
+        return student
+
+
+class Stopped(Rebuilt, StopAt):
+    pass
+
+
+FOREVER = {"freeze": ({"match": ["0.*", "1.*"]},)}
+
+
+def test_checkpoints_leave_out_what_never_trains_and_a_resumed_run_ends_in_the_same_bits(tmp_path):
+    """Against the same run with complete checkpoints. Buffers stay in, and so does what trains from a later epoch."""
+    train(tmp_path / "complete", **FOREVER)
+    train(tmp_path / "run", Rebuilt(), **FOREVER)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "stopped", Stopped(at=7), **FOREVER)
+    train(tmp_path / "stopped", Rebuilt(), **FOREVER)
+    complete = vars(saved(tmp_path / "complete", 3))
+    assert complete["frozen"] == "" and complete["model"].keys() == start().keys()
+    for run in ("run", "stopped"):
+        found = vars(saved(tmp_path / run, 3))
+        assert complete["model"].keys() - found["model"].keys() == set(TRUNK)
+        for part in ("model", "ema"):
+            assert not set(TRUNK) & found[part].keys()
+            assert all(torch.equal(value, complete[part][name]) for name, value in found[part].items())
+        assert len(found["frozen"]) == 64
+    train(tmp_path / "later", Rebuilt())
+    assert saved(tmp_path / "later", 1).model.keys() == start().keys() and not saved(tmp_path / "later", 1).frozen
+
+
+def test_a_checkpoint_is_refused_for_other_frozen_parameters_and_a_complete_one_is_read(tmp_path):
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", Stopped(at=7), **FOREVER)
+    other = Rebuilt()
+    other.shift = 1e-6
+    with pytest.raises(UserError, match="trained with other frozen parameters than the student now has") as refused:
+        train(tmp_path / "run", other, **FOREVER)
+    assert "\n" not in str(refused.value)
+    train(tmp_path / "run", Rebuilt(), **FOREVER)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "old", StopAt(at=7), **FOREVER)  # as earlier versions wrote it
+    train(tmp_path / "old", Rebuilt(), **FOREVER)
+    one, two = (vars(saved(tmp_path / run, 3)) for run in ("run", "old"))
+    assert one["frozen"] == two["frozen"] and one["model"].keys() == two["model"].keys()
+    assert all(torch.equal(value, two["model"][name]) for name, value in one["model"].items())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from samdistill.checkpoints.merge import merge
+from samdistill.checkpoints.words import Words
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.loading import load_config
 from samdistill.sandbox.concepts import VOCABULARY, sandbox_words
@@ -80,21 +81,33 @@ def measured(module: nn.Module) -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def lite(detector: tuple[object, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny teacher with a small text encoder, as a merge of a text run writes it."""
-    run, out = tmp_path_factory.mktemp("words"), tmp_path_factory.mktemp("lite") / "merged"
+def words_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished text run of the tiny teacher."""
+    run = tmp_path_factory.mktemp("words")
     torch.manual_seed(4)
+    return save_text(run)
+
+
+def save_text(run: Path, width: int = 32, vocabulary: int = len(VOCABULARY), context: int = 6) -> Path:
+    """Write a finished text run with random weights."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "projection_dim": 16, "num_hidden_layers": 3}
     student = TextStudent(
         TextStudentConfig(
-            **sizes, num_attention_heads=2, vocab_size=len(VOCABULARY), width=32, max_position_embeddings=6
+            **sizes, num_attention_heads=2, vocab_size=vocabulary, width=width, max_position_embeddings=context
         )
     )
     for parameter in student.parameters():  # a layer scale begins so small that a step moves nothing behind it
         nn.init.normal_(parameter, std=0.2)
     measured(student).eval().save_pretrained(run / "student")
-    sandbox_words().save(run / "student")
-    merge(run, detector[1], out)
+    Words(sandbox_words().tokenizer, context).save(run / "student")
+    return run
+
+
+@pytest.fixture(scope="session")
+def lite(words_run: Path, detector: tuple[object, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny teacher with a small text encoder, as a merge of a text run writes it."""
+    out = tmp_path_factory.mktemp("lite") / "merged"
+    merge(words_run, detector[1], out)
     return out
 
 

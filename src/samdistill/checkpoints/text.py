@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import Sam3LiteTextTextConfig
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    Sam3LiteTextConfig,
+    Sam3LiteTextModel,
+    Sam3LiteTextTextConfig,
+)
 
 from ..io import copy_file
 from ..students import TEXT_STUDENT, TextStudent, TextStudentConfig
@@ -17,7 +23,7 @@ from ..types import UserError
 from .efficientsam3 import read_text as read_published
 from .files import TORCH_SUFFIXES, TensorInfo, check_archive, load_torch, named_tensors, open_weights
 from .layout import DETECTOR, ORIGINAL_STUDENT
-from .loading import CONFIG, compare, model_kinds, open_config, skeleton
+from .loading import CONFIG, build_config, compare, model_kinds, open_config, pretrained, skeleton
 from .student import as_json
 from .words import WORD_FILES
 
@@ -82,6 +88,21 @@ def read_text(source: Path) -> OpenedText | None:
     return OpenedText(place, config, weights, info)
 
 
+def find_text(source: Path) -> OpenedText:
+    """Read a text student as ``read_text`` does.
+
+    Raises:
+        UserError: As ``read_text``, or there is no text student in ``source``.
+    """
+    opened = read_text(source)
+    if opened is None:
+        raise UserError(
+            f"{source}: no student of kind {TEXT_STUDENT} here; give the run that trained one, its student/, or a file "
+            "of EfficientSAM3"
+        )
+    return opened
+
+
 def start_text(student: TextStudent, source: Path) -> None:
     """Load all weights of a text encoder from a trained one.
 
@@ -92,12 +113,7 @@ def start_text(student: TextStudent, source: Path) -> None:
     Raises:
         UserError: There is no text encoder in ``source``, or it has other shapes, heads or another use of padding.
     """
-    opened = read_text(source)
-    if opened is None:
-        raise UserError(
-            f"{source}: no student of kind {TEXT_STUDENT} here; give the run that trained one, its student/, or a file "
-            "of EfficientSAM3"
-        )
+    opened = find_text(source)
     state = student.state_dict()
     compare(opened.info, {n: TensorInfo.of(t) for n, t in state.items()}, str(opened.source), "this student")
     for name in ("attend_padding", "num_attention_heads"):
@@ -161,6 +177,25 @@ def lite_config(settings: dict[str, Any], student: TextStudentConfig, where: Pat
     text = {key: value for key, value in as_json(student).items() if key not in _NOT_HOSTED}
     host["text_config"] = text | {"model_type": Sam3LiteTextTextConfig.model_type}
     return host | {"model_type": "sam3_lite_text", "architectures": ["Sam3LiteTextModel"]}
+
+
+def lite_host(host: PreTrainedConfig, text: TextStudentConfig, where: Path) -> Sam3LiteTextConfig:
+    """Return the configuration of a detector with another text encoder, see ``lite_config``."""
+    return build_config(Sam3LiteTextConfig, lite_config(as_json(host), text, where), where)
+
+
+def with_text(model: PreTrainedModel, text: OpenedText, config: Sam3LiteTextConfig) -> Sam3LiteTextModel:
+    """Return a detector with another text encoder, in float32 and eval mode on the CPU. ``merge`` writes the same one.
+
+    Args:
+        model: A ``Sam3Model`` or ``Sam3LiteTextModel``. Its other tensors are used, not copied where possible.
+        text: The text encoder.
+        config: From ``lite_host``.
+    """
+    state = model.state_dict()
+    kept, _ = split_text(state)
+    tensors = {own: state[there] for own, there in kept.items()} | {name: text.weights[name] for name in text.info}
+    return pretrained(Sam3LiteTextModel, config, tensors, text.source)
 
 
 def copy_words(source: Path, to: Path) -> None:

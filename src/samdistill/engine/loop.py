@@ -25,6 +25,7 @@ from ..processes import outlive_signals
 from ..reading import foreign
 from ..types import UserError
 from .accelerator import make_accelerator
+from .constants import Constants
 from .frozen_norm import measure_frozen
 from .groups import Freezing, parameter_groups
 from .norm import synchronise_batch_norm
@@ -167,11 +168,12 @@ class _Loop:
                 f"{layers} layer(s) compute in int8 from step {self.quantised.start + 1}, their ranges are fixed from "
                 f"step {self.quantised.fixed + 1}"
             )
+        self.constants = Constants.of(self.student) if task.rebuilds_frozen else Constants()
         groups = parameter_groups(self.student, config.weight_decay, config.rates)
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
         if saved:
             with foreign(run_dir, _UNFIT):
-                self.student.load_state_dict(saved.model)
+                self.constants.load(self.student, saved.model, saved.frozen, run_dir)
                 optimizer.load_state_dict(saved.optimizer)
         elif frozen and (measured := measure_frozen(task, self.student, config, self.device)):
             tracker.info(f"statistics of {measured} batch norm(s) measured, they do not change in training")
@@ -354,9 +356,10 @@ class _Loop:
         def write() -> Path:
             path = self.run_dir / name
             Checkpoint(
-                self.step, epochs_done, self.student.state_dict(), self.ema.shadow if self.ema else None,
-                self.optimizer.state_dict(), scaler.state_dict() if scaler else None, streams, self.resolved,
-                self.items, self.terms, self.seconds, self.digest, self.task.taught_by, self.quantised.state(), states,
+                self.step, epochs_done, self.constants.without(self.student.state_dict()),
+                self.ema.shadow if self.ema else None, self.optimizer.state_dict(),
+                scaler.state_dict() if scaler else None, streams, self.resolved, self.items, self.terms, self.seconds,
+                self.digest, self.task.taught_by, self.quantised.state(), states, self.constants.digest,
             ).save(path)  # fmt: skip
             if name != INTERRUPT:
                 prune(self.run_dir, self.config.keep)

@@ -64,6 +64,7 @@ class Checkpoint:
         teacher: Fingerprint of the teacher, ``Task.taught_by``.
         ranges: Ranges of the inputs of quantised layers (``train.qat``), or None.
         task: ``Task.state`` of each rank. Empty in checkpoints of earlier versions.
+        frozen: Digest of the parameters that ``model`` leaves out (``Constants``). Empty if it is complete.
     """
 
     __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)
@@ -83,6 +84,7 @@ class Checkpoint:
     teacher: str = ""
     ranges: Tensor | None = None
     task: list[dict[str, Tensor]] = field(default_factory=list)
+    frozen: str = ""
 
     def save(self, path: Path) -> None:
         """Write the file atomically: to a temporary name, flushed to disk, then renamed.

@@ -72,9 +72,12 @@ class Task(ABC, Generic[Batch]):
     Attributes:
         leaves_unused: A batch may leave parameters of the student without gradient, such as a box encoder in a batch
             without boxes. DDP needs to know this.
+        rebuilds_frozen: ``build_student`` gives the same values again to parameters that never train. Checkpoints then
+            have their digest instead. False for a job whose checkpoints are read as models.
     """
 
     leaves_unused: ClassVar[bool] = False
+    rebuilds_frozen: ClassVar[bool] = False
     taught_by: str = ""
     """Fingerprint of the running or cached teacher. A run can be resumed with this teacher only. Empty: not compared.
     """

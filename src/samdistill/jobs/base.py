@@ -212,6 +212,13 @@ class Job(ABC, Generic[Config]):
         micro = config.train.batch_size // config.train.accumulate
         return self.prepare(config, device).task, max(1, min(CHECK_INPUTS, micro))
 
+    def before(self, config: Config) -> tuple[Run, ...]:
+        """Return the runs that have to be finished before this one. ``distill``, ``run`` and ``demo`` make them.
+
+        Each has an output folder of its own inside that of this run.
+        """
+        return ()
+
     def reads_cache(self, config: Config) -> bool:
         """Whether training reads the cache."""
         return False

@@ -30,7 +30,13 @@ def fitted(config: Run, count: int, overrides: Sequence[str]) -> Run:
     if "train.batch_size" not in given:
         fit = min(config.train.batch_size, max(2, count // 4))
         settings["batch_size"] = fit - fit % config.train.accumulate or config.train.accumulate
-    if config.train.phases is not None:  # phases have their own rates and warm-ups
+    if config.train.phases is not None:  # phases have their own rates
+        if "train.phases" not in given:
+            per_epoch = count // settings.get("batch_size", config.train.batch_size)
+            settings["phases"] = tuple(
+                phase.model_copy(update={"warmup_steps": min(phase.warmup_steps, phase.epochs * per_epoch // 10)})
+                for phase in config.train.phases
+            )
         return config.model_copy(update={"train": config.train.model_copy(update=settings)})
     if config.train.lr_batch is not None and not given & {"train.lr", "train.lr_batch"}:
         share = (settings.get("batch_size", config.train.batch_size) / config.train.lr_batch) ** 0.5

@@ -16,7 +16,7 @@ from .sam2_host import HostedSam2VisionConfig, HostedSam2VisionModel, expansion,
 from .sam3 import EfficientSam3Model, EfficientSam3Output, build_detector, inherit
 from .sam3_config import EfficientSam3Config, PyramidConfig, efficient_sam3_config
 from .sam_host import HostedSamConfig, HostedSamModel
-from .text import TEXT_SIZES, TEXT_STUDENT, TextStudent, TextStudentConfig
+from .text import TEXT_SIZES, TEXT_STUDENT, TextStudent, TextStudentConfig, text_student_config
 from .trunk import StudentTrunk, StudentTrunkConfig, TrunkOutput, build_trunk
 
 __all__ = [
@@ -57,5 +57,6 @@ __all__ = [
     "inherit",
     "list_students",
     "resolve_backbone",
+    "text_student_config",
     "without_dropout",
 ]

@@ -55,6 +55,25 @@ class TextStudentConfig(Sam3LiteTextTextConfig):
     attend_padding: bool = False
 
 
+def text_student_config(
+    size: str | Mapping[str, Any], *, context: int, vocab_size: int, width: int, attend_padding: bool = False
+) -> TextStudentConfig:
+    """Return the configuration of a text student.
+
+    Args:
+        size: Name in ``TEXT_SIZES``, or fields as in it.
+        context: Largest number of tokens of a phrase.
+        vocab_size: Rows of the token table.
+        width: Channels after the projection.
+        attend_padding: See ``TextStudentConfig``.
+    """
+    fields = TEXT_SIZES[size] if isinstance(size, str) else size
+    return TextStudentConfig(
+        **fields, projection_dim=fields["hidden_size"], vocab_size=vocab_size, max_position_embeddings=context,
+        width=width, attend_padding=attend_padding,
+    )  # fmt: skip
+
+
 class TextStudent(Sam3LiteTextPreTrainedModel):
     """Text encoder and projection, with the names that they have in ``Sam3LiteTextModel``.
 

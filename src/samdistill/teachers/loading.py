@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ops.digest import hash_tensors
 from ..ops.images import Statistics
 from ..types import UserError
 
@@ -54,10 +55,7 @@ def digest_of(module: nn.Module, about: dict[str, Any]) -> str:
     """Return ``fingerprint`` of a model that reads no images. ``about`` has the settings that no tensor shows."""
     digest = hashlib.sha256()
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        if tensor.numel():
-            digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    hash_tensors(digest, sorted(module.state_dict().items()))
     return digest.hexdigest()
 
 

@@ -78,7 +78,7 @@ def describe_detector(config: TeacherConfig) -> DetectorInfo:
     Raises:
         UserError: The checkpoint is not a concept detector, or cannot read images of the configured size.
     """
-    return _describe(config.path, find_detector(config)[1])
+    return describe_host(config.path, find_detector(config)[1])
 
 
 class Sam3Detector:
@@ -99,7 +99,7 @@ class Sam3Detector:
 
     def __init__(self, config: TeacherConfig, device: torch.device | str = "cpu") -> None:
         place, host = find_detector(config)
-        self.info = _describe(config.path, host)
+        self.info = describe_host(config.path, host)
         place = locate(config.path, packaged="detector")  # for a hub id, this downloads the weights
         beside = place.parent if place.is_file() else place
         self.words = Words.load(config.tokenizer or beside, self.info.vocab_size, self.info.context)
@@ -247,7 +247,12 @@ def find_detector(config: TeacherConfig) -> tuple[Path, Host]:
     return place, host
 
 
-def _describe(path: str, host: Host) -> DetectorInfo:
+def describe_host(path: str, host: Host) -> DetectorInfo:
+    """Return the description of a detector by its configuration.
+
+    Raises:
+        UserError: No model can be built from it. The message names ``path``.
+    """
     with foreign(path, "no model can be built from its configuration"):
         vision, text = host.vision_config, host.text_config
         size = vision.backbone_config.image_size

@@ -34,7 +34,7 @@ def answers(config: DetectionRunConfig, images: int) -> tuple[DetectionTask, Det
     task = DetectionParts(config).task()
     student, held_out = task.build_student(), task.held_out
     assert held_out is not None
-    student.load_state_dict(Checkpoint.load(sorted(config.output.glob("ckpt_epoch_*.pt"))[-1]).model)
+    student.load_state_dict(Checkpoint.load(sorted(config.output.glob("ckpt_epoch_*.pt"))[-1]).model, strict=False)
     batch, prompts, _ = collate_questions([held_out[index] for index in range(images)])
     return (
         task,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_detection import DESCRIBED, OUTPUTS, PHASES, TERMS, Recipe, small
+from tiny_detection import DESCRIBED, OUTPUTS, TERMS, Recipe, small
 from transformers import AutoProcessor, AutoTokenizer
 
 from samdistill import pipeline
@@ -24,7 +24,7 @@ from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.plan import plan_detection
 from samdistill.jobs.detection.student import student_kind
 from samdistill.jobs.loading import load_config
-from samdistill.pipeline import RunResult, check, demo, run_pipeline, train
+from samdistill.pipeline import RunResult, check, run_pipeline, train
 from samdistill.sandbox.concepts import CONTEXT
 from samdistill.students import build_detector
 from samdistill.teachers import describe_detector
@@ -53,22 +53,10 @@ def written(config: DetectionRunConfig, path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def walked(
-    detector: tuple[object, Path], scenes: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[DetectionRunConfig, RunResult]:
-    """The whole road of the demo: an epoch of each phase over 16 scenes."""
-    out = tmp_path_factory.mktemp("road")
-    settings = [text for text in small(detector[1], scenes, out) if not text.startswith(("output=", "data.root="))]
-
-    def render(root: Path, *, format: str) -> None:
-        assert format == "coco"
-        shutil.copytree(scenes, root)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detection_job, "render_sandbox", render)
-        result = demo(out, "detection", overrides=[*settings, PHASES, "train.batch_size=8"])
-    assert (result.config.output, result.config.data.root) == (out / "run", out / "data")
-    return result.config, result
+def walked(detection: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[DetectionRunConfig, RunResult]:
+    """The whole road of a described student: an epoch of each phase over 16 scenes."""
+    config = detection(tmp_path_factory.mktemp("road") / "run", "train.batch_size=8")
+    return config, run_pipeline(config)
 
 
 def test_plan_counts_what_is_built(detection: Recipe, tmp_path: Path) -> None:
@@ -122,16 +110,16 @@ def test_a_weight_of_zero_fails_by_term_and_phase(detection: Recipe, tmp_path: P
 
 @pytest.mark.parametrize("name", DETECTION)
 def test_every_term_of_every_packaged_recipe_reaches_the_student(
-    name: str, detector, lite: Path, scenes: Path, tmp_path: Path
+    name: str, detector, words_run: Path, scenes: Path, tmp_path: Path
 ) -> None:
     sizes = DESCRIBED if load_config(name).student.kind == "described" else ()
-    if name.startswith("detection/hosted_joint"):
-        sizes = (f"student.host={lite}", "student.trunk=null", "student.start=null", "questions.file=null")
+    if load_config(name).student.kind == "hosted":
+        sizes = (f"student.text_encoder={words_run}", "student.start=null", "questions.file=null")
     config = load_config(name, [*small(detector[1], scenes, tmp_path, sizes), "train.batch_size=2"])
     report = check(config, device="cpu")
     assert report.ok, report.problems
     rows = {phase: {t.name for t in report.terms if t.phase == phase} for phase, _ in config.train.phase_starts()}
-    if name == "detection/hosted_sandbox":
+    if name in ("detection/hosted", "detection/hosted_sandbox"):
         assert rows == {"trunk": {"trunk"}}
     elif name.startswith("detection/hosted_joint"):
         assert rows == {"joint": set(TERMS)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from original_names import to_original
 from safetensors.torch import save_file
-from tiny_detection import TERMS, Recipe
+from tiny_detection import TERMS, Recipe, save_text
 from torch import nn
 from transformers import Sam3LiteTextModel, Sam3Model
 
@@ -91,7 +92,8 @@ def test_all_but_the_trunk_is_the_teachers_before_and_after_training(trained: De
     before, after = (dict(model.vision_encoder.backbone.named_parameters()) for model in (start, found))
     assert before.keys() == after.keys() and not any(torch.equal(before[name], after[name]) for name in before)
     saved = Checkpoint.load(trained.output / "ckpt_epoch_3.pt")
-    assert saved.model.keys() == found.state_dict().keys()  # the model's own names
+    left_out = found.state_dict().keys() - saved.model.keys()  # these are the model's own names
+    assert left_out == {name for name, _ in found.named_parameters() if not name.startswith(TRUNK)}
     assert len(saved.optimizer["state"]) == len(before)  # and moments of the trunk alone
 
 
@@ -125,7 +127,7 @@ def test_a_config_can_unfreeze_heads_by_name_and_epoch(hosted: Recipe, tmp_path:
 def test_the_saved_student_answers_as_the_one_in_memory(trained: DetectionRunConfig) -> None:
     parts, (images, prompts) = DetectionParts(trained), questions()
     whole = parts.task().build_student()
-    whole.load_state_dict(Checkpoint.load(trained.output / "ckpt_epoch_3.pt").model)
+    whole.load_state_dict(Checkpoint.load(trained.output / "ckpt_epoch_3.pt").model, strict=False)
     whole.to(memory_format=torch.contiguous_format)  # as a model from a file; channels last round differently
     wanted = parts.kind.detector(whole.eval(), parts.words).answer(images, prompts)
     asked = parts.words.inputs(prompts, "cpu")
@@ -194,7 +196,12 @@ def test_plan_splits_the_student_and_counts_what_trains(
     assert found.weights_and_optimiser_bytes == 4 * (rest + 4 * found.trained_params)
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     assert main(["plan", str(tmp_path / "run.yaml")]) == 0
-    assert f"{found.trained_params / 1e6:.2f}M" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    trunk = f"{found.trained_params / 1e6:.2f}M"
+    frozen = ", ".join(name for name in found.parts if name != "trunk")
+    assert f"trained {trunk} parameters: trunk {trunk}; frozen: {frozen}" in said
+    assert sum(found.teacher_parts.values()) == found.teacher_params and "published" not in said
+    assert {name: found.teacher_parts[name] for name in sizes} == sizes  # the heads are the teacher's
 
 
 @pytest.mark.parametrize("phrases", [(), ("red circle", "star")], ids=["words", "baked"])
@@ -308,6 +315,70 @@ def test_a_small_text_encoder_stays_in_its_host(hosted: Recipe, lite: Path, tmp_
     assert isinstance(opened.model, Sam3LiteTextModel)
     assert_equal(heads(opened.model.state_dict()), heads(model.state_dict()))
     assert opened.answer(images, prompts).pred_logits.shape == (3, 10)
+
+
+def test_a_text_encoder_goes_in_as_a_merge_puts_it(hosted: Recipe, detector, tmp_path: Path) -> None:
+    """The student is the one of ``student.host`` with the merged folder, and so are its context and its file."""
+    text, lite = save_text(tmp_path / "text", context=5), tmp_path / "lite"
+    sd.merge(text, detector[1], lite)
+    merged = load_concept_model(lite)
+    config = hosted(tmp_path / "run", f"student.text_encoder={text}", "train.batch_size=8")
+    parts, student = DetectionParts(config), built(config)
+    assert isinstance(student.model, Sam3LiteTextModel)
+    assert_equal(student.state_dict(), built(hosted(tmp_path / "run", f"student.host={lite}")).state_dict())
+    assert parts.words.context == parts.kind.context == merged.words.context == 5 < parts.teacher.words.context
+    assert not parts.kind.shares_text(0)
+    assert plan_detection(config).student_params == sum(p.numel() for p in student.parameters())
+    report = check(config, device="cpu")
+    assert report.ok and all(name.startswith(TRUNK) for name in report.trainable)
+    train(config)
+    opened, (images, prompts) = load_concept_model(config.output), questions()
+    assert_equal(heads(opened.model.state_dict()), heads(merged.model.state_dict()))
+    assert opened.words.context == 5 and opened.answer(images, prompts).pred_logits.shape == (3, 10)
+    torch.testing.assert_close(opened.text(prompts), merged.text(prompts))
+    assert train(config).images_per_second == 0  # the checkpoint has no text encoder, the run is found finished
+    torch.manual_seed(77)
+    save_text(text, context=5)  # other weights
+    with pytest.raises(UserError, match="trained with other frozen parameters than the student now has"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda place: None, "student.text_encoder={0}: no such file or folder; train it first"),
+        (lambda place: saved_trunk(place), "student.text_encoder={0}: .* no student of kind samdistill_text here"),
+        (
+            lambda place: save_text(place, 16),
+            "student.text_encoder={0}: the text encoder gives 16 channels, but the heads of .* read 32; train it",
+        ),
+        (
+            lambda place: save_text(place, 32, 99),
+            "student.text_encoder={0}: the text encoder has a vocabulary of 99 tokens, but the tokenizer of .* has",
+        ),
+    ],
+    ids=["missing", "another job's", "width", "vocabulary"],
+)
+def test_a_text_encoder_that_does_not_fit_is_one_line(
+    hosted: Recipe, tmp_path: Path, made: Callable[[Path], object], said: str
+) -> None:
+    place = tmp_path / "text"
+    made(place)
+    with pytest.raises(UserError, match=said.format(place)) as refused:
+        plan_detection(hosted(tmp_path / "run", f"student.text_encoder={place}"))
+    assert "\n" not in str(refused.value)
+
+
+def test_two_small_text_encoders_are_one_too_many(
+    hosted: Recipe, lite: Path, words_run: Path, detector, tmp_path: Path
+) -> None:
+    given = f"student.text_encoder={words_run}"
+    with pytest.raises(UserError, match=r"student.host=.* has a small text encoder of its own; leave student.text_enc"):
+        plan_detection(hosted(tmp_path / "run", given, f"student.host={lite}"))
+    other = built(hosted(tmp_path / "run", given, f"student.host={detector[1]}"))
+    assert_equal(other.state_dict(), built(hosted(tmp_path / "run", given)).state_dict())
+    with pytest.raises(UserError, match=r"a described student has no student\.text_encoder"):
+        hosted(tmp_path / "run", given, "student.kind=described", "student.head=fused", "match.method=greedy")
 
 
 def test_a_described_student_is_no_start_of_a_hosted_one(hosted: Recipe, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ HOST_PARTS = (
 """Globs of the parameters that a hosted student has from its teacher: all but those of its trunk."""
 KIND_KEYS: dict[str, tuple[str, ...]] = {
     "described": ("inherit", "queries", "encoder_layers", "decoder_layers", "heads", "ffn", "text"),
-    "hosted": ("head", "host"),
+    "hosted": ("head", "host", "text_encoder", "text_recipe", "text_phrases"),
 }
 """Keys of ``student`` that only one kind has."""
 _KIND_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -67,6 +67,18 @@ class DetectorConfig(Strict):
     """Head of the hosted trunk."""
     host: str | None = None
     """SAM 3 whose neck, text encoder and heads a hosted student has. None for the teacher."""
+    text_encoder: Path | None = None
+    """Finished run of the text job, its ``student/``, or a file of EfficientSAM3. It takes the place of the host's text
+    encoder.
+    """
+    text_recipe: str | None = None
+    """Without ``text_encoder``: recipe of the text run that ``run`` and ``demo`` make before, in ``text/`` of the run
+    folder. Without both, a hosted student has the host's text encoder.
+    """
+    text_phrases: tuple[str, ...] | None = None
+    """Phrases of that run, as in its ``data.phrases``. None for those of the questions; with ``source: generic`` those
+    of the recipe.
+    """
     pretrained: bool | Path = False
     """True downloads timm's ImageNet weights. A path reads weights from a file."""
     trunk: Path | None = None
@@ -208,6 +220,16 @@ class DetectionRunConfig(CachedRun):
                 "none; set cache.mode=online"
             )
         return self
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text run comes before this one."""
+        return self.student.text_encoder is None and self.student.text_recipe is not None
+
+    @property
+    def text_encoder(self) -> Path | None:
+        """Where the small text encoder of a hosted student is, or will be. None for the host's."""
+        return self.output / "text" if self.trains_text else self.student.text_encoder
 
     def wanted(self, epoch: int) -> frozenset[str]:
         """Return the names of the terms in the phase of ``epoch``."""

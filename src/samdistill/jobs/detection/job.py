@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.loading import model_kinds
 from ...checkpoints.report import MergeReport
+from ...config import Run
 from ...data.layouts import data_kind
 from ...dist import default_device
 from ...engine.task import Task
 from ...evaluation.concept_result import ConceptResult
 from ...sandbox.concepts import PHRASES
 from ...sandbox.render import render_sandbox
+from ...students import EfficientSam3Config
 from ...types import UserError
 from ..base import DISTILLED, TEACHER, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
@@ -23,6 +26,7 @@ from .evaluate import evaluate
 from .parts import DetectionParts
 from .plan import plan_detection
 from .student import KINDS
+from .words import text_run
 
 
 class DetectionJob(Job[DetectionRunConfig]):
@@ -47,6 +51,10 @@ class DetectionJob(Job[DetectionRunConfig]):
 
     def probe(self, config: DetectionRunConfig, device: str) -> tuple[Task[Any], int]:
         return super().probe(DetectionParts(config).checkable().config, device)
+
+    def before(self, config: DetectionRunConfig) -> tuple[Run, ...]:
+        run = text_run(config)
+        return () if run is None else (run,)
 
     def reads_cache(self, config: DetectionRunConfig) -> bool:
         return not config.online
@@ -74,7 +82,8 @@ class DetectionJob(Job[DetectionRunConfig]):
 
     def demo(self, folder: Path) -> tuple[str, list[str]]:
         render_sandbox(folder, format="coco")
-        return "detection/sandbox", [f"data.root={json.dumps(str(folder))}"]
+        settings = ["student.text_recipe=text/sandbox", "student.text_phrases=[sandbox]"]
+        return "detection/hosted_sandbox", [f"data.root={json.dumps(str(folder))}", *settings]
 
     def begin(self, given: Given) -> tuple[str, list[str]]:
         kind = data_kind(given.data)
@@ -83,12 +92,20 @@ class DetectionJob(Job[DetectionRunConfig]):
             f"data.root={json.dumps(str(given.data))}", "data.held_out=val", "data.held_out_last=null",
             "data.workers=2",
         ]  # fmt: skip
-        if kind == "coco":  # its categories have names
-            settings.append("questions.source=names")
-        if given.student is not None:
-            start = Path(given.student).expanduser().exists()
-            settings.append(f"student.{'start' if start else 'backbone'}={json.dumps(given.student)}")
-        return "detection/efficient_sam3", settings
+        named = kind == "coco"  # its categories have names; other images have no phrases for a small text encoder
+        settings += ["questions.source=" + ("names" if named else "generic"), "questions.file=null"]
+        recipe = "detection/hosted"
+        if given.student is not None and (place := Path(given.student).expanduser()).exists():
+            settings.append(f"student.start={json.dumps(given.student)}")
+            kinds = model_kinds(place)
+            if EfficientSam3Config.model_type in kinds.values():
+                return "detection/efficient_sam3", settings
+            if kinds:
+                settings.append(f"student.host={json.dumps(str(next(iter(kinds))))}")
+            named = False
+        elif given.student is not None:
+            settings.append(f"student.backbone={json.dumps(given.student)}")
+        return recipe, settings if named else [*settings, "student.text_recipe=null"]
 
     def train_items(self, config: DetectionRunConfig) -> int:
         return len(DetectionParts(config).train_source.keys)

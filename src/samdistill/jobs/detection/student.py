@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel, Sam3LiteTextConfig
 
-from ...checkpoints.files import TensorInfo
+from ...checkpoints.files import STUDENT_FOLDER, TensorInfo
 from ...checkpoints.hosting import trained_trunk
 from ...checkpoints.student import start_from, trunk_backbone
+from ...checkpoints.text import OpenedText, find_text, lite_host, with_text
 from ...checkpoints.words import Phrases
 from ...engine.groups import frozen_until
 from ...inference.concepts import ConceptModel, StudentDetector
@@ -31,10 +35,11 @@ from ...students import (
     without_dropout,
 )
 from ...students.backbones import checkpoint_stages
-from ...teachers import DetectorInfo, Maps, Sam3Detector, describe_detector
-from ...teachers.sam3_detector import find_detector, load_detector
+from ...teachers import DetectorInfo, Maps, Sam3Detector
+from ...teachers.sam3_detector import Host, describe_host, find_detector, load_detector
 from ...types import UserError
 from .config import TRUNK, DetectionRunConfig
+from .words import missing_text, planned_text
 
 TEXT_ENCODER = ("text_encoder.", "text_projection.")
 """Beginnings of the names of the parameters that compute text features."""
@@ -149,19 +154,20 @@ class Described(StudentKind):
 
 
 class Hosted(StudentKind):
-    """A host, which is the teacher by default, with a small trunk in the place of its ViT. All other tensors are the
-    host's.
+    """A host, which is the teacher by default, with a small trunk in the place of its ViT, and a small text encoder in
+    the place of its own if there is one. All other tensors are the host's.
     """
 
     title = "SAM 3's heads"
 
     def __init__(self, config: DetectionRunConfig, teacher: DetectorInfo) -> None:
         super().__init__(config, teacher)
-        self.source, self.info = config.teacher, teacher
+        self.source = config.teacher
         if self.settings.host is not None:
             changed = {"path": self.settings.host, "image_size": teacher.image_size}
             self.source = config.teacher.model_copy(update=changed)
-            self.info = describe_detector(self.source)
+        own = self.settings.host is None and config.text_encoder is None
+        self.info = teacher if own else describe_host(self.source.path, self.host)
         for name in ("queries", "hidden_size", "vocab_size"):
             own, theirs = getattr(self.info, name), getattr(teacher, name)
             if own != theirs:
@@ -173,9 +179,43 @@ class Hosted(StudentKind):
         self.context, self.queries = self.info.context, self.info.queries
 
     @cached_property
+    def _found(self) -> tuple[Path, Host]:
+        """Place and configuration of the model that gives neck and heads."""
+        return find_detector(self.source)
+
+    @cached_property
+    def text(self) -> OpenedText | None:
+        """The small text encoder. None if the student has the host's, or if it is not made yet."""
+        place = self.config.text_encoder
+        if place is None or (self.config.trains_text and not (place / STUDENT_FOLDER).exists()):
+            return None
+        if not place.exists():
+            raise missing_text(place, None)
+        with self._text_errors():
+            return find_text(place)
+
+    @contextmanager
+    def _text_errors(self) -> Iterator[None]:
+        """Name the key in an error about the text encoder."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"student.text_encoder={self.config.text_encoder}: {error}") from None
+
+    @cached_property
     def host(self) -> Any:
-        """Configuration of the host, without dropout."""
-        return without_dropout(find_detector(self.source)[1])
+        """Configuration of the student with the host's own trunk, without dropout."""
+        place, host = self._found
+        if self.config.text_encoder is not None:
+            if self.settings.host is not None and isinstance(host, Sam3LiteTextConfig):
+                raise UserError(
+                    f"student.host={self.source.path} has a small text encoder of its own; leave student.text_encoder "
+                    "and student.text_recipe out, or give a host with SAM 3's"
+                )
+            text = self.text.config if self.text is not None else planned_text(self.config, self.teacher)
+            with self._text_errors():
+                host = lite_host(host, text, place)
+        return without_dropout(host)
 
     @cached_property
     def trunk_config(self) -> StudentTrunkConfig:
@@ -192,8 +232,13 @@ class Hosted(StudentKind):
             return AutoModel.from_config(hosted_config(self.host, self.trunk_config))
 
     def build(self, teacher: Sam3Detector) -> HostedStudent:
-        settings, trunk = self.settings, build_trunk(self.trunk_config, self.settings.pretrained)
-        model = load_detector(self.source.path, self.host)  # the running teacher may be in half precision
+        settings, place = self.settings, self.config.text_encoder
+        if place is not None and self.text is None:
+            raise missing_text(place, settings.text_recipe)
+        trunk = build_trunk(self.trunk_config, settings.pretrained)
+        model = load_detector(self.source.path, without_dropout(self._found[1]))  # a running teacher may be in fp16
+        if self.text is not None:
+            model = with_text(model, self.text, self.host)
         if settings.trunk is not None:
             kept = {name: TensorInfo.of(tensor) for name, tensor in model.state_dict().items()}
             trunk.load_state_dict(trained_trunk(settings.trunk, trunk, kept, self.source.path))
@@ -217,8 +262,8 @@ class Hosted(StudentKind):
         return min(frozen_until(name, self.config.train.freeze) for name in names)
 
     def shares_text(self, epoch: int) -> bool:
-        own = self.settings.host is not None or self.settings.start is not None
-        return not own and self.config.teacher.precision == "fp32" and epoch < self._text_trains
+        own = (self.settings.host, self.settings.start, self.config.text_encoder)
+        return not any(own) and self.config.teacher.precision == "fp32" and epoch < self._text_trains
 
     def export(self, student: HostedStudent) -> PreTrainedModel:
         return student.model

@@ -56,6 +56,7 @@ class DetectionTask(Task[DetectionBatch]):
     """Terms between the answers of two detectors to the same questions."""
 
     leaves_unused = True  # a batch without boxes does not use the box encoder
+    rebuilds_frozen = True
 
     def __init__(
         self, config: DetectionRunConfig, teacher: Sam3Detector, kind: StudentKind, maps: MapSignals, words: Words,

@@ -56,6 +56,7 @@ class PromptTask(Task[ObjectBatch]):
     """Task terms in every round of prompts, and distillation terms in the first or in all rounds."""
 
     leaves_unused = True  # the mask encoder without corrective rounds, point embeddings with boxes only
+    rebuilds_frozen = True
 
     def __init__(
         self, config: PromptRunConfig, signals: PromptTeachers | None, objects: Callable[[int], Dataset[ObjectItem]],

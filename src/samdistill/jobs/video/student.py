@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from ...ops.digest import hash_tensors
 from ...ops.images import normalise, to_grid
 from ...students import EfficientSam3Model
 from ...students.sam3 import MEMORY
@@ -53,10 +54,7 @@ def image_fingerprint(model: EfficientSam3Model) -> str:
     about = {name: kept[name] for name in kept if not name.startswith("memory_") and name != "geometry"}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     skipped = (*MEMORY, f"vision_encoder.adapters.{COARSEST}.smooth.")
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(skipped):
-            digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    hash_tensors(digest, (item for item in sorted(model.state_dict().items()) if not item[0].startswith(skipped)))
     return digest.hexdigest()
 
 
