@@ -64,6 +64,14 @@ IMAGES = 128
 """Held-out scenes that calibrate."""
 
 
+def render(args: argparse.Namespace) -> None:
+    """Render the scenes of the recipe and of the two worlds."""
+    samdistill.render_sandbox(args.work / "scenes", format="coco", progress=False)
+    for world in WORLDS:
+        folder = args.work / f"world{world}"
+        samdistill.render_sandbox(folder, train=1, val=args.scenes, seed=world, format="coco", progress=False)
+
+
 def train(args: argparse.Namespace, seed: int) -> tuple[DetectionRunConfig, Path]:
     """Run the recipe with a seed, and return its configuration and the last checkpoint of the recipe's phases."""
     run, phases = args.work / f"seed{seed}", recipe_phases()
@@ -322,10 +330,7 @@ def main() -> None:
     args = parse()
     sheet = Sheet(use_device(args.device))
     args.work = args.work.resolve()
-    samdistill.render_sandbox(args.work / "scenes", format="coco", progress=False)
-    for world in WORLDS:
-        folder = args.work / f"world{world}"
-        samdistill.render_sandbox(folder, train=1, val=args.scenes, seed=world, format="coco", progress=False)
+    render(args)
     torch.set_num_threads(1)
     seeds = [measured(args, seed) for seed in range(args.first_seed, args.first_seed + args.seeds)]
     say(sheet, seeds)
