@@ -134,7 +134,7 @@ def detector_of(config: DetectionRunConfig, checkpoint: Path) -> ConceptModel:
     """Return the student of a checkpoint."""
     parts = DetectionParts(config)
     student = parts.task().build_student()
-    student.load_state_dict(Checkpoint.load(checkpoint).model)
+    student.load_state_dict({**student.state_dict(), **Checkpoint.load(checkpoint).model})  # without what never trained
     return parts.kind.detector(student.eval(), parts.words)
 
 
