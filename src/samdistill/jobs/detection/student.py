@@ -35,6 +35,7 @@ from ...teachers import DetectorInfo, Maps, Sam3Detector, describe_detector
 from ...teachers.sam3_detector import find_detector, load_detector
 from ...types import UserError
 from .config import TRUNK, DetectionRunConfig
+from .trunks import refuse_other_teacher
 
 TEXT_ENCODER = ("text_encoder.", "text_projection.")
 """Beginnings of the names of the parameters that compute text features."""
@@ -195,6 +196,7 @@ class Hosted(StudentKind):
         settings, trunk = self.settings, build_trunk(self.trunk_config, self.settings.pretrained)
         model = load_detector(self.source.path, self.host)  # the running teacher may be in half precision
         if settings.trunk is not None:
+            refuse_other_teacher(settings.trunk, model.vision_encoder.backbone, self.source.path)
             kept = {name: TensorInfo.of(tensor) for name, tensor in model.state_dict().items()}
             trunk.load_state_dict(trained_trunk(settings.trunk, trunk, kept, self.source.path))
         model = host_trunk(model, trunk)
