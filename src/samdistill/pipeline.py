@@ -319,6 +319,8 @@ def run_pipeline(config: Run, delivery: Delivery | None = None) -> RunResult:
     config = job.resolve(config)
     planned = plan(config)
     console.print(f"[bold]plan[/]     {planned.headline}")
+    if delivery is not None:
+        delivery.check(job, config)
     if planned.steps == 0:
         raise UserError(f"{planned.trained_on} are less than one batch: lower train.batch_size")
     cached = cache(config) if job.reads_cache(config) else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints.report import MergeReport
+from ...checkpoints.words import Words
 from ...data.layouts import data_kind
 from ...dist import default_device
 from ...engine.task import Task
@@ -35,6 +36,9 @@ class DetectionJob(Job[DetectionRunConfig]):
 
     def plan(self, config: DetectionRunConfig, world: int = 1) -> Plan:
         return plan_detection(config)
+
+    def words(self, config: DetectionRunConfig) -> Words:
+        return DetectionParts(config).words
 
     def prepare(self, config: DetectionRunConfig, device: str) -> Ready:
         if default_device().type == "cpu" and config.train.precision != "fp32" and config.questions.boxes:
