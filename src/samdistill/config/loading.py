@@ -11,7 +11,6 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from ..errors import UserError
 from ..reading import MOST_DEPTH, check_plain, foreign, shown
@@ -171,7 +170,7 @@ def _problems(kind: type[BaseModel], error: ValidationError, origin: str) -> Ite
     """Yield one line per problem: origin, key, problem and suggestion."""
     problems = error.errors()
     inside = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
-    values: dict[str, list[ErrorDetails]] = {}  # of a key whose type has branches, one per branch
+    values: dict[str, list[Any]] = {}  # of a key whose type has branches, one per branch
     for problem in problems:
         if problem["type"] == "too_short" and problem["loc"] in inside:
             continue  # pydantic does not count invalid entries, whose own problems are reported
@@ -191,7 +190,7 @@ def _problems(kind: type[BaseModel], error: ValidationError, origin: str) -> Ite
         yield f"{origin}: {where or 'config'}: {', or '.join(map(_said, found))}{given}"
 
 
-def _said(problem: ErrorDetails) -> str:
+def _said(problem: Any) -> str:
     """Return what is wrong, in the words of a configuration: it has lists and mappings, no tuples and classes."""
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
         return "too few entries in the list; this one is missing"
