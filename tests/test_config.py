@@ -170,7 +170,7 @@ def test_overrides_reach_any_depth_and_the_last_one_counts() -> None:
         ("train=5", ["train: must be a mapping of keys to values", "5"]),
         ("train.freeze=vision", ["train.freeze: must be a list, such as [a, b]", "'vision'"]),
         ("train.betas=[0.9]", ["train.betas.1: too few entries in the list"]),
-        ("data.augment.crop_scale=[0, 0, 1]", ["data.augment.crop_scale: too many entries in the list; give at most 2"]),
+        ("data.augment.crop_scale=[0, 0, 1]", ["crop_scale: too many entries in the list; give at most 2"]),
         ("student.pretrained=7", ["student.pretrained: Input should be a valid boolean", "or must be a path", "7"]),
         ("data.root=''", ["data.root: is empty; give a value, or leave the key out"]),
         ("train.lr", ["write key=value"]),
