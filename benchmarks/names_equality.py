@@ -186,8 +186,13 @@ def whole(code: Code, teacher: Path, work: Path, name: str, size: str, seed: int
         sam3_ckpt=teacher, output=merged, image_model_name=Path(name), text_model_name=Path(size),
     )  # fmt: skip
     del model, trunk, text
+    return answers(code, merged, TRUNKS[name], TEXTS[size], context)
+
+
+def answers(code: Code, merged: Path, trunk: tuple[str, str], text: str | None, context: int) -> dict[str, Pair]:
+    """A merged file as detector and as tracker: what EfficientSAM3's model of it and ours answer, stage by stage."""
     with torch.inference_mode():
-        original = Original(code.build(TRUNKS[name], TEXTS[size], context, merged), frames())
+        original = Original(code.build(trunk, text, context, merged), frames())
         for key, question in QUESTIONS.items():
             original.ask(key, question)
         for key, prompt in prompts().items():

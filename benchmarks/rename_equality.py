@@ -209,7 +209,7 @@ def run(build: Callable[[], nn.Module], device: str) -> Differences:
 
 
 def say_differences(sheet: Sheet, found: Differences, title: str) -> None:
-    """The largest difference of each kind of tensor over all prompts, absolute and as a share of its magnitude."""
+    """The largest difference of each kind of tensor, absolute and as a share of its magnitude."""
     kinds: dict[str, list[tuple[float, float]]] = {}
     for name, pair in found.items():
         kinds.setdefault(name.partition(":")[0], []).append(pair)
@@ -217,8 +217,7 @@ def say_differences(sheet: Sheet, found: Differences, title: str) -> None:
         [kind, str(len(pairs)), f"{max(d for d, _ in pairs):.1e}", f"{max(size for _, size in pairs):.3g}",
          f"{max(d / size for d, size in pairs):.1e}"] for kind, pairs in kinds.items()
     ]  # fmt: skip
-    columns = ["", "tensors", "largest difference", "largest value", "relative"]
-    sheet.table(f"{title}, {SIZE} px, float32", columns, rows)
+    sheet.table(title, ["", "tensors", "largest difference", "largest value", "relative"], rows)
 
 
 def parse() -> argparse.Namespace:
@@ -246,7 +245,7 @@ def main() -> None:
         sheet.say(f"  {fault}")
     for name in args.models.split(","):
         differences[name] = run(builders[name], device)
-        say_differences(sheet, differences[name], NAMES[name])
+        say_differences(sheet, differences[name], f"{NAMES[name]}, {SIZE} px, float32")
     sheet.say()
     sheet.say(
         "One image of 681 x 1024 px on its canvas; six prompts about two objects each. Not measured: the published "

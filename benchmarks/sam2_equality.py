@@ -24,7 +24,7 @@ import torch
 import yaml
 from common import Sheet, arguments, use_device
 from PIL import Image
-from rename_equality import Differences, compare, scramble
+from rename_equality import Differences, compare, say_differences, scramble
 from torch import Tensor, nn
 from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
@@ -219,18 +219,6 @@ def main() -> None:
         "then -1024; with the others it is always present. Not measured: the published weights."
     )
     sheet.save(args.out, {"coverage": covered, "faults": faults, "differences": differences})
-
-
-def say_differences(sheet: Sheet, found: Differences, title: str) -> None:
-    """The largest difference of each kind of tensor, absolute and as a share of its magnitude."""
-    kinds: dict[str, list[tuple[float, float]]] = {}
-    for name, pair in found.items():
-        kinds.setdefault(name.partition(":")[0], []).append(pair)
-    rows = [
-        [kind, str(len(pairs)), f"{max(d for d, _ in pairs):.1e}", f"{max(size for _, size in pairs):.3g}",
-         f"{max(d / size for d, size in pairs):.1e}"] for kind, pairs in kinds.items()
-    ]  # fmt: skip
-    sheet.table(title, ["", "tensors", "largest difference", "largest value", "relative"], rows)
 
 
 if __name__ == "__main__":

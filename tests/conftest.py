@@ -15,7 +15,7 @@ from samdistill.jobs.encoder.config import EncoderRunConfig
 from samdistill.jobs.loading import load_config
 
 sys.path.insert(0, str(Path(__file__).parent / "jobs"))  # for the small runs of every job, which many tests share
-sys.path.insert(0, str(Path(__file__).parent / "checkpoints"))  # for original_names
+sys.path.insert(0, str(Path(__file__).parent / "checkpoints"))  # for original_names and small_sams
 
 from tiny_detection import detection, detector, hosted, lite, scenes, tracker, words_run  # noqa: F401
 from tiny_jobs import tiny_job  # noqa: F401

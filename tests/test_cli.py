@@ -103,6 +103,15 @@ for verb in ("plan", "check", "train", "cache"):
         f"{verb}: job": ([verb, "encoder/sandbox", "job=detect"], "did you mean 'detection'?"),
         f"{verb}: phases": ([verb, "encoder/sandbox", "train.phases=[]"], "train.phases is empty"),
     }
+EMPTY = "is empty; give a path or a name"
+"""What an argument that would else be the current folder gets, such as that of an unset shell variable."""
+ERRORS |= {
+    "merge: into an empty path": (["merge", "STUDENT", "--into", "", "--out", "OUT"], f"--into: {EMPTY}"),
+    "merge: an empty path": (["merge", " ", "--into", "sandbox", "--out", "OUT"], f"RUN_OR_CHECKPOINT: {EMPTY}"),
+    "export: to an empty path": (["export", "sandbox", "--out", ""], f"--out: {EMPTY}"),
+    "predict: an empty path": (["predict", "", "sandbox", "--text", "star"], f"image: {EMPTY}"),
+    "plan: an empty name": (["plan", ""], f"config: {EMPTY}"),
+}
 ERRORS["cache: detection"] = (["cache", "detection/sandbox", "output=OUT"], "nothing to cache; set cache.mode=stored")
 ERRORS["demo: job"] = (["demo", "--job", "videos"], "'videos'")
 ERRORS["train: no cache"] = (["train", "encoder/sandbox", "data.root=WORLD", "output=OUT"], "run `samdistill cache`")

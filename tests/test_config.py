@@ -167,7 +167,12 @@ def test_overrides_reach_any_depth_and_the_last_one_counts() -> None:
         ("data.fraction=1.5", ["data.fraction", "1.5"]),
         ("data.geometry=round", ["data.geometry", "'round'"]),
         ("cache.codec=pca0-int8", ["cache.codec", "'pca0-int8'"]),
-        ("train=5", ["train", "5"]),
+        ("train=5", ["train: must be a mapping of keys to values", "5"]),
+        ("train.freeze=vision", ["train.freeze: must be a list, such as [a, b]", "'vision'"]),
+        ("train.betas=[0.9]", ["train.betas.1: too few entries in the list"]),
+        ("data.augment.crop_scale=[0, 0, 1]", ["crop_scale: too many entries in the list; give at most 2"]),
+        ("student.pretrained=7", ["student.pretrained: Input should be a valid boolean", "or must be a path", "7"]),
+        ("data.root=''", ["data.root: is empty; give a value, or leave the key out"]),
         ("train.lr", ["write key=value"]),
         ("=5", ["write key=value"]),
         ("train.lr=[1", ["train.lr=[1", "not readable as YAML"]),
@@ -178,7 +183,7 @@ def test_a_wrong_setting_names_origin_key_and_what_would_work(override: str, wor
         load_config("encoder/sandbox", [override])
     message = str(error.value)
     assert all(word in message for word in words), message
-    assert "\n" not in message
+    assert "\n" not in message and "tuple" not in message.lower() and "pathlib" not in message
     assert "encoder/sandbox" in message or message.startswith("override")
 
 
@@ -302,7 +307,7 @@ def phase(text: str) -> str:
         (phase("epochs: 1, lr: 1, terms: []"), ["train.phases.1.terms"]),
         ("train.phases=[{name: one, lr: 1e-3}]", ["train.phases.0.epochs", "Field required"]),
         ("train.freeze=[{match: [5]}]", ["train.freeze.0.match.0", "5"]),
-        ("train.freeze=[{match: []}]", ["train.freeze.0.match"]),
+        ("train.freeze=[{match: []}]", ["train.freeze.0.match: too few entries in the list; give at least 1"]),
         ("train.freeze=[{match: [a], until: 0}]", ["train.freeze.0.until", "greater than 0"]),
         ("train.rates=[{match: [a], scale: 0}]", ["train.rates.0.scale", "greater than 0"]),
         ("train.rates=[{mach: [a], match: [a], scale: 1}]", ["'train.rates.0.mach'", "did you mean 'match'?"]),

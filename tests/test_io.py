@@ -207,7 +207,13 @@ def test_long_names_and_what_a_kill_left(tmp_path: Path) -> None:
 def test_paths_as_users_write_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert io.as_path("~/a") == io.as_path(Path("~/a")) == tmp_path / "a"
-    for wrong, words in ((3, "not a path"), (None, "not a path"), ("a\0b", "null"), ("~nobody-here/x", "nobody-here")):
+    for wrong, words in (
+        (3, "not a path"),
+        ("", "is empty"),
+        (None, "not a path"),
+        ("a\0b", "null"),
+        ("~nobody-here/x", "nobody-here"),
+    ):
         with pytest.raises(UserError, match=words):
             io.as_path(wrong)  # type: ignore[arg-type]
 

@@ -126,6 +126,28 @@ def test_names_equality_by_hand(tmp_path: Path) -> None:
     assert "| y | 5.0e-06 | 3.0e-05 | 4.0e-05 | - | - |" in found and "| b | 7.0e-01 |" in found
 
 
+def test_merged_equality_by_hand(tmp_path: Path) -> None:
+    """Names are counted over all files; what SAM 3's own builder misses of the replaced parts is shown, not claimed."""
+    names = {"missing": 0, "unexpected": 0, "of another shape": 0}
+    counts = {f"{kind}, {part}": 0 for kind in names for part in ("replaced parts", "all others")}
+    write(tmp_path, "merged_equality", {
+        "goal": 1e-4,
+        "efficientsam3": {
+            "x": {"names": names | {"unexpected": 1}, "differences": {"trunk": [1e-5, 4.0], "logits": [1e-5, 0.5]}},
+            "x, s0": {"names": names, "differences": {"trunk": [0.0, 4.0]}},
+        },
+        "sam3": {
+            "x": counts | {"missing, replaced parts": 7, "unexpected, replaced parts": 5},
+            "x, s0": counts | {"missing, all others": 2},
+        },
+    })  # fmt: skip
+    found = section("merged_equality", tmp_path)
+    assert "unexpected or of another shape | at most 0 | 1 | **missed** |" in found
+    assert "relative to the largest value | at most 1.0e-04 | 2.0e-05 | met |" in found
+    assert "text encoder that do not meet | at most 0 | 2 | **missed** |" in found
+    assert "| x | 2 | 2.0e-05 | 7 | 5 |" in found and "| x, s0 | 1 | 0.0e+00 | 0 | 0 |" in found
+
+
 def test_reliability_by_hand(tmp_path: Path) -> None:
     work = {"kills": 12, "finished": 3, "equal": 3, "seconds": 1.0, "faults": []}
     lost = work | {"equal": 2, "faults": ["cache: lost"]}

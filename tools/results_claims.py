@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from results_export import EXPORT
+from results_fullsize import FULL_SIZE
 from results_hosted import HOSTED
 from results_hosts import HOSTS, SAM2
 from results_names import NAMES
@@ -365,7 +366,7 @@ RELIABILITY = [
 
 PAGES: dict[str, Sequence[Benchmark]] = {
     "Encoder job": [*ENCODER, *HOSTS],
-    "Detection job": [*HOSTED, *DETECTION],
+    "Detection job": [*HOSTED, *FULL_SIZE, *DETECTION],
     "Prompt job": PROMPT,
     "Video job": VIDEO,
     "Text job": TEXT,

@@ -35,6 +35,31 @@ def worst_whole(figures: Figures) -> Values:
     return [max(worst_relative(found) for found in figures["whole"].values())]
 
 
+def unmet(part: str, *kinds: str) -> Callable[[Figures], Values]:
+    """Return a reader of the number of names that merged files and the model of an original code do not share."""
+
+    def read(figures: Figures) -> Values:
+        counts = (row.get("names", row) for row in figures[part].values())
+        return [sum(one[kind] for one in counts for kind in kinds)]
+
+    return read
+
+
+def merged_rows(figures: Figures) -> dict[str, list[Values]]:
+    """Return stages, the worst of them, and what SAM 3's own builder lacks and does not know, by merged file."""
+    own = figures["sam3"]
+    return {
+        name: [
+            [len(row["differences"])], [worst_relative(row["differences"])],
+            [own[name]["missing, replaced parts"]], [own[name]["unexpected, replaced parts"]],
+        ] for name, row in figures["efficientsam3"].items()
+    }  # fmt: skip
+
+
+def worst_merged(figures: Figures) -> Values:
+    return [max(worst_relative(row["differences"]) for row in figures["efficientsam3"].values())]
+
+
 def rows(part: str, kinds: tuple[str, ...]) -> Callable[[Figures], dict[str, list[Values]]]:
     """Return a reader of the relative differences of a part by model."""
     return lambda figures: {
@@ -86,5 +111,23 @@ NAMES = [
                   "rounding", "trunk and text encoder", ["embedding", "its largest value", "worst stage"],
                   ["{:.1e}", "{:.1e}", "{:.1e}"], whole_rows),
         ],
+    ),
+    Benchmark(
+        "merged_equality", "A merged `sam3.pt` in the original code",
+        "Students of this package with random weights, merged with `merge --names efficientsam3` into a `sam3.pt` of "
+        "reduced depth. SAM 3's own builder always makes its ViT and its text encoder, so it cannot host a student; "
+        "EfficientSAM3's is a copy of it that can.",
+        [
+            Claim("EfficientSAM3's builder: names that are missing, unexpected or of another shape",
+                  unmet("efficientsam3", "missing", "unexpected", "of another shape"), "{:.0f}", Goal("at most", 0)),
+            Claim("its answers as detector and tracker: worst difference relative to the largest value", worst_merged,
+                  "{:.1e}", Goal(*EXACT)),
+            Claim("SAM 3's own builder: names outside of trunk and text encoder that do not meet",
+                  unmet("sam3", *(f"{kind}, all others" for kind in ("missing", "unexpected", "of another shape"))),
+                  "{:.0f}", Goal("at most", 0)),
+        ],
+        [Table("Merged files", "trunk and text encoder",
+               ["stages compared", "worst difference", "names that SAM 3's builder misses",
+                "names that it does not know"], ["{:.0f}", "{:.1e}", "{:.0f}", "{:.0f}"], merged_rows)],
     ),
 ]  # fmt: skip

@@ -31,9 +31,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _name(text: str) -> str:
+def _home(text: str) -> str:
     """What may be a path, with ``~`` for the home folder."""
     return os.path.expanduser(text)
+
+
+def _name(text: str) -> str:
+    """A path or a name. An empty one, such as that of an unset shell variable, would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a path or a name")
+    return _home(text)
 
 
 def _path(text: str) -> Path:
@@ -180,7 +187,7 @@ def _export_option(verb: argparse.ArgumentParser) -> None:
 
 
 def _vocabulary_option(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--vocabulary", type=_name, metavar="PHRASES",
+    verb.add_argument("--vocabulary", type=_home, metavar="PHRASES",
                       help="a fixed list, such as 'red car,dog', or a file of lines, for a detector")  # fmt: skip
 
 

@@ -62,6 +62,21 @@ class Delivery:
             raise UserError(NO_WORDS)
         return cls(targets, web, words)
 
+    def check(self, job: Job[Any], config: Run) -> None:
+        """Check the vocabulary against the tokenizer of the model that the run will make.
+
+        Raises:
+            UserError: The model takes no phrases, or does not know a word.
+        """
+        if not self.vocabulary:
+            return
+        words = job.words(config)
+        if words is None:
+            raise UserError(f"--vocabulary: is for a detector; this {job.name} run makes a model without phrases")
+        from .deployment.vocabulary import phrases_of
+
+        phrases_of(self.vocabulary, words)
+
     def export(self, config: Run, merged: MergeReport | None) -> Exported | None:
         """Export what the run made: the merged model, or the student. Returns None without targets."""
         if not self.targets:

@@ -39,10 +39,12 @@ def as_path(value: str | os.PathLike[str]) -> Path:
     """Convert a user's path, and expand ``~``.
 
     Raises:
-        UserError: The value is not a path, has a null character, or names an unknown user.
+        UserError: The value is not a path, is empty, has a null character, or names an unknown user.
     """
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{value!r} is not a path: give a string or a pathlib.Path")
+    if not os.fspath(value):  # which would be the current folder
+        raise UserError("'' is not a path: it is empty")
     if "\0" in os.fspath(value):
         raise UserError(f"{os.fspath(value)!r}: a path cannot contain a null character")
     try:

@@ -327,6 +327,8 @@ def run_pipeline(config: Run, delivery: Delivery | None = None, *, label: str = 
     planned = plan(config)
     say = partial(_say, label)
     say("plan", planned.headline)
+    if delivery is not None:
+        delivery.check(job, config)
     if planned.steps == 0:
         raise UserError(f"{planned.trained_on} are less than one batch: lower train.batch_size")
     earlier = tuple(map(_run_before, job.before(config)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_sams import sam2_settings
 from torch.nn import functional as F
 from transformers import (
     AutoProcessor,
@@ -35,19 +36,8 @@ FINE = (WIDTH // 8, WIDTH // 4)
 
 
 def video_config() -> Sam2VideoConfig:
-    trunk = {
-        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [SIDE, SIDE], "num_attention_heads": 1,
-        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
-        "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 4, 4, 2],
-        "global_attention_blocks": [3],
-    }  # fmt: skip
-    vision = {
-        "model_type": "sam2_vision_model", "backbone_config": trunk, "backbone_channel_list": [64, 32, 16, 8],
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": WIDTH,
-    }  # fmt: skip
     return Sam2VideoConfig(
-        vision_config=vision, prompt_encoder_config={"hidden_size": WIDTH, "image_size": SIDE, "patch_size": 16},
-        mask_decoder_config={"hidden_size": WIDTH, "mlp_dim": 32, "num_attention_heads": 4, "iou_head_hidden_dim": 16},
+        **sam2_settings(WIDTH, SIDE, 4),
         image_size=SIDE, memory_attention_hidden_size=WIDTH, memory_attention_num_layers=1,
         memory_attention_feed_forward_hidden_size=32, memory_attention_rope_feat_sizes=[4, 4],
         memory_encoder_hidden_size=WIDTH, mask_downsampler_embed_dim=WIDTH, memory_fuser_embed_dim=WIDTH,

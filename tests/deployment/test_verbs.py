@@ -97,6 +97,31 @@ def test_words_that_are_missing_or_of_no_use_are_said_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize(
+    ("recipe", "phrase", "line"),
+    [
+        ("detection/sandbox", "xyzzy", "does not know the word 'xyzzy'"),
+        ("detection/hosted_sandbox", "star,star", "'star' is given twice"),
+        ("text/sandbox", "red xyzzy", "does not know the word 'xyzzy'"),
+        ("encoder/sandbox", "star", "this encoder run makes a model without phrases"),
+    ],
+)
+def test_words_that_the_finished_model_would_not_know_are_said_before_anything_is_spent(
+    recipe: str, phrase: str, line: str, scenes: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def spent(*_: object) -> None:
+        raise AssertionError("a stage ran")
+
+    for stage in ("cache", "check", "train"):
+        monkeypatch.setattr(pipeline, stage, spent)
+    data = [] if recipe.startswith("text") else ["data.kind=coco", f"data.root={scenes}", "train.batch_size=4"]
+    config = pipeline.load_config(recipe, [f"output={tmp_path / 'run'}", *data])
+    with pytest.raises(UserError, match=line):
+        pipeline.run_pipeline(config, Delivery(("onnx",), False, phrase))
+    with pytest.raises(AssertionError, match="a stage ran"):  # the phrases are the only obstacle
+        pipeline.run_pipeline(config, Delivery(("onnx",), False, "" if recipe.startswith("encoder") else "star"))
+
+
+@pytest.mark.parametrize(
     ("model", "options", "line"),
     [("sandbox-mobile", {"to": "openvino"}, "ONNX"), ("sandbox-student", {}, "--vocabulary")],
 )

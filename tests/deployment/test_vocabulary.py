@@ -29,7 +29,8 @@ def test_a_list_text_and_a_file_say_the_same(student, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ("", "phrase 1 is empty"), ([], "no phrase given"), ("red circle,,star", "phrase 2 is empty"),
+        ("", "no phrase given"), (" ", "no phrase given"), ([], "no phrase given"),
+        ("red circle,,star", "phrase 2 is empty"),
         ("star, star", "'star' is given twice"), ("xyzzy", "does not know the word 'xyzzy'"),
         ("words/none.txt", "words/none.txt: no such file"), ("red " * 40, "is longer than the"),
         (VISUAL, "stands for example boxes"),

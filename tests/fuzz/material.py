@@ -9,13 +9,14 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))  # for original_names
+sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))  # for original_names and small_sams
 
 import numpy as np
 import torch
 import transformers
 from original_names import sam_to_original, to_original
 from PIL import Image
+from small_sams import sam2_settings
 from transformers import (
     Sam2Config,
     Sam2Model,
@@ -94,16 +95,7 @@ def _sam() -> SamModel:
 
 
 def _sam2() -> Sam2Model:
-    trunk = {"model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [128, 128], "num_attention_heads": 1,
-             "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
-             "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 4, 4, 2],
-             "global_attention_blocks": [3]}  # fmt: skip
-    vision = {"model_type": "sam2_vision_model", "backbone_config": trunk, "backbone_channel_list": [64, 32, 16, 8],
-              "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]], "fpn_hidden_size": 16}  # fmt: skip
-    return Sam2Model(Sam2Config(
-        vision_config=vision, mask_decoder_config=DECODER,
-        prompt_encoder_config={"hidden_size": 16, "image_size": 128, "patch_size": 16},
-    ))  # fmt: skip
+    return Sam2Model(Sam2Config(**sam2_settings(16, 128)))
 
 
 def models(root: Path) -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from samdistill.checkpoints.report import MergeReport
-from samdistill.config.parts import CacheConfig, CachedRun, TrainConfig, loss_block
+from samdistill.config.losses import loss_block
+from samdistill.config.parts import CacheConfig, CachedRun, TrainConfig
 from samdistill.data import BadInput, ImageDataset, ImageItem, ReadableImages, collate_images, image_loader
 from samdistill.engine.task import Phase, Task
 from samdistill.evaluation.result import Evaluation, Measure

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from small_sams import sam2_settings
 from transformers import Sam2Config, Sam2Model, Sam3TrackerModel, SamConfig, SamModel
 
 from samdistill.ops import promptable
@@ -42,19 +43,7 @@ def tiny_sam() -> SamModel:
 
 
 def tiny_sam2() -> Sam2Model:
-    trunk = {
-        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64], "num_attention_heads": 1,
-        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
-        "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 4, 4, 2],
-        "global_attention_blocks": [3], "initializer_range": 0.2,
-    }  # fmt: skip
-    vision = {
-        "model_type": "sam2_vision_model", "backbone_config": trunk, "backbone_channel_list": [64, 32, 16, 8],
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 16,
-    }  # fmt: skip
-    prompts = {"hidden_size": 16, "image_size": 64, "patch_size": 16}
-    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
-    model = Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
+    model = Sam2Model(Sam2Config(**sam2_settings(16, initializer_range=0.2)))
     torch.nn.init.normal_(model.no_memory_embedding)
     return model
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from original_names import to_original
+from small_sams import sam2_settings
 from transformers import (
     Sam2Config,
     Sam2Model,
@@ -120,20 +121,7 @@ def sam(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sam2(tmp_path_factory):
-    trunk = {
-        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [128, 128], "num_attention_heads": 1,
-        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
-        "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 4, 4, 2],
-        "global_attention_blocks": [3],
-    }  # fmt: skip
-    vision = {
-        "model_type": "sam2_vision_model", "backbone_config": trunk, "backbone_channel_list": [64, 32, 16, 8],
-        "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]], "fpn_hidden_size": 16,
-    }  # fmt: skip
-    prompts = {"hidden_size": 16, "image_size": 128, "patch_size": 16}
-    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
-    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
-    model = scramble(Sam2Model(config))
+    model = scramble(Sam2Model(Sam2Config(**sam2_settings(16, 128))))
     folder = tmp_path_factory.mktemp("sam2")
     model.save_pretrained(folder)
     return model, folder

@@ -15,9 +15,21 @@ from pydantic import BaseModel, ValidationError
 from ..errors import UserError
 from ..reading import MOST_DEPTH, check_plain, foreign, shown
 from ..registry import did_you_mean
-from .parts import ONE_SCHEDULE, UnknownTerm
+from .losses import UnknownTerm
+from .parts import ONE_SCHEDULE
 
 AnyConfig = TypeVar("AnyConfig", bound=BaseModel)
+_SAID = {
+    "tuple_type": "must be a list, such as [a, b]",
+    "too_short": "too few entries in the list; give at least {min_length}",
+    "too_long": "too many entries in the list; give at most {max_length}",
+    "model_type": "must be a mapping of keys to values",
+    "dict_type": "must be a mapping of keys to values",
+    "path_type": "must be a path",
+}
+"""What is said in the place of those messages of pydantic that name a Python type, by the type of the error."""
+_BRANCH = re.compile(r".*[\[(].*|bool|int|float|str|none")
+"""Parts of pydantic's places that name a branch of a type such as ``bool | Path``, not a key."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -158,10 +170,11 @@ def _problems(kind: type[BaseModel], error: ValidationError, origin: str) -> Ite
     """Yield one line per problem: origin, key, problem and suggestion."""
     problems = error.errors()
     inside = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    values: dict[str, list[Any]] = {}  # of a key whose type has branches, one per branch
     for problem in problems:
         if problem["type"] == "too_short" and problem["loc"] in inside:
             continue  # pydantic does not count invalid entries, whose own problems are reported
-        where = ".".join(str(p) for p in problem["loc"])
+        where = ".".join(part for part in map(str, problem["loc"]) if not _BRANCH.fullmatch(part))
         if problem["type"] == "extra_forbidden":
             *parents, last = problem["loc"]
             yield f"{origin}: unknown key {where!r}{did_you_mean(str(last), _field_names(kind, parents))}"
@@ -170,9 +183,19 @@ def _problems(kind: type[BaseModel], error: ValidationError, origin: str) -> Ite
         elif problem["loc"] == ("train", "phases") and problem["type"] == "too_short":
             yield f"{origin}: train.phases is empty: give each phase its epochs, or leave the key out"
         else:
-            says_it = problem["type"] in ("missing", "value_error")
-            given = "" if says_it else f" (given: {shown(problem['input'])})"
-            yield f"{origin}: {where or 'config'}: {problem['msg'].removeprefix('Value error, ')}{given}"
+            values.setdefault(where, []).append(problem)
+    for where, found in values.items():
+        says_it = found[0]["type"] in ("missing", "value_error")
+        given = "" if says_it else f" (given: {shown(found[0]['input'])})"
+        yield f"{origin}: {where or 'config'}: {', or '.join(map(_said, found))}{given}"
+
+
+def _said(problem: Any) -> str:
+    """Return what is wrong, in the words of a configuration: it has lists and mappings, no tuples and classes."""
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+        return "too few entries in the list; this one is missing"
+    own = _SAID.get(problem["type"])
+    return problem["msg"].removeprefix("Value error, ") if own is None else own.format_map(problem.get("ctx", {}))
 
 
 def read_config(name: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.files import SANDBOX
+from ..checkpoints.loading import MOST_PIXELS
 from ..checkpoints.promptable import load_promptable
 from ..inference.concepts import ConceptModel, load_concept_model
 from ..inference.predict import answers_prompts
@@ -58,8 +59,8 @@ def export(
         The files and what the gate found. ``table()`` formats them for a terminal.
 
     Raises:
-        UserError: The model cannot be loaded, the target needs a library that is not installed or cannot express the
-            model, a phrase does not fit, ``out`` holds something else, or a file fails the gate.
+        UserError: The model cannot be loaded or have this ``image_size``, the target needs a missing library or cannot
+            express the model, a phrase does not fit, ``out`` holds something else, or a file fails the gate.
 
     Example:
         >>> export("sandbox-mobile", "exported").passed  # doctest: +SKIP
@@ -161,6 +162,11 @@ def _free_folder(folder: Path) -> Path:
 
 def _load(model: str | Path, image_size: int | None) -> ConceptModel | Promptable:
     """Load a model on the CPU. An exported folder cannot be exported again."""
+    if image_size is not None and not 0 < image_size <= MOST_PIXELS:
+        raise UserError(
+            f"--image-size {image_size}: give a side of 1 to {MOST_PIXELS} px, for a SAM 3 a multiple of its patches "
+            "such as 1008; or leave it out for the model's own"
+        )
     if (as_path(model) / RECORD).is_file():
         raise UserError(f"{model}: is an exported folder; give the model from which it was exported")
     if str(model) != SANDBOX and answers_prompts(model):

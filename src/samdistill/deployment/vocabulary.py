@@ -55,6 +55,8 @@ def phrases_of(given: str | Path | Sequence[str], words: Words) -> tuple[str, ..
 def _read(given: str | Path | Sequence[str]) -> list[str]:
     if not isinstance(given, str | Path):
         return list(given)
+    if not str(given).strip():
+        return []
     path = as_path(given)
     if isinstance(given, Path) or (len(str(given)) < 4096 and path.is_file()):
         with foreign(path, "not a readable vocabulary"):

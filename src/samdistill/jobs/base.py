@@ -200,6 +200,10 @@ class Job(ABC, Generic[Config]):
             world: Number of ranks.
         """
 
+    def words(self, config: Config) -> Words | None:
+        """Return the tokenizer of the finished model, without loading weights. None for a model without phrases."""
+        return None
+
     @abstractmethod
     def prepare(self, config: Config, device: str) -> Ready:
         """Return the task with all its data. Rank 0 checks that a cache fits the teacher and the data of ``config``."""

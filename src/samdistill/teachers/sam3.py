@@ -47,8 +47,7 @@ class Sam3Teacher(OnlineTeacher):
         trunk = skeleton(lambda: AutoModel.from_config(vit), config.path)
         _load(trunk, _download_weights(path, config.path))
         self._trunk = freeze(trunk, DTYPES[config.precision])
-        behaviour: dict[str, Any] = {name: getattr(vit, name, None) for name in _BEHAVIOUR}
-        self.fingerprint = fingerprint(self._trunk, behaviour, self.image_size, self.mean, self.std)
+        self.fingerprint = trunk_fingerprint(self._trunk, self.image_size)
         self._trunk.to(device)
 
     @classmethod
@@ -61,6 +60,17 @@ class Sam3Teacher(OnlineTeacher):
     def _forward(self, batch: ImageBatch) -> dict[str, Tensor]:
         tokens = self._trunk(normalise(batch.images, self.mean, self.std)).last_hidden_state
         return {IMAGE_EMBEDDING: tokens.transpose(1, 2).unflatten(2, self.embedding_shape[1:])}
+
+
+def trunk_fingerprint(trunk: nn.Module, image_size: int) -> str:
+    """Return the fingerprint of a ``Sam3Teacher`` with this ViT.
+
+    Args:
+        trunk: The ViT on the CPU, in the precision of the teacher.
+        image_size: Side of the teacher's input in pixels.
+    """
+    behaviour: dict[str, Any] = {name: getattr(trunk.config, name, None) for name in _BEHAVIOUR}
+    return fingerprint(trunk, behaviour, image_size, Sam3Teacher.mean, Sam3Teacher.std)
 
 
 def set_image_size(trunk: nn.Module, image_size: int) -> None:

@@ -25,7 +25,7 @@ from ..ops.phrases import follow_padding
 from ..reading import foreign, running
 from .base import DTYPES, Maps
 from .loading import digest_of, freeze, settings
-from .sam3_detector import Host, find_detector
+from .sam3_detector import DetectorInfo, Host, find_detector
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def describe_text(config: TeacherConfig) -> TextInfo:
     return TextInfo(config.path, width, parameter_count(tower), text.vocab_size, text.max_position_embeddings)
 
 
-def text_words(config: TeacherConfig, info: TextInfo) -> Words:
+def text_words(config: TeacherConfig, info: TextInfo | DetectorInfo) -> Words:
     """Load the tokenizer of a SAM 3. Nothing else is downloaded.
 
     Raises:

@@ -21,6 +21,7 @@ from samdistill.inference.concepts import StudentDetector, load_concept_model
 from samdistill.inference.predict import predict
 from samdistill.jobs.detection import job as detection_job
 from samdistill.jobs.detection.config import DetectionRunConfig
+from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.detection.plan import plan_detection
 from samdistill.jobs.detection.student import student_kind
 from samdistill.jobs.loading import load_config
@@ -83,6 +84,22 @@ def test_plan_counts_the_images_that_can_be_asked_about(detection: Recipe, tmp_p
     (tmp_path / "asked.jsonl").write_text(lines)
     found = plan_detection(detection(tmp_path, f"questions={{source: jsonl, file: {tmp_path / 'asked.jsonl'}}}"))
     assert (found.images, found.steps_per_epoch) == (7, 1)
+
+
+def test_plan_says_how_many_images_calibrate(detection: Recipe, tmp_path: Path) -> None:
+    """All four held-out images where more are wanted. None that can be asked about is an error before training."""
+    for wanted, used in ((0, 0), (3, 3), (4, 4), (500, 4)):
+        config = detection(tmp_path / "run", f"calibration.images={wanted}")
+        found = plan_detection(config)
+        assert found.calibration_images == used
+        assert found.facts().get("calibration") == (f"{used} held-out images" if used else None)
+    task = DetectionParts(config).task()
+    assert sum(len(images) for images, _ in task.held_out_questions(500)) == 4
+    key = open_source(config.data, "train").keys[0]
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"key": key, "phrases": ["circle"]}) + "\n")
+    file = f"questions={{source: jsonl, file: {tmp_path / 'asked.jsonl'}}}"
+    with pytest.raises(UserError, match=r"calibration\.images: questions\.file has no phrase of a held-out image"):
+        plan_detection(detection(tmp_path / "run", file, "calibration.images=3"))
 
 
 def test_check_prints_every_phase_and_succeeds(

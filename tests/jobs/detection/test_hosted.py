@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from samdistill.inference.concepts import load_concept_model
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.detection.plan import plan_detection
+from samdistill.jobs.loading import load_config
 from samdistill.pipeline import check, train
 from samdistill.students import HostedStudent, StudentTrunk, StudentTrunkConfig, build_trunk
 from samdistill.types import ConceptPrompts, ImageBatch, UserError
@@ -264,6 +266,35 @@ def test_a_trunk_for_another_host_is_refused(hosted: Recipe, tmp_path: Path, tru
     with pytest.raises(UserError, match=said) as refused:
         built(hosted(tmp_path / "run", f"student.trunk={run}"))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_trunk_of_a_run_with_another_teacher_is_refused(
+    hosted: Recipe, detector, scenes: Path, tmp_path: Path, precision: str
+) -> None:
+    teacher, folder = detector
+    run, other = tmp_path / "trunk", tmp_path / "other"
+    train(load_config("encoder/sandbox", [
+        f"output={run}", f"teacher.path={folder}", f"teacher.precision={precision}", "student.backbone=es_ev_s",
+        "student.head=strided", "data.kind=coco", f"data.root={scenes}", "data.workers=0", "cache.mode=online",
+        "train.batch_size=8", "train.epochs=1",
+    ]))  # fmt: skip
+    shutil.copytree(folder, other)
+    model = copy.deepcopy(teacher)
+    model.vision_encoder.backbone.layers[0].mlp.fc1.bias.data[0] += 0.5
+    model.save_pretrained(other)
+    last = run / "ckpt_epoch_1.pt"
+    for place in (run, run / "student", last):
+        built(hosted(tmp_path / "run", f"student.trunk={place}"))
+        with pytest.raises(
+            UserError, match=r"was trained against another ViT \(teacher\.path=.*\) than that of "
+        ) as no:
+            built(hosted(tmp_path / "run", f"student.trunk={place}", f"teacher.path={other}"))
+        assert str(folder) in str(no.value) and str(other) in str(no.value) and "\n" not in str(no.value)
+    saved = Checkpoint.load(last)
+    dataclasses.replace(saved, teacher="0" * 64, config=saved.config.replace(str(folder), "sandbox")).save(last)
+    with pytest.raises(UserError, match="the encoder job's 'sandbox' is the bundled tracker; give a trunk that was"):
+        built(hosted(tmp_path / "run", f"student.trunk={run}"))
 
 
 def test_heads_come_from_a_file_in_any_layout(hosted: Recipe, detector, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_sams import sam2_settings
 from torch.nn import functional as F
 from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 
@@ -43,19 +44,7 @@ def sam(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def sam2(tmp_path_factory) -> Path:
-    trunk = {
-        "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64], "num_attention_heads": 1,
-        "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
-        "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 4, 4, 2],
-        "global_attention_blocks": [3],
-    }  # fmt: skip
-    vision = {
-        "model_type": "sam2_vision_model", "backbone_config": trunk, "backbone_channel_list": [64, 32, 16, 8],
-        "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 32,
-    }  # fmt: skip
-    prompts = {"hidden_size": 32, "image_size": 64, "patch_size": 16}
-    decoder = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
-    model = Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
+    model = Sam2Model(Sam2Config(**sam2_settings(32)))
     made = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=made) * 0.1

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from ...config.losses import loss_block
 from ...config.parts import (
     CacheConfig,
     CachedRun,
@@ -16,7 +17,6 @@ from ...config.parts import (
     TeacherConfig,
     TrainConfig,
     Weight,
-    loss_block,
     registered,
 )
 from ...config.questions import QuestionsConfig
@@ -156,7 +156,9 @@ class CalibrationConfig(Strict):
     """Calibration of the finished student's scores."""
 
     images: Annotated[int, Field(ge=0)] = 0
-    """Held-out images whose questions give the factors of the logits. 0 leaves the scores as they are."""
+    """Largest number of held-out images whose questions give the factors of the logits. 0 leaves the scores as they
+    are.
+    """
 
 
 class ConceptEvaluateConfig(Strict):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checkpoints.loading import model_kinds
 from ...checkpoints.report import MergeReport
+from ...checkpoints.words import Words
 from ...config import Run
 from ...data.layouts import data_kind
 from ...dist import default_device
@@ -39,6 +40,9 @@ class DetectionJob(Job[DetectionRunConfig]):
 
     def plan(self, config: DetectionRunConfig, world: int = 1) -> Plan:
         return plan_detection(config)
+
+    def words(self, config: DetectionRunConfig) -> Words:
+        return DetectionParts(config).words
 
     def prepare(self, config: DetectionRunConfig, device: str) -> Ready:
         if default_device().type == "cpu" and config.train.precision != "fp32" and config.questions.boxes:

@@ -14,6 +14,7 @@ from ...data.sources import Source
 from ...store import StoreSpec
 from ...teachers import DetectorInfo, RunningMaps, Sam3Detector, describe_detector
 from ...teachers.base import IMAGE_EMBEDDING
+from ...teachers.sam3_text import text_words
 from ...types import UserError
 from ..caching import Specs
 from ..views import ViewParts
@@ -62,7 +63,7 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
     @cached_property
     def words(self) -> Words:
         """The student's tokenizer: the teacher's with the student's context length."""
-        words = self.teacher.words
+        words = text_words(self.config.teacher, self.teacher_info)
         return Words(words.tokenizer, min(words.context, self.kind.context))
 
     @cached_property

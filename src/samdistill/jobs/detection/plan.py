@@ -10,10 +10,12 @@ from ...data.sources import survey
 from ...engine.frozen_norm import batch_norms
 from ...report import human_bytes
 from ...store import record_bytes
+from ...types import UserError
 from ..base import Plan, optimiser_bytes, teacher_bytes
 from ..caching import planned
 from .config import DetectionRunConfig
 from .parts import DetectionParts
+from .task import UNASKED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class DetectionPlan(Plan):
         teacher_levels: Sides of the FPN maps that the teacher's heads read.
         parts: Parameters of the student by module.
         trained_params: Parameters of the student that train in some epoch.
+        calibration_images: Held-out images whose questions calibrate the scores.
         online: The teacher runs during training, without a cache.
         bytes_per_view: Bytes of the cached pyramid of one view.
         raw_bytes_per_view: The same in uncompressed fp16.
@@ -42,6 +45,7 @@ class DetectionPlan(Plan):
     queries: int
     images: int
     held_out_images: int
+    calibration_images: int
     questions_per_image: int
     phases: tuple[tuple[str, int], ...]
     online: bool
@@ -79,6 +83,7 @@ class DetectionPlan(Plan):
             "images": f"{self.images} to train on, {self.held_out_images} held out, "
             f"{self.questions_per_image} question(s) each",
             "cache": planned(self.online, self.cache_bytes, f"{self.codec}, {human_bytes(self.bytes_per_view)} a view"),
+            **({"calibration": f"{self.calibration_images} held-out images"} if self.calibration_images else {}),
             "memory": f"{human_bytes(self.weights_and_optimiser_bytes)} weights and optimiser, "
             f"{human_bytes(self.teacher_bytes)} teacher; activations are not counted",
             "student's file": f"{human_bytes(self.student_fp16_bytes)} in fp16",
@@ -107,7 +112,7 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
         student_params=params, parts=sizes, student_fp16_bytes=2 * params, queries=parts.kind.queries,
         trained_params=sum(p.numel() for p in student.parameters() if p.requires_grad),
         images=images, held_out_images=len(survey(parts.held_out_source()).keys),
-        questions_per_image=config.questions.per_image,
+        calibration_images=_calibrated(parts), questions_per_image=config.questions.per_image,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
         online=config.online, codec=config.cache.codec, bytes_per_view=per_view,
         raw_bytes_per_view=sum(record_bytes("fp16", shape) for shape in shapes),
@@ -116,3 +121,20 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
         teacher_bytes=teacher_bytes(config.teacher, info.params),
         batch_norms=batch_norms(student), steps_per_epoch=per_epoch, steps=per_epoch * train.total_epochs,
     )  # fmt: skip
+
+
+def _calibrated(parts: DetectionParts) -> int:
+    """Return the number of held-out images that calibrate the scores: those that can be asked about, or fewer.
+
+    Raises:
+        UserError: Calibration is wanted, and there is no such image.
+    """
+    wanted, questions = parts.config.calibration.images, parts.config.questions
+    if not wanted:
+        return 0
+    try:
+        return min(wanted, len(PhraseBook(questions, survey(parts.held_out_source())).keys))
+    except UserError:
+        if questions.source == "jsonl":
+            raise UserError(UNASKED) from None
+        raise

@@ -39,6 +39,7 @@ from ...teachers import DetectorInfo, Maps, Sam3Detector
 from ...teachers.sam3_detector import Host, describe_host, find_detector, load_detector
 from ...types import UserError
 from .config import TRUNK, DetectionRunConfig
+from .trunks import refuse_other_teacher
 from .words import missing_text, planned_text
 
 TEXT_ENCODER = ("text_encoder.", "text_projection.")
@@ -240,6 +241,7 @@ class Hosted(StudentKind):
         if self.text is not None:
             model = with_text(model, self.text, self.host)
         if settings.trunk is not None:
+            refuse_other_teacher(settings.trunk, model.vision_encoder.backbone, self.source.path)
             kept = {name: TensorInfo.of(tensor) for name, tensor in model.state_dict().items()}
             trunk.load_state_dict(trained_trunk(settings.trunk, trunk, kept, self.source.path))
         model = host_trunk(model, trunk)

@@ -52,6 +52,9 @@ def running_maps(teacher: Sam3Detector, term: str) -> RunningMaps:
     return RunningMaps(teacher, teacher.trunk if term == TRUNK else teacher.features)
 
 
+UNASKED = "calibration.images: questions.file has no phrase of a held-out image; add some, or set 0"
+
+
 class DetectionTask(Task[DetectionBatch]):
     """Terms between the answers of two detectors to the same questions."""
 
@@ -78,7 +81,7 @@ class DetectionTask(Task[DetectionBatch]):
         self.questions, self.held_out = questions, held_out
         self._scales: Scales | None = None
         if config.calibration.images and held_out is None:
-            raise UserError("calibration.images: questions.file has no phrase of a held-out image; add some, or set 0")
+            raise UserError(UNASKED)
 
     def build_student(self) -> nn.Module:
         return self.kind.build(self.teacher)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from ...config.losses import loss_block
 from ...config.parts import (
     CacheConfig,
     CachedRun,
@@ -12,7 +13,6 @@ from ...config.parts import (
     StudentConfig,
     TeacherConfig,
     TrainConfig,
-    loss_block,
 )
 from .losses import FEATURE_LOSSES
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints.report import MergeReport
+from ...checkpoints.words import Words
 from ...data.layouts import data_kind
 from ...engine.task import Task
 from ...evaluation import EvaluationResult
+from ...inference.predict import answers_prompts
 from ...sandbox.render import render_sandbox
 from ...students import STUDENTS
-from ...teachers import teacher_kind
+from ...teachers import describe_detector, teacher_kind
+from ...teachers.sam3_text import text_words
 from ...types import UserError
 from ..base import CHECK_INPUTS, DISTILLED, UNTRAINED, Evaluated, Given, Job, Plan, Ready, ReportNames
 from ..caching import CacheCall, CacheReport
@@ -35,6 +38,12 @@ class EncoderJob(Job[EncoderRunConfig]):
 
     def plan(self, config: EncoderRunConfig, world: int = 1) -> Plan:
         return plan_encoder(config, world)
+
+    def words(self, config: EncoderRunConfig) -> Words | None:
+        """The teacher's, if the trunk is merged into a detector."""
+        if config.teacher.kind != "sam3" or answers_prompts(config.teacher.path):
+            return None
+        return text_words(config.teacher, describe_detector(config.teacher))
 
     def prepare(self, config: EncoderRunConfig, device: str) -> Ready:
         parts = EncoderParts(config)

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ...config.parts import Count, EvaluateConfig, Fraction, Positive, Run, Strict, TrainConfig, Weight, loss_block
+from ...config.losses import loss_block
+from ...config.parts import Count, EvaluateConfig, Fraction, Positive, Run, Strict, TrainConfig, Weight
 from ...config.prompting import PromptableConfig, PromptsConfig, TeacherEntry
 from .losses import DISTILLED_TERMS, TASK_TERMS
 

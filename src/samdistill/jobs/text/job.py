@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checkpoints.merge import merge
 from ...checkpoints.report import MergeReport
+from ...checkpoints.words import Words
 from ...engine.task import Task
 from ...sandbox.concepts import PHRASES
 from ...sandbox.render import render_sandbox
@@ -36,6 +37,9 @@ class TextJob(Job[TextRunConfig]):
 
     def plan(self, config: TextRunConfig, world: int = 1) -> Plan:
         return plan_text(config)
+
+    def words(self, config: TextRunConfig) -> Words:
+        return TextParts(config).words
 
     def prepare(self, config: TextRunConfig, device: str) -> Ready:
         parts = TextParts(config)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from ...config.losses import loss_block
 from ...config.parts import (
     CacheConfig,
     CachedRun,
@@ -16,7 +17,6 @@ from ...config.parts import (
     Strict,
     TeacherConfig,
     TrainConfig,
-    loss_block,
 )
 from .losses import ALIGN_TERMS, MEMORY_TERMS
 

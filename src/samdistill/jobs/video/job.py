@@ -10,6 +10,7 @@ import torch
 
 from ...checkpoints.files import STUDENT_FOLDER
 from ...checkpoints.report import MergeReport
+from ...checkpoints.words import Words
 from ...data import leave_out
 from ...data.layouts import video_kind
 from ...dist import process_rank
@@ -73,6 +74,9 @@ class VideoJob(Job[VideoRunConfig]):
 
     def plan(self, config: VideoRunConfig, world: int = 1) -> Plan:
         return plan_video(VideoParts(config))
+
+    def words(self, config: VideoRunConfig) -> Words:
+        return VideoParts(config).words
 
     def prepare(self, config: VideoRunConfig, device: str) -> Ready:
         parts = VideoParts(config)
