@@ -119,7 +119,6 @@ class DetectionTask(Task[DetectionBatch]):
         return DetectionBatch(images, prompts, read, tuple(bad), labels)
 
     def to(self, batch: DetectionBatch, device: torch.device) -> DetectionBatch:
-        self.maps.to(device)
         leave_out(batch.bad)
         labels = None if batch.labels is None else batch.labels.to(device)
         return DetectionBatch(batch.images.to(device), batch.prompts.to(device), batch.teacher_maps, batch.bad, labels)
@@ -141,17 +140,17 @@ class DetectionTask(Task[DetectionBatch]):
         device = batch.images.images.device
         pixels = normalise(batch.images.images, self.kind.mean, self.kind.std)
         if (term := self._map_term(phase)) is not None:
-            scales = self.scales(device)
-            found = self.kind.maps(student, pixels, term)
+            self.maps.to(device)
+            scales, found = self.scales(device), self.kind.maps(student, pixels, term)
             with torch.autocast(device.type, enabled=False):
                 taught = self.maps.answer(batch.images, batch.teacher_maps)
                 value = fpn_term(scales.maps(found, term), scales.maps(taught, term))  # the mean over one or three maps
                 return self._weighted({term: value})
         asked, text = self.words.inputs(batch.prompts, device), None
-        taught = self._wanted(phase, OUTPUT_TERMS, FEATURE_TERMS)
-        if taught and self.kind.shares_text(phase.epoch):
+        asks_teacher = self._wanted(phase, OUTPUT_TERMS, FEATURE_TERMS)
+        if asks_teacher and self.kind.shares_text(phase.epoch):
             asked["text_features"] = text = self.teacher.to(device).text(batch.prompts)
-        teacher = self.teacher.to(device).answer(batch.images, batch.prompts, text) if taught else None
+        teacher = self.teacher.to(device).answer(batch.images, batch.prompts, text) if asks_teacher else None
         found = student(pixel_values=pixels, prompt_images=batch.prompts.image, **asked).answer()
         with torch.autocast(device.type, enabled=False):  # losses are float32 in any precision
             values = {} if teacher is None else self._teacher_terms(found, teacher, phase)
