@@ -148,9 +148,10 @@ def test_a_crowd_is_present_and_leaves_unmatched_queries_alone(tmp_path: Path) -
 
 def test_an_object_without_a_usable_mask_makes_its_phrase_incomplete(tmp_path: Path) -> None:
     """Otherwise its absence would be taught where it is."""
-    bad = {"category_id": 1, "segmentation": [[1, 2, 3, 4]]}
-    assert said(labels(coco(tmp_path / "one", record(bad))).of_phrase("cat")) is None
-    assert said(labels(coco(tmp_path / "two", record(bad, CAT))).of_phrase("cat")) == (1, True, False)
+    for name, outlined in (("damaged", [1, 2, 3, 4]), ("thin", [5, 5, 5, 5, 5, 5])):
+        bad, root = {"category_id": 1, "segmentation": [outlined]}, tmp_path / name
+        assert said(labels(coco(root / "one", record(bad))).of_phrase("cat")) is None
+        assert said(labels(coco(root / "two", record(bad, CAT))).of_phrase("cat")) == (1, True, False)
 
 
 def test_what_the_view_does_not_show_is_absent_and_what_it_hardly_shows_is_unknown(tmp_path: Path) -> None:

@@ -60,12 +60,13 @@ class ImageLabels:
         A group of objects (``crowd``) is no object, but its phrase is present. The phrase is then not complete.
         """
         own = [one for one in self.instances if phrase in one.names]
-        complete = self.source.complete(self.item.key, phrase)
-        masks, boxes, shown = self._placed([one for one in own if not one.crowd])
-        in_view = (boxes[:, 2:] > boxes[:, :2]).all(-1)
-        complete = complete and bool((shown == in_view).all())
-        crowds, parts, _ = self._placed([one for one in own if one.crowd])
-        present = bool(shown.any()) or bool(crowds.any()) or bool((parts[:, 2:] > parts[:, :2]).any())
+        masks, boxes = self._placed([one for one in own if not one.crowd])
+        _, groups = self._placed([one for one in own if one.crowd])
+        sides = boxes[:, 2:] - boxes[:, :2]
+        shown, hardly = (sides >= 1).all(-1), ((sides > 0) & (sides < 1)).any(-1)
+        whole = not bool(hardly.any()) and all(one.mask.any() for one in own)  # an outline can be thinner than a pixel
+        complete = whole and self.source.complete(self.item.key, phrase)
+        present = bool(shown.any()) or bool((groups[:, 2:] > groups[:, :2]).any())
         if not present and not complete:
             return None
         return Labels(masks[shown], boxes[shown] / self.item.image.shape[-1], present, complete)
@@ -82,14 +83,11 @@ class ImageLabels:
         names = [one for one in self.instances if not one.crowd][number].names
         return self.of_phrase(names[0]) if len(names) == 1 else None
 
-    def _placed(
-        self, own: Sequence[Instance]
-    ) -> tuple[UInt8[Tensor, "n s s"], Float[Tensor, "n 4"], Tensor]:  # fmt: skip
-        """Return masks, boxes in canvas pixels, and whether at least one pixel of the canvas shows each object."""
-        masks = [one.mask for one in own] or [np.zeros((0, *self.item.original_size), bool)]
-        stacked = np.stack(masks) if own else masks[0]
-        covered, boxes = self.transform.objects(stacked, self.item.original_size, self.item.seed, self.side)
-        return covered, boxes, (boxes[:, 2:] - boxes[:, :2] >= 1).all(-1)
+    def _placed(self, own: Sequence[Instance]) -> tuple[UInt8[Tensor, "n s s"], Float[Tensor, "n 4"]]:
+        """Return masks, and boxes in canvas pixels, of what the view shows of objects."""
+        size = self.item.original_size
+        masks = np.stack([one.mask for one in own]) if own else np.zeros((0, *size), bool)
+        return self.transform.objects(masks, size, self.item.seed, self.side)
 
 
 def collate_labels(labels: Sequence[Labels | None], side: int) -> QuestionLabels:

@@ -206,8 +206,8 @@ class DetectionRunConfig(CachedRun):
     @model_validator(mode="after")
     def _questions_with_labels(self) -> DetectionRunConfig:
         for phase in self.train.phases or ():
-            for term in set(phase.terms or ()) & set(LABEL_TERMS):
-                if not self.loss.weight(term):
+            for term in phase.terms or ():
+                if term in LABEL_TERMS and term not in self.label_names:
                     raise ValueError(f"train.phases: phase {phase.name!r}: {term} has no weight; set loss.{term}")
         if self.label_names and self.questions.source != "names":
             raise ValueError(
@@ -235,8 +235,8 @@ class DetectionRunConfig(CachedRun):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The terms of labels that this run uses."""
-        return tuple(name for name in self.loss.named if name in LABEL_TERMS)
+        """The terms of labels that this run uses: those with a weight above 0."""
+        return tuple(name for name in self.loss.named if name in LABEL_TERMS and self.loss.weight(name))
 
     def map_term(self, epoch: int) -> str | None:
         """Return the only term of ``epoch`` if it compares maps of images, ``FPN`` or ``TRUNK``, else None."""

@@ -27,7 +27,7 @@ from ...teachers import Maps, MapSignals, RunningMaps, Sam3Detector
 from ...types import ConceptPrompts, DetectorOutput, ImageBatch, QuestionLabels, Term, Terms, UserError
 from .calibration import calibrate
 from .config import FPN, TRUNK, DetectionRunConfig, only_map
-from .label_terms import LABEL_TERMS, label_counts, label_terms
+from .label_terms import label_counts, label_terms
 from .losses import FEATURE_TERMS, OUTPUT_TERMS, feature_terms, fpn_term, output_terms
 from .scales import ITEMS, PER_PASS, Scales
 from .student import StudentKind
@@ -114,7 +114,7 @@ class DetectionTask(Task[DetectionBatch]):
         images, prompts, bad = collate_questions(items)
         read = self.maps.read(images) if self._map_term(phase) else ()
         labels = None
-        if self._wanted(phase, LABEL_TERMS):
+        if not phase.wanted(self.config.loss.named).isdisjoint(self.config.label_names):
             labels = collate_labels([asked.labels for _, questions, _ in items for asked in questions], self.label_side)
         return DetectionBatch(images, prompts, read, tuple(bad), labels)
 
@@ -125,10 +125,10 @@ class DetectionTask(Task[DetectionBatch]):
 
     def counts(self, batch: DetectionBatch) -> dict[str, int]:
         """Return the number of questions, for ``fpn`` and ``trunk`` of images, for labels of questions with them."""
-        images, named = len(batch.images), self.config.loss.named
-        found = dict.fromkeys(named, len(batch.prompts)) | {FPN: images, TRUNK: images}
+        images = len(batch.images)
+        found = dict.fromkeys(self.config.loss.named, len(batch.prompts)) | {FPN: images, TRUNK: images}
         if batch.labels is not None:
-            found |= label_counts(batch.labels, [name for name in named if name in LABEL_TERMS])
+            found |= label_counts(batch.labels, self.config.label_names)
         return found
 
     def terms(self, student: nn.Module, batch: DetectionBatch, phase: Phase = Phase()) -> Terms:
@@ -155,8 +155,7 @@ class DetectionTask(Task[DetectionBatch]):
         with torch.autocast(device.type, enabled=False):  # losses are float32 in any precision
             values = {} if teacher is None else self._teacher_terms(found, teacher, phase)
             if batch.labels is not None:
-                named = [name for name in self.config.loss.named if name in LABEL_TERMS]
-                values |= label_terms(found, batch.labels, self.config.match.cost, named)
+                values |= label_terms(found, batch.labels, self.config.match.cost, self.config.label_names)
         return self._weighted(values)
 
     def _teacher_terms(self, found: DetectorOutput, teacher: DetectorOutput, phase: Phase) -> dict[str, Tensor]:
