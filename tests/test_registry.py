@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from samdistill.registry import Registry, did_you_mean
+from samdistill.registry import Registry, TermTable, did_you_mean
 from samdistill.types import UserError
 
 
@@ -43,3 +43,12 @@ def test_a_typo_gets_a_suggestion_and_nonsense_the_list(shapes: Registry[type]) 
 def test_nothing_is_suggested_from_nothing() -> None:
     assert did_you_mean("anything", []) == ""
     assert did_you_mean("b", ["y", "x"]) == "; there is: x, y"
+
+
+def test_optional_terms_have_a_published_weight_and_no_default() -> None:
+    table = TermTable("term")
+    table.term("on", 2.0)(abs)
+    table.optional("off", 3.0)(abs)
+    assert (table.weights, table.published, table.names()) == ({"on": 2.0}, {"off": 3.0}, ["off", "on"])
+    with pytest.raises(ValueError, match="registered twice"):
+        table.optional("off", 1.0)

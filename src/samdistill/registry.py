@@ -85,6 +85,8 @@ class TermTable(Registry[Callable[..., Any]]):
         super().__init__(kind)
         self.weights: dict[str, float] = {}
         """Default weight of each term, in the order of declaration."""
+        self.published: dict[str, float] = {}
+        """Weights of terms that are off by default where they were published."""
 
     def term(self, name: str, weight: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Return a decorator that registers a term with a default weight.
@@ -92,6 +94,16 @@ class TermTable(Registry[Callable[..., Any]]):
         Every run has the term, with this weight unless its config sets another one.
         """
         self.weights[name] = weight
+        return self.register(name)
+
+    def optional(self, name: str, published: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Return a decorator that registers a term without a default weight.
+
+        Args:
+            name: Name of the term.
+            published: The weight to begin with, for the documentation.
+        """
+        self.published[name] = published
         return self.register(name)
 
 

@@ -232,6 +232,27 @@ class ObjectTruth(_Movable):
 
 
 @dataclass(frozen=True)
+class QuestionLabels(_Movable):
+    """Annotated objects of p questions, padded to n objects. The masks of all m objects are packed.
+
+    Attributes:
+        masks: Share of each cell of the canvas that the object covers, 0..255, in the order of ``valid``.
+        boxes: Normalised xyxy.
+        valid: False for slots that are padding.
+        known: Whether the annotations tell if an object of the question is in the image. Without that, no label.
+        present: Whether an object of the question is in the image. It may have no mask, as in a crowd.
+        complete: Whether all objects of the question are annotated, so that a query without an object is wrong.
+    """
+
+    masks: UInt8[Tensor, "m s s"]
+    boxes: Float[Tensor, "p n 4"]
+    valid: Bool[Tensor, "p n"]
+    known: Bool[Tensor, " p"]
+    present: Bool[Tensor, " p"]
+    complete: Bool[Tensor, " p"]
+
+
+@dataclass(frozen=True)
 class Term:
     """A loss term: a scalar and its weight in the total."""
 

@@ -17,6 +17,7 @@ from samdistill.engine import check_terms
 from samdistill.engine.task import Task
 from samdistill.jobs import JOBS
 from samdistill.jobs.detection import task as detection_task
+from samdistill.jobs.detection.label_terms import LABEL_TERMS, Labelled
 from samdistill.jobs.detection.losses import FEATURE_TERMS, OUTPUT_TERMS, Compared
 from samdistill.jobs.encoder.losses import FEATURE_LOSSES
 from samdistill.jobs.prompt import losses as prompt_losses
@@ -24,7 +25,7 @@ from samdistill.jobs.text.losses import TEXT_TERMS
 from samdistill.jobs.video.losses import ALIGN_TERMS, MEMORY_TERMS, Annotated
 
 TABLES = {
-    "encoder": (FEATURE_LOSSES,), "detection": (OUTPUT_TERMS, FEATURE_TERMS), "prompt": (),
+    "encoder": (FEATURE_LOSSES,), "detection": (OUTPUT_TERMS, FEATURE_TERMS, LABEL_TERMS), "prompt": (),
     "video": (MEMORY_TERMS, ALIGN_TERMS), "text": (TEXT_TERMS,), "hosted": (FEATURE_TERMS,),
 }  # fmt: skip
 """Where the terms of a job are declared, as functions whose first argument is, or has, the student's tensors."""
@@ -38,7 +39,8 @@ FUNCTIONS = {
     },
 }  # fmt: skip
 """Functions that tasks call by name: one value, or values by name, from the student's tensors, which come first."""
-NAMED = {job: ("loss.presence_bce=1.0",) for job in ("detection", "hosted")}
+OPTIONAL = ("loss.presence_bce=1.0", *(f"loss.{name}={weight}" for name, weight in LABEL_TERMS.published.items()))
+NAMED = {job: OPTIONAL for job in ("detection", "hosted")}
 """Weights of terms that no run has by default."""
 ADAPTED = {("prompt", "encoder_patch")}
 """Terms of tensors that go through a layer which is not exported: they are cut before it."""
@@ -54,7 +56,7 @@ def cut(value: Any) -> Any:
         return None if value is None else value.detach()
     if isinstance(value, tuple | list):
         return type(value)(map(cut, value))
-    if isinstance(value, Compared | Annotated):
+    if isinstance(value, Compared | Annotated | Labelled):
         return replace(value, student=cut(value.student))
     return replace(value, **{f.name: cut(getattr(value, f.name)) for f in fields(value)})
 

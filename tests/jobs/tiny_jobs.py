@@ -27,7 +27,8 @@ VIDEO_TERMS = "mask, box_l1, giou, iou, presence, select"
 SETTINGS = {
     "encoder": ("train.batch_size=8", "train.epochs=1"),
     "detection": (
-        "train.batch_size=16", "questions.boxes=0.4",
+        "train.batch_size=16", "questions.boxes=0.4", "loss.label_dice=5.0", "loss.label_score=2.0",
+        "loss.label_presence=1.0",
         "train.phases=[{name: align, epochs: 1, lr: 1e-3, terms: [fpn]}, {name: features, epochs: 1, lr: 1e-3}]",
     ),
     "hosted": (

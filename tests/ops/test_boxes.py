@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou, generalized_box_iou, generalized_box_iou_loss
 
-from samdistill.ops.boxes import giou
+from samdistill.ops.boxes import giou, iou
 
 
 def boxes(count: int = 20, seed: int = 0) -> torch.Tensor:
@@ -25,6 +25,13 @@ def test_giou_is_torchvisions() -> None:
     torch.testing.assert_close(1 - giou(first, second), generalized_box_iou_loss(first, second), rtol=1e-4, atol=1e-5)
     batched = pairwise_giou(first.view(2, 10, 4), second.view(2, 10, 4)[:, :3])
     torch.testing.assert_close(batched[1], generalized_box_iou(first[10:], second[10:13]))
+
+
+def test_iou_is_torchvisions_and_0_without_an_area() -> None:
+    first, second = boxes(20, 1), boxes(20, 2)
+    torch.testing.assert_close(iou(first[:, None], second[None]), box_iou(first, second))
+    point = torch.tensor([0.5, 0.5, 0.5, 0.5])
+    assert iou(point, point).item() == 0 and iou(first[0], point).item() == 0
 
 
 def test_giou_inside_a_box_is_its_iou() -> None:

@@ -23,6 +23,7 @@ from .prepare import PrepareReport, prepare_sa1b
 from .prompts import box_prompts, check_prompts, pad_masks, point_prompts, prompts_fingerprint
 from .questions import PhraseBook, Question, QuestionDataset, QuestionItem, collate_questions
 from .sa1b import Sa1bSource
+from .saco_source import SacoSource
 from .sav import SavSource
 from .skipped import BadInput, leave_out, reporting
 from .sources import SOURCES, BadImage, Instance, Source, open_source, split_keys, subset
@@ -33,7 +34,7 @@ __all__ = [
     "IMAGE_SUFFIXES", "SOURCES", "VIDEOS", "BadImage", "BadInput", "BadVideo", "ClipBatch", "ClipDataset",
     "ClipItem", "ClipRules", "CocoSource", "DavisSource", "FolderSource", "Geometry", "ImageDataset", "ImageItem",
     "Instance", "MaskFolderSource", "ObjectBatch", "ObjectDataset", "ObjectItem", "PhraseBook", "PrepareReport",
-    "Question", "QuestionDataset", "QuestionItem", "ReadableImages", "Sa1bSource", "SavSource", "Source",
+    "Question", "QuestionDataset", "QuestionItem", "ReadableImages", "Sa1bSource", "SacoSource", "SavSource", "Source",
     "UnreadableImage", "VideoRecord", "VideoSource", "View", "ViewTransform", "box_prompts", "check_prompts",
     "collate_clips", "collate_images", "collate_objects", "collate_questions", "draw_clip", "image_loader",
     "leave_out", "open_source", "open_videos", "pad_masks", "point_prompts", "prepare_sa1b", "prompts_fingerprint",

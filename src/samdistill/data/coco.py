@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from ..reading import Table, Whole, fits, foreign, misfit, read_json, shown
 from ..types import UserError
+from .federated import Verified, file_name, lvis_files, spoken
 from .images import IMAGE_SUFFIXES, unread
 from .skipped import BadInput
 from .sources import SOURCES, BadImage, Instance, Source, key_problem
@@ -139,7 +140,7 @@ def _find(root: Path) -> dict[str | None, tuple[Path, Path]]:
         found[name] = path, next((f for f in folders if f.is_dir()), folders[0])
         short[re.sub(r"20\d\d$", "", name)].append(name)
     found.update({name: found[years[0]] for name, years in short.items() if len(years) == 1})
-    return found
+    return found | lvis_files(root)
 
 
 class _File(BaseModel):
@@ -171,6 +172,9 @@ class CocoSource(Source):
     annotation whose segmentation is invalid, or whose segmentation or box is outside its image, is reported too, and
     only that object is left out. The phrase of an object is the name of its category, or every name in the annotation's
     list ``concepts`` if it has one.
+
+    LVIS has ``annotations/lvis_<split>.json`` and COCO's folders of images (``train2017/``) in ``images/`` or beside
+    ``annotations/``. Its keys are paths without suffix.
     """
 
     labelled = True
@@ -197,10 +201,13 @@ class CocoSource(Source):
         self.problems = []
         record = read_json(self.file, _File, "not a COCO instances file")
         with foreign(self.file, "not a COCO instances file"):
+            for image in record.images:
+                image["file_name"] = file_name(image)
             _refuse_shared(self.file, "image", [(i["id"], i["file_name"]) for i in record.images])
             _refuse_shared(self.file, "category", [(c["id"], str(c["name"])) for c in record.categories])
             self._categories = {c["id"]: str(c["name"]) for c in record.categories}
-            self._records = self._match(record.images)
+            self._verified = Verified(record.images, {c: spoken(name) for c, name in self._categories.items()})
+            self._records, self._lost = self._match(record.images), defaultdict[Any, dict[str, bool]](dict)
             self._objects = self._group(record.annotations, {image["id"] for image in record.images})
         self.keys = sorted(self._records)
 
@@ -245,6 +252,7 @@ class CocoSource(Source):
                 self.problems.append(BadInput(f"{keys[image]}, {label}", f"unknown category {category}"))
             elif reason := _object_problem(annotation, _size(self._records[keys[image]])):
                 self.problems.append(BadInput(f"{keys[image]}, {label}", reason))
+                self._lost[image].update(dict.fromkeys(self._names(annotation), not annotation.get("segmentation")))
             else:
                 grouped[image].append(annotation)
         return dict(grouped)
@@ -293,22 +301,36 @@ class CocoSource(Source):
         return json.dumps(self._of(key), sort_keys=True).encode()
 
     def _names(self, annotation: dict[str, Any]) -> list[str]:
-        return annotation.get("concepts") or [self._categories[annotation["category_id"]]]
+        return annotation.get("concepts") or [self._verified.names[annotation["category_id"]]]
 
     def phrases(self, key: str) -> list[str]:
         """Return the names of the objects, including those of crowds, because a crowd shows objects of its name."""
         return list(dict.fromkeys(name for a in self._of(key) for name in self._names(a)))
 
+    def absent(self, key: str) -> list[str] | None:
+        return self._verified.absent(self._records[key], self.phrases(key))
+
+    def complete(self, key: str, phrase: str) -> bool:
+        """Return False for a phrase with a crowd, or with an object that was left out, and where LVIS says so."""
+        record = self._records[key]
+        own = [a for a in self._of(key) if phrase in self._names(a)]
+        if phrase in self._lost.get(record["id"], ()) or any(a.get("iscrowd") for a in own):
+            return False
+        return self._verified.complete(record, phrase, bool(own))
+
+    def unmasked(self, key: str) -> set[str]:
+        return {name for name, unmasked in self._lost.get(self._records[key]["id"], {}).items() if unmasked}
+
     @property
     def vocabulary(self) -> list[str]:
-        """Names that ``phrases`` can return, sorted.
+        """Phrases that can be asked, sorted.
 
         These are all categories, also those without objects. If any annotation has ``concepts``, they are the names
         that occur.
         """
         if any(a.get("concepts") for objects in self._objects.values() for a in objects):
             return super().vocabulary
-        return sorted(set(self._categories.values()))
+        return sorted(set(self._verified.names.values()))
 
 
 def _size(image: dict[str, Any]) -> Size | None:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from ..reading import Table, foreign, parse_json, read_json
 from ..types import UserError
+from .federated import spoken
 from .skipped import BadInput
 
 _ARTICLES = ("a", "an", "the")
@@ -106,7 +107,7 @@ def _annotations(path: Path) -> list[str]:
         return noun_phrases(_texts([one.get("caption") for one in annotations], path, "annotations"), path)
     names = _texts([category.get("name") for category in categories], path, "categories")
     synonyms = [name for category in categories for name in category.get("synonyms") or ()]
-    return [_spoken(name) for name in dict.fromkeys([*names, *_texts(synonyms, path, "synonyms")])]
+    return [spoken(name) for name in dict.fromkeys([*names, *_texts(synonyms, path, "synonyms")])]
 
 
 def _entries(record: Table, name: str, path: Path) -> list[Table]:
@@ -122,11 +123,6 @@ def _texts(values: Sequence[Any], path: Path, where: str) -> list[str]:
         if not isinstance(value, str):
             raise UserError(f"{path}: {where} entry {number} has no text")
     return list(values)
-
-
-def _spoken(name: str) -> str:
-    """Return the name of a category as a phrase: LVIS writes ``puffer_(fish)``."""
-    return plain(re.sub(r"[_()]", " ", name))
 
 
 def noun_phrases(captions: Sequence[str], where: Path) -> list[str]:

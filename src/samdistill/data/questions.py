@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
@@ -17,6 +18,7 @@ from torchvision.ops import box_convert
 from ..config import QuestionsConfig
 from ..reading import Table, parse_json
 from ..types import VISUAL, ConceptPrompts, ImageBatch, UserError
+from .labels import ImageLabels, Labels
 from .loader import ImageDataset, ImageItem, collate_images, next_usable
 from .skipped import BadInput
 from .sources import Source
@@ -96,7 +98,8 @@ class PhraseBook:
         unfit = {phrase for phrase in words if fits is not None and not fits(phrase)}
         why = "longer than a text encoder's context, so it is never asked"
         self.dropped = [BadInput(repr(phrase), why) for phrase in sorted(unfit)]
-        self.vocabulary = tuple(sorted(words - unfit))
+        self._words = words - unfit
+        self.vocabulary = tuple(sorted(self._words))
         if unfit:
             asked = {key: tuple(p for p in own if p not in unfit) for key, own in asked.items()}
         self._phrases = {key: own for key, own in asked.items() if own}
@@ -128,9 +131,14 @@ class PhraseBook:
     def absent(self, key: str, rng: random.Random) -> str | None:
         """Draw a phrase that the image does not have, uniformly.
 
+        If the data set lists phrases that are known to be absent from the image, it is one of them.
+
         Returns:
             The phrase, or None if the image has all phrases. Phrases that differ in upper and lower case are equal.
         """
+        listed = self.source.absent(key) if self.config.source == "names" else None
+        if known := [phrase for phrase in listed or () if phrase in self._words]:
+            return known[int(rng.random() * len(known))]
         own = {phrase.casefold() for phrase in self._phrases[key]}
         for _ in range(16):
             phrase = self.vocabulary[int(rng.random() * len(self.vocabulary))]
@@ -146,10 +154,12 @@ class Question(NamedTuple):
     Attributes:
         text: A phrase, or ``VISUAL`` for a question with a box.
         box: Box of an example object, cxcywh as fractions of the canvas, or None.
+        labels: What the annotations say. None if they are not read, or say nothing about the question.
     """
 
     text: str
     box: tuple[float, ...] | None = None
+    labels: Labels | None = None
 
 
 QuestionItem = tuple[ImageItem, tuple[Question, ...], tuple[BadInput, ...]]
@@ -168,20 +178,29 @@ class QuestionDataset(Dataset[QuestionItem]):
         seed: Seed of the run.
         epoch: Number of the epoch.
         views: Number of different views of an image.
+        keys: Images of the book that are asked about. None for all.
+        label_side: Side of the masks of labels. None for a run without labels.
+        labelled: Whether the questions of this epoch have labels.
     """
 
     def __init__(
         self, book: PhraseBook, transform: ViewTransform, seed: int = 0, epoch: int = 0, views: int = 1,
-        keys: Sequence[str] | None = None,
+        keys: Sequence[str] | None = None, label_side: int | None = None, labelled: bool = True,
     ) -> None:  # fmt: skip
-        """keys: images of the book that are asked about; None takes all."""
         self.book, self.seed, self.epoch = book, seed, epoch
+        self.label_side, self.labelled = label_side, labelled
         self.images = ImageDataset(book.source, transform, book.keys if keys is None else keys, seed, epoch % views)
 
     @property
     def identity(self) -> list[str]:
-        """Strings that distinguish these items from those of other data: each key with its phrases."""
-        return ["\n".join((key, *self.book.phrases(key))) for key in self.images.keys]
+        """Strings that distinguish these items from those of other data: each key with its phrases and labels."""
+        return ["\n".join((key, *self.book.phrases(key), *self._label_digest(key))) for key in self.images.keys]
+
+    def _label_digest(self, key: str) -> tuple[str, ...]:
+        """Return a digest of the annotation, for a run with labels alone."""
+        if self.label_side is None:
+            return ()
+        return (hashlib.blake2b(self.book.source.label_digest(key), digest_size=8).hexdigest(),)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -201,25 +220,34 @@ class QuestionDataset(Dataset[QuestionItem]):
     def _questions(self, item: ImageItem) -> tuple[Question, ...]:
         config, rng = self.book.config, random.Random(f"questions/{self.seed}/{self.epoch}/{item.key}")
         boxes = self._boxes(item) if config.boxes > 0 else []
+        labels = self._labels(item)
         words, shown = _endless(self.book.phrases(item.key), rng), _endless(boxes, rng)
         questions = []
         for _ in range(config.per_image):
             by_box, by_absence = rng.random() < config.boxes, rng.random() < config.negatives
             if by_box and boxes:
-                questions.append(Question(VISUAL, self._exemplar(next(shown), item, rng)))
+                number, box = next(shown)
+                about = None if labels is None else labels.of_box(number)
+                questions.append(Question(VISUAL, self._exemplar(box, item, rng), about))
             else:
                 absent = self.book.absent(item.key, rng) if by_absence else None
-                questions.append(Question(absent or next(words)))
+                phrase = absent or next(words)
+                questions.append(Question(phrase, None, None if labels is None else labels.of_phrase(phrase)))
         return tuple(questions)
 
-    def _boxes(self, item: ImageItem) -> list[list[float]]:
-        """Return the boxes of objects that are visible with at least one pixel in each direction.
+    def _labels(self, item: ImageItem) -> ImageLabels | None:
+        if self.label_side is None or not self.labelled:
+            return None
+        return ImageLabels(self.book.source, self.images.transform, item, self.label_side)
+
+    def _boxes(self, item: ImageItem) -> list[tuple[int, list[float]]]:
+        """Return number and box of the objects that are visible with at least one pixel in each direction.
 
         Boxes are xyxy on the canvas.
         """
         boxes = torch.from_numpy(self.book.source.boxes(item.key))
         placed = self.images.transform.boxes(boxes, item.original_size, item.seed)
-        return placed[_has_area(placed)].tolist()
+        return [(number, placed[number].tolist()) for number in _has_area(placed).nonzero()[:, 0].tolist()]
 
     def _exemplar(self, box: list[float], item: ImageItem, rng: random.Random) -> tuple[float, ...]:
         """Jitter a box as ``prompts.jittered`` does. If it then has no area, the exact box is returned."""

@@ -185,9 +185,21 @@ class Source(ABC):
         """Return the names of the objects in the image, each once. Empty if the data set has no names."""
         return []
 
+    def absent(self, key: str) -> list[str] | None:
+        """Return the phrases that are known to be absent from the image. None for all that ``phrases`` lacks."""
+        return None
+
+    def complete(self, key: str, phrase: str) -> bool:
+        """Return whether all objects of a phrase are annotated. If there is none, whether it is known to be absent."""
+        return True
+
+    def unmasked(self, key: str) -> set[str]:
+        """Return the phrases of annotated objects that were left out because they have no mask."""
+        return set()
+
     @property
     def vocabulary(self) -> list[str]:
-        """Names that ``phrases`` can return, sorted."""
+        """Phrases that can be asked, sorted. The default has those of all images."""
         return sorted({phrase for key in self.keys for phrase in self.phrases(key)})
 
     def load(self, key: str) -> Image.Image:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import AugmentConfig
+from ..ops.masks import masks_to_boxes
 from ..ops.sights import Size
 from ..types import UserError
 
@@ -99,6 +100,28 @@ class Geometry:
         # selecting rows and then columns in NumPy takes a tenth of the time of PyTorch's indexing with both
         placed[..., : valid[0], : valid[1]] = source.take(rows, -2).take(columns, -1)
         return torch.from_numpy(placed)
+
+    def coverage(self, masks: Bool[np.ndarray, "n h w"], side: int) -> UInt8[Tensor, "n side side"]:
+        """Return the share of each cell of a grid over the canvas that masks in image pixels cover.
+
+        A pixel counts for the cell under its centre. No map of the size of the canvas is made.
+
+        Args:
+            masks: Masks of shape (n, h, w).
+            side: Cells of the grid in each direction.
+
+        Returns:
+            Shares as 0..255. Padding is 0.
+        """
+        size = masks.shape[-2:]
+        height, width = (s * self.image_size / v for s, v in zip(size, self.placed(size), strict=True))  # of the canvas
+        padded = np.zeros((math.ceil(height), math.ceil(width)), np.uint8)
+        found = np.empty((len(masks), side, side), np.uint8)
+        for row, mask in zip(found, masks, strict=True):
+            padded[: size[0], : size[1]] = mask * np.uint8(255)
+            whole = Image.fromarray(padded)
+            row[:] = whole.resize((side, side), Image.Resampling.BOX, box=(0, 0, width, height))
+        return torch.from_numpy(found)
 
     def points(self, xy: Float[Tensor, "*n 2"], original_size: Size) -> Float[Tensor, "*n 2"]:
         """Convert x, y in image pixels to canvas pixels.
@@ -290,6 +313,29 @@ class ViewTransform:
         left, top, right, bottom = view.box
         cut = np.asarray(masks)[..., top:bottom, left:right]
         return self.geometry.mask(cut[..., ::-1] if view.flip else cut)
+
+    def objects(
+        self, masks: Bool[np.ndarray, "n h w"], original_size: Size, seed: int, side: int
+    ) -> tuple[UInt8[Tensor, "n side side"], Float[Tensor, "n 4"]]:
+        """Convert masks from image pixels to a grid over the canvas of the view that ``seed`` gives.
+
+        Args:
+            masks: Masks of shape (n, h, w).
+            original_size: Height and width of the upright image.
+            seed: Seed of the view.
+            side: Cells of the grid in each direction.
+
+        Returns:
+            Share of each cell that an object covers, 0..255, and the tight boxes of what the view shows of the objects,
+            xyxy in canvas pixels. Both are zeros for an object outside the crop.
+        """
+        view = draw_view(self.augment, original_size, seed)
+        left, top, right, bottom = view.box
+        cut = masks[:, top:bottom, left:right]
+        cut = np.ascontiguousarray(cut[..., ::-1] if view.flip else cut)
+        boxes = masks_to_boxes(torch.from_numpy(cut))
+        placed = self.geometry.points(boxes.view(-1, 2, 2), (bottom - top, right - left))
+        return self.geometry.coverage(cut, side), placed.view(-1, 4)
 
     @property
     def fingerprint(self) -> str:

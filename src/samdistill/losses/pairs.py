@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..ops.matching import Matches
@@ -18,7 +18,10 @@ def mean(per_item: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     return per_item.sum() / max(len(per_item), 1)
 
 
-def over_pairs(per_pair: Float[Tensor, " m"], matches: Matches) -> Float[Tensor, ""]:
-    """Average over the pairs of each question, then over the questions."""
+def over_pairs(
+    per_pair: Float[Tensor, " m"], matches: Matches, among: Bool[Tensor, " p"] | None = None
+) -> Float[Tensor, ""]:
+    """Average over the pairs of each question, then over the questions, or over those ``among`` selects."""
     table = per_pair.new_zeros(matches.valid.shape).masked_scatter(matches.valid, per_pair)
-    return mean(table.sum(1) / matches.valid.sum(1).clamp(min=1))
+    each = table.sum(1) / matches.valid.sum(1).clamp(min=1)
+    return mean(each if among is None else each[among])

@@ -262,16 +262,17 @@ def match(student: DetectorOutput, teacher: DetectorOutput, cost: MatchCost, met
 
 
 @torch.no_grad()
-def match_truth(student: DetectorOutput, truth: ObjectTruth, cost: MatchCost) -> Matches:
-    """Match the queries of a student with annotated objects, greedily.
+def match_truth(student: DetectorOutput, truth: ObjectTruth, cost: MatchCost, method: str = "greedy") -> Matches:
+    """Match the queries of a student with annotated objects.
 
     Args:
         student: The student's output for p questions.
         truth: The annotated objects of the same questions.
         cost: Weights of the cost.
+        method: Name of a matcher in ``MATCHERS``.
 
     Returns:
         The pairs. ``Matches.teacher`` has the indices of objects. If there are more objects than queries, the rest are
         not matched.
     """
-    return greedy(truth_cost(student, truth, cost), truth.valid)
+    return MATCHERS.get(method)(truth_cost(student, truth, cost), truth.valid)

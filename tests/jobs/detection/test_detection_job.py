@@ -21,6 +21,7 @@ from samdistill.inference.concepts import StudentDetector, load_concept_model
 from samdistill.inference.predict import predict
 from samdistill.jobs.detection import job as detection_job
 from samdistill.jobs.detection.config import DetectionRunConfig
+from samdistill.jobs.detection.label_terms import LABEL_TERMS
 from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.detection.plan import plan_detection
 from samdistill.jobs.detection.student import student_kind
@@ -132,14 +133,15 @@ def test_every_term_of_every_packaged_recipe_reaches_the_student(
     sizes = DESCRIBED if load_config(name).student.kind == "described" else ()
     if load_config(name).student.kind == "hosted":
         sizes = (f"student.text_encoder={words_run}", "student.start=null", "questions.file=null")
+    joint = name.startswith(("detection/hosted_joint", "detection/hosted_labels"))
     config = load_config(name, [*small(detector[1], scenes, tmp_path, sizes), "train.batch_size=2"])
     report = check(config, device="cpu")
     assert report.ok, report.problems
     rows = {phase: {t.name for t in report.terms if t.phase == phase} for phase, _ in config.train.phase_starts()}
     if name in ("detection/hosted", "detection/hosted_sandbox"):
         assert rows == {"trunk": {"trunk"}}
-    elif name.startswith("detection/hosted_joint"):
-        assert rows == {"joint": set(TERMS)}
+    elif joint:
+        assert rows == {"joint": {*TERMS, *(LABEL_TERMS if name == "detection/hosted_labels_sandbox" else ())}}
     else:
         assert rows["features"] == set(TERMS) and rows["outputs"] == set(OUTPUTS)
     assert all(term.weight == getattr(load_config(name).loss, term.name) > 0 for term in report.terms)

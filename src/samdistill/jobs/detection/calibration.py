@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...inference.concepts import ConceptModel
-from ...ops.matching import MatchCost, match
+from ...ops.matching import match
 from ...students.scores import ScoreFactors, best_factor, scale_scores
 from ...teachers import Sam3Detector
 from ...types import ConceptPrompts, ImageBatch
@@ -36,10 +36,9 @@ def calibrate(
         The factors.
     """
     queries, presence = list[tuple[Tensor, Tensor]](), list[tuple[Tensor, Tensor]]()
-    cost = MatchCost(pairs.mask, pairs.box, pairs.logit, pairs.resolution, pairs.floor)
     for images, prompts in asked:
         ours, theirs = student.answer(images, prompts), teacher.answer(images, prompts)
-        wanted = query_targets(ours, theirs, match(ours, theirs, cost, pairs.method))
+        wanted = query_targets(ours, theirs, match(ours, theirs, pairs.cost, pairs.method))
         queries.append((ours.pred_logits.flatten(), wanted.flatten() > 0.5))
         presence.append((ours.presence_logits.flatten(), theirs.presence_logits.flatten() > 0))
     factors = ScoreFactors(*(best_factor(*map(torch.cat, zip(*each, strict=True))) for each in (queries, presence)))

@@ -20,8 +20,9 @@ from ...config.parts import (
     registered,
 )
 from ...config.questions import QuestionsConfig
-from ...ops.matching import INDEX
+from ...ops.matching import INDEX, MatchCost
 from ...registry import HEADS, MATCHERS
+from .label_terms import LABEL_TERMS
 from .losses import FEATURE_TERMS, OUTPUT_TERMS
 
 
@@ -131,12 +132,17 @@ class MatchConfig(Strict):
     floor: Fraction = 0.0
     """Teacher queries with a lower score are not matched. Student queries without a match learn "no object"."""
 
+    @property
+    def cost(self) -> MatchCost:
+        """Weights of the matching cost."""
+        return MatchCost(self.mask, self.box, self.logit, self.resolution, self.floor)
+
 
 DetectionLossConfig = loss_block(
     "DetectionLossConfig",
     'Weights of the terms, as described. ``unmatched``: student queries without a match learn "no object". '
     "``standardise``: features are compared in units of the standard deviation of the teacher's channels.",
-    (OUTPUT_TERMS, FEATURE_TERMS),
+    (OUTPUT_TERMS, FEATURE_TERMS, LABEL_TERMS),
     unmatched=(bool, True),
     standardise=(bool, False),
 )
@@ -212,6 +218,19 @@ class DetectionRunConfig(CachedRun):
         return self
 
     @model_validator(mode="after")
+    def _questions_with_labels(self) -> DetectionRunConfig:
+        for phase in self.train.phases or ():
+            for term in phase.terms or ():
+                if term in LABEL_TERMS and term not in self.label_names:
+                    raise ValueError(f"train.phases: phase {phase.name!r}: {term} has no weight; set loss.{term}")
+        if self.label_names and self.questions.source != "names":
+            raise ValueError(
+                f"loss.{self.label_names[0]}: phrases of questions.source={self.questions.source} have no labels; set "
+                "questions.source=names, or leave out the label terms"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _maps_that_are_read(self) -> DetectionRunConfig:
         found = {term for epoch in range(self.train.total_epochs) if (term := self.map_term(epoch)) is not None}
         if len(found) > 1:
@@ -237,6 +256,11 @@ class DetectionRunConfig(CachedRun):
         """Return the names of the terms in the phase of ``epoch``."""
         phase = self.train.phase_at(epoch)
         return frozenset(self.loss.named if phase is None or phase.terms is None else phase.terms)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The terms of labels that this run uses: those with a weight above 0."""
+        return tuple(name for name in self.loss.named if name in LABEL_TERMS and self.loss.weight(name))
 
     def map_term(self, epoch: int) -> str | None:
         """Return the only term of ``epoch`` if it compares maps of images, ``FPN`` or ``TRUNK``, else None."""

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 import torch
 
 from ...checkpoints.words import Words
+from ...data.labels import require_labels
 from ...data.questions import PhraseBook, QuestionDataset
 from ...data.skipped import leave_out
 from ...data.sources import Source
@@ -78,8 +79,19 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
 
     def _book(self, source: Source) -> PhraseBook:
         """Return the phrases of a source, without those that are longer than a model's context."""
+        self.require_labels(source)
         readers = self.teacher.words, self.words
         return PhraseBook(self.config.questions, source, lambda text: all(words.fits(text) for words in readers))
+
+    def require_labels(self, source: Source) -> None:
+        """Raise ``UserError`` if the run has terms of labels, and the phrases of a source have no labels."""
+        if names := self.config.label_names:
+            require_labels(source, names[0])
+
+    @property
+    def label_side(self) -> int | None:
+        """Side of the masks of labels: that of the teacher's masks. None in a run without terms of labels."""
+        return self.teacher_info.levels[0] if self.config.label_names else None
 
     def task(self, proven: bool = True) -> DetectionTask:
         """Return the task on all training images, with validation on questions about held-out images.
@@ -91,7 +103,8 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
         leave_out([*book.dropped, *book.unasked], seen_by_all=True)
         maps, held_out = self.signals(proven), self._held_out()
         questions = partial(self._questions, book)
-        return DetectionTask(self.config, self.teacher, self.kind, maps, self.words, questions, held_out)
+        side = self.label_side or 0
+        return DetectionTask(self.config, self.teacher, self.kind, maps, self.words, questions, held_out, side)
 
     def _questions(self, book: PhraseBook, epoch: int) -> QuestionDataset:
         """Return the questions of an epoch.
@@ -100,12 +113,16 @@ class DetectionParts(ViewParts[DetectionRunConfig]):
         """
         cached = not self.config.online and self.config.map_term(epoch) is not None
         views = self.config.data.views if cached else self.config.train.total_epochs
-        return QuestionDataset(book, self.transform, self.config.data.seed, epoch, views, self.trained_keys)
+        labelled = not self.config.wanted(epoch).isdisjoint(self.config.label_names)
+        return QuestionDataset(
+            book, self.transform, self.config.data.seed, epoch, views, self.trained_keys, self.label_side, labelled
+        )
 
     def _held_out(self) -> QuestionDataset | None:
         """Return questions about held-out images. None if a file of phrases describes training images only."""
         try:
-            return QuestionDataset(self._book(self.held_out_source()), self.transform, self.config.data.seed)
+            book = self._book(self.held_out_source())
+            return QuestionDataset(book, self.transform, self.config.data.seed, label_side=self.label_side)
         except UserError:
             if self.config.questions.source != "jsonl":
                 raise

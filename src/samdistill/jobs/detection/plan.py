@@ -27,6 +27,7 @@ class DetectionPlan(Plan):
         parts: Parameters of the student by module.
         trained_params: Parameters of the student that train in some epoch.
         calibration_images: Held-out images whose questions calibrate the scores.
+        labels: Terms of labels.
         online: The teacher runs during training, without a cache.
         bytes_per_view: Bytes of the cached pyramid of one view.
         raw_bytes_per_view: The same in uncompressed fp16.
@@ -41,6 +42,7 @@ class DetectionPlan(Plan):
     student_params: int
     parts: dict[str, int]
     trained_params: int
+    labels: tuple[str, ...]
     student_fp16_bytes: int
     queries: int
     images: int
@@ -82,6 +84,7 @@ class DetectionPlan(Plan):
             "trained": f"{self.trained_params / 1e6:.2f}M parameters",
             "images": f"{self.images} to train on, {self.held_out_images} held out, "
             f"{self.questions_per_image} question(s) each",
+            "labels": ", ".join(self.labels) or "not used",
             "cache": planned(self.online, self.cache_bytes, f"{self.codec}, {human_bytes(self.bytes_per_view)} a view"),
             **({"calibration": f"{self.calibration_images} held-out images"} if self.calibration_images else {}),
             "memory": f"{human_bytes(self.weights_and_optimiser_bytes)} weights and optimiser, "
@@ -102,6 +105,7 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     student = parts.kind.outline()
     sizes = {name: parameter_count(module) for name, module in parts.kind.parts(student).items()}
     optimised = optimiser_bytes(student, train)  # sets which parameters train
+    parts.require_labels(parts.train_source)
     params, images = sum(sizes.values()), len(PhraseBook(config.questions, survey(parts.train_source)).keys)
     per_epoch = images // train.batch_size
     shapes = [spec.shape for spec in parts.specs("").values()]
@@ -111,7 +115,7 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
         teacher_queries=info.queries, teacher_levels=tuple(info.levels), student=config.student.backbone,
         student_params=params, parts=sizes, student_fp16_bytes=2 * params, queries=parts.kind.queries,
         trained_params=sum(p.numel() for p in student.parameters() if p.requires_grad),
-        images=images, held_out_images=len(survey(parts.held_out_source()).keys),
+        labels=config.label_names, images=images, held_out_images=len(survey(parts.held_out_source()).keys),
         calibration_images=_calibrated(parts), questions_per_image=config.questions.per_image,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),
         online=config.online, codec=config.cache.codec, bytes_per_view=per_view,
