@@ -152,10 +152,8 @@ def models(args: argparse.Namespace) -> int:
     else:
         table = Table("student", "timm backbone", "config", "trunk M", "head M", "share of the teacher's trunk")
         for row in found:
-            table.add_row(
-                row.name, row.backbone, row.config, f"{row.trunk_params / 1e6:.3f}", f"{row.head_params / 1e6:.3f}",
-                f"{row.teacher_share:.2%}",
-            )  # fmt: skip
+            sizes = f"{row.trunk_params / 1e6:.3f}", f"{row.head_params / 1e6:.3f}", f"{row.teacher_share:.2%}"
+            table.add_row(row.name, row.backbone, row.config, *sizes)
         parts = Table("part", "SAM 3 M", "detection/hosted M", "trains")
         for cells in part_rows():
             parts.add_row(*cells)
