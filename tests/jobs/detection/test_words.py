@@ -23,6 +23,7 @@ from samdistill.jobs.detection import job as detection_job
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.detection.plan import plan_detection
+from samdistill.jobs.fitting import fitted
 from samdistill.jobs.loading import load_config
 from samdistill.sandbox.concepts import PHRASES
 from samdistill.students import TextStudent
@@ -77,6 +78,13 @@ def test_a_small_vocabulary_is_passed_over_until_an_epoch_has_enough_steps(
     full = before(hosted(tmp_path / "run", "student.text_recipe=text/sandbox", "student.text_phrases=[sandbox]"))
     recipe = load_config("text/sandbox")
     assert full.train == recipe.train and full.data == recipe.data
+
+
+def test_a_small_data_set_shortens_the_warm_up_of_each_phase() -> None:
+    recipe = load_config("detection/hosted", ["train.phases=[{name: a, epochs: 15, lr: 1e-3, warmup_steps: 500}]"])
+    few, many, own = fitted(recipe, 20, ()), fitted(recipe, 100_000, ()), fitted(recipe, 20, ["train.phases=[]"])
+    assert few.train.batch_size == 5 and few.train.phases[0].warmup_steps == 15 * (20 // 5) // 10
+    assert many.train.phases == own.train.phases == recipe.train.phases
 
 
 def test_a_plan_knows_the_encoder_before_it_is_made_and_a_check_names_the_command(
