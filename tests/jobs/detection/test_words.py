@@ -93,6 +93,8 @@ def test_a_plan_knows_the_encoder_before_it_is_made_and_a_check_names_the_comman
     config = hosted(tmp_path / "run", small, "train.batch_size=2")
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     assert main(["plan", str(tmp_path / "run.yaml")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not made yet; `samdistill run` makes it first, or give student.text_encoder" in said
     for verb in ("check", "train"):
         assert main([verb, str(tmp_path / "run.yaml")]) == 2
         said = capsys.readouterr().err.strip().splitlines()

@@ -15,6 +15,7 @@ from ..base import Plan, optimiser_bytes, teacher_bytes
 from ..caching import planned
 from .config import DetectionRunConfig
 from .parts import DetectionParts
+from .words import text_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class DetectionPlan(Plan):
     Attributes:
         teacher_levels: Sides of the FPN maps that the teacher's heads read.
         teacher_parts: Parameters of the teacher by module.
+        text_run: Line about the text run that comes first, or empty.
         parts: Parameters of the student by module.
         trained_params: Parameters of the student that train in some epoch.
         trained_parts: The same by module.
@@ -40,6 +42,7 @@ class DetectionPlan(Plan):
     teacher_levels: tuple[int, ...]
     student: str
     student_params: int
+    text_run: str
     parts: dict[str, int]
     trained_params: int
     trained_parts: dict[str, int]
@@ -83,6 +86,7 @@ class DetectionPlan(Plan):
             **({"sam3.pt": PUBLISHED} if self.teacher_params == TEACHER_PARAMS else {}),
             "student": f"{self.student} ({self.student_params / 1e6:.2f}M, {self.queries} queries): "
             + _listed(self.parts),
+            **({"text run": self.text_run} if self.text_run else {}),
             "trained": f"{self.trained_params / 1e6:.2f}M parameters: {_listed(trained)}"
             + (f"; frozen: {frozen}" if frozen else ""),
             "images": f"{self.images} to train on, {self.held_out_images} held out, "
@@ -119,7 +123,8 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     return DetectionPlan(
         teacher=config.teacher.path, teacher_params=info.params, image_size=info.image_size,
         teacher_queries=info.queries, teacher_levels=tuple(info.levels), student=config.student.backbone,
-        student_params=params, parts=sizes, student_fp16_bytes=2 * params, queries=parts.kind.queries,
+        student_params=params, text_run=text_line(config), parts=sizes,
+        student_fp16_bytes=2 * params, queries=parts.kind.queries,
         teacher_parts=dict(info.parts), trained_params=sum(trained.values()), trained_parts=trained,
         images=images, held_out_images=len(survey(parts.held_out_source()).keys),
         questions_per_image=config.questions.per_image,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.files import STUDENT_FOLDER
 from ...config import Run
 from ...data.questions import PhraseBook
 from ...data.sources import survey
@@ -76,6 +77,15 @@ def planned_text(config: DetectionRunConfig, teacher: DetectorInfo) -> TextStude
         size, context=min(student.context, teacher.context), vocab_size=teacher.vocab_size, width=teacher.hidden_size,
         attend_padding=student.attend_padding,
     )  # fmt: skip
+
+
+def text_line(config: DetectionRunConfig) -> str:
+    """Return a line about the text run that comes before this one, for a plan. Empty if there is none."""
+    if not config.trains_text:
+        return ""
+    made = config.text_encoder is not None and (config.text_encoder / STUDENT_FOLDER).is_dir()
+    state = "finished" if made else "not made yet; `samdistill run` makes it first, or give student.text_encoder"
+    return f"{config.student.text_recipe} in {config.text_encoder}: {state}"
 
 
 def missing_text(place: Path, recipe: str | None) -> UserError:
