@@ -108,7 +108,7 @@ DETECTION = [
         [Table("Held-out questions in words", "model", CONCEPTS, FOUR, concept_rows)],
     ),
     Benchmark(
-        "detection_student", "A longer training of the demo's recipe",
+        "detection_student", "A longer training of a described student",
         "Against an earlier version of the bundled detector.",
         [Claim("share of the teacher's cgF1", cgf1_share, "{:.1%}", Goal("at least", 0.90))],
         [Table("Held-out questions in words", "model", CONCEPTS, FOUR, concept_rows)],

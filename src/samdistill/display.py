@@ -135,7 +135,7 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def models(args: argparse.Namespace) -> int:
-    from .students.catalogue import Breakdown, breakdown, describe_teacher_parts, list_students
+    from .students.catalogue import PUBLISHED, Breakdown, breakdown, list_students, part_rows
 
     found = list_students() if args.name is None else breakdown(args.name)
     if args.json:
@@ -152,12 +152,12 @@ def models(args: argparse.Namespace) -> int:
     else:
         table = Table("student", "timm backbone", "config", "trunk M", "head M", "share of the teacher's trunk")
         for row in found:
-            table.add_row(
-                row.name, row.backbone, row.config, f"{row.trunk_params / 1e6:.3f}", f"{row.head_params / 1e6:.3f}",
-                f"{row.teacher_share:.2%}",
-            )  # fmt: skip
-        console.print(table)
-        console.print("\n".join(describe_teacher_parts()))
+            sizes = f"{row.trunk_params / 1e6:.3f}", f"{row.head_params / 1e6:.3f}", f"{row.teacher_share:.2%}"
+            table.add_row(row.name, row.backbone, row.config, *sizes)
+        parts = Table("part", "SAM 3 M", "detection/hosted M", "trains")
+        for cells in part_rows():
+            parts.add_row(*cells)
+        console.print(table, parts, f"sam3.pt: {PUBLISHED}", sep="\n")
     return 0
 
 

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModel, Sam3Config, Sam3ViTConfig
 
 from samdistill.students import HEADS, STUDENTS, breakdown, list_students
-from samdistill.students.catalogue import TEACHER_PARTS, TEACHER_TRUNK_PARAMS
+from samdistill.students.catalogue import PUBLISHED as PUBLISHED_FIGURES
+from samdistill.students.catalogue import TEACHER_PARAMS, TEACHER_PARTS, TEACHER_TRUNK_PARAMS, hosted_parts, part_rows
 from samdistill.types import UserError
 
 # The published table: trunk parameters in millions, channels of the last map, GFLOP of the trunk at 1008 px.
@@ -56,8 +57,23 @@ def test_its_parts_are_those_of_transformers_and_explain_the_published_figures()
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     neck = sum(p.numel() for p in model.vision_encoder.neck.parameters())
     vision, text = sizes.pop("vision_encoder"), sizes.pop("text_encoder") + sizes.pop("text_projection")
-    assert list(TEACHER_PARTS.values()) == [vision - neck, neck, text, sum(sizes.values())]
+    detr = sizes.pop("detr_encoder") + sizes.pop("detr_decoder")
+    geometry, mask, scoring = (sizes.pop(name) for name in ("geometry_encoder", "mask_decoder", "dot_product_scoring"))
+    assert list(TEACHER_PARTS.values()) == [vision - neck, neck, text, geometry, detr, mask, scoring] and not sizes
+    assert sum(p.numel() for p in model.parameters()) == TEACHER_PARAMS and "has 840.38M" in PUBLISHED_FIGURES
     assert (round((vision + neck) / 1e6, 2), round(text / 1e6, 2)) == (461.84, 353.72)
+
+
+def test_the_hosted_student_is_the_published_combination_with_sam3s_own_neck() -> None:
+    """Published: image features 25.07M, text encoder of MobileCLIP-S0's size, SAM 3's heads: 100.24M in all."""
+    parts = hosted_parts()
+    changed = {name for name in parts if parts[name] != TEACHER_PARTS[name]}
+    assert changed == {"trunk", "text encoder with projection"}
+    rows = part_rows()
+    assert [row[3] for row in rows] == ["yes", "no", "before, in a text run", *["no"] * 4, ""]
+    assert rows[-1][1:3] == ("840.376", "106.875")
+    ours, theirs = parts["trunk"] + parts["neck"], 25.07e6
+    assert sum(parts.values()) - (ours - theirs) == pytest.approx(100.24e6, abs=0.01e6)
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -11,13 +11,22 @@ from torch import nn
 from ..ops.flops import count_flops
 from .backbones import STUDENTS, resolve_backbone
 from .heads import HEADS
+from .text import TextStudent, text_student_config
 from .trunk import StudentTrunk, StudentTrunkConfig
 
 TEACHER_PARTS = {
-    "ViT": 446_236_672, "neck": 7_802_112, "text encoder with projection": 353_724_672, "heads": 32_612_918,
+    "trunk": 446_236_672, "neck": 7_802_112, "text encoder with projection": 353_724_672,
+    "geometry encoder": 8_083_456, "DETR encoder and decoder": 21_047_605, "mask decoder": 2_298_881,
+    "scoring": 1_182_976,
 }  # fmt: skip
 """Parameters of SAM 3's image model, transformers' ``Sam3Model`` with the default configuration."""
-TEACHER_TRUNK_PARAMS = TEACHER_PARTS["ViT"]
+TEACHER_PARAMS = sum(TEACHER_PARTS.values())
+TEACHER_TRUNK_PARAMS = TEACHER_PARTS["trunk"]
+PUBLISHED = (
+    "860.06M published, of them vision 461.84M and text 353.72M; Sam3Model has 840.38M, because the file "
+    "also holds the tracker on the same ViT, with a second neck of 7.80M (vision: 446.24 + 2 x 7.80)"
+)
+"""The published parameters of SAM 3, and why those of transformers' model differ."""
 """Parameters of SAM 3's ViT, without necks."""
 
 
@@ -86,17 +95,29 @@ class Breakdown:
     modules: list[ModuleInfo]
 
 
-def describe_teacher_parts() -> list[str]:
-    """Return lines about the parameters of SAM 3 by part, beside the published figures, and about hosted students."""
-    parts = ", ".join(f"{name} {size / 1e6:.3f}M" for name, size in TEACHER_PARTS.items())
-    total = sum(TEACHER_PARTS.values())
-    return [
-        f"teacher: SAM 3's image model, {total / 1e6:.3f}M: {parts}",
-        "published for sam3.pt: 860.06M with the tracker, of them vision 461.84M (ViT and the necks of detector and "
-        "tracker) and text 353.72M",
-        f"a hosted student (detection job) has {(total - TEACHER_TRUNK_PARAMS) / 1e6:.3f}M of these beside its trunk "
-        "and head",
-    ]
+def hosted_parts(backbone: str = "es_rv_l", text: str = "s0") -> dict[str, int]:
+    """Return the parameters of a hosted student of SAM 3 by part, with the names of ``TEACHER_PARTS``.
+
+    Args:
+        backbone: A student's name or a timm name. Its head is ``fused``.
+        text: Size of the text encoder, see ``TEXT_SIZES``.
+
+    Example:
+        >>> sum(hosted_parts().values())
+        106875070
+    """
+    trunk = _on_meta(backbone, "fused", 1024, 1008)
+    with torch.device("meta"):
+        words = TextStudent(text_student_config(text, context=32, vocab_size=49408, width=256))
+    return TEACHER_PARTS | {"trunk": count(trunk), "text encoder with projection": count(words)}
+
+
+def part_rows() -> list[tuple[str, str, str, str]]:
+    """Return name, millions of parameters in SAM 3 and in ``hosted_parts``, and time of training of each part."""
+    parts, trained = hosted_parts(), {"trunk": "yes", "text encoder with projection": "before, in a text run"}
+    rows = [(name, size, parts[name], trained.get(name, "no")) for name, size in TEACHER_PARTS.items()]
+    rows.append(("all", TEACHER_PARAMS, sum(parts.values()), ""))
+    return [(name, f"{teacher / 1e6:.3f}", f"{hosted / 1e6:.3f}", trains) for name, teacher, hosted, trains in rows]
 
 
 def list_models(pattern: str = "*") -> list[str]:

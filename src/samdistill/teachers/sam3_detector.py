@@ -7,13 +7,13 @@ the answer to one question is as large as the features of an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import Sam3Config, Sam3LiteTextConfig, Sam3LiteTextModel, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
@@ -56,6 +56,7 @@ class DetectorInfo:
         std: Standard deviation of the normalisation.
         vocab_size: Rows of the text encoder's token table.
         context: Rows of the text encoder's position table.
+        parts: Parameters by part, as ``detector_parts`` divides the model.
     """
 
     path: str
@@ -70,6 +71,13 @@ class DetectorInfo:
     std: Statistics
     vocab_size: int
     context: int
+    parts: Mapping[str, int]
+
+
+def detector_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a detector with SAM 3's heads by name. The vision encoder is divided in trunk and neck."""
+    vision, *heads = model.named_children()
+    return {"trunk": vision[1].backbone, "neck": vision[1].neck} | dict(heads)
 
 
 def describe_detector(config: TeacherConfig) -> DetectorInfo:
@@ -258,12 +266,13 @@ def describe_host(path: str, host: Host) -> DetectorInfo:
         size = vision.backbone_config.image_size
         grid = size // vision.backbone_config.patch_size
         with torch.device("meta"), quiet_transformers():
-            params = parameter_count(MODELS[type(host)](host))
+            parts = {name: parameter_count(one) for name, one in detector_parts(MODELS[type(host)](host)).items()}
         return DetectorInfo(
             path, size, host.detr_decoder_config.num_queries, vision.fpn_hidden_size,
             vision.backbone_config.hidden_size,
             tuple(int(grid * scale) for scale in vision.scale_factors[:-1]), grid,
-            params, Sam3Detector.mean, Sam3Detector.std, text.vocab_size, text.max_position_embeddings,
+            sum(parts.values()), Sam3Detector.mean, Sam3Detector.std, text.vocab_size, text.max_position_embeddings,
+            parts,
         )  # fmt: skip
 
 

@@ -202,7 +202,7 @@ def test_plan_splits_the_student_and_counts_what_trains(
     trunk = f"{found.trained_params / 1e6:.2f}M"
     frozen = ", ".join(name for name in found.parts if name != "trunk")
     assert f"trained {trunk} parameters: trunk {trunk}; frozen: {frozen}" in said
-    assert sum(found.teacher_parts.values()) == found.teacher_params and "published" not in said
+    assert sum(found.teacher_parts.values()) == found.teacher_params and "sam3.pt" not in said
     assert {name: found.teacher_parts[name] for name in sizes} == sizes  # the heads are the teacher's
 
 

@@ -23,6 +23,7 @@ from samdistill.jobs.detection import job as detection_job
 from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.detection.plan import plan_detection
+from samdistill.jobs.fitting import fitted
 from samdistill.jobs.loading import load_config
 from samdistill.sandbox.concepts import PHRASES
 from samdistill.students import TextStudent
@@ -30,8 +31,8 @@ from samdistill.types import UserError
 
 RECIPE = """extends: text/sandbox
 student: {size: {hidden: 16, layers: 3, heads: 2, ffn: 16}, context: 5}
-train: {epochs: 1, batch_size: 16, warmup_epochs: 0}
-data: {passes: 1}
+train: {epochs: 1, batch_size: 20, warmup_epochs: 0}
+data: {passes: 1, composed: 0}
 cache: {verify_records: 2}
 """
 
@@ -56,6 +57,7 @@ def test_its_phrases_are_those_of_the_questions(hosted: Recipe, small: str, tmp_
     names = {name for key in source.keys for name in source.phrases(key)}
     lines = (tmp_path / "run" / "phrases.txt").read_text().splitlines()
     assert set(lines) == names and len(lines) == len(names) and names < set(PHRASES)
+    assert run.data.held_out_fraction == 0  # every name is learned
     assert run.data.phrases == (str(tmp_path / "run" / "phrases.txt"),)
     assert (run.output, run.teacher.path) == (tmp_path / "run" / "text", config.teacher.path)
     keys = source.keys
@@ -72,11 +74,24 @@ def test_a_small_vocabulary_is_passed_over_until_an_epoch_has_enough_steps(
 ) -> None:
     run = before(hosted(tmp_path / "run", small))
     count = JOBS["text"].train_items(run.model_copy(update={"data": run.data.model_copy(update={"passes": 1})}))
-    assert run.train.batch_size == count // 4 < 16 and run.data.passes > 1
+    assert run.train.batch_size == count // 4 < 20 and run.data.passes > 1
     assert JOBS["text"].plan(run).steps_per_epoch >= 20 > 20 - count // run.train.batch_size
+    some = tmp_path / "composed.yaml"
+    some.write_text(RECIPE.replace("composed: 0", "composed: 900"))
+    own = before(hosted(tmp_path / "run", f"student.text_recipe={some}"))
+    assert (
+        900 <= own.data.passes * count < 900 + count and JOBS["text"].train_items(own) == 900 + own.data.passes * count
+    )
     full = before(hosted(tmp_path / "run", "student.text_recipe=text/sandbox", "student.text_phrases=[sandbox]"))
     recipe = load_config("text/sandbox")
     assert full.train == recipe.train and full.data == recipe.data
+
+
+def test_a_small_data_set_shortens_the_warm_up_of_each_phase() -> None:
+    recipe = load_config("detection/hosted", ["train.phases=[{name: a, epochs: 15, lr: 1e-3, warmup_steps: 500}]"])
+    few, many, own = fitted(recipe, 20, ()), fitted(recipe, 100_000, ()), fitted(recipe, 20, ["train.phases=[]"])
+    assert few.train.batch_size == 5 and few.train.phases[0].warmup_steps == 15 * (20 // 5) // 10
+    assert many.train.phases == own.train.phases == recipe.train.phases
 
 
 def test_a_plan_knows_the_encoder_before_it_is_made_and_a_check_names_the_command(
@@ -85,6 +100,8 @@ def test_a_plan_knows_the_encoder_before_it_is_made_and_a_check_names_the_comman
     config = hosted(tmp_path / "run", small, "train.batch_size=2")
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     assert main(["plan", str(tmp_path / "run.yaml")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not made yet; `samdistill run` makes it first, or give student.text_encoder" in said
     for verb in ("check", "train"):
         assert main([verb, str(tmp_path / "run.yaml")]) == 2
         said = capsys.readouterr().err.strip().splitlines()
@@ -105,7 +122,7 @@ def walk(detector: tuple[object, Path], scenes: Path, small: str, tmp_path: Path
 
     monkeypatch.setattr(detection_job, "render_sandbox", render)
     settings = [s for s in tiny(detector[1], scenes, tmp_path, ()) if not s.startswith(("output=", "data.root="))]
-    settings += [TRUNK_PHASES, small, "student.text_phrases=null", "train.batch_size=8", "evaluate.images=1"]
+    settings += [TRUNK_PHASES, small, "train.batch_size=8", "evaluate.images=1"]
     return lambda: pipeline.demo(tmp_path, "detection", overrides=settings)
 
 

@@ -10,12 +10,14 @@ from ...data.sources import survey
 from ...engine.frozen_norm import batch_norms
 from ...report import human_bytes
 from ...store import record_bytes
+from ...students.catalogue import PUBLISHED, TEACHER_PARAMS
 from ...types import UserError
 from ..base import Plan, optimiser_bytes, teacher_bytes
 from ..caching import planned
 from .config import DetectionRunConfig
 from .parts import DetectionParts
 from .task import UNASKED
+from .words import text_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +26,13 @@ class DetectionPlan(Plan):
 
     Attributes:
         teacher_levels: Sides of the FPN maps that the teacher's heads read.
+        teacher_parts: Parameters of the teacher by module.
+        text_run: Line about the text run that comes first, or empty.
         parts: Parameters of the student by module.
         trained_params: Parameters of the student that train in some epoch.
         calibration_images: Held-out images whose questions calibrate the scores.
         labels: Terms of labels.
+        trained_parts: The same by module.
         online: The teacher runs during training, without a cache.
         bytes_per_view: Bytes of the cached pyramid of one view.
         raw_bytes_per_view: The same in uncompressed fp16.
@@ -36,13 +41,16 @@ class DetectionPlan(Plan):
     teacher: str
     teacher_params: int
     image_size: int
+    teacher_parts: dict[str, int]
     teacher_queries: int
     teacher_levels: tuple[int, ...]
     student: str
     student_params: int
+    text_run: str
     parts: dict[str, int]
     trained_params: int
     labels: tuple[str, ...]
+    trained_parts: dict[str, int]
     student_fp16_bytes: int
     queries: int
     images: int
@@ -75,13 +83,18 @@ class DetectionPlan(Plan):
 
     def facts(self) -> dict[str, str]:
         levels = ", ".join(map(str, self.teacher_levels))
-        parts = ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in self.parts.items())
+        trained = {name: size for name, size in self.trained_parts.items() if size}
+        frozen = ", ".join(name for name in self.parts if name not in trained)
         phases = "; ".join(f"{name} {steps}" for name, steps in self.phases)
         return {
             "teacher": f"{self.teacher} ({self.teacher_params / 1e6:.2f}M, {self.teacher_queries} queries), "
-            f"{self.image_size} px, maps of {levels}",
-            "student": f"{self.student} ({self.student_params / 1e6:.2f}M, {self.queries} queries): {parts}",
-            "trained": f"{self.trained_params / 1e6:.2f}M parameters",
+            f"{self.image_size} px, maps of {levels}: {_listed(self.teacher_parts)}",
+            **({"sam3.pt": PUBLISHED} if self.teacher_params == TEACHER_PARAMS else {}),
+            "student": f"{self.student} ({self.student_params / 1e6:.2f}M, {self.queries} queries): "
+            + _listed(self.parts),
+            **({"text run": self.text_run} if self.text_run else {}),
+            "trained": f"{self.trained_params / 1e6:.2f}M parameters: {_listed(trained)}"
+            + (f"; frozen: {frozen}" if frozen else ""),
             "images": f"{self.images} to train on, {self.held_out_images} held out, "
             f"{self.questions_per_image} question(s) each",
             "labels": ", ".join(self.labels) or "not used",
@@ -94,6 +107,10 @@ class DetectionPlan(Plan):
         }
 
 
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size / 1e6:.2f}M" for name, size in parts.items())
+
+
 def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     """Return the plan of a detection run.
 
@@ -103,9 +120,10 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     parts = DetectionParts(config)
     info, train = parts.teacher_info, config.train
     student = parts.kind.outline()
-    sizes = {name: parameter_count(module) for name, module in parts.kind.parts(student).items()}
+    modules = parts.kind.parts(student)
+    sizes = {name: parameter_count(module) for name, module in modules.items()}
     optimised = optimiser_bytes(student, train)  # sets which parameters train
-    parts.require_labels(parts.train_source)
+    trained = {name: sum(p.numel() for p in one.parameters() if p.requires_grad) for name, one in modules.items()}
     params, images = sum(sizes.values()), len(PhraseBook(config.questions, survey(parts.train_source)).keys)
     per_epoch = images // train.batch_size
     shapes = [spec.shape for spec in parts.specs("").values()]
@@ -113,8 +131,9 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     return DetectionPlan(
         teacher=config.teacher.path, teacher_params=info.params, image_size=info.image_size,
         teacher_queries=info.queries, teacher_levels=tuple(info.levels), student=config.student.backbone,
-        student_params=params, parts=sizes, student_fp16_bytes=2 * params, queries=parts.kind.queries,
-        trained_params=sum(p.numel() for p in student.parameters() if p.requires_grad),
+        student_params=params, text_run=text_line(config), parts=sizes,
+        student_fp16_bytes=2 * params, queries=parts.kind.queries,
+        teacher_parts=dict(info.parts), trained_params=sum(trained.values()), trained_parts=trained,
         labels=config.label_names, images=images, held_out_images=len(survey(parts.held_out_source()).keys),
         calibration_images=_calibrated(parts), questions_per_image=config.questions.per_image,
         phases=tuple((phase.name, phase.epochs * per_epoch) for phase in train.phases or ()),

@@ -36,7 +36,7 @@ from ...students import (
 )
 from ...students.backbones import checkpoint_stages
 from ...teachers import DetectorInfo, Maps, Sam3Detector
-from ...teachers.sam3_detector import Host, describe_host, find_detector, load_detector
+from ...teachers.sam3_detector import Host, describe_host, detector_parts, find_detector, load_detector
 from ...types import UserError
 from .config import TRUNK, DetectionRunConfig
 from .trunks import refuse_other_teacher
@@ -274,8 +274,7 @@ class Hosted(StudentKind):
         return Sam3Detector.around(student.model.eval(), self.info, words)
 
     def parts(self, outline: nn.Module) -> dict[str, nn.Module]:
-        vision, *heads = outline.named_children()
-        return {"trunk": vision[1].backbone, "neck": vision[1].neck} | dict(heads)
+        return detector_parts(outline)
 
 
 KINDS: dict[str, type[StudentKind]] = {"described": Described, "hosted": Hosted}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.files import STUDENT_FOLDER
 from ...config import Run
 from ...data.questions import PhraseBook
 from ...data.sources import survey
@@ -29,29 +30,39 @@ def text_run(config: DetectionRunConfig) -> Run | None:
     """Return the text run that has to be finished before this one, or None if there is none.
 
     Its phrases are ``student.text_phrases``, or those of the questions about the training images, which are written to
-    the run folder. Teacher and precision are those of ``config``. A small vocabulary is passed over several times in an
-    epoch. Everything else is the recipe's.
+    the run folder. Of the names of a data set none is held out. Teacher and precision are those of ``config``. A small
+    vocabulary is passed over several times in an epoch, so that an epoch has at least as many items of it as of
+    composed phrases. Everything else is the recipe's.
 
     Raises:
         UserError: The recipe is not one of the text job, or there are too few phrases.
     """
     if not config.trains_text:
         return None
-    phrases: list[str] = list(config.student.text_phrases or ())
-    if not phrases and config.questions.source != "generic":
-        source = Images(config).train_source
-        vocabulary = PhraseBook(config.questions.model_copy(update={"boxes": 0.0}), survey(source)).vocabulary
+    phrases, source = list(config.student.text_phrases or ()), config.questions.source
+    settings = []
+    if not phrases and source != "generic":
+        images = survey(Images(config).train_source)
+        vocabulary = PhraseBook(config.questions.model_copy(update={"boxes": 0.0}), images).vocabulary
         make_folder(config.output)
         write_text(config.output / PHRASES, "".join(f"{phrase}\n" for phrase in vocabulary))
         phrases = [str(config.output / PHRASES)]
-    run = _recipe(config, *([f"data.phrases={json.dumps(phrases)}"] if phrases else ()))
-    items = JOBS[run.job].train_items(run)
-    run = fitted(run, items, ())
+        if source == "names":  # every name will be asked, so none may be unlearned
+            settings.append("data.held_out_fraction=0")
+    run = _recipe(config, *([f"data.phrases={json.dumps(phrases)}"] if phrases else ()), *settings)
+    job, data = JOBS[run.job], run.data
+    count = job.train_items(_with_data(run, passes=1, composed=0))
+    passes = max(data.passes, -(-data.composed // count))
+    items = job.train_items(_with_data(run, passes=passes))
+    run = fitted(_with_data(run, passes=passes), items, ())
     if items // run.train.batch_size >= STEPS:
         return run
-    data: Any = run.data
-    passes = data.passes * -(-STEPS * run.train.batch_size // items)
-    return run.model_copy(update={"data": data.model_copy(update={"passes": passes})})
+    return _with_data(run, passes=passes * -(-STEPS * run.train.batch_size // items))
+
+
+def _with_data(run: Any, **changed: int) -> Any:
+    """Return a text run with other values in its block ``data``."""
+    return run.model_copy(update={"data": run.data.model_copy(update=changed)})
 
 
 def _recipe(config: DetectionRunConfig, *settings: str) -> Run:
@@ -76,6 +87,15 @@ def planned_text(config: DetectionRunConfig, teacher: DetectorInfo) -> TextStude
         size, context=min(student.context, teacher.context), vocab_size=teacher.vocab_size, width=teacher.hidden_size,
         attend_padding=student.attend_padding,
     )  # fmt: skip
+
+
+def text_line(config: DetectionRunConfig) -> str:
+    """Return a line about the text run that comes before this one, for a plan. Empty if there is none."""
+    if not config.trains_text:
+        return ""
+    made = config.text_encoder is not None and (config.text_encoder / STUDENT_FOLDER).is_dir()
+    state = "finished" if made else "not made yet; `samdistill run` makes it first, or give student.text_encoder"
+    return f"{config.student.text_recipe} in {config.text_encoder}: {state}"
 
 
 def missing_text(place: Path, recipe: str | None) -> UserError:
