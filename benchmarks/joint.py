@@ -30,7 +30,10 @@ from samdistill.io import write_json
 
 BASELINE, TEACHER = "the recipe", "teacher"
 HEADS = ["geometry_encoder.*", "detr_encoder.*", "detr_decoder.*", "mask_decoder.*", "dot_product_scoring.*"]
-LABELS = ["loss.label_mask=5.0", "loss.label_box_l1=5.0"]
+LABELS = {"label_mask": 200.0, "label_dice": 10.0, "label_box_l1": 5.0, "label_giou": 2.0, "label_score": 20.0,
+          "label_presence": 10.0}  # fmt: skip
+"""Terms of labels with the weights of SAM 3's training."""
+PHASE: dict[str, Any] = {"name": "joint", "epochs": 1, "lr": 5e-4, "warmup_steps": 25}
 VARIANTS: dict[str, list[str]] = {
     BASELINE: [],
     "pairs by cost": ["match.method=hungarian"],
@@ -38,6 +41,12 @@ VARIANTS: dict[str, list[str]] = {
     "features in units of their deviation": ["loss.standardise=true"],
     "outputs alone": ["loss.fpn=0.0", "loss.encoder=0.0"],
     "features alone": [f"loss.{name}=0.0" for name in ("mask", "box_l1", "giou", "logit", "presence", "semantic")],
+    "labels too": [f"loss.{name}={weight}" for name, weight in LABELS.items()],
+    "labels too, a tenth of their weights": [f"loss.{name}={weight / 10}" for name, weight in LABELS.items()],
+    "labels alone": [
+        *(f"loss.{name}={weight}" for name, weight in LABELS.items()),
+        f"train.phases={json.dumps([PHASE | {'terms': list(LABELS)}])}",
+    ],
     "neck trains too": [f"train.freeze={json.dumps([{'match': HEADS}])}"],
 }
 MEASURES = {
@@ -46,7 +55,6 @@ MEASURES = {
     for title, key in (("cgF1", "cgf1"), ("mask AP", "mask_ap"))
 }
 GAPS = {f"cgF1, world {world}": f"worlds.{world}.cgf1" for world in hosted.WORLDS}
-PHASE: dict[str, Any] = {"name": "joint", "epochs": 1, "lr": 5e-4, "warmup_steps": 25}
 SHARE = 4
 """The start has one of this number of the recipe's epochs."""
 
