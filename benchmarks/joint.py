@@ -42,7 +42,7 @@ VARIANTS: dict[str, list[str]] = {
     "outputs alone": ["loss.fpn=0.0", "loss.encoder=0.0"],
     "features alone": [f"loss.{name}=0.0" for name in ("mask", "box_l1", "giou", "logit", "presence", "semantic")],
     "labels too": [f"loss.{name}={weight}" for name, weight in LABELS.items()],
-    "labels too, a tenth of their weights": [f"loss.{name}={weight / 10}" for name, weight in LABELS.items()],
+    "labels at a tenth of their weights": [f"loss.{name}={weight / 10}" for name, weight in LABELS.items()],
     "labels alone": [
         *(f"loss.{name}={weight}" for name, weight in LABELS.items()),
         f"train.phases={json.dumps([PHASE | {'terms': list(LABELS)}])}",

@@ -123,7 +123,7 @@ HOSTED = [
                   gap("features in units of their deviation"), "{:+.3f}"),
             Claim("cgF1 of a trained neck minus a frozen one", gap("neck trains too"), "{:+.3f}"),
             Claim("cgF1 with labels too minus the teacher alone", gap("labels too"), "{:+.3f}"),
-            Claim("the same with a tenth of the labels' weights", gap("labels too, a tenth of their weights"), "{:+.3f}"),
+            Claim("the same with a tenth of their weights", gap("labels at a tenth of their weights"), "{:+.3f}"),
             Claim("cgF1 of labels alone minus the teacher alone", gap("labels alone"), "{:+.3f}"),
         ],
         [Table("Variants", "variant", ["cgF1, world 300", "mask AP", "cgF1, world 400", "mask AP"], ["{:.3f}"] * 4,
