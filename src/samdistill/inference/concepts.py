@@ -274,10 +274,21 @@ def check_prompts(words: Phrases, text: str | None, boxes: Sequence[Box], size: 
     """
     if text is None and not boxes:
         raise UserError("no prompt given: give --text, --box or both")
-    if text is not None and not text.strip():
+    if text is not None:
+        check_phrase(words, text)
+    check_boxes(boxes, size)
+
+
+def check_phrase(words: Phrases, text: str) -> None:
+    """Raise ``UserError`` if a phrase is empty or the model cannot read it."""
+    if not text.strip():
         raise UserError("--text: empty; give a noun phrase such as 'red car'")
-    if text is not None and (why := words.problem(text)) is not None:
+    if (why := words.problem(text)) is not None:
         raise UserError(f"--text: {text!r} is {why}; {words.advice}")
+
+
+def check_boxes(boxes: Sequence[Box], size: Size) -> None:
+    """Raise ``UserError`` if a box is empty or extends beyond an image of ``size`` (height, width)."""
     height, width = size
     for box in boxes:
         shown = ",".join(f"{value:g}" for value in box)
