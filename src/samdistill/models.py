@@ -13,6 +13,7 @@ from torch import nn
 
 from .checkpoints.files import SANDBOX
 from .checkpoints.promptable import load_promptable
+from .checkpoints.trackers import tracker_class
 from .data.layouts import video_kind
 from .data.saco import find_concepts
 from .data.skipped import leave_out
@@ -190,7 +191,8 @@ class Model:
         """Measure the model on a data set.
 
         A promptable model is measured on images (mIoU, see ``evaluate``), a detector on (image, phrase) pairs (cgF1,
-        see ``evaluate_concepts``), a detector with memory also on videos (J&F, see ``evaluate_videos``).
+        see ``evaluate_concepts``), a detector with memory and a SAM with its own memory also on videos (J&F, see
+        ``evaluate_videos``).
 
         Args:
             data: A folder of images or videos, or an annotation file in the SA-Co layout.
@@ -206,10 +208,11 @@ class Model:
             >>> model.evaluate("data/coco", teacher="sandbox-sam").rows  # doctest: +SKIP
         """
         place = as_path(data)
+        images = isinstance(self.network, Promptable) and tracker_class(self.source) is None
+        if not images and place.is_dir() and find_concepts(place) is None and video_kind(place) is not None:
+            return evaluate_videos(self.source, place, **settings)
         if isinstance(self.network, Promptable):
             return evaluate(self.source, place, **settings)
-        if place.is_dir() and find_concepts(place) is None and video_kind(place) is not None:
-            return evaluate_videos(self.source, place, **settings)
         return evaluate_concepts(self.source, place, **settings)
 
     def export(self, out: str | Path, **settings: Any) -> Exported:
