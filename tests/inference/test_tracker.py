@@ -17,6 +17,7 @@ from transformers.models.sam3_video import modeling_sam3_video
 import samdistill as sd
 from samdistill.checkpoints.merge import merge
 from samdistill.checkpoints.trackers import load_tracker, load_worded
+from samdistill.data.sav import SavSource
 from samdistill.inference.tracker import TrackerSession, WordSession
 from samdistill.sandbox.concepts import CONTEXT, VOCABULARY, sandbox_words
 from samdistill.types import UserError
@@ -198,6 +199,29 @@ def test_one_video_through_every_road(
     for path, asked in ((merged["tracker"], "--point=20,20"), (merged["worded"], "--text=red circle")):
         assert main(["predict", str(film), str(path), asked]) == 0
         assert "in 4 frames, memory of 7" in capsys.readouterr().out
+
+
+def test_it_is_evaluated_on_videos(merged: dict[str, Path], films: Path) -> None:
+    """Against a session of its own, whose masks are compared by hand."""
+    result = sd.load(merged["tracker"], device="cpu").evaluate(films, videos=1, progress=False)
+    assert result.names == ["student"] and result.row("student").kept is None
+    source = SavSource(films / "val")
+    key = source.keys[0]
+    record, session, shares = source.record(key), TrackerSession(load_tracker(merged["tracker"])), list[list[float]]()
+    starts = record.visible.argmax(0)
+    for row, (index, frame) in enumerate(zip(record.annotated, source.frames(key, record.annotated), strict=True)):
+        truth = source.masks(key, index)
+        for column in np.flatnonzero(starts == row):
+            session.add_mask(truth[column], object_id=record.objects[column])
+        found = {one.object_id: one.mask for one in session.push(frame)}
+        for column, number in enumerate(record.objects):
+            if starts[column] < row < len(record.annotated) - 1:  # the given frame and the last one do not count
+                both = (truth[column] & found[number]).sum(), (truth[column] | found[number]).sum()
+                shares.append([column, both[0] / both[1] if both[1] else 1.0])
+    means = [np.mean([j for column, j in shares if column == one]) for one in sorted({int(c) for c, _ in shares})]
+    assert result.row("student").j == pytest.approx(np.mean(means), abs=1e-6)
+    with pytest.raises(UserError, match="a SAM's own memory holds no maps of a teacher"):
+        sd.evaluate_videos(merged["tracker"], films, teacher="sandbox", progress=False)
 
 
 def test_what_cannot_track_says_so_in_one_line(merged: dict[str, Path], tmp_path: Path) -> None:
