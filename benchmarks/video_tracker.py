@@ -45,7 +45,7 @@ from samdistill.inference.video import VideoSession
 from samdistill.metrics.video_frames import SAV
 from samdistill.ops.sights import Sight, Tracked
 
-OBJECTS, TIMED = 4, 40
+OBJECTS, TIMED = 4, 24
 TRACKER, BOXES, TOKENS = "own tracker", "own decoder, boxes", "64 tokens"
 MEASURES = {"jf": "J&F", "j": "J", "f": "F", "reappeared": "J&F reappeared", "occluded": "J&F occluded"}
 

@@ -16,7 +16,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
 
 from ..data.transforms import Geometry, Size
-from ..ops.images import normalise
 from ..ops.sights import LEAST_SCORE, MOST_OBJECTS, SAME, Sight, Track, Tracked, apart, overlap
 from ..types import VISUAL, DetectorOutput, UserError
 from .concepts import Box, StudentDetector, check_phrase, detections
@@ -167,9 +166,7 @@ class VideoSession(Session):
 
     def _encode(self, frame: UInt8[np.ndarray, "h w 3"]) -> _Frame:
         canvas, placed = self._place.canvas(Image.fromarray(frame))
-        vision = self._model.config.vision_config
-        pixels = normalise(canvas[None].to(self._model.device), tuple(vision.image_mean), tuple(vision.image_std))
-        return _Frame(self._model.get_vision_features(pixels), placed)
+        return _Frame(self._model.get_vision_features(self._student.pixels(canvas[None])), placed)
 
     def _text(self, phrases: Sequence[str]) -> tuple[Float[Tensor, "p t c"], Tensor]:
         """Return text features and attention masks. A phrase is encoded alone, so others do not affect its features."""
