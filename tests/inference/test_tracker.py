@@ -179,7 +179,7 @@ def test_words_find_what_transformers_finds(
     assert shown
 
 
-def test_one_video_through_every_road(
+def test_one_video_through_every_interface(
     merged: dict[str, Path], frames: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
