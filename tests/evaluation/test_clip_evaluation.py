@@ -78,7 +78,7 @@ class Fake(torch.nn.Module):
 class Student:
     """A ``StudentDetector`` around the fake."""
 
-    image_size, words = CANVAS, WORDS
+    image_size, words, pixels = CANVAS, WORDS, StudentDetector.pixels
 
     def __init__(self, **changes: object) -> None:
         self.model = Fake(**changes).eval()
