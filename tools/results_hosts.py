@@ -91,8 +91,8 @@ TRACKERS = [
         "`es_ev_s` inside a `Sam3TrackerVideoModel` of the bundled tracker's sizes, and the 64-token memory on the "
         "bundled student, on the same rendered videos. **The memory of the own tracker has random weights**, because "
         "no trained ones are at hand and no job trains them: its J&F says nothing about SAM 3. `own decoder, boxes` "
-        "prompts every frame with the box of the last mask instead; its trunk had 48 steps of training, so it is low too. "
-        "Time and memory do not depend on the weights.",
+        "prompts every frame with the box of the last mask instead; its trunk had 48 steps of training, so it is low "
+        "too. Time and memory do not depend on the weights.",
         [
             Claim("CPU time of a frame with four objects, own tracker over 64 tokens", frame_ratio, "{:.1f}"),
             Claim("KiB per object that the own tracker keeps", of_objects(OWN), "{:.0f}"),
