@@ -159,7 +159,7 @@ def test_it_evaluates_and_tracks(world: Path, films: Path) -> None:
     mobile = sd.load("sandbox-mobile")
     by_name = sd.evaluate("sandbox-mobile", world, images=2, progress=False, prompts=["box"])
     assert mobile.evaluate(world, images=2, progress=False, prompts=["box"]).rows[0].miou == by_name.rows[0].miou
-    with pytest.raises(sd.UserError, match="cannot follow"):
+    with pytest.raises(sd.UserError, match="cannot track"):
         mobile.track(next(films.rglob("*.mp4")), text="red circle")
     video = next(films.rglob("*.mp4"))
     frames = list(sd.load("sandbox-student").track(video, text="red circle", frames=2))

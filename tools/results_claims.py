@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from results_export import EXPORT
 from results_fullsize import FULL_SIZE
 from results_hosted import HOSTED
-from results_hosts import HOSTS, SAM2
+from results_hosts import HOSTS, SAM2, TRACKERS
 from results_names import NAMES
 from results_readers import (
     PROMPTS,
@@ -368,7 +368,7 @@ PAGES: dict[str, Sequence[Benchmark]] = {
     "Encoder job": [*ENCODER, *HOSTS],
     "Detection job": [*HOSTED, *FULL_SIZE, *DETECTION],
     "Prompt job": PROMPT,
-    "Video job": VIDEO,
+    "Video job": [*VIDEO, *TRACKERS],
     "Text job": TEXT,
     "Export": EXPORT,
     "Bundled models": BUNDLED,

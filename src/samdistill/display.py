@@ -307,10 +307,9 @@ def _label(args: argparse.Namespace) -> int:
 def _predict_video(args: argparse.Namespace) -> int:
     from .inference.predict_video import predict_video as run
 
-    if args.point:
-        raise UserError("--point goes with an image; a video is followed from --text or --box")
     found = run(
         args.image, args.model, args.text, [parse_box(text) for text in args.box],
+        points=[parse_point(text) for text in args.point],
         threshold=THRESHOLD if args.threshold is None else args.threshold, geometry=args.geometry,
         out=args.out, frames=args.frames, progress=not args.json,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import nn
 
 from .checkpoints.files import SANDBOX
 from .checkpoints.promptable import load_promptable
+from .checkpoints.trackers import tracker_class
 from .data.layouts import video_kind
 from .data.saco import find_concepts
 from .data.skipped import leave_out
@@ -28,6 +29,8 @@ from .inference.pictures import Picture
 from .inference.predict import BATCH, Asked, answers_prompts, predict_images
 from .inference.predict_video import VideoFrame, follow
 from .inference.result import Result
+from .inference.session import Session
+from .inference.sessions import VideoModel, open_video_model, start_session
 from .io import as_path
 from .ops.promptable import Promptable
 from .progress import Progress
@@ -53,6 +56,7 @@ class Model:
 
     def __init__(self, source: str, network: ConceptModel | Promptable) -> None:
         self.source, self.network = source, network
+        self._trackers: dict[bool, VideoModel] = {}
 
     @property
     def kind(self) -> str:
@@ -118,16 +122,20 @@ class Model:
         return found[0] if one else found
 
     def track(
-        self, video: str | Path, text: str | None = None, *, boxes: Sequence[Box] = (), threshold: float = 0.5,
-        geometry: str | None = None, frames: int | None = None,
+        self, video: str | Path, text: str | None = None, *, boxes: Sequence[Box] = (), points: Sequence[Any] = (),
+        threshold: float = 0.5, geometry: str | None = None, frames: int | None = None,
     ) -> Iterator[VideoFrame]:  # fmt: skip
         """Track objects through a video, frame by frame. A student without a memory uses each frame alone.
 
+        A SAM 2 or a SAM 3 for videos tracks with its own memory, which is loaded at the first call.
+
         Args:
             video: A video file, or a folder of frames in the natural order of their names.
-            text: A noun phrase. Without ``boxes``, every instance is tracked, including those that appear later.
+            text: A noun phrase. Without ``boxes`` and ``points``, every instance is tracked, including those that
+                appear later. Of the models with a SAM's memory only a ``Sam3VideoModel`` does this.
             boxes: Boxes (left, top, right, bottom) in pixels around objects of the first frame. ``text`` is then the
                 name of these objects.
+            points: Points (x, y) or (x, y, label) on one object of the first frame, for a SAM's memory.
             threshold: Minimum score of a visible object, in 0..1.
             geometry: ``square`` or ``longest_side``; None uses the geometry saved with the model.
             frames: Maximum number of frames.
@@ -137,21 +145,54 @@ class Model:
             ``draw()``.
 
         Raises:
-            UserError: The video cannot be read, the prompts do not fit, or the model is not a detection student.
+            UserError: The video cannot be read, the prompts do not fit, or the model cannot track.
 
         Example:
             >>> for frame in model.track("clip.mp4", "red circle"):  # doctest: +SKIP
             ...     print(frame.number, [tracked.object_id for tracked in frame.objects if tracked.visible])
         """
-        if not isinstance(self.network, StudentDetector):
-            raise UserError(f"{self.source}: cannot follow objects; give a run of the video job or a detection student")
-        return follow(video, self.network, text, boxes, threshold=threshold, geometry=geometry, frames=frames)
+        model = self._video_model(worded=not boxes and not points)
+        return follow(
+            video, model, text, boxes, points=points, threshold=threshold, geometry=geometry, frames=frames
+        )  # fmt: skip
+
+    def session(self, *, words: bool = False, threshold: float = 0.5, geometry: str | None = None) -> Session:
+        """Start a session that tracks objects through a video, whose frames are pushed one by one.
+
+        Args:
+            words: Objects are given by ``add_text`` alone. This takes the whole of a ``Sam3VideoModel``; otherwise its
+                tracker is used, which takes masks, boxes and points.
+            threshold: Minimum score of a visible object, in 0..1.
+            geometry: ``square`` or ``longest_side``; None uses the geometry saved with the model.
+
+        Raises:
+            UserError: The model cannot track, or takes no words.
+
+        Example:
+            >>> import samdistill as sd
+            >>> session = sd.load("sandbox-student").session()
+            >>> session.add_mask(np.ones((126, 126), bool))
+            1
+            >>> session.push(np.zeros((126, 126, 3), np.uint8))[0].visible
+            True
+        """
+        return start_session(self._video_model(worded=words), threshold, geometry)
+
+    def _video_model(self, worded: bool) -> VideoModel:
+        """Return the model that tracks. That of a SAM is loaded once for words and once for other prompts."""
+        if isinstance(self.network, StudentDetector):
+            return self.network
+        if worded not in self._trackers:
+            device = next(self.module.parameters()).device
+            self._trackers[worded] = open_video_model(self.source, worded=worded, device=device)
+        return self._trackers[worded]
 
     def evaluate(self, data: str | Path, **settings: Any) -> Evaluation[Any]:
         """Measure the model on a data set.
 
         A promptable model is measured on images (mIoU, see ``evaluate``), a detector on (image, phrase) pairs (cgF1,
-        see ``evaluate_concepts``), a detector with memory also on videos (J&F, see ``evaluate_videos``).
+        see ``evaluate_concepts``), a detector with memory and a SAM with its own memory also on videos (J&F, see
+        ``evaluate_videos``).
 
         Args:
             data: A folder of images or videos, or an annotation file in the SA-Co layout.
@@ -167,10 +208,11 @@ class Model:
             >>> model.evaluate("data/coco", teacher="sandbox-sam").rows  # doctest: +SKIP
         """
         place = as_path(data)
+        images = isinstance(self.network, Promptable) and tracker_class(self.source) is None
+        if not images and place.is_dir() and find_concepts(place) is None and video_kind(place) is not None:
+            return evaluate_videos(self.source, place, **settings)
         if isinstance(self.network, Promptable):
             return evaluate(self.source, place, **settings)
-        if place.is_dir() and find_concepts(place) is None and video_kind(place) is not None:
-            return evaluate_videos(self.source, place, **settings)
         return evaluate_concepts(self.source, place, **settings)
 
     def export(self, out: str | Path, **settings: Any) -> Exported:

@@ -329,7 +329,8 @@ def test_a_model_that_hosts_no_student(student, tmp_path):
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     refused(
         tmp_path,
-        "a 'bert' model cannot host a student; supported: sam3, sam3_lite_text, sam3_tracker, sam3_video",
+        "a 'bert' model cannot host a student; supported: sam3, sam3_lite_text, sam3_tracker, "
+        "sam3_tracker_video, sam3_video",
         student[1],
         tmp_path / "bert",
     )

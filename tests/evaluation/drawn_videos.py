@@ -80,7 +80,8 @@ def settings(**changes: object) -> SimpleNamespace:
     """A student's configuration, as far as an evaluation reads it."""
     vision = SimpleNamespace(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), fpn_hidden_size=2)
     config = SimpleNamespace(
-        vision_config=vision, memory_latents=4, memory_level=3, memory_marks=True, memory_context=8, memory_stride=4,
+        model_type="efficient_sam3", vision_config=vision, memory_latents=4, memory_level=3, memory_marks=True,
+        memory_context=8, memory_stride=4,
         memory_phrase="object",
     )  # fmt: skip
     vars(config).update(changes)

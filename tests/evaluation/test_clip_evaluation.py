@@ -24,8 +24,7 @@ from samdistill.metrics.video import boundary_f, region_similarity
 from samdistill.sandbox.concepts import VOCABULARY
 from samdistill.sandbox.videos import VideoStyle
 from samdistill.sandbox.write_videos import write_sav
-from samdistill.students import EfficientSam3Model, efficient_sam3_config
-from samdistill.students.sam3 import EfficientSam3Output
+from samdistill.students import EfficientSam3Model, EfficientSam3Output, efficient_sam3_config
 from samdistill.teachers import Frame, Maps
 from samdistill.types import ConceptPrompts, ImageBatch, UserError
 
@@ -79,7 +78,7 @@ class Fake(torch.nn.Module):
 class Student:
     """A ``StudentDetector`` around the fake."""
 
-    image_size, words = CANVAS, WORDS
+    image_size, words, pixels = CANVAS, WORDS, StudentDetector.pixels
 
     def __init__(self, **changes: object) -> None:
         self.model = Fake(**changes).eval()

@@ -38,7 +38,8 @@ class ColourModel:
     def __init__(self, **memory: Any) -> None:
         vision = SimpleNamespace(image_size=SIDE, image_mean=(0, 0, 0), image_std=(1, 1, 1), fpn_hidden_size=3)
         settings = {"latents": 4, "marks": True, "context": 3, "stride": 2, "level": 3, "phrase": "thing", **memory}
-        self.config = SimpleNamespace(vision_config=vision, **{f"memory_{k}": v for k, v in settings.items()})
+        memory = {f"memory_{name}": value for name, value in settings.items()}
+        self.config = SimpleNamespace(model_type="efficient_sam3", vision_config=vision, **memory)
         self.calls: list[dict[str, Any]] = []
         self.encoded, self.read = 0, 0
 

@@ -247,7 +247,7 @@ def test_what_does_not_go_together_is_refused(video: Path, runs: dict[str, Path]
         ({"text": "red red red red red star"}, "longer than the 6 tokens"),
         ({"text": " "}, "--text: empty"),
         ({"boxes": [(5, 5, 62, 40)]}, "reaches beyond the image, which is 61 x 45 pixels"),
-        ({"text": "star", "run": "sandbox"}, "sandbox: a SAM 3 teacher cannot track objects; give a run"),
+        ({"text": "star", "run": "sandbox"}, "sandbox: no memory in it, so it cannot track; give a run"),
         ({"text": "star", "run": tmp_path}, r"has no config\.json"),
         ({"text": "star", "video": tmp_path / "empty"}, "empty holds no frame"),
         ({"text": "star", "video": tmp_path / "a.mp4"}, r"a\.mp4 is not a readable video"),

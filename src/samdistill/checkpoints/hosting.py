@@ -27,7 +27,7 @@ SHARD_BYTES = 2**30
 """
 _CLASSES = {
     "sam3": "Sam3Model", "sam3_lite_text": "Sam3LiteTextModel", "sam3_tracker": "Sam3TrackerModel",
-    "sam3_video": "Sam3VideoModel",
+    "sam3_tracker_video": "Sam3TrackerVideoModel", "sam3_video": "Sam3VideoModel",
 }  # fmt: skip
 _OWN = ("config.json", "merge.json", "README.md", ".gitattributes", *PROCESSOR_FILES)
 """Files of a teacher's folder that do not describe the merged model."""
@@ -71,16 +71,17 @@ def host_config(config: dict[str, Any], host: Host, student: StudentTrunkConfig)
             part["prompt_encoder_config"] = {**(part.get("prompt_encoder_config") or {}), "image_size": size}
         if "memory_attention_rope_feat_sizes" in part:
             part["memory_attention_rope_feat_sizes"] = [grid, grid]
-        if "image_size" in part:
+        if "image_size" in part or part.get("model_type") == _TRACKERS[1]:  # without the key it would be 1008
             part["image_size"] = size
     return merged
 
 
 def check_shapes(student: OpenedStudent, host: Host, kept: Mapping[str, TensorInfo], teacher: Path | str) -> None:
-    """Check that the trunk's output channels and patch size are those that the configuration and each neck read.
+    """Check that the trunk's output channels and patch size are those that the configuration and each neck read, and
+    that it was not trained for a SAM or a SAM 2.
 
     Raises:
-        UserError: They are not.
+        UserError: They are not, or it was.
     """
     config = student.config
     wanted = {"the configuration": host.hidden_size, **neck_inputs(kept)}
@@ -95,6 +96,16 @@ def check_shapes(student: OpenedStudent, host: Host, kept: Mapping[str, TensorIn
             f"{student.source}: shape conflict: the student's patch size is {config.patch_size}, "
             f"but that of {teacher} is {host.patch_size}"
         )
+    for name, given, reads in (
+        ("fine levels of these channels", config.fine_channels, host.fine_channels),
+        ("mean of its images", config.host_mean, host.mean),
+        ("deviation of its images", config.host_std, host.std),
+    ):
+        if list(given) != list(reads):
+            raise UserError(
+                f"{student.source}: a trunk for another host: {name}: {list(given)}, but {teacher} reads "
+                f"{list(reads)}; train the student against this teacher"
+            )
 
 
 def trained_trunk(source: Path, trunk: StudentTrunk, kept: Mapping[str, TensorInfo], teacher: str) -> dict[str, Tensor]:

@@ -29,7 +29,14 @@ from transformers import (
 
 from ..io import write_json
 from ..ops.images import IMAGENET_MEAN, IMAGENET_STD, SAM3_MEAN, SAM3_STD, Statistics
-from ..students import ConceptProcessor, EfficientSam3Config, HostedSamConfig, MobileSamConfig
+from ..students import (
+    ConceptProcessor,
+    EfficientSam3Config,
+    HostedSamConfig,
+    HostedVideoConfig,
+    HostedVideoLiteConfig,
+    MobileSamConfig,
+)
 from ..students.processor import SAM3_CONTEXT
 from ..types import UserError
 from .layout import STUDENT_TRUNK
@@ -43,7 +50,8 @@ _PROMPTED: dict[str, type[ProcessorMixin]] = {
 }  # fmt: skip
 _CONCEPTS: dict[str, type[ProcessorMixin]] = {
     "sam3": Sam3Processor, "sam3_lite_text": Sam3Processor, EfficientSam3Config.model_type: Sam3Processor,
-    "sam3_video": Sam3VideoProcessor,
+    "sam3_video": Sam3VideoProcessor, HostedVideoConfig.model_type: Sam3Processor,
+    HostedVideoLiteConfig.model_type: Sam3Processor,
 }  # fmt: skip
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 

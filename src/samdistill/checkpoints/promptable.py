@@ -15,6 +15,7 @@ from transformers import (
     Sam3Model,
     Sam3TrackerConfig,
     Sam3TrackerModel,
+    Sam3TrackerVideoConfig,
     SamConfig,
     SamModel,
 )
@@ -35,7 +36,8 @@ from .sam import open_sam, original_kind, renamed
 
 # The published repository of SAM 3 has the model type sam3_video and contains the tracker.
 _KINDS: dict[str, type[PreTrainedModel]] = {
-    "sam3_tracker": Sam3TrackerModel, "sam3_video": Sam3TrackerModel, "sam3": Sam3Model, "sam": SamModel,
+    "sam3_tracker": Sam3TrackerModel, "sam3_tracker_video": Sam3TrackerModel, "sam3_video": Sam3TrackerModel,
+    "sam3": Sam3Model, "sam": SamModel,
     "sam2": Sam2Model, SAM2: Sam2Model, HostedSamConfig.model_type: HostedSamModel,
     MobileSamConfig.model_type: MobileSamModel,
 }  # fmt: skip
@@ -125,7 +127,9 @@ def image_config(config: PreTrainedConfig) -> PreTrainedConfig:
 def _sized_sam3(config: PreTrainedConfig, image_size: int | None) -> PreTrainedConfig:
     """Return a SAM 3's configuration with every size that follows from the input set for ``image_size``."""
     if hasattr(config, "tracker_config"):
-        config = as_tracker(config.tracker_config)  # a video checkpoint contains the tracker's configuration
+        config = config.tracker_config  # a video checkpoint contains the tracker's configuration
+    if isinstance(config, Sam3TrackerVideoConfig):
+        config = as_tracker(config)
     if isinstance(config, Sam3TrackerConfig):
         read_levels_alone(config)
     if image_size not in (None, config.vision_config.backbone_config.image_size):

@@ -15,10 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..ops.images import SAM3_MEAN, SAM3_STD, Statistics
 from ..reading import foreign
-from ..students import EfficientSam3Config, EfficientSam3Model, StudentTrunk, StudentTrunkConfig
+from ..students import FROM_IMAGES, MEMORY, VIDEO_DETECTORS, StudentTrunk, StudentTrunkConfig, VideoDetector
 from ..students.backbones import statistics
 from ..students.memory import warm_start
-from ..students.sam3 import MEMORY
 from ..types import UserError
 from .efficientsam3 import merged_trunk, own_names, read_trunk
 from .files import (
@@ -31,7 +30,7 @@ from .files import (
     open_weights,
 )
 from .layout import ORIGINAL_STUDENT, STUDENT_TRUNK
-from .loading import build_config, compare, model_kinds, open_config, pretrained, read_settings
+from .loading import CONFIG, build_config, compare, model_kinds, open_config, pretrained, read_settings
 from .rename_efficientsam3 import TRUNKS
 
 _ORIGINAL_BACKBONE, _BACKBONE = "backbone.model.", "backbone."
@@ -243,25 +242,44 @@ def trunk_backbone(source: Path, backbone: str) -> dict[str, Tensor]:
     return {n.removeprefix(_BACKBONE): found.weights[n] for n in found.info if n.startswith(_BACKBONE)}
 
 
-def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: int = 0) -> EfficientSam3Model:
+def video_config(folder: Path) -> Any:
+    """Return the configuration of an image student, as that of a video student.
+
+    Args:
+        folder: Folder of a student of the detection job: an ``EfficientSam3Model``, or a ``Sam3Model`` or
+            ``Sam3LiteTextModel`` with a distilled trunk.
+
+    Raises:
+        UserError: The folder has another model, or one with a memory.
+    """
+    settings = read_settings(folder)
+    kind = settings.get("model_type")
+    trunk = ((settings.get("vision_config") or {}).get("backbone_config") or {}).get("model_type")
+    if kind in VIDEO_DETECTORS and settings.get("memory_latents"):
+        raise UserError(f"{folder}: already has a memory; give a student of the detection job")
+    if kind not in FROM_IMAGES or (kind not in VIDEO_DETECTORS and trunk != STUDENT_TRUNK):
+        raise UserError(f"{folder}: holds a {kind!r} model, no student of the detection job")
+    wanted = VIDEO_DETECTORS[FROM_IMAGES[kind]].config_class
+    return build_config(wanted, {**settings, "model_type": wanted.model_type}, folder / CONFIG)
+
+
+def load_with_memory(folder: Path, latents: int = 64, layers: int = 2, windows: int = 0) -> VideoDetector:
     """Load an image student and add newly initialised memory modules (see ``warm_start``).
 
     All other weights and settings are unchanged.
 
     Args:
-        folder: Folder of an ``EfficientSam3Model`` without memory.
+        folder: Folder of an image student, see ``video_config``.
         latents: Number of memory tokens.
         layers: Number of layers of the resampler.
         windows: Side of the grid of latents that attend to one window each; 0 for none.
 
     Raises:
-        UserError: The student already has a memory, or tensors other than the memory's are missing or left over.
+        UserError: As ``video_config``, or tensors other than the memory's are missing or left over.
     """
-    config = open_config(folder, EfficientSam3Config)
-    if config.memory_latents:
-        raise UserError(f"{folder}: already has a memory; give a student of the detection job")
+    config = video_config(folder)
     config.memory_latents, config.memory_layers, config.memory_windows = latents, layers, windows
-    model = pretrained(EfficientSam3Model, config, folder, folder, new=MEMORY)
+    model = pretrained(VIDEO_DETECTORS[config.model_type], config, folder, folder, new=MEMORY)
     assert model.memory_resampler is not None and model.memory_attention is not None
     warm_start(model.memory_resampler, model.memory_attention)
     return model

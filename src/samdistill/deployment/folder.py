@@ -15,6 +15,7 @@ from ..io import as_path, make_folder, replacing, write_text
 from ..ops.promptable import Promptable
 from ..progress import Progress
 from ..reading import foreign
+from ..students import HostedVideoLiteModel, HostedVideoModel
 from ..types import UserError
 from .companions import about_model, kind_of, write_companions
 from .gate import refusal, sha256
@@ -99,7 +100,12 @@ def parts_of(model: ConceptModel | Promptable, baked: Baked | None = None, stati
         model: The model, in float32 on the CPU.
         baked: Text features of a vocabulary, from ``bake``. None for a text encoder that reads any phrase.
         static: Whether all axes are fixed.
+
+    Raises:
+        UserError: No files can be made of the model.
     """
+    if isinstance(getattr(model, "model", None), HostedVideoModel | HostedVideoLiteModel):
+        raise UserError("a hosted student with a memory cannot be exported; export the image student that it began as")
     if isinstance(model, Promptable):
         return promptable_parts(model, static)
     return detector_parts(model, baked, static)

@@ -27,8 +27,7 @@ from ..inference.concepts import StudentDetector
 from ..ops.images import normalise
 from ..ops.promptable import Embeddings, MaskPrediction, decode, encode
 from ..reading import foreign
-from ..students import EfficientSam3Model, HostedSamModel, MobileSamModel
-from ..students.sam3 import EfficientSam3Output
+from ..students import EfficientSam3Model, EfficientSam3Output, HostedSamModel, MobileSamModel
 from ..types import ConceptPrompts, DetectorOutput, ImageBatch, Prompts, UserError
 from . import runtime
 

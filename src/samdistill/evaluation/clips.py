@@ -24,7 +24,7 @@ from ..data.transforms import Geometry, Size
 from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
 from ..metrics.video import boundary_f, region_similarity
-from ..ops.images import normalise, to_grid
+from ..ops.images import to_grid
 from ..ops.outputs import take_images
 from ..teachers import FrameSignals
 from ..types import ConceptPrompts, UserError
@@ -144,9 +144,7 @@ class _Clips:
 
     def _encoded(self, frames: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Sam3LiteTextVisionEncoderOutput:
         canvases = torch.stack([self.place.canvas(Image.fromarray(frame))[0] for frame in frames])
-        vision, model = self.model.model.config.vision_config, self.model.model
-        pixels = normalise(canvases.to(model.device), tuple(vision.image_mean), tuple(vision.image_std))
-        return model.get_vision_features(pixels)
+        return self.model.model.get_vision_features(self.model.pixels(canvases))
 
 
 class _Past:

@@ -1,9 +1,12 @@
-"""Command ``samdistill evaluate`` for videos: J&F of a student with and without its memory."""
+"""Command ``samdistill evaluate`` for videos: J&F of a student with and without its memory, or of a SAM with its
+own.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from ..checkpoints.trackers import Tracker, load_tracker, tracker_class
 from ..data.davis import LAYOUTS, DavisSource
 from ..data.layouts import layout_of, video_kind
 from ..data.masks import SPLITS
@@ -78,7 +81,8 @@ def evaluate_videos(
     """Compute J&F of a student without memory, with its own memory, and with its teacher's feature maps as memory.
 
     Args:
-        model: A run of the video job, or its ``student/`` folder.
+        model: A run of the video job, or its ``student/`` folder; or what ``load_tracker`` loads, a SAM with its own
+            memory, which has one row.
         data: SA-V, DAVIS or the sandbox's videos. If the folder has splits, ``val`` is used.
         teacher: A SAM 3 that ``load_concept_model`` loads. None omits its row.
         convention: ``davis2017`` or ``sav``. None uses the one that fits the layout of ``data``.
@@ -106,28 +110,33 @@ def evaluate_videos(
     if workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}")
     source, suggested = held_out_videos(as_path(data))
-    student = _student(model)
+    student = _tracking(model)
     theirs = None if teacher is None else _teacher(teacher, student)
-    keys = evenly(source.keys, videos)
+    keys, network = evenly(source.keys, videos), student.model if isinstance(student, StudentDetector) else student
     with Progress("evaluating", len(keys), "videos", progress) as bar:
         return evaluate_videos_with(
             student, source, keys, convention=rules or suggested,
-            every_frame=every_frame, teacher=theirs, geometry=geometry or own_geometry(student.model), workers=workers,
+            every_frame=every_frame, teacher=theirs, geometry=geometry or own_geometry(network), workers=workers,
             progress=bar.advance,
         )  # fmt: skip
 
 
-def _student(path: str | Path) -> StudentDetector:
+def _tracking(path: str | Path) -> StudentDetector | Tracker:
+    if tracker_class(path) is not None:
+        return load_tracker(path).to(default_device())
     found = load_concept_model(path, device=default_device())
     if not isinstance(found, StudentDetector) or not found.model.config.memory_latents:
         raise UserError(
-            f"{path}: this model has no video memory; give a run of the video job (samdistill train with job: video)"
+            f"{path}: this model has no video memory; give a run of the video job (samdistill train with job: video), "
+            "or a folder of a Sam2VideoModel, Sam3TrackerVideoModel or Sam3VideoModel"
         )
     return found
 
 
-def _teacher(path: str | Path, student: StudentDetector) -> Sam3Detector:
+def _teacher(path: str | Path, student: StudentDetector | Tracker) -> Sam3Detector:
     """Load the teacher with the student's canvas size, at which its feature maps were cached for training."""
+    if not isinstance(student, StudentDetector):
+        raise UserError(f"--teacher: {path}: a SAM's own memory holds no maps of a teacher; leave --teacher out")
     found = load_concept_model(path, student.image_size, default_device())
     if not isinstance(found, Sam3Detector):
         raise UserError(

@@ -3,7 +3,8 @@
 Each object is given by its true mask in the first annotated frame in which it is visible. If the convention takes the
 objects of the first annotated frame, only objects that are visible there are given. The phrase of an object is the last
 of its names that the student can tokenise. Each video is decoded once for all sessions: one without memory, one with
-the student's own and, with a teacher, one with the teacher's feature maps in place of the student's.
+the student's own and, with a teacher, one with the teacher's feature maps in place of the student's. A SAM with its own
+memory has one session.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Protocol
 
@@ -22,12 +23,16 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
+from transformers import Sam2VideoModel, Sam3TrackerVideoModel
 
+from ..checkpoints.trackers import Tracker
 from ..checkpoints.words import Phrases
 from ..data.skipped import BadInput, leave_out
 from ..data.transforms import Geometry
 from ..data.videos import BadVideo, VideoRecord, VideoSource
 from ..inference.concepts import StudentDetector
+from ..inference.session import Session
+from ..inference.tracker import TrackerSession
 from ..inference.video import VideoSession
 from ..io import scratch
 from ..metrics.video import score_videos
@@ -61,8 +66,50 @@ class Pyramids(Protocol):
     def pyramid(self, images: ImageBatch) -> Sequence[Float[Tensor, "b c _ _"]]: ...
 
 
+@dataclass(frozen=True)
+class Entrant:
+    """A model that is evaluated.
+
+    Attributes:
+        network: The model, whose parameters are counted.
+        image_size: Side of its canvas in pixels.
+        words: What reads phrases, or None.
+        stride: Video frames between two frames of the memory; 1 if every frame enters it.
+        level: Feature level in the memory.
+        start: Starts a session, by row of the result. Its argument is the number of pushed frames between two frames of
+            the memory.
+    """
+
+    network: nn.Module
+    image_size: int
+    words: Phrases | None
+    stride: int
+    level: int
+    start: Mapping[str, Callable[[int], Session]]
+
+
+@singledispatch
+def entrant(model: StudentDetector, contexts: Mapping[str, int | None], geometry: str) -> Entrant:
+    """Return a student as an entrant, with one row for each of ``contexts``, the frames in the memory."""
+    config = model.model.config
+
+    def start(context: int | None, stride: int) -> Session:
+        return VideoSession(model, context=context, stride=stride, geometry=geometry)
+
+    rows = {name: partial(start, context) for name, context in contexts.items()}
+    return Entrant(model.model, model.image_size, model.words, config.memory_stride, config.memory_level, rows)
+
+
+@entrant.register(Sam2VideoModel)
+@entrant.register(Sam3TrackerVideoModel)
+def _tracker(model: Tracker, contexts: Mapping[str, int | None], geometry: str) -> Entrant:
+    """Return a SAM with its own memory, which has the row ``STUDENT`` alone."""
+    size = int(model.image_size)
+    return Entrant(model, size, None, 1, 0, {STUDENT: lambda _: TrackerSession(model, geometry=geometry)})
+
+
 def evaluate_videos_with(
-    model: StudentDetector,
+    model: StudentDetector | Tracker,
     source: VideoSource,
     keys: Sequence[str],
     *,
@@ -76,19 +123,20 @@ def evaluate_videos_with(
 ) -> VideoResult:
     """Track the objects of the videos ``keys``. Return one row per memory.
 
-    ``convention`` selects the frames and objects that count. ``context`` is the number of frames in the memory, None
-    for the model's. With ``every_frame`` all frames are processed, else annotated ones only. Without a ``teacher`` its
-    row is omitted. ``geometry`` is ``square`` or ``longest_side``. ``workers`` processes score after all videos were
-    tracked. ``progress`` is called with 1 after each video. Videos that cannot be used are listed in ``skipped``.
+    ``convention`` selects the frames and objects that count. ``context`` is the number of frames in a student's memory,
+    None for the model's. With ``every_frame`` all frames are processed, else annotated ones only. Without a ``teacher``
+    its row is omitted. ``geometry`` is ``square`` or ``longest_side``. ``workers`` processes score after all videos
+    were tracked. ``progress`` is called with 1 after each video. Videos that cannot be used are listed in ``skipped``.
 
     Raise ``UserError`` if no video can be used or no object counts, and ``ValueError`` if ``context`` is below 1.
     """
     if context is not None and context < 1:
         raise ValueError(f"context must be at least 1, got {context}; the row without memory is always included")
     contexts = {WITHOUT: 0, STUDENT: context} | ({} if teacher is None else {TEACHER: context})
-    run = _Run(model, source, convention, contexts, every_frame, teacher, geometry)
+    entered = entrant(model, contexts, geometry)
+    run = _Run(entered, source, convention, every_frame, teacher, geometry)
     skipped, files = list(source.problems), dict[str, Path]()
-    with scratch() as folder, evaluating(model.model):
+    with scratch() as folder, evaluating(entered.network):
         for number, key in enumerate(keys):
             try:
                 followed = run.follow(key)
@@ -100,7 +148,7 @@ def evaluate_videos_with(
             if progress is not None:
                 progress(1)
         scores = {}
-        for name in contexts:
+        for name in entered.start:
             loads = {key: partial(load_objects, path, name) for key, path in files.items()}
             scores[name] = score_videos(loads, convention, workers)
     failures = {BadInput(failure.name, failure.error): None for each in scores.values() for failure in each.failures}
@@ -112,8 +160,8 @@ def evaluate_videos_with(
         teacher=None if teacher is None else TEACHER,
         convention=convention.name,
         videos=len(scores[STUDENT].videos),
-        parameters=parameters(model.model),
-        conditions=_conditions(model, run.seconds.get(STUDENT, [])),
+        parameters=parameters(entered.network),
+        conditions=_conditions(entered, run.seconds.get(STUDENT, [])),
         skipped=tuple(skipped),
         scores=scores,
     )
@@ -149,10 +197,10 @@ def frames_of(source: VideoSource, key: str, indices: Sequence[int]) -> Iterator
         yield from source.frames(key, indices[start : start + _READ_AT_ONCE])
 
 
-def phrase_of(record: VideoRecord, column: int, words: Phrases) -> str | None:
+def phrase_of(record: VideoRecord, column: int, words: Phrases | None) -> str | None:
     """Return the most specific name of an object that the student can tokenise, or None if there is none."""
-    names = record.concepts[column] if record.concepts else ()
-    return next((name for name in reversed(names) if words.fits(name)), None)
+    names = record.concepts[column] if record.concepts and words is not None else ()
+    return next((name for name in reversed(names) if words is not None and words.fits(name)), None)
 
 
 def visible_shares(source: VideoSource, record: VideoRecord) -> dict[int, Float[np.ndarray, " a"]]:
@@ -175,14 +223,12 @@ class _Run:
     """Settings that are the same for all videos.
 
     Attributes:
-        contexts: Number of frames in the memory by row; None for the model's.
         seconds: Seconds of each timed frame by row.
     """
 
-    model: StudentDetector
+    model: Entrant
     source: VideoSource
     convention: VideoConvention
-    contexts: Mapping[str, int | None]
     every_frame: bool
     teacher: Pyramids | None
     geometry: str
@@ -214,7 +260,7 @@ class _Run:
         If only annotated frames are processed, the distance in video frames is as close to that of training as
         possible.
         """
-        wanted = int(self.model.model.config.memory_stride)
+        wanted = self.model.stride
         if self.every_frame or len(record.annotated) < 2:
             return wanted
         return max(1, round(wanted / float(np.median(np.diff(record.annotated)))))
@@ -229,7 +275,7 @@ class _Run:
             canvas[None], torch.tensor([size]), torch.tensor([frame.shape[:2]]), ("frame",),
             torch.zeros(1, dtype=torch.int64),
         )  # fmt: skip
-        return self.teacher.pyramid(batch)[self.model.model.config.memory_level][0]
+        return self.teacher.pyramid(batch)[self.model.level][0]
 
 
 class _Video:
@@ -261,11 +307,8 @@ class _Video:
         self.session_of = {column: place // MOST_OBJECTS for place, column in enumerate(given)}
         self.first, self.stride = int(self.starts.min()), run.stride(record)
         self.sessions = {
-            name: [
-                VideoSession(run.model, context=context, stride=self.stride, geometry=run.geometry)
-                for _ in range(0, len(given), MOST_OBJECTS)
-            ]
-            for name, context in run.contexts.items()
+            name: [start(self.stride) for _ in range(0, len(given), MOST_OBJECTS)]
+            for name, start in run.model.start.items()
         }
         self.shares = visible_shares(run.source, record)
         self.masks = MaskFile(record.size, self.counted, list(self.sessions), round(record.rate * REAPPEARED_SECONDS))
@@ -288,7 +331,8 @@ class _Video:
         found: dict[str, dict[int, Bool[np.ndarray, "h w"]]] = {}
         for name, sessions in self.sessions.items():
             begun = time.perf_counter()
-            tracked = [one for s in sessions for one in s.push(frame, theirs if name == TEACHER else None)]
+            extra = {} if name != TEACHER else {"remembered": theirs}
+            tracked = [one for session in sessions for one in session.push(frame, **extra)]
             if number >= WARM_UP:
                 self.run.seconds.setdefault(name, []).append(time.perf_counter() - begun)
             found[name] = {one.object_id: one.mask for one in tracked}
@@ -319,8 +363,8 @@ class _Video:
             self.masks.add(place, self.record.annotated[row], truth[column], masks, share)
 
 
-def _conditions(model: StudentDetector, seconds: Sequence[float]) -> Conditions | None:
+def _conditions(model: Entrant, seconds: Sequence[float]) -> Conditions | None:
     if not seconds:
         return None
-    device = next(model.model.parameters()).device
+    device = next(model.network.parameters()).device
     return Conditions(device_name(device), torch.get_num_threads(), len(seconds), model.image_size)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,12 +18,13 @@ from torchvision.ops import box_convert
 from ..checkpoints.exported import exported_kind, open_exported
 from ..checkpoints.files import SANDBOX, TORCH_SUFFIXES, locate
 from ..checkpoints.loading import model_kinds, open_config, pretrained
+from ..checkpoints.processors import inputs_of
 from ..checkpoints.words import Phrases, Words
 from ..config import TeacherConfig
 from ..data.transforms import Size
 from ..ops.images import normalise
 from ..reading import foreign, running
-from ..students import TEXT_STUDENT, EfficientSam3Config, EfficientSam3Model
+from ..students import TEXT_STUDENT, VIDEO_DETECTORS, VideoDetector
 from ..teachers import Sam3Detector
 from ..types import VISUAL, ConceptPrompts, DetectorOutput, ImageBatch, UserError
 from .geometry import canvas_of
@@ -33,7 +34,7 @@ Box = tuple[float, float, float, float]
 AT_ONCE = 32
 """Maximum number of prompts in one forward pass. The masks of one prompt take about 70 MB at 1008 px."""
 logger = logging.getLogger("samdistill")
-_STUDENT, _TEACHERS = "efficient_sam3", ("sam3", "sam3_lite_text", "sam3_video")
+_TEACHERS = ("sam3", "sam3_lite_text", "sam3_video")
 
 
 class ConceptModel(Protocol):
@@ -56,22 +57,27 @@ class ConceptModel(Protocol):
 
 
 class StudentDetector:
-    """An ``EfficientSam3Model`` with its tokenizer. It runs on the model's device."""
+    """A described student, or a hosted one with a memory, with its tokenizer. It runs on the model's device."""
 
-    def __init__(self, model: EfficientSam3Model, words: Phrases) -> None:
+    def __init__(self, model: VideoDetector, words: Phrases) -> None:
         self.model, self.words = model, words
 
     @property
     def image_size(self) -> int:
-        return self.model.config.vision_config.image_size
+        return inputs_of(self.model.config).side
+
+    def pixels(self, canvases: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
+        """Return canvases on the model's device, normalised for it."""
+        about = inputs_of(self.model.config)
+        return normalise(canvases.to(self.model.device), about.mean, about.std)
 
     @torch.no_grad()
     def answer(self, images: ImageBatch, prompts: ConceptPrompts) -> DetectorOutput:
         """Run the detector. Each image is encoded once. Raises ``UserError`` for phrases that ``words`` refuses."""
-        device, vision = self.model.device, self.model.config.vision_config
+        device = self.model.device
         with running(self.model):
             return self.model(
-                pixel_values=normalise(images.images.to(device), tuple(vision.image_mean), tuple(vision.image_std)),
+                pixel_values=self.pixels(images.images),
                 prompt_images=prompts.image.to(device),
                 **self.words.inputs(prompts, device),
             ).answer()
@@ -83,7 +89,8 @@ def load_concept_model(
     """Load a detector in float32 and eval mode.
 
     Args:
-        path: One of: the folder of an ``EfficientSam3Model``; a run folder with a student in ``student/`` or a detector
+        path: One of: the folder of an ``EfficientSam3Model`` or of a hosted student with a memory; a run folder with a
+            student in ``student/`` or a detector
             in ``merged/``; a folder that ``samdistill export`` wrote; a folder or hub id of a ``Sam3Model``,
             ``Sam3LiteTextModel`` or ``Sam3VideoModel``; an original ``sam3.pt``; ``sandbox``, the packaged detector.
         image_size: Side of the input in pixels. None keeps the checkpoint's.
@@ -105,8 +112,8 @@ def load_concept_model(
         return open_exported(place, "detector", image_size)
     kinds = model_kinds(place)
     for folder, kind in kinds.items():
-        if kind == _STUDENT:
-            return _load_student(folder, image_size, torch.device(device))
+        if kind in VIDEO_DETECTORS:
+            return _load_student(folder, VIDEO_DETECTORS[kind], image_size, torch.device(device))
         if kind in _TEACHERS:
             return Sam3Detector(teacher.model_copy(update={"path": str(folder)}), device)
     if TEXT_STUDENT in kinds.values():
@@ -121,11 +128,13 @@ def load_concept_model(
     )
 
 
-def _load_student(folder: Path, image_size: int | None, device: torch.device) -> StudentDetector:
-    config = open_config(folder, EfficientSam3Config)
+def _load_student(
+    folder: Path, kind: type[VideoDetector], image_size: int | None, device: torch.device
+) -> StudentDetector:
+    config = open_config(folder, kind.config_class)
     if image_size is not None:
-        config.vision_config.image_size = image_size
-    model = pretrained(EfficientSam3Model, config, folder, folder)
+        config.resize(image_size)
+    model = pretrained(kind, config, folder, folder)
     return StudentDetector(model.to(device), Words.load(folder, config.text_config.vocab_size))
 
 
@@ -274,10 +283,21 @@ def check_prompts(words: Phrases, text: str | None, boxes: Sequence[Box], size: 
     """
     if text is None and not boxes:
         raise UserError("no prompt given: give --text, --box or both")
-    if text is not None and not text.strip():
+    if text is not None:
+        check_phrase(words, text)
+    check_boxes(boxes, size)
+
+
+def check_phrase(words: Phrases, text: str) -> None:
+    """Raise ``UserError`` if a phrase is empty or the model cannot read it."""
+    if not text.strip():
         raise UserError("--text: empty; give a noun phrase such as 'red car'")
-    if text is not None and (why := words.problem(text)) is not None:
+    if (why := words.problem(text)) is not None:
         raise UserError(f"--text: {text!r} is {why}; {words.advice}")
+
+
+def check_boxes(boxes: Sequence[Box], size: Size) -> None:
+    """Raise ``UserError`` if a box is empty or extends beyond an image of ``size`` (height, width)."""
     height, width = size
     for box in boxes:
         shown = ",".join(f"{value:g}" for value in box)

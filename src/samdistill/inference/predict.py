@@ -26,7 +26,8 @@ BATCH = 8
 """Default number of images in one forward pass."""
 THRESHOLD = 0.5
 """Default minimum score of a detected instance."""
-_PROMPTED = ("sam", "sam3_tracker", "samdistill_mobile_sam", "samdistill_sam", "sam2", "sam2_video")
+_PROMPTED = ("sam", "sam3_tracker", "samdistill_mobile_sam", "samdistill_sam", "sam2", "sam2_video",
+             "sam3_tracker_video")  # fmt: skip
 """Model types that take points and boxes and no text. A SAM 3 video checkpoint and ``sandbox`` count as detectors."""
 
 

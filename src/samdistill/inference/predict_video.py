@@ -25,13 +25,15 @@ from ..data.transforms import Size
 from ..data.videos import read_frames, scan_video
 from ..dist import default_device
 from ..io import as_path, check_output, replacing
+from ..ops.sights import Tracked
 from ..progress import Progress
 from ..types import UserError
-from .concepts import Box, StudentDetector, check_prompts, load_concept_model
+from .concepts import Box, check_boxes
 from .drawing import COLOURS, overlay
 from .geometry import check_geometry
-from .points import cornered
-from .video import Tracked, VideoSession
+from .points import Point, cornered, labelled
+from .session import Session
+from .sessions import VideoModel, open_video_model, start_session
 
 FILES = (".mp4", ".mov", ".m4v", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".ts")
 """Extensions of video files. Any other file is read as an image."""
@@ -155,17 +157,18 @@ class VideoFrame:
 
 
 def follow(
-    video: str | Path, model: str | Path | StudentDetector, text: str | None = None, boxes: Sequence[Box] = (), *,
-    threshold: float = 0.5, geometry: str | None = None, frames: int | None = None,
+    video: str | Path, model: str | Path | VideoModel, text: str | None = None, boxes: Sequence[Box] = (), *,
+    points: Sequence[Point | tuple[float, float]] = (), threshold: float = 0.5, geometry: str | None = None,
+    frames: int | None = None,
 ) -> Iterator[VideoFrame]:  # fmt: skip
     """Track objects through a video and yield each frame with its objects.
 
     The arguments are those of ``predict_video``. They are checked when the function is called, not at the first frame.
     """
-    video, boxes = as_path(video), cornered(boxes)
-    _check(video, text, boxes, threshold, geometry, None, frames)
+    video, boxes, points = as_path(video), cornered(boxes), labelled(points)
+    _check(video, text, boxes, points, threshold, geometry, None, frames)
     footage = _open(video)
-    session = _session(footage, model, text, boxes, threshold, geometry)
+    session = _session(footage, model, text, boxes, points, threshold, geometry)
     total = footage.count if frames is None else min(frames, footage.count)
     return (
         VideoFrame(number, frame, tuple(session.push(frame))) for number, frame in enumerate(footage.read(total))
@@ -173,28 +176,29 @@ def follow(
 
 
 def _session(
-    footage: _Footage, model: str | Path | StudentDetector, text: str | None, boxes: Sequence[Box], threshold: float,
-    geometry: str | None,
-) -> VideoSession:  # fmt: skip
+    footage: _Footage, model: str | Path | VideoModel, text: str | None, boxes: Sequence[Box], points: Sequence[Point],
+    threshold: float, geometry: str | None,
+) -> Session:  # fmt: skip
     """Start a session with the given prompts."""
-    asked = load_concept_model(model, device=default_device()) if isinstance(model, str | Path) else model
-    if not isinstance(asked, StudentDetector):
-        raise UserError(f"{model}: a SAM 3 teacher cannot track objects; give a run of the video job or a student")
-    check_prompts(asked.words, text, boxes, footage.size)
-    session = VideoSession(asked, threshold=threshold, geometry=geometry)
-    if boxes:
-        for box in boxes:
-            session.add_box(box, text)
-    elif text is not None:
+    alone = not boxes and not points
+    if isinstance(model, str | Path):
+        model = open_video_model(model, worded=alone, device=default_device())
+    session = start_session(model, threshold, geometry)
+    check_boxes(boxes, footage.size)
+    for box in boxes:
+        session.add_box(box, text)
+    if points:
+        session.add_points(points, text)
+    if alone and text is not None:
         session.add_text(text)
     return session
 
 
 @reporting("predict")
 def predict_video(
-    video: str | Path, model: str | Path | StudentDetector, text: str | None = None, boxes: Sequence[Box] = (), *,
-    threshold: float = 0.5, geometry: str | None = None, out: str | Path | None = None, frames: int | None = None,
-    progress: bool = True,
+    video: str | Path, model: str | Path | VideoModel, text: str | None = None, boxes: Sequence[Box] = (), *,
+    points: Sequence[Point | tuple[float, float]] = (), threshold: float = 0.5, geometry: str | None = None,
+    out: str | Path | None = None, frames: int | None = None, progress: bool = True,
 ) -> VideoPrediction:  # fmt: skip
     """Track objects through a video.
 
@@ -203,10 +207,12 @@ def predict_video(
 
     Args:
         video: A video file, or a folder of frames in the natural order of their names (24 frames per second).
-        model: A run of the video job, the folder of another detection student (used without memory), or an opened
-            student.
-        text: A noun phrase.
+        model: A run of the video job, the folder of another detection student (used without memory), a SAM 2 or SAM 3
+            with its own memory (a folder of a ``Sam2VideoModel``, ``Sam3TrackerVideoModel`` or ``Sam3VideoModel``), or
+            an opened model.
+        text: A noun phrase. Of the models with a SAM's memory only a ``Sam3VideoModel`` tracks what it names.
         boxes: Boxes (left, top, right, bottom) in pixels of the upright first frame.
+        points: Points (x, y) or (x, y, label) on one object of the first frame, for a SAM's memory.
         threshold: Minimum score of a visible object, in 0..1.
         geometry: ``square`` or ``longest_side``; None uses the geometry saved with the model.
         out: MP4 file for the video with masks and ids drawn on it. It is created when it is complete.
@@ -225,10 +231,11 @@ def predict_video(
         >>> tracked.frames, tracked.size
         (2, (126, 126))
     """
-    video, out, boxes = as_path(video), None if out is None else as_path(out), cornered(boxes)
-    _check(video, text, boxes, threshold, geometry, out, frames)
+    video, out = as_path(video), None if out is None else as_path(out)
+    boxes, points = cornered(boxes), labelled(points)
+    _check(video, text, boxes, points, threshold, geometry, out, frames)
     footage = _open(video)
-    session = _session(footage, model, text, boxes, threshold, geometry)
+    session = _session(footage, model, text, boxes, points, threshold, geometry)
     total = footage.count if frames is None else min(frames, footage.count)
     seconds, seen, objects = _run(session, footage, total, out, progress)
     return VideoPrediction(
@@ -238,12 +245,14 @@ def predict_video(
 
 
 def _check(
-    video: Path, text: str | None, boxes: Sequence[Box], threshold: float, geometry: str | None, out: Path | None,
-    frames: int | None,
+    video: Path, text: str | None, boxes: Sequence[Box], points: Sequence[Point], threshold: float,
+    geometry: str | None, out: Path | None, frames: int | None,
 ) -> None:  # fmt: skip
     """Check the arguments that can be checked before the video and the model are opened."""
-    if text is None and not boxes:
+    if text is None and not boxes and not points:
         raise UserError("no prompt given: give --text, --box or both")
+    if boxes and points:
+        raise UserError("--point and --box cannot be combined for a video: one of them gives the objects")
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold: {threshold:g} is not between 0 and 1")
     if geometry is not None:
@@ -259,7 +268,7 @@ def _check(
 
 
 def _run(
-    session: VideoSession, footage: _Footage, total: int, out: Path | None, progress: bool
+    session: Session, footage: _Footage, total: int, out: Path | None, progress: bool
 ) -> tuple[dict[str, float], tuple[tuple[SeenObject, ...], ...], tuple[FollowedObject, ...]]:
     """Return seconds by activity, the visible objects of each frame, and all objects that were visible."""
     seconds, seen = dict.fromkeys(("decode", "model", "draw"), 0.0), list[tuple[SeenObject, ...]]()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,22 +16,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3_lite_text.modeling_sam3_lite_text import Sam3LiteTextVisionEncoderOutput
 
 from ..data.transforms import Geometry, Size
-from ..ops.images import normalise
 from ..ops.sights import LEAST_SCORE, MOST_OBJECTS, SAME, Sight, Track, Tracked, apart, overlap
 from ..types import VISUAL, DetectorOutput, UserError
-from .concepts import Box, StudentDetector, check_prompts, detections
+from .concepts import Box, StudentDetector, check_phrase, detections
 from .geometry import check_geometry, own_geometry
+from .session import Session, Shown
 from .tracks import Memory, Ring, assign
-
-
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """An object to be added at the next frame, given by a box or a mask."""
-
-    object_id: int
-    phrase: str | None
-    box: Box | None = None
-    mask: Bool[np.ndarray, "h w"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +38,7 @@ class _Frame:
     plain: dict[str, list[Sight]] = field(default_factory=dict)
 
 
-class VideoSession:
+class VideoSession(Session):
     """Tracks objects through one video, whose frames are given in order. Memory use does not grow with its length.
 
     Every frame is encoded once. The first frame and every ``stride``-th frame after it enter the memory, and also every
@@ -98,19 +88,15 @@ class VideoSession:
             raise UserError(
                 f"`context` must be at least 0 and `stride` at least 1, got {self.context} and {self.stride}"
             )
-        if not 0 <= threshold <= 1:
-            raise UserError(f"threshold {threshold:g} is not between 0 and 1")
         if not config.memory_latents:
             self.context = 0
-        self.threshold, self.crowded = threshold, False
-        self._student, self._model, self._unnamed = student, student.model, config.memory_phrase
-        self._place = Geometry(
+        place = Geometry(
             student.image_size, own_geometry(student.model) if geometry is None else check_geometry(geometry)
         )
+        super().__init__(place, student.words, threshold)
+        self._student, self._model, self._unnamed = student, student.model, config.memory_phrase
         self._marks = bool(self.context and config.memory_marks)
-        self._ring, self._number, self._size = Ring(self.context), 0, (0, 0)
-        self._tracks: dict[int, Track] = {}
-        self._shown: dict[int, _Shown] = {}
+        self._ring, self._tracks = Ring(self.context), dict[int, Track]()
         self._phrases: dict[str, bool] = {}  # whether it has been asked for yet
         self._words: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -124,42 +110,16 @@ class VideoSession:
         Raises:
             UserError: The phrase is empty or too long.
         """
-        check_prompts(self._student.words, phrase, (), self._size)
+        check_phrase(self._student.words, phrase)
         self._phrases.setdefault(phrase, False)
 
     def add_box(self, box: Box, text: str | None = None) -> int:
-        """Track the object in ``box`` (xyxy, pixels) of the next frame, and return its id.
+        """Track the object in ``box``, see ``Session.add_box``.
 
         The object is the instance whose box has the greatest IoU with ``box``. If that IoU is below ``SAME``, the mask
-        is the box itself. ``text`` is a phrase that names the object.
-
-        Raises:
-            UserError: The box is empty or outside the frame (raised by ``push`` before the first frame), the phrase is
-                empty or too long, or there are too many objects.
+        is the box itself.
         """
-        if text is not None:
-            check_prompts(self._student.words, text, (), self._size)
-        return self._show(_Shown(self._new_id(None), text, tuple(map(float, box))))  # type: ignore[arg-type]
-
-    def add_mask(self, mask: Bool[np.ndarray, "h w"], text: str | None = None, object_id: int | None = None) -> int:
-        """Track the object with ``mask`` in the next frame, and return its id.
-
-        Args:
-            mask: The mask, bool, at the size of the frame.
-            text: A phrase that names the object.
-            object_id: Id of the object; None for the smallest free one.
-
-        Raises:
-            UserError: The mask is empty or of another size than the frames (raised by ``push`` before the first frame),
-                the id is in use, the phrase is empty or too long, or there are too many objects.
-        """
-        if text is not None:
-            check_prompts(self._student.words, text, (), self._size)
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.ndim != 2:
-            raise UserError("a mask must be a bool array (height, width)")
-        if not mask.any():
-            raise UserError("the mask is empty: it shows no object")
-        return self._show(_Shown(self._new_id(object_id), text, mask=mask.copy()))
+        return super().add_box(box, text)
 
     @torch.no_grad()
     def push(
@@ -180,12 +140,8 @@ class VideoSession:
                 discarded.
             ValueError: ``remembered`` has the wrong number of channels.
         """
-        self._check_frame(frame)
         self._check_map(remembered)
-        shown, self._shown = list(self._shown.values()), {}
-        for one in shown:
-            self._check_fits(one, frame.shape[:2])
-        self._size = frame.shape[:2]
+        shown = self._next(frame)
         now, before = self._encode(frame), len(self._tracks)
         if self._marks:
             self._recall(now)
@@ -200,38 +156,8 @@ class VideoSession:
         self._number += 1
         return tuple(t.tracked(now.sights.get(i), now.scores.get(i, 0.0)) for i, t in self._tracks.items())
 
-    def _new_id(self, wanted: int | None) -> int:
-        taken = self._tracks.keys() | self._shown.keys()
-        if len(taken) >= MOST_OBJECTS:
-            raise UserError(f"a session has at most {MOST_OBJECTS} objects; use another session for the others")
-        if wanted is None:
-            return next(number for number in range(1, len(taken) + 2) if number not in taken)
-        if wanted in taken:
-            raise UserError(f"object id {wanted} is in use; give another one, or leave out object_id")
-        return wanted
-
-    def _show(self, shown: _Shown) -> int:
-        if self._number:
-            self._check_fits(shown, self._size)
-        self._shown[shown.object_id] = shown
-        return shown.object_id
-
-    def _check_fits(self, shown: _Shown, size: Size) -> None:
-        if shown.box is not None:
-            check_prompts(self._student.words, None, [shown.box], size)
-        if shown.mask is not None and shown.mask.shape != size:
-            (height, width), (h, w) = shown.mask.shape, size
-            raise UserError(f"the mask of object {shown.object_id} is {width} x {height} pixels, the frame {w} x {h}")
-
-    def _check_frame(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            found = f"{frame.dtype} of {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise UserError(f"frame {self._number} must be a uint8 array (height, width, 3), got {found}")
-        if not frame.size:
-            raise UserError(f"frame {self._number} has no pixels")
-        if self._number and frame.shape[:2] != self._size:
-            (height, width), (h, w) = frame.shape[:2], self._size
-            raise UserError(f"frame {self._number} is {width} x {height} pixels, the first one {w} x {h}")
+    def _taken(self) -> set[int]:
+        return set(self._tracks)
 
     def _check_map(self, remembered: Float[Tensor, "c h w"] | None) -> None:
         width = self._model.config.vision_config.fpn_hidden_size
@@ -240,9 +166,7 @@ class VideoSession:
 
     def _encode(self, frame: UInt8[np.ndarray, "h w 3"]) -> _Frame:
         canvas, placed = self._place.canvas(Image.fromarray(frame))
-        vision = self._model.config.vision_config
-        pixels = normalise(canvas[None].to(self._model.device), tuple(vision.image_mean), tuple(vision.image_std))
-        return _Frame(self._model.get_vision_features(pixels), placed)
+        return _Frame(self._model.get_vision_features(self._student.pixels(canvas[None])), placed)
 
     def _text(self, phrases: Sequence[str]) -> tuple[Float[Tensor, "p t c"], Tensor]:
         """Return text features and attention masks. A phrase is encoded alone, so others do not affect its features."""
@@ -327,7 +251,7 @@ class VideoSession:
         for phrase, sights in found.items():
             now.sights.update(assign([t for t in self._tracks.values() if t.asked == phrase], sights))
 
-    def _start(self, now: _Frame, shown: Sequence[_Shown]) -> None:
+    def _start(self, now: _Frame, shown: Sequence[Shown]) -> None:
         """Add the objects of ``shown`` at this frame."""
         boxed = [one for one in shown if one.box is not None]
         found = dict(zip((one.object_id for one in boxed), self._boxed(now, boxed), strict=True)) if boxed else {}
@@ -341,7 +265,7 @@ class VideoSession:
         self._tracks[object_id] = Track(object_id, phrase, asked, sight)
         now.sights[object_id] = sight
 
-    def _boxed(self, now: _Frame, shown: Sequence[_Shown]) -> list[Sight]:
+    def _boxed(self, now: _Frame, shown: Sequence[Shown]) -> list[Sight]:
         """Return the instance in each box, or the box itself if no instance fits."""
         drawn = torch.tensor([one.box for one in shown], dtype=torch.float32)
         corners = self._place.points(drawn.view(-1, 2, 2), self._size).view(-1, 1, 4) / self._place.image_size

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, Sam2Model, SamModel
 
 from ..ops.outputs import ask, trunk_map
+from .remembering import EfficientSam3Output
 from .sam2_host import HostedSam2VisionModel, expansion, hosted_sam2_config
-from .sam3 import EfficientSam3Output
 from .sam_host import HostedSamModel
 from .trunk import StudentTrunk, StudentTrunkConfig
 

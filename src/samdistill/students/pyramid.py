@@ -13,10 +13,8 @@ from transformers.models.sam3_lite_text.modeling_sam3_lite_text import (
 
 from ..types import UserError
 from .backbones import build_backbone, feature_maps, levels
-from .sam3_config import PyramidConfig
+from .sam3_config import STRIDES, PyramidConfig
 from .trunk import TimmModel
-
-STRIDES = (4, 8, 16, 32)
 
 
 class Adapter(nn.Module):

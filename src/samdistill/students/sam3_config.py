@@ -10,6 +10,9 @@ from transformers import AutoConfig, PreTrainedConfig, Sam3LiteTextConfig
 
 from .backbones import resolve_backbone, statistics
 
+STRIDES = (4, 8, 16, 32)
+"""Pixels per cell of the levels of a ``PyramidModel``."""
+
 
 @strict
 class PyramidConfig(PreTrainedConfig):
@@ -41,28 +44,20 @@ class PyramidConfig(PreTrainedConfig):
 
 
 @strict
-class EfficientSam3Config(Sam3LiteTextConfig):
-    """``Sam3LiteTextConfig`` with a ``PyramidConfig``. The defaults have 100.9M parameters.
-
-    The defaults are the student of the published description. ``efficient_sam3_config`` builds other sizes.
+class MemoryFields(PreTrainedConfig):
+    """Fields of a detector that can have a memory.
 
     Args:
         memory_latents: Number of memory tokens of a video student. 0 means an image student without memory modules.
         memory_layers: Number of layers of the resampler.
         memory_windows: Side of the grid of latents that attend to one window each.
-        memory_level: Pyramid level that the memory reads, 0 is the finest.
+        memory_level: Feature level that the memory reads, 0 is the finest.
         memory_marks: Whether the memory was trained with masks of the object that a prompt refers to.
         memory_context: Largest number of past frames in training.
         memory_stride: Distance between two of these frames, in frames of the video.
         memory_phrase: Text prompt for an object without a name.
         geometry: Placement of the training images on the canvas, ``square`` or ``longest_side``.
-
-    Example:
-        >>> samdistill.EfficientSam3Config().detr_decoder_config.num_queries
-        100
     """
-
-    model_type = "efficient_sam3"
 
     memory_latents: int = 0
     memory_layers: int = 2
@@ -74,6 +69,21 @@ class EfficientSam3Config(Sam3LiteTextConfig):
     memory_phrase: str = "object"
     geometry: str = "square"
 
+
+@strict
+class EfficientSam3Config(MemoryFields, Sam3LiteTextConfig):
+    """``Sam3LiteTextConfig`` with a ``PyramidConfig``. The defaults have 100.9M parameters.
+
+    The defaults are the student of the published description. ``efficient_sam3_config`` builds other sizes. The fields
+    of the memory are those of ``MemoryFields``.
+
+    Example:
+        >>> samdistill.EfficientSam3Config().detr_decoder_config.num_queries
+        100
+    """
+
+    model_type = "efficient_sam3"
+
     def __post_init__(self, **kwargs) -> None:
         for name, value in _parts().items():
             if getattr(self, name) is None:
@@ -81,6 +91,14 @@ class EfficientSam3Config(Sam3LiteTextConfig):
         if isinstance(self.vision_config, dict):
             self.vision_config = {"model_type": PyramidConfig.model_type, **self.vision_config}
         super().__post_init__(**kwargs)
+
+    def level_side(self, level: int) -> int:
+        """Return the side in cells of a feature level."""
+        return -(-self.vision_config.image_size // STRIDES[level])
+
+    def resize(self, side: int) -> None:
+        """Set the side of the input in pixels."""
+        self.vision_config.image_size = side
 
 
 def efficient_sam3_config(

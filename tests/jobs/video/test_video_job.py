@@ -386,7 +386,7 @@ def test_options_of_another_kind_of_model_or_data_are_refused(
         assert "go with a folder of videos" in refused(["evaluate", run, str(world), *words])
         assert "go with a folder of videos" in refused(["evaluate", run, str(films), "--concepts", *words])
     assert "this model has no video memory" in refused(["evaluate", str(image_student), str(films)])
-    assert "--point goes with an image" in refused(["predict", source, run, "--point", "3,4"])
+    assert "only a SAM with a memory follows" in refused(["predict", source, run, "--point", "3,4"])
     image = str(next((world / "images" / "train").iterdir()))
     assert "--frames goes with a video" in refused(["predict", image, run, "--text", "circle", "--frames", "3"])
     assert "no prompt given" in refused(["predict", source, run])

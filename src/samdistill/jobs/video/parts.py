@@ -6,19 +6,19 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from ...checkpoints.files import STUDENT_FOLDER, locate
-from ...checkpoints.loading import open_config, read_settings
+from ...checkpoints.loading import CONFIG
+from ...checkpoints.processors import inputs_of
+from ...checkpoints.student import video_config
 from ...checkpoints.words import Words
 from ...config import AugmentConfig
 from ...data import Geometry, ViewTransform
 from ...data.videos import VideoSource, open_videos
 from ...store import StoreSpec
-from ...students import EfficientSam3Config
-from ...students.pyramid import STRIDES
 from ...teachers import DetectorInfo, RunningFrames, Sam3Detector, describe_detector
 from ...types import ImageBatch, UserError
 from ..caching import Specs
@@ -113,7 +113,7 @@ class VideoParts:
         wanted, runs = self.config.student.start, self.config.student.runs
         if wanted is not None:
             return _image_student(wanted)
-        found = [path.parent for path in runs.glob("**/student/config.json") if _remembers(path.parent) is False]
+        found = [path.parent for path in runs.glob("**/student/config.json") if _is_image_student(path.parent)]
         if not found:
             raise UserError(
                 f"student.start: no student of the detection job below {runs}; give the run that trained one, or train "
@@ -131,20 +131,20 @@ class VideoParts:
         return self.config.model_copy(update={"student": self.config.student.model_copy(update={"start": self.start})})
 
     @cached_property
-    def image_student_config(self) -> EfficientSam3Config:
+    def image_student_config(self) -> Any:
         """Configuration of the image student.
 
         Raises:
             UserError: The student does not fit the teacher's maps or the settings of the memory.
         """
-        found = open_config(self.start, EfficientSam3Config)
+        found = video_config(self.start)
         width, theirs = found.vision_config.fpn_hidden_size, self.teacher_info.hidden_size
         if width != theirs:
             raise UserError(
                 f"{self.start}: a student of {width} channels cannot remember maps of {theirs}, which "
                 f"{self.teacher_info.path} has; give the student that this teacher distilled"
             )
-        side = -(-found.vision_config.image_size // STRIDES[self.level])
+        side = found.level_side(self.level)
         windows = self.config.student.memory.windows
         if windows > side:
             raise UserError(
@@ -167,7 +167,7 @@ class VideoParts:
     @cached_property
     def view(self) -> ViewTransform:
         """Transform of frames to the student's canvas."""
-        size = self.image_student_config.vision_config.image_size
+        size = inputs_of(self.image_student_config).side
         return ViewTransform(Geometry(size, self.config.data.geometry), self.config.data.augment)
 
     @property
@@ -194,18 +194,6 @@ def refuse_other_shape(parts: VideoParts, teacher: Sam3Detector) -> None:
         )
 
 
-_MODEL = EfficientSam3Config.model_type
-
-
-def _remembers(folder: Path) -> bool | None:
-    """Whether the student in a folder has a memory. None if there is no readable student of the detection job."""
-    try:
-        settings = read_settings(folder)
-    except UserError:
-        return None
-    return bool(settings.get("memory_latents")) if settings.get("model_type") == _MODEL else None
-
-
 def _image_student(place: Path) -> Path:
     """Return the folder of the image student in ``place``.
 
@@ -213,14 +201,19 @@ def _image_student(place: Path) -> Path:
         UserError: There is none, or it is of another kind or has a memory.
     """
     place = locate(place)
-    folders = [folder for folder in (place, place / STUDENT_FOLDER) if (folder / "config.json").is_file()]
+    folders = [folder for folder in (place, place / STUDENT_FOLDER) if (folder / CONFIG).is_file()]
     if not folders:
         raise UserError(f"student.start: {place} holds no student; give a run of the detection job")
-    kind = read_settings(folders[0]).get("model_type")
-    if kind != _MODEL:
-        raise UserError(
-            f"student.start: {folders[0]} holds a {kind!r} model, no student of the detection job ({_MODEL!r})"
-        )
-    if _remembers(folders[0]):
-        raise UserError(f"student.start: {folders[0]} has a memory already; give the image student that it began as")
+    try:
+        video_config(folders[0])
+    except UserError as error:
+        raise UserError(f"student.start: {error}") from None
     return folders[0]
+
+
+def _is_image_student(folder: Path) -> bool:
+    try:
+        video_config(folder)
+    except UserError:
+        return False
+    return True

@@ -14,13 +14,11 @@ from ...data.videos import BadVideo, VideoSource
 from ...engine.frozen_norm import batch_norms
 from ...report import human_bytes
 from ...store import record_bytes
-from ...students import EfficientSam3Model
-from ...students.sam3 import MEMORY
+from ...students import MEMORY, VIDEO_DETECTORS
 from ...types import UserError
 from ..base import Plan, optimiser_bytes, teacher_bytes
 from ..caching import planned
 from .parts import VideoParts
-from .student import COARSEST
 
 COUNTED = 16
 """Number of videos whose annotation is read to estimate the number of frames."""
@@ -115,10 +113,10 @@ def plan_video(parts: VideoParts) -> VideoPlan:
         memory.windows,
     )
     with torch.device("meta"):
-        student = EfficientSam3Model(outline)
+        student = VIDEO_DETECTORS[outline.model_type](outline)
     trains = nn.ModuleDict({name.rstrip("."): getattr(student, name.rstrip(".")) for name in MEMORY})
     if parts.aligns:
-        trains["memory_level"] = student.vision_encoder.adapters[COARSEST].smooth
+        trains["memory_level"] = student.get_submodule(student.coarsest)
     sizes = {name: _count(module) for name, module in trains.items()}
     keys = parts.train_source.keys
     counts = _annotated(parts.train_source, evenly(keys, COUNTED))

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from ...checkpoints.processors import inputs_of
 from ...ops.digest import hash_tensors
 from ...ops.images import normalise, to_grid
-from ...students import EfficientSam3Model
-from ...students.sam3 import MEMORY
+from ...students import MEMORY, VideoDetector
 from ...teachers.loading import settings
 from ...types import DetectorOutput, UserError
 
@@ -44,7 +44,7 @@ class Past:
     marks: Float[Tensor, "p t g g"] | None
 
 
-def image_fingerprint(model: EfficientSam3Model) -> str:
+def image_fingerprint(model: VideoDetector) -> str:
     """Return a hex digest of the image model in a video student: its configuration and all tensors outside the memory.
 
     The convolution of the coarsest level is left out, because alignment trains it. ``geometry`` is left out, because it
@@ -53,7 +53,7 @@ def image_fingerprint(model: EfficientSam3Model) -> str:
     kept = settings(model.config.to_dict())
     about = {name: kept[name] for name in kept if not name.startswith("memory_") and name != "geometry"}
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
-    skipped = (*MEMORY, f"vision_encoder.adapters.{COARSEST}.smooth.")
+    skipped = (*MEMORY, f"{model.coarsest}.")
     hash_tensors(digest, (item for item in sorted(model.state_dict().items()) if not item[0].startswith(skipped)))
     return digest.hexdigest()
 
@@ -67,7 +67,7 @@ class VideoStudent(nn.Module):
     the fingerprint of the image model. Loading a state with another fingerprint raises ``UserError``.
     """
 
-    def __init__(self, model: EfficientSam3Model, origin: str) -> None:
+    def __init__(self, model: VideoDetector, origin: str) -> None:
         """Set up the student.
 
         Args:
@@ -81,12 +81,12 @@ class VideoStudent(nn.Module):
         self.memory_resampler, self.memory_attention = model.memory_resampler, model.memory_attention
         self.memory_level = None
         if model.config.memory_level == COARSEST:
-            self.memory_level = model.vision_encoder.adapters[COARSEST].smooth
+            self.memory_level = model.get_submodule(model.coarsest)
         self.requires_grad_(True)
         self.origin, self.fingerprint = origin, image_fingerprint(model)
 
     @property
-    def model(self) -> EfficientSam3Model:
+    def model(self) -> VideoDetector:
         """The whole model."""
         return self._whole[0]
 
@@ -160,7 +160,7 @@ class VideoStudent(nn.Module):
     def _remembered(self, past: Past) -> Float[Tensor, "b t c h w"]:
         model, level = self.model, self.model.config.memory_level
         (b, t), own = past.own.shape, past.own & past.valid
-        side = -(-model.config.vision_config.image_size // model.vision_encoder.levels[level].stride)
+        side = model.config.level_side(level)
         width = model.config.vision_config.fpn_hidden_size
         found = torch.zeros(b, t, width, side, side, device=model.device, dtype=model.dtype)
         if past.teacher is not None:
@@ -188,5 +188,5 @@ class VideoStudent(nn.Module):
         return vision.fpn_hidden_states[self.model.config.memory_level]
 
     def _pixels(self, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n 3 s s"]:
-        vision = self.model.config.vision_config
-        return normalise(images, tuple(vision.image_mean), tuple(vision.image_std))
+        about = inputs_of(self.model.config)
+        return normalise(images, about.mean, about.std)
