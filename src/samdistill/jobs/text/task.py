@@ -17,7 +17,7 @@ from ...checkpoints.words import Words
 from ...data.phrases import PhraseDataset, PhraseItem
 from ...engine.held_out import held_out_terms
 from ...engine.task import Phase, Task
-from ...students import TEXT_SIZES, TextStudent, TextStudentConfig
+from ...students import TextStudent, TextStudentConfig, text_student_config
 from ...teachers import Maps, TextInfo, TextSignals
 from ...types import Term, Terms
 from .config import TextEncoderConfig, TextRunConfig
@@ -54,10 +54,9 @@ class PhraseBatch:
 
 def text_config(student: TextEncoderConfig, teacher: TextInfo) -> TextStudentConfig:
     """Return the configuration of a student with the teacher's width and vocabulary."""
-    size = TEXT_SIZES[student.size] if isinstance(student.size, str) else student.size.fields()
-    return TextStudentConfig(
-        **size, projection_dim=size["hidden_size"], vocab_size=teacher.vocab_size,
-        max_position_embeddings=min(student.context, teacher.context), width=teacher.width,
+    size = student.size if isinstance(student.size, str) else student.size.fields()
+    return text_student_config(
+        size, context=min(student.context, teacher.context), vocab_size=teacher.vocab_size, width=teacher.width,
         attend_padding=student.attend_padding,
     )  # fmt: skip
 
