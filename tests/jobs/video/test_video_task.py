@@ -340,7 +340,7 @@ def test_the_newest_image_student_is_found_and_strangers_are_refused(
         with pytest.raises(UserError, match=why):
             VideoParts(video(tmp_path / "out", f"student.start={start}")).start  # noqa: B018
 
-    refused(runs / "video", "has a memory already")
+    refused(runs / "video", "already has a memory")
     refused(tmp_path, "holds no student")
     (runs / "old" / "student" / "config.json").write_text(json.dumps({"model_type": "sam3"}))
     refused(runs / "old", "holds a 'sam3' model, no student of the detection job")
