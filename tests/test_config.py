@@ -21,8 +21,8 @@ from samdistill.types import UserError
 MINIMAL = "teacher: {path: sandbox}\nstudent: {backbone: es_ev_s}\ndata: {root: images}\n"
 DETECTION = "job: detection\nteacher: {path: sandbox}\ndata: {root: images}\n"
 DETECTORS = {"efficient_sam3": "es_rv_l", "efficient_sam3_504": "es_rv_l", "es_ev_m": "es_ev_m", "mps": "es_rv_l",
-             "sandbox": "es_ev_s", "hosted": "es_rv_l", "hosted_sandbox": "es_ev_s",
-             "hosted_joint": "es_rv_l", "hosted_joint_sandbox": "es_ev_s", "hosted_labels_sandbox": "es_ev_s"}  # fmt: skip
+             "sandbox": "es_ev_s", "hosted": "es_rv_l", "hosted_sandbox": "es_ev_s", "hosted_joint": "es_rv_l",
+             "hosted_joint_sandbox": "es_ev_s", "hosted_labels_sandbox": "es_ev_s"}  # fmt: skip
 BACKBONES = {f"encoder/{name}": name for name in STUDENTS} | {"encoder/sandbox": "es_ev_s"}
 BACKBONES |= {f"detection/{name}": backbone for name, backbone in DETECTORS.items()}
 PROMPTED = ("everything", "mobile_sam", "published", "sam3_tracker", "sandbox")
