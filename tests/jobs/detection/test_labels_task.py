@@ -228,7 +228,9 @@ def test_images_without_names_are_refused(hosted: Recipe, world: Path, tmp_path:
             refused(config)
 
 
-def test_the_recipe_has_both_signals_with_a_tenth_of_the_published_weights(detector, scenes: Path, tmp_path: Path) -> None:
+def test_the_recipe_has_both_signals_with_a_tenth_of_the_published_weights(
+    detector, scenes: Path, tmp_path: Path
+) -> None:
     config = load_config("detection/hosted_labels_sandbox")
     assert isinstance(config, DetectionRunConfig)
     tenth = {name: pytest.approx(weight / 10) for name, weight in LABEL_TERMS.published.items()}

@@ -123,6 +123,7 @@ def plan_detection(config: DetectionRunConfig) -> DetectionPlan:
     modules = parts.kind.parts(student)
     sizes = {name: parameter_count(module) for name, module in modules.items()}
     optimised = optimiser_bytes(student, train)  # sets which parameters train
+    parts.require_labels(parts.train_source)
     trained = {name: sum(p.numel() for p in one.parameters() if p.requires_grad) for name, one in modules.items()}
     params, images = sum(sizes.values()), len(PhraseBook(config.questions, survey(parts.train_source)).keys)
     per_epoch = images // train.batch_size
