@@ -240,6 +240,6 @@ def test_the_recipe_has_both_signals_with_a_tenth_of_the_published_weights(
     changed = {key for key, value in config.model_dump().items() if value != base[key]}
     assert changed == {"output", "loss"}
     own = load_config("detection/hosted_labels_sandbox", [
-        *small(detector[1], scenes, tmp_path, ()), "student.host=null", "student.start=null", "train.rates=[]",
+        *small(detector[1], scenes, tmp_path, ()), "student.text_encoder=null", "student.start=null", "train.rates=[]",
     ])  # fmt: skip
     assert plan_detection(own).facts()["labels"].startswith("label_box_l1, label_dice")
