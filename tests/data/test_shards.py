@@ -32,6 +32,7 @@ from samdistill.data import (
 )
 from samdistill.data.fingerprints import fingerprints
 from samdistill.data.layouts import data_kind, held_out_images
+from samdistill.inference.label import find_images
 from samdistill.sandbox.write import write_sa1b
 from samdistill.types import UserError
 
@@ -327,6 +328,21 @@ def test_what_is_no_shard_is_named(extracted: Path, root: Path, tmp_path: Path) 
     shutil.copy(extracted / "sa_1000000.jpg", root)
     with pytest.raises(UserError, match=r"has shards \(sa_000000.tar\) and extracted files \(sa_1000000.jpg\); move"):
         open_source(config(root), "train")
+
+
+@pytest.mark.parametrize(("kinds", "why"), [("json", "JSON without its image"), ("jpg", "image without its JSON")])
+def test_shards_of_one_kind_of_file_have_no_pair(extracted: Path, tmp_path: Path, kinds: str, why: str) -> None:
+    """Both kinds may come in shards of their own, which pair up when all are there."""
+    pack([extracted / f"sa_1000000.{kinds}"], tmp_path / "sa_000000.tar")
+    with pytest.raises(UserError, match=f"no image for data.kind=sa1b; 1 inputs .* first sa_1000000: {why}"):
+        open_source(config(tmp_path), "train")
+    pack([extracted / f"sa_1000000.{kind}" for kind in ("json", "jpg") if kind != kinds], tmp_path / "sa_000001.tar")
+    assert Sa1bSource(tmp_path, None).keys == ["sa_1000000"] and Sa1bSource(tmp_path, None).problems == []
+
+
+def test_commands_that_need_files_say_so(root: Path) -> None:
+    with pytest.raises(UserError, match="no images here; tar shards are not read here, extract them with"):
+        find_images(root)
 
 
 def test_bad_names_are_refused(tmp_path: Path) -> None:

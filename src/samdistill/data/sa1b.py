@@ -92,7 +92,7 @@ class Sa1bSource(Source):
             self._found = _ExtractedFiles(root, root)
         else:
             self._found = _ExtractedFiles(root / "images" / split, root / "annotations" / split)
-        self.keys, self.problems = list(self._found.keys), self._found.problems
+        self.keys, self.problems = self._found.keys, self._found.problems
 
     def path(self, key: str) -> Path:
         """Return the path of an extracted image.

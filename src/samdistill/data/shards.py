@@ -74,8 +74,8 @@ def has_shards(root: Path) -> bool:
 def read_shard_list(path: Path, known: Iterable[str]) -> list[str]:
     """Read names of shards from a list of links such as ``sa-1b-10p.txt``.
 
-    The name is the first column of a line; further columns, such as the link, are separated by white space. A first
-    line that starts with ``file_name`` is a heading.
+    The name is the first column of a line; further columns, such as the link, are separated by white space. The heading
+    ``file_name`` is not a shard.
 
     Args:
         path: The list.
@@ -88,7 +88,7 @@ def read_shard_list(path: Path, known: Iterable[str]) -> list[str]:
         UserError: The file cannot be read, names no shard, or names one that is not there.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.shards: cannot read {path}: {one_line(error)}") from None
     wanted = {line.split()[0] for line in lines if line.strip()} - {"file_name"}
@@ -114,7 +114,6 @@ class ShardFiles:
         listed: List of links that names the shards to use. None uses all.
 
     Attributes:
-        keys: Names of the images without suffix, sorted.
         problems: Members and shards that cannot be used.
 
     Raises:
@@ -157,7 +156,11 @@ class ShardFiles:
         ):  # fmt: skip
             self.problems += [BadInput(stem.decode(), why) for stem in stems[np.delete(rows, paired)]]
         self._stems, self._images, self._jsons = both, image_rows[left], json_rows[right]
-        self.keys = [stem.decode() for stem in both.tolist()]
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the images without suffix, sorted."""
+        return [stem.decode() for stem in self._stems.tolist()]
 
     def _first(self, stems: np.ndarray, chosen: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " m"]:
         """Return the rows of the first member of each stem, sorted by stem. Others are reported."""
@@ -270,20 +273,21 @@ def _made(shard: _Shard) -> _Members:
     if (there := _read_any(shard, warn=True)) is not None:
         return there
     problems = list[BadInput]()
-    names, ranges = [], []
+    stems, suffixes, ranges = list[bytes](), list[bytes](), list[tuple[int, int]]()
     with _reading(shard.path):
         entries = list(scan(shard.path, shard.state[0], problems, shard.name))
     for entry in entries:
         stem, suffix = os.path.splitext(entry.name)
-        if reason := key_problem(stem):
+        if reason := key_problem(entry.name):
             problems.append(BadInput(repr(stem), reason))
         else:
-            names.append((stem.encode(), suffix.encode()))
+            stems.append(stem.encode())
+            suffixes.append(suffix.encode())
             ranges.append((entry.offset, entry.size))
-    columns = np.array(names or [(b"", b"")], "S")[: len(names)].reshape(-1, 2)
     members = _Members(
-        columns[:, 0], columns[:, 1], np.array(ranges, np.int64).reshape(-1, 2), list(dict.fromkeys(problems))
-    )
+        np.array(stems, "S"), np.array(suffixes, "S"), np.array(ranges, np.int64).reshape(-1, 2),
+        list(dict.fromkeys(problems)),
+    )  # fmt: skip
     path = shard.indices[-1]
     make_folder(path.parent, _HINT)
     with writing(path, hint=_HINT) as file:
