@@ -120,9 +120,9 @@ def check_output(path: Path, *inputs: str | Path) -> None:
         raise UserError(f"--out: the folder {path.parent} cannot be written to")
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, hint: str = "") -> None:
     """Create a folder and its parents if they do not exist."""
-    with disk_errors(folder):
+    with disk_errors(folder, hint):
         folder.mkdir(parents=True, exist_ok=True)
 
 

@@ -137,6 +137,10 @@ class DataConfig(Strict):
     """Share of the images, chosen by a hash of the key. Smaller shares are subsets of larger ones."""
     ids: Path | None = None
     """Text file with one image key per line, instead of ``fraction``."""
+    shards: Path | None = None
+    """List of links, such as ``sa-1b-10p.txt``, that names the tar shards of SA-1B to use. None uses all."""
+    index: Path | None = None
+    """Folder for the index of SA-1B's tar shards. None is ``.samdistill-index`` beside the shards."""
     geometry: Literal["square", "longest_side"] = "square"
     augment: AugmentConfig = AugmentConfig()
     views: Positive = 1
@@ -148,6 +152,13 @@ class DataConfig(Strict):
     def _one_subset(self) -> DataConfig:
         if self.ids is not None and self.fraction != 1.0:
             raise ValueError("give 'ids' or 'fraction', not both")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_of_sa1b(self) -> DataConfig:
+        for name in ("shards", "index"):
+            if self.kind != "sa1b" and getattr(self, name) is not None:
+                raise ValueError(f"'{name}' is for the tar shards of kind 'sa1b'; leave it out for {self.kind!r}")
         return self
 
 

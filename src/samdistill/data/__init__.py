@@ -6,6 +6,7 @@ Importing this package registers every kind of data set in ``SOURCES`` (images) 
 from .clips import ClipBatch, ClipDataset, ClipItem, ClipRules, collate_clips, draw_clip, read_clip
 from .coco import CocoSource
 from .davis import DavisSource
+from .division import split_keys, subset
 from .folder import FolderSource
 from .images import IMAGE_SUFFIXES, UnreadableImage, read_image, upright_size
 from .loader import (
@@ -26,7 +27,7 @@ from .sa1b import Sa1bSource
 from .saco_source import SacoSource
 from .sav import SavSource
 from .skipped import BadInput, leave_out, reporting
-from .sources import SOURCES, BadImage, Instance, Source, open_source, split_keys, subset
+from .sources import SOURCES, BadImage, Instance, Source, open_source
 from .transforms import Geometry, View, ViewTransform, view_seed
 from .videos import VIDEOS, BadVideo, VideoRecord, VideoSource, open_videos, read_frames
 

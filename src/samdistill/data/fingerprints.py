@@ -6,20 +6,21 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+
+from .members import InputFile
 
 _PIECE = 1 << 16
 _AT_ONCE = 8
 
 
-def file_digest(path: Path, piece: int = _PIECE) -> bytes:
+def file_digest(path: InputFile, piece: int = _PIECE) -> bytes:
     """Hash the size of a file and its first and last ``piece`` bytes.
 
     A file of at most ``2 * piece`` bytes is hashed completely. The name and the modification time are not included, so
     a copy has the same digest.
 
     Args:
-        path: The file.
+        path: The file, or a member of a shard.
         piece: Number of bytes that are read at each end.
 
     Returns:
@@ -29,8 +30,9 @@ def file_digest(path: Path, piece: int = _PIECE) -> bytes:
         OSError: The file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=8)
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         digest.update(size.to_bytes(8, "little") + file.read(piece))
         if size > piece:
             file.seek(max(piece, size - piece))

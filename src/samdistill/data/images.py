@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import av
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from ..ops.pixels import eight_bits, to_rgb
 from ..reading import one_line
 from ..types import UserError
+from .members import InputFile
 from .transforms import Size
 
 # Pillow's decoders raise these on damaged files. Any other exception is an error of this package and is not caught.
@@ -60,7 +61,7 @@ def unread(name: str) -> str | None:
     return f"{suffix} files are not read: convert them to JPEG or PNG"
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: InputFile) -> Image.Image:
     """Decode an image file to upright 8-bit RGB.
 
     Grey is repeated over three channels, transparency is composed over white, and CMYK is converted. The EXIF
@@ -77,7 +78,7 @@ def read_image(path: Path) -> Image.Image:
     pixels.
 
     Args:
-        path: The image file.
+        path: The image file, or a member of a shard.
 
     Returns:
         An RGB image.
@@ -99,7 +100,7 @@ def read_image(path: Path) -> Image.Image:
         return to_rgb(image)
 
 
-def upright_size(path: Path) -> Size:
+def upright_size(path: InputFile) -> Size:
     """Return the height and width that ``read_image`` would give, without decoding pixels.
 
     Raises:
@@ -112,14 +113,14 @@ def upright_size(path: Path) -> Size:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: InputFile) -> Iterator[Image.Image]:
     """Open an image without decoding it. Errors in the body become ``UnreadableImage`` with the file's name."""
     if path.suffix.lower() in _HEIF and path.suffix.lower() in IMAGE_SUFFIXES:
         import pillow_heif  # an optional extra
 
         pillow_heif.register_heif_opener()
     try:
-        with Image.open(path) as file:
+        with path.open("rb") as stream, Image.open(stream) as file:
             yield file
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -170,11 +171,11 @@ def _is_deep_colour(file: Image.Image) -> bool:
     return any(str(name).endswith((";16B", ";16L", ";16N")) and not str(name).startswith("I") for name in names)
 
 
-def _deep_colour(path: Path) -> Image.Image:
+def _deep_colour(path: InputFile) -> Image.Image:
     """Decode an image with 16-bit colour channels through FFmpeg, which keeps all bits. EXIF orientation is not
     applied.
     """
-    with av.open(str(path)) as container:
+    with path.open("rb") as stream, av.open(stream) as container:
         frame = next(container.decode(video=0))
     # with more threads a loader worker that is forked later would wait for threads of the converter and never return
     values = frame.reformat(format="rgba64le", threads=1).to_ndarray()

@@ -16,7 +16,8 @@ def data_kind(root: Path) -> str:
     """Detect the layout of a folder of images.
 
     Returns:
-        ``coco``, ``masks`` (image and mask folders), ``sa1b``, or ``folder`` for images without annotations.
+        ``coco``, ``masks`` (image and mask folders), ``sa1b`` (a tree, a flat folder or tar shards), or ``folder`` for
+        images without annotations.
 
     Raises:
         UserError: ``root`` is not a folder.
@@ -27,7 +28,9 @@ def data_kind(root: Path) -> str:
         return "coco"
     if find_mask_folders(root):
         return "masks"
-    if ((root / "images").is_dir() and (root / "annotations").is_dir()) or any(root.glob("sa_*.json")):
+    if (root / "images").is_dir() and (root / "annotations").is_dir():
+        return "sa1b"
+    if any(root.glob("sa_*.json")) or any(root.glob("sa_*.tar")):
         return "sa1b"
     return "folder"
 

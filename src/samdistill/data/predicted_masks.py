@@ -17,8 +17,9 @@ from ..metrics.video import ObjectMasks
 from ..metrics.video_frames import VOID, VideoConvention, first_frame_objects
 from ..types import UserError
 from .davis import LAYOUTS, RESOLUTIONS
+from .division import read_keys
 from .id_maps import read_id_map
-from .sources import read_keys, size_problem
+from .sources import size_problem
 from .transforms import Size
 
 OFFICIAL_IDS = Path("ImageSets", "2017", "val.txt")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +17,16 @@ from ..io import as_path, disk_errors, make_folder, sweep, write_bytes, write_js
 from ..locks import locked
 from ..reading import Table, parse_json, read_json
 from ..types import UserError
+from .division import split_keys
 from .images import DECODE_ERRORS, IMAGE_SUFFIXES, unread
+from .members import ARCHIVES, COMPRESSED, scan
 from .sa1b import JPEG_SUFFIXES
 from .skipped import BadInput
-from .sources import key_problem, split_keys
+from .sources import key_problem
 
 AGAIN = "run it again when that is mended: it goes on where it stopped"
 SPLITS = ("train", "val")
 _SETTINGS, _SKIPPED = "prepare.json", "skipped.txt"
-_ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -95,8 +95,8 @@ class _Index:
             name = os.path.basename(path)
             if name.endswith(".tar"):
                 continue
-            if name.endswith(_ARCHIVES):
-                report.problems.append(BadInput(path, "compressed archive; unpack it to .tar or files first"))
+            if name.endswith(ARCHIVES):
+                report.problems.append(BadInput(path, COMPRESSED))
             else:
                 self._add(name, _Found(False, path, 0, size))
         for path, size in sorted(_files(src, dst)):
@@ -121,37 +121,11 @@ class _Index:
             index[key] = found
 
     def _add_shard(self, path: str, size: int) -> None:
-        """Add the members of a tar shard.
-
-        Byte ranges without a readable member are reported, and reading continues after them.
-        """
-        end = 0
         try:
-            # without ignore_zeros tarfile stops at a damaged header without an error
-            with tarfile.open(path, "r:", ignore_zeros=True) as tar:
-                for member in tar:
-                    self._gap(path, end, member.offset)
-                    end = tar.offset
-                    name = os.path.basename(member.name)
-                    if member.offset_data + member.size > size:
-                        self.report.problems.append(BadInput(f"{path}:{member.name}", "shard ends inside this member"))
-                    elif member.isreg() and not name.startswith("."):
-                        self._add(name, _Found(True, path, member.offset_data, member.size))
-        except (tarfile.TarError, OSError) as error:
-            if end <= size:
-                self.report.problems.append(BadInput(path, f"not readable as tar beyond byte {end}: {error}"))
-            return
-        self._gap(path, end, size)
-
-    def _gap(self, path: str, start: int, stop: int) -> None:
-        """Report the bytes between two members unless they are zero padding."""
-        with open(path, "rb") as file:
-            file.seek(start)
-            while (left := stop - file.tell()) > 0:
-                if any(file.read(min(left, 1 << 20))):
-                    why = f"bytes {start} to {stop} hold no readable member (damaged header)"
-                    self.report.problems.append(BadInput(path, why))
-                    return
+            for entry in scan(path, size, self.report.problems):
+                self._add(entry.name, _Found(True, path, entry.offset, entry.size))
+        except OSError as error:
+            self.report.problems.append(BadInput(path, f"cannot be read: {error.strerror or error}"))
 
 
 def _files(src: Path, dst: Path) -> Iterator[tuple[str, int]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -18,8 +17,10 @@ from ..names import key_problem as key_problem
 from ..ops.masks import masks_to_boxes
 from ..registry import Registry, did_you_mean
 from ..types import UserError
+from .division import read_keys, split_keys, subset
 from .fingerprints import combined, file_digest
-from .images import UnreadableImage, one_line, read_image, upright_size
+from .images import UnreadableImage, read_image, upright_size
+from .members import InputFile
 from .skipped import BadInput, leave_out
 from .transforms import Size
 
@@ -82,9 +83,21 @@ class Source(ABC):
             split: One of ``splits(root)``, or None if there are none.
         """
 
+    @classmethod
+    def open(cls, data: DataConfig, split: str | None) -> Source:
+        """List a split of ``data.root``. Subclasses with settings of their own take them from ``data``."""
+        return cls(data.root, split)
+
     @abstractmethod
     def path(self, key: str) -> Path:
         """Return the path of the image file."""
+
+    def image_file(self, key: str) -> InputFile:
+        """Return the image file, which a subclass may have in a shard. The default is ``path``.
+
+        Images, sizes and fingerprints are read through it.
+        """
+        return self.path(key)
 
     def read_instances(self, key: str) -> list[Instance]:
         """Read the annotated objects in the order of the file. The default has none.
@@ -122,7 +135,7 @@ class Source(ABC):
             BadImage: The file is not a readable image, or its annotation is for another image size.
         """
         try:
-            return self._fitting(key, upright_size(self.path(key)))
+            return self._fitting(key, upright_size(self.image_file(key)))
         except UnreadableImage as error:
             raise BadImage(key, str(error)) from error
 
@@ -179,7 +192,7 @@ class Source(ABC):
         Raises:
             OSError: A file cannot be read.
         """
-        return combined([file_digest(self.path(key)), self.label_digest(key) if labels else b""])
+        return combined([file_digest(self.image_file(key)), self.label_digest(key) if labels else b""])
 
     def phrases(self, key: str) -> list[str]:
         """Return the names of the objects in the image, each once. Empty if the data set has no names."""
@@ -209,7 +222,7 @@ class Source(ABC):
             BadImage: The file is missing or damaged, or its annotation is for another image size.
         """
         try:
-            image = read_image(self.path(key))
+            image = read_image(self.image_file(key))
         except UnreadableImage as error:
             raise BadImage(key, str(error)) from error
         self._fitting(key, (image.height, image.width))
@@ -241,76 +254,12 @@ T = TypeVar("T")
 SOURCES: Registry[type[Source]] = Registry("data set kind")
 
 
-def key_share(key: str, salt: str) -> float:
-    """Return a number in [0, 1) that depends on the key and the salt only, and is the same on every platform."""
-    return int.from_bytes(hashlib.sha256(f"{salt}/{key}".encode()).digest()[:8], "big") / 2**64
-
-
-def subset(keys: Collection[str], fraction: float) -> list[str]:
-    """Select about ``fraction`` of the keys, at least one, by a hash of the key.
-
-    Returns:
-        The selected keys, sorted. The keys for a smaller fraction are a subset of those for a larger one.
-    """
-    if fraction >= 1 or not keys:
-        return sorted(keys)
-    return _below(keys, fraction, "subset") or [min(keys, key=lambda key: key_share(key, "subset"))]
-
-
-def split_keys(keys: Collection[str], fraction: float) -> tuple[list[str], list[str]]:
-    """Divide keys into training and held-out keys by a hash of the key.
-
-    Adding keys does not move existing keys, apart from the exception below.
-
-    Args:
-        keys: The keys.
-        fraction: Fraction of held-out keys. With 0 < fraction < 1 and at least two keys, both sides get at least one.
-
-    Returns:
-        Training keys and held-out keys, sorted.
-    """
-    held_out = set(_below(keys, fraction, "split"))
-    if len(keys) > 1 and 0 < fraction < 1:
-        ordered = sorted(keys, key=lambda key: key_share(key, "split"))
-        held_out.add(ordered[0])
-        if len(held_out) == len(keys):
-            held_out.remove(ordered[-1])
-    return sorted(set(keys) - held_out), sorted(held_out)
-
-
-def _below(keys: Collection[str], fraction: float, salt: str) -> list[str]:
-    return sorted(key for key in keys if key_share(key, salt) < fraction)
-
-
-def read_keys(path: Path, known: Collection[str]) -> list[str]:
-    """Read keys from a text file with one key per line.
-
-    Returns:
-        The keys, sorted.
-
-    Raises:
-        UserError: The file cannot be read, is empty, or has a key that is not in ``known``.
-    """
-    try:
-        wanted = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.ids: cannot read {path}: {one_line(error)}") from None
-    unknown = sorted(wanted - set(known))
-    if unknown:
-        some = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        like = f"; keys look like {min(known)!r}" if known else ""
-        raise UserError(f"{path}: {len(unknown)} of {len(wanted)} ids are not in the data set: {some}{like}")
-    if not wanted:
-        raise UserError(f"{path}: holds no id; write one key a line")
-    return sorted(wanted)
-
-
 def _open(data: DataConfig, name: str, names: list[str]) -> Source:
     """List one split of ``root``, whose splits are ``names``; all images if there are no splits."""
     kind = SOURCES.get(data.kind)
     if names and name not in names:
         raise UserError(f"{data.root}: has no split {name!r}{did_you_mean(name, names)}")
-    source = kind(data.root, name if names else None)
+    source = kind.open(data, name if names else None)
     if not source.keys:
         left_out = f"; {len(source.problems)} inputs were unusable" if source.problems else ""
         first = f", first {source.problems[0].key}: {source.problems[0].reason}" if source.problems else ""

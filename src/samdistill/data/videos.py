@@ -21,10 +21,11 @@ from jaxtyping import Bool, Int, UInt8
 
 from ..registry import Registry
 from ..types import UserError
+from .division import read_keys, split_keys, subset
 from .fingerprints import combined, file_digest
 from .images import one_line
 from .skipped import BadInput, leave_out
-from .sources import BadImage, read_keys, split_keys, subset
+from .sources import BadImage
 from .transforms import Size
 
 _UPRIGHT = (1, 0, 0, 1)

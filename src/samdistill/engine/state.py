@@ -28,8 +28,8 @@ _EPOCH = re.compile(r"ckpt_epoch_(\d+)\.pt")
 _MOST_CHANGES = 8
 
 HARMLESS = (
-    "output", "cache", "evaluate", "data.root", "data.ids", "data.phrases", "data.exclude", "data.workers",
-    "distillation.precomputed_root", "questions.file", "train.keep", "train.log_every",
+    "output", "cache", "evaluate", "data.root", "data.ids", "data.shards", "data.index", "data.phrases",
+    "data.exclude", "data.workers", "distillation.precomputed_root", "questions.file", "train.keep", "train.log_every",
 )  # fmt: skip
 """Config keys (with all keys below them) that may change on resume, because they do not affect the weights.
 

@@ -61,7 +61,9 @@ def find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
         else:
             raise UserError(f"{path}: no such image, folder or pattern")
     if not found:
-        raise UserError(f"{', '.join(map(str, places))}: no images here")
+        packed = any(place.is_dir() and any(place.glob("*.tar")) for place in map(as_path, places))
+        extract = "; tar shards are not read here, extract them with: samdistill prepare sa1b" if packed else ""
+        raise UserError(f"{', '.join(map(str, places))}: no images here{extract}")
     return list(dict.fromkeys(found))
 
 
