@@ -106,10 +106,11 @@ def test_a_plan_knows_the_encoder_before_it_is_made_and_a_check_names_the_comman
         assert main([verb, str(tmp_path / "run.yaml")]) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert "no text encoder there yet: `samdistill run` trains it before" in said[-1], said
-    with pytest.raises(UserError, match=r"student.text_recipe=detection/sandbox: a recipe of the detection job"):
-        plan_detection(hosted(tmp_path / "run", "student.text_recipe=detection/sandbox"))
-    with pytest.raises(UserError, match="no config 'text/s9'"):
-        plan_detection(hosted(tmp_path / "run", "student.text_recipe=text/s9"))
+    for use in (plan_detection, before):  # a plan knows no phrases, the run that is made gets them
+        with pytest.raises(UserError, match=r"student.text_recipe=detection/sandbox: a recipe of the detection job"):
+            use(hosted(tmp_path / "run", "student.text_recipe=detection/sandbox"))
+        with pytest.raises(UserError, match="student.text_recipe=text/s9: no config 'text/s9'"):
+            use(hosted(tmp_path / "run", "student.text_recipe=text/s9"))
 
 
 @pytest.fixture
