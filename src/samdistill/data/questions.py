@@ -95,12 +95,8 @@ class PhraseBook:
         self.config, self.source = config, source
         asked = self._listed()
         words = set(source.vocabulary) if config.source == "names" else {p for own in asked.values() for p in own}
-        if not all(
-            phrase.strip() for phrase in words
-        ):  # those of a file and of the config are checked where they are read
-            raise UserError(
-                f"questions.source={config.source}: a category has an empty name; give each a name in words"
-            )
+        if "" in map(str.strip, words):  # of names alone: a file and a config are checked where they are read
+            raise UserError("questions.source=names: a category has an empty name; give each a name in words")
         unfit = {phrase for phrase in words if fits is not None and not fits(phrase)}
         why = "longer than a text encoder's context, so it is never asked"
         self.dropped = [BadInput(repr(phrase), why) for phrase in sorted(unfit)]
