@@ -27,8 +27,7 @@ BACKBONES = {f"encoder/{name}": name for name in STUDENTS} | {"encoder/sandbox":
 BACKBONES |= {f"detection/{name}": backbone for name, backbone in DETECTORS.items()}
 PROMPTED = ("everything", "mobile_sam", "published", "sam3_tracker", "sandbox")
 BACKBONES |= {f"prompt/{name}": "tiny_vit_5m_224" for name in PROMPTED}  # all of them start from a checkpoint
-VIDEOS = ("described", "efficient_sam3", "sandbox")
-TEXTS = ("s0", "s1", "sandbox")
+VIDEOS, TEXTS = ("described", "efficient_sam3", "sandbox"), ("s0", "s1", "sandbox")
 KINDS = {
     "encoder": EncoderRunConfig,
     "detection": DetectionRunConfig,

@@ -142,6 +142,16 @@ def test_names_come_from_the_labels(coco: CocoSource, folder: FolderSource) -> N
         PhraseBook(config(), folder)
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_category_without_a_name_is_no_question(tmp_path: Path, name: str) -> None:
+    rectangle(tmp_path, (10, 10, 40, 40))
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"categories": [{"id": 1, "name": name}]}))
+    with pytest.raises(UserError, match=r"questions\.source=names: a category has an empty name"):
+        PhraseBook(config(), CocoSource(tmp_path, None))
+    assert PhraseBook(config(source="generic"), CocoSource(tmp_path, None)).vocabulary
+
+
 def test_absent_phrases_are_drawn_evenly_from_the_others(folder: FolderSource) -> None:
     many = [f"p{i}" for i in range(40)]
     book = PhraseBook(jsonl(folder, {"key": "a.png", "phrases": ["Dog", *many[:38]]},

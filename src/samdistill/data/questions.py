@@ -91,10 +91,12 @@ class PhraseBook:
             UserError: The file is invalid, boxes are configured without labels, or no image has a phrase.
         """
         if config.boxes > 0 and not source.labelled:
-            raise UserError("questions.boxes: the data set has no annotated objects whose boxes could be shown; set 0")
+            raise UserError("the data set has no annotated objects whose boxes could be shown; set questions.boxes=0")
         self.config, self.source = config, source
         asked = self._listed()
         words = set(source.vocabulary) if config.source == "names" else {p for own in asked.values() for p in own}
+        if "" in map(str.strip, words):  # of names alone: a file and a config are checked where they are read
+            raise UserError("questions.source=names: a category has an empty name; give each a name in words")
         unfit = {phrase for phrase in words if fits is not None and not fits(phrase)}
         why = "longer than a text encoder's context, so it is never asked"
         self.dropped = [BadInput(repr(phrase), why) for phrase in sorted(unfit)]

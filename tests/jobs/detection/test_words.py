@@ -17,6 +17,7 @@ from samdistill import pipeline
 from samdistill.cli import main
 from samdistill.config import Run
 from samdistill.data import open_source
+from samdistill.data.questions import PhraseBook
 from samdistill.jobs import JOBS
 from samdistill.jobs.base import Given
 from samdistill.jobs.detection import job as detection_job
@@ -24,6 +25,7 @@ from samdistill.jobs.detection.config import DetectionRunConfig
 from samdistill.jobs.detection.parts import DetectionParts
 from samdistill.jobs.detection.plan import plan_detection
 from samdistill.jobs.fitting import fitted
+from samdistill.jobs.images import Images
 from samdistill.jobs.loading import load_config
 from samdistill.sandbox.concepts import PHRASES
 from samdistill.students import TextStudent
@@ -106,10 +108,11 @@ def test_a_plan_knows_the_encoder_before_it_is_made_and_a_check_names_the_comman
         assert main([verb, str(tmp_path / "run.yaml")]) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert "no text encoder there yet: `samdistill run` trains it before" in said[-1], said
-    with pytest.raises(UserError, match=r"student.text_recipe=detection/sandbox: a recipe of the detection job"):
-        plan_detection(hosted(tmp_path / "run", "student.text_recipe=detection/sandbox"))
-    with pytest.raises(UserError, match="no config 'text/s9'"):
-        plan_detection(hosted(tmp_path / "run", "student.text_recipe=text/s9"))
+    for use in (plan_detection, before):  # a plan knows no phrases, the run that is made gets them
+        with pytest.raises(UserError, match=r"student.text_recipe=detection/sandbox: a recipe of the detection job"):
+            use(hosted(tmp_path / "run", "student.text_recipe=detection/sandbox"))
+        with pytest.raises(UserError, match=r"student\.text_recipe=text/s9: no config 'text/s9'"):
+            use(hosted(tmp_path / "run", "student.text_recipe=text/s9"))
 
 
 @pytest.fixture
@@ -176,6 +179,8 @@ def test_run_begins_with_a_hosted_student_and_a_small_text_encoder_where_there_a
     config = load_config(recipe, settings)
     found = (recipe, config.student.text_recipe, config.student.backbone, config.questions.source)
     assert found == wanted and config.student.kind == "hosted"
+    assert (config.questions.boxes > 0) == (layout == "coco")  # a folder of images has no boxes to ask with
+    assert PhraseBook(config.questions, Images(config).train_source).vocabulary
 
 
 def test_run_goes_on_from_a_student_of_its_kind(hosted: Recipe, lite: Path, scenes: Path, tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ class DetectionJob(Job[DetectionRunConfig]):
         ]  # fmt: skip
         named = kind == "coco"  # its categories have names; other images have no phrases for a small text encoder
         settings += ["questions.source=" + ("names" if named else "generic"), "questions.file=null"]
+        if kind == "folder":
+            settings.append("questions.boxes=0")  # nothing is annotated
         recipe = "detection/hosted"
         if given.student is not None and (place := Path(given.student).expanduser()).exists():
             settings.append(f"student.start={json.dumps(given.student)}")

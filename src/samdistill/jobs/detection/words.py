@@ -8,6 +8,7 @@ from typing import Any
 
 from ...checkpoints.files import STUDENT_FOLDER
 from ...config import Run
+from ...config.loading import read_config
 from ...data.questions import PhraseBook
 from ...data.sources import survey
 from ...io import make_folder, write_text
@@ -22,6 +23,8 @@ from .config import DetectionRunConfig
 
 PHRASES = "phrases.txt"
 """File of the run folder with the phrases that the text encoder learns."""
+TEXT_JOB = "text"
+"""Job whose recipes make the encoder."""
 STEPS = 20
 """Smallest number of steps in an epoch of the text run, for a small vocabulary."""
 
@@ -73,10 +76,14 @@ def _recipe(config: DetectionRunConfig, *settings: str) -> Run:
              f"train.precision={config.train.precision}", *settings]  # fmt: skip
     if teacher.tokenizer is not None:
         given.append(f"teacher.tokenizer={json.dumps(str(teacher.tokenizer))}")
-    run = load_config(name, given)
-    if not hasattr(run.data, "phrases"):
-        raise UserError(f"student.text_recipe={name}: a recipe of the {run.job} job; give one of the text job")
-    return run
+    try:
+        job = read_config(name).get("job")
+        if job != TEXT_JOB:  # before the settings, which are unknown keys of another job
+            job = job or next(iter(JOBS))
+            raise UserError(f"a recipe of the {job} job; give one of the text job, such as text/s0")
+        return load_config(name, given)
+    except UserError as error:
+        raise UserError(f"student.text_recipe={name}: {error}") from None
 
 
 def planned_text(config: DetectionRunConfig, teacher: DetectorInfo) -> TextStudentConfig:
