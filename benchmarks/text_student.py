@@ -34,6 +34,12 @@ VARIANTS: dict[str, list[str]] = {
     "without composed phrases": ["data.composed=0"],
     "a context of 4 tokens, not 6": ["student.context=4"],
 }
+SIZES: dict[str, list[str]] = {
+    "the recipe's size, a fifth of its epochs": ["train.epochs=4"],
+    "S0's size, the same": ["train.epochs=4", "student.size=s0", "train.lr=1e-3"],
+    "S1's size, the same": ["train.epochs=4", "student.size=s1", "train.lr=1e-3"],
+}
+"""Full-size layers with the sandbox's vocabulary, with one seed."""
 MEASURES = {
     "cosine": ("cosine", ".3f"),
     "of the end token": ("pooled_cosine", ".3f"),
@@ -49,11 +55,13 @@ TEACHER = {"vocab_size": 49408, "hidden_size": 1024, "intermediate_size": 4096, 
 
 def run_of(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     """Return the evaluation of one run, which is cached, trained and merged if it was not before."""
-    run = args.work / f"{variant.replace(' ', '_')}-seed{seed}"
+    name = variant.replace(" ", "_").replace("'", "")
+    run = args.work / f"{name}-seed{seed}"
     kept = run / "evaluation.json"
     settings = [
         setting("output", run), setting("evaluate.concepts", args.work / "scenes" / "concepts_val.json"),
-        "cache.mode=online", f"train.seed={seed}", f"data.seed={seed}", *VARIANTS[variant], *args.overrides,
+        "cache.mode=online", f"train.seed={seed}", f"data.seed={seed}", *(VARIANTS | SIZES)[variant],
+        *args.overrides,
     ]  # fmt: skip
     if not kept.is_file():
         train_once(RECIPE, settings, args.work / f"{run.name}.txt", 1, "student/tokenizer.json")
@@ -106,6 +114,18 @@ def full_size(repeats: int) -> dict[str, dict[str, float]]:
 
 
 def say(sheet: Sheet, found: dict[str, list[dict[str, Any]]], sizes: dict[str, dict[str, float]]) -> None:
+    say_variants(sheet, {name: found[name] for name in VARIANTS})
+    if set(SIZES) <= set(found):
+        say_variants(sheet, {name: found[name] for name in SIZES})
+    if sizes:
+        sheet.table(
+            f"full size, random weights: a step on {PHRASES} phrases", ["", "parameters", "seconds"],
+            [[name, f"{one['parameters'] / 1e6:.1f}M", f"{one['seconds']:.2f}"] for name, one in sizes.items()],
+        )  # fmt: skip
+
+
+def say_variants(sheet: Sheet, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print the figures of some variants."""
     first = next(iter(found.values()))[0]
     rows = [
         [variant, *(spread([row(one, "distilled")[name] for one in runs], form) for name, form in MEASURES.values())]
@@ -114,13 +134,8 @@ def say(sheet: Sheet, found: dict[str, list[dict[str, Any]]], sizes: dict[str, d
     sheet.table(
         f"{first['phrases']} phrases that were not trained on, {first['trained']} that were; "
         f"{first['concepts']['questions']} questions about {first['concepts']['images']} held-out scenes; "
-        f"{len(next(iter(found.values())))} seeds", ["", *MEASURES], rows,
+        f"{len(next(iter(found.values())))} seed(s)", ["", *MEASURES], rows,
     )  # fmt: skip
-    if sizes:
-        sheet.table(
-            f"full size, random weights: a step on {PHRASES} phrases", ["", "parameters", "seconds"],
-            [[name, f"{one['parameters'] / 1e6:.1f}M", f"{one['seconds']:.2f}"] for name, one in sizes.items()],
-        )  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
@@ -128,6 +143,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all runs")
     parser.add_argument("--scenes", type=int, default=128, help="held-out scenes (128)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (3)")
+    parser.add_argument("--sizes", action="store_true", help="train the sizes of S0 and S1 too")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps at full size; 0 leaves it out (3)")
     return parser.parse_args()
 
@@ -139,10 +155,14 @@ def main() -> None:
     if not (args.work / "scenes" / "concepts_val.json").is_file():  # written last
         samdistill.render_sandbox(args.work / "scenes", train=1, val=args.scenes, format="coco", progress=False)
     found = {variant: [run_of(args, variant, seed) for seed in range(args.seeds)] for variant in VARIANTS}
+    found |= {variant: [run_of(args, variant, 0)] for variant in SIZES if args.sizes}
     sizes = full_size(args.repeats) if args.repeats else {}
     say(sheet, found, sizes)
     sheet.say()
-    sheet.say("Not measured: phrases beside the sandbox's, S0 and S1 on the published weights, context 16 against 32.")
+    sheet.say(
+        "Not measured: phrases beside the sandbox's, the published weights, a context of 16 against one of 32 (the "
+        "sandbox's phrases have at most 4 tokens)."
+    )
     sheet.save(args.out, {"variants": {name: [one["models"] for one in runs] for name, runs in found.items()},
                           "full_size": sizes})  # fmt: skip
 
