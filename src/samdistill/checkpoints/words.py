@@ -167,7 +167,7 @@ class Words(Phrases):
         return [set(ids) for ids in self._tokens(texts)] if texts else []
 
     def whole_words(self) -> tuple[str, ...]:
-        """Return the words of letters that are one token, sorted. Of CLIP's 49408 tokens these are about two thirds."""
+        """Return the words of letters that are one token, sorted."""
         special, size = set(self.tokenizer.all_special_ids), len(self.tokenizer)
         decoded = {number: self.tokenizer.decode([number]).strip() for number in range(size) if number not in special}
         words = {word: number for number, word in decoded.items() if word.isalpha()}
