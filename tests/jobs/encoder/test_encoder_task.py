@@ -95,7 +95,7 @@ def test_another_seed_than_the_caches_is_refused_by_name(varied: EncoderRunConfi
 
 def test_an_image_that_broke_after_it_was_cached_is_named(task: EncoderTask, monkeypatch: pytest.MonkeyPatch) -> None:
     data = task.dataset(0)
-    monkeypatch.setattr(data.images.source, "path", lambda key: Path("gone.jpg"))
+    monkeypatch.setattr(data.images.source, "image_file", lambda key: Path("gone.jpg"))
     with pytest.raises(UserError, match=f"^{data.images.keys[2]}: cached, but no longer readable"):
         _ = data[2]
 
