@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -35,9 +35,6 @@ from .registry import did_you_mean
 from .report import human_bytes, write_report
 from .run_result import REPORT, SUMMARY, Earlier, RunResult, report_of
 from .types import UserError
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("samdistill")
 console = Console(soft_wrap=True, highlight=False)
